@@ -1,0 +1,169 @@
+# What one types. Plain `make` prints the list; the lines that begin with ## are that list.
+#
+#   results/runs/<experiment>-<model>-<seed>/run.json      a trained checkpoint     python -m train
+#   results/scores/<experiment>-<model>-<seed>.csv         its score rows           python -m evals score
+#   results/table.md, results/report.html                  what the rows say        python -m evals compare, report
+#
+# These are real files, so whatever is there is not made again, and a command that was stopped goes on where it was.
+# The list of experiments is the listing of train/experiments. Works with GNU make from 3.81, which macOS has.
+
+##@ Variables (make train-joint ON=miniature SEEDS="0 1 2" SET="update.lr=2e-5 iterations=50")
+## ON=MODEL | miniature, sd15, sd2 or sdxl, where there is that variant; eval, compare: every model
+## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
+## SET="field=value ..." | changes fields of the experiment
+## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
+## PYTHON=python3.12 | makes .venv with this Python (3.11 or newer)
+
+ON_IS_GIVEN := $(filter-out undefined default,$(origin ON))
+ON ?= miniature
+SEEDS ?=
+SET ?=
+GPUS ?= 1
+RESULTS ?= results
+DEMO_SET ?= iterations=22
+
+EXPERIMENTS := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
+TRAIN_SEEDS = $(or $(SEEDS),0)
+REPRODUCE_SEEDS = $(or $(SEEDS),0 1 2)
+WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as no experiment has a larger variant yet)
+comma := ,
+
+PY := .venv/bin/python
+VENV := .venv/.complete
+GPU = $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+LAUNCH = $(if $(filter-out 0 1,$(GPUS)),$(RANKS) -m train,$(PY) -m train)
+RANKS = $(if $(GPU),,env ACCELERATE_USE_CPU=true )$(PY) -m accelerate.commands.launch --multi_gpu --num_machines 1 \
+	--num_processes $(GPUS) --mixed_precision no --dynamo_backend no
+
+# A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
+part = $(word $1,$(subst -, ,$2))
+names = $(foreach experiment,$1,$(foreach seed,$2,$(experiment)-$(ON)-$(seed)))
+MODELS = $(if $(ON_IS_GIVEN),$(ON),*)
+FINISHED = $(patsubst $(RESULTS)/runs/%/run.json,%,$(wildcard $(RESULTS)/runs/*-$(MODELS)-*/run.json))
+THEIR_BASES = $(foreach name,$(FINISHED),base-$(call part,2,$(name))-$(call part,3,$(name)))
+TO_SCORE = $(if $(SEEDS),$(call names,$(EXPERIMENTS),$(SEEDS)),$(sort $(FINISHED) $(THEIR_BASES)))
+SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort $(wildcard $(RESULTS)/scores/*-$(MODELS)-*.csv)))
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+# bench, train and the rest are folders too, and a folder would count as made
+.PHONY: help demo test check bench eval compare report reproduce miniature lock venv clean always
+.PHONY: $(EXPERIMENTS:%=train-%) $(EXPERIMENTS:%=reproduce-%)
+# A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
+# .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
+.SECONDARY:
+.PRECIOUS: $(RESULTS)/runs/%/run.json $(RESULTS)/scores/%.csv $(RESULTS)/table.md $(RESULTS)/report.html
+
+##@ Start here
+## help | this list
+help:
+	@awk -F ' [|] ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^## /{printf "  %-24s %s\n", substr($$1, 4), $$2}' Makefile
+	@echo
+	@echo "Experiments: $(or $(EXPERIMENTS),none yet)"
+
+## demo | ten minutes on two CPU cores: trains joint, scores it and its base, table and report
+DEMO = $(MAKE) --no-print-directory RESULTS=results/demo ON=miniature SEEDS=0 GPUS=1 EXPERIMENTS="base joint"
+demo: $(VENV)
+	@$(DEMO) SET= train-base
+	@$(DEMO) SET="$(DEMO_SET)" train-joint
+	@$(DEMO) SET= compare report
+	@echo
+	@echo "The table:  results/demo/table.md"
+	@echo "The report: results/demo/report.html (one file, opens in a browser)"
+
+## test | the test suite
+test: $(VENV)
+	$(PY) -m pytest -q -rs
+
+##@ From prompts to the table
+## train-<experiment> | trains it; the same command again resumes
+$(EXPERIMENTS:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs/%-$(ON)-$(seed)/run.json)
+
+# make train-x SET=...: the trainer is always called, as it knows whether the run that is there was made with these settings.
+ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
+$(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
+	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
+	$(LAUNCH) $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D) $(SET:%=--set '%')
+
+## eval | scores every run that has no scores yet, and the base models they came from
+eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
+	@$(if $(TO_SCORE),echo "Scored: $(TO_SCORE)",echo "no finished run in $(RESULTS)/runs: make train-<experiment> first" >&2; exit 2)
+
+# Scores that are there are taken, also where the run that they came from is not (the committed ones); a run that is there
+# and newer is scored again. Without scores the run is made first.
+.SECONDEXPANSION:
+$(RESULTS)/scores/%.csv: \
+		$$(if $$(wildcard $(RESULTS)/scores/$$*.csv),$$(wildcard $(RESULTS)/runs/$$*/run.json),$(RESULTS)/runs/$$*/run.json) | $(VENV)
+	$(PY) -m evals score $(RESULTS)/runs/$* --out $@
+
+## compare | the results table from the scores: no GPU, seconds
+compare: $(RESULTS)/table.md
+
+## report | the same as one HTML page, with pictures and curves
+report: $(RESULTS)/report.html
+
+# Always made anew: which scores go in depends on SEEDS and ON, of which no file time tells, and it takes seconds.
+$(RESULTS)/table.md: $(SCORES) always | $(VENV)
+	@$(need_scores)
+	$(PY) -m evals compare $(SCORES) --out $@
+
+$(RESULTS)/report.html: $(SCORES) always | $(VENV)
+	@$(need_scores)
+	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
+
+need_scores = $(if $(SCORES),:,echo "no scores in $(RESULTS)/scores: make eval first" >&2; exit 2)
+
+## reproduce-<experiment> | the three in a row, and the report: train, eval, compare
+# In steps of their own, so that each sees the files of the one before, with -j too. SET is not for the base.
+$(EXPERIMENTS:%=reproduce-%): reproduce-%: $(VENV)
+	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= train-base
+	$(if $(filter base,$*),,$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" train-$*)
+	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= EXPERIMENTS="$(sort base $*)" ON=$(ON) eval
+	$(MAKE) SEEDS= SET= compare report
+
+## reproduce | the same for all experiments: every table
+reproduce: $(VENV)
+	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= train-base
+	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" $(patsubst %,train-%,$(filter-out base,$(EXPERIMENTS)))
+	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= ON=$(ON) eval
+	$(MAKE) SEEDS= SET= compare report
+
+##@ Upkeep
+## bench | throughput and memory
+bench: $(VENV)
+	$(PY) -m pytest bench -q -rs
+
+## check | ruff, mypy and the fast tests
+check: $(VENV)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pytest -q -rs -m "not slow"
+
+## miniature | rebuilds the shipped models of the miniature from their seeds
+miniature: $(VENV)
+	$(PY) -m train.miniature all
+
+## venv | makes .venv from requirements.lock; the other targets do it by themselves
+venv: $(VENV)
+
+$(VENV): requirements.lock .ci/setup
+	@PYTHON="$(PYTHON)" .ci/setup
+	@touch $@
+
+## lock | resolves requirements.in into requirements.lock
+lock: $(VENV)
+	$(PY) -m uv pip compile requirements.in --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements.lock
+
+## clean | removes the demo's results and the caches; keeps runs, scores and .venv
+clean:
+	rm -rf results/demo .benchmarks .mypy_cache .pytest_cache .ruff_cache
+
+always:
+
+train-%:
+	@echo "unknown experiment '$*': choose from $(EXPERIMENTS)" >&2; exit 2
+
+reproduce-%:
+	@echo "unknown experiment '$*': choose from $(EXPERIMENTS)" >&2; exit 2

@@ -1,0 +1,246 @@
+"""Opens what can be scored: a run directory, a diffusers folder, a LoRA file, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+ROOT = Path(__file__).parent.parent
+LORA_FILE = "pytorch_lora_weights.safetensors"
+_NAME = re.compile(r"[^A-Za-z0-9_.]+")
+
+
+# what diffusers and transformers raise for a damaged folder is any of these
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    json.JSONDecodeError,
+)
+
+
+def find_base(base: str) -> str:
+    """A local folder's path, relative to the repository or to where one is, or a hub id as it stands.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    for folder in (ROOT / base, Path(base)):
+        if folder.is_dir():
+            if not (folder / "model_index.json").is_file():
+                raise ValueError(
+                    f"base: {folder} is no pipeline in diffusers layout, it has no model_index.json"
+                )
+            return str(folder)
+    if base.count("/") == 1 and not base.startswith((".", "/")):
+        return base
+    raise ValueError(f"base: there is no folder {base}")
+
+
+def load_pipeline(base: str, revision: str | None = None) -> Any:
+    """A `StableDiffusionPipeline` in float32, from safetensors only, on the CPU.
+
+    The three models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
+    only log it: weights of another model would be a base of noise.
+
+    Raises:
+        ValueError: missing, truncated or foreign files, in one sentence.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.utils import logging as diffusers_logging
+    from transformers import CLIPTextModel
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    found = find_base(base)
+    options = {"revision": revision, "use_safetensors": True, "local_files_only": Path(found).is_dir()}
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    try:
+        with _quiet(diffusers_logging), _quiet(transformers_logging):
+            parts = {part: _open_part(kind, found, part, options) for part, kind in kinds.items()}
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                found,
+                dtype=torch.float32,
+                safety_checker=None,
+                requires_safety_checker=False,
+                **parts,
+                **options,
+            )
+    except DAMAGE as error:
+        raise ValueError(
+            f"base: {found} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
+        ) from error
+    longest, positions = (
+        pipeline.tokenizer.model_max_length,
+        pipeline.text_encoder.config.max_position_embeddings,
+    )
+    if longest > positions:
+        raise ValueError(
+            f"base: the tokenizer of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
+        )
+    return pipeline
+
+
+def _open_part(kind: Any, found: str, part: str, options: Mapping[str, Any]) -> Any:
+    """One model of a pipeline, every weight of it from the file.
+
+    Raises:
+        ValueError: where the file is that of another model.
+    """
+    model, report = kind.from_pretrained(
+        found, subfolder=part, dtype=torch.float32, output_loading_info=True, **options
+    )
+    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise ValueError(
+            f"the weights in {part} are those of another model, {len(wrong)} of this one's are not among them"
+        )
+    return model
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Errors only from a library's log."""
+    before = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(before)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that says anything, else the kind of the error."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Something that draws, and what is known of it."""
+
+    experiment: str
+    model: str
+    seed: int
+    rewards: tuple[str, ...]
+    """Scorers that it was trained on."""
+    base: str | None
+    """The pipeline that it came from, None where that is not known."""
+    weights: Path | None
+    """Folder of the pipeline, or the LoRA file; None for a hub id."""
+    source: str
+
+    @property
+    def name(self) -> str:
+        """As its folder under results/runs and results/images."""
+        return f"{self.experiment}-{self.model}-{self.seed}"
+
+    def digest(self) -> str:
+        """12 hex digits over what decides the pictures: the denoiser's files, or the id where it is on a hub.
+
+        The base's own run holds a copy of the base; its digest is that of the original.
+        """
+        local = Path(find_base(self.base)) if self.experiment == "base" and self.base else self.weights
+        files = _weight_files(local)
+        digest = hashlib.sha256(b"" if files else self.source.encode())
+        for file in files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def its_base(self) -> Checkpoint:
+        """The pipeline that it came from. Raises ValueError where that is not known."""
+        if self.base is None:
+            raise ValueError(
+                f"{self.source}: nothing says what its base is, so drift from it cannot be scored"
+            )
+        return Checkpoint("base", self.model, 0, (), self.base, None, self.base)
+
+    def pipeline(self) -> Any:
+        """Open it."""
+        lora = self._lora_file()
+        if lora is None:
+            return load_pipeline(str(self.weights) if self.weights else self.source)
+        if self.base is None:
+            raise ValueError(
+                f"{lora} is a LoRA, and nothing says of which base: score the run directory that it lies in"
+            )
+        pipeline = load_pipeline(self.base)
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+        return pipeline
+
+    def _lora_file(self) -> Path | None:
+        if self.weights is None:
+            return None
+        if self.weights.suffix == ".safetensors":
+            return self.weights
+        lora = self.weights / LORA_FILE
+        return lora if lora.is_file() else None
+
+
+def _weight_files(weights: Path | None) -> list[Path]:
+    if weights is None or not weights.exists():
+        return []
+    if weights.is_file():
+        return [weights]
+    parts = [
+        weights / LORA_FILE,
+        *sorted(weights.glob("unet/*.safetensors")),
+        *sorted(weights.glob("scheduler/*.json")),
+    ]
+    return [file for file in parts if file.is_file()]
+
+
+def resolve(target: str) -> Checkpoint:
+    """Find out what a target is.
+
+    Raises:
+        ValueError: it is nothing that can be scored, or a run that has not finished.
+    """
+    path = Path(target)
+    if (path / "run.json").is_file():
+        return _from_run(path)
+    if (path / "state").is_dir():
+        raise ValueError(
+            f"{target} is a run that has not finished: train it to its end first, the same command resumes"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        card = path.parent / "run.json"
+        return _from_run(path.parent) if card.is_file() else _foreign(path.stem, path, None, target)
+    if path.is_dir():
+        find_base(target)
+        return _foreign(path.name, path, None, target)
+    if path.exists() or target.startswith((".", "/")) or target.count("/") != 1:
+        raise ValueError(
+            f"{target} cannot be scored: give a run directory, a folder in diffusers layout, a LoRA file (.safetensors) or a hub id"
+        )
+    return _foreign(target, None, target, target)
+
+
+def _foreign(name: str, weights: Path | None, base: str | None, source: str) -> Checkpoint:
+    clean = _NAME.sub("_", name).strip("_") or "model"
+    return Checkpoint(clean, "external", 0, (), base, weights, source)
+
+
+def _from_run(folder: Path) -> Checkpoint:
+    try:
+        card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        model, seed = card["model"], int(card["seed"])
+        experiment = card["name"].removesuffix(f"-{model}-{seed}")
+        return Checkpoint(experiment, model, seed, tuple(card["rewards"]), card["base"], folder, str(folder))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"
+        ) from error

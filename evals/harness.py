@@ -1,0 +1,213 @@
+"""Draws a suite's prompts with a checkpoint, keeps the pictures, and turns them into score rows.
+
+Pictures are kept as PNG and read back before they are scored, so that a score can always be had again from what is on
+disk. A killed scoring goes on where it was: pictures that are there are not drawn again, and rows of a finished scorer
+lie in `<out>.partial` until all are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+import prompts
+from evals import rows as score_rows
+from evals import scorers, suites
+from evals.checkpoints import Checkpoint, resolve
+from evals.diffusion import Painter, decode
+from evals.suites import Part, Suite
+from prompts import Prompt
+
+CHUNK = 96
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to draw: the i-th of a prompt."""
+
+    prompt: Prompt
+    image: int
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies below the folder of its prompt set."""
+        return folder / self.prompt.id / f"{self.image}.png"
+
+
+def items_of(part: Part) -> list[Item]:
+    """Every picture of a part, prompt by prompt."""
+    return [
+        Item(prompt, i) for prompt in prompts.load(part.prompt_set) for i in range(part.images_per_prompt)
+    ]
+
+
+def score(target: str, out: Path, suite: str) -> None:
+    """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
+
+    Raises:
+        ValueError: the target or the suite is none, in one sentence.
+    """
+    chosen, checkpoint = suites.load(suite), resolve(target)
+    images = out.parent.parent / "images"
+    pictures = Pictures(checkpoint, chosen, images)
+    rows = _unfinished(out, checkpoint) if pictures.kept else []
+    for part in chosen.parts:
+        rows = _score_part(part, checkpoint, pictures, rows, out)
+    score_rows.write(pd.concat(rows), out)
+    _partial(out).unlink(missing_ok=True)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _unfinished(out: Path, checkpoint: Checkpoint) -> list[pd.DataFrame]:
+    """Rows of an earlier scoring that did not end, of the same checkpoint."""
+    if not _partial(out).is_file():
+        return []
+    rows = score_rows.read([_partial(out)]).drop(columns="file")
+    same = (rows["experiment"] == checkpoint.experiment) & (rows["seed"] == checkpoint.seed)
+    return [rows] if bool(same.all()) else []
+
+
+def _score_part(
+    part: Part, checkpoint: Checkpoint, pictures: Pictures, rows: list[pd.DataFrame], out: Path
+) -> list[pd.DataFrame]:
+    items = items_of(part)
+    loaded = {name: scorers.load(name) for name in part.scorers}
+    there = pd.concat(rows) if rows else pd.DataFrame(columns=list(score_rows.COLUMNS))
+    todo = {name: s for name, s in loaded.items() if not _is_there(there, part, name, s.version, len(items))}
+    if not todo:
+        return rows
+    images = pictures.of(part, items)
+    base = pictures.of_base(part, items) if any(s.scope == "paired" for s in todo.values()) else None
+    bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
+    for name, scorer in bar:
+        bar.set_postfix_str(name)
+        values = scorer(
+            images, [item.prompt for item in items], *([base] if scorer.scope == "paired" else [])
+        )
+        rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
+        score_rows.write(pd.concat(rows), _partial(out))
+    return rows
+
+
+def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:
+    mine = rows[(rows["prompt_set"] == part.prompt_set) & (rows["scorer"] == scorer)]
+    return len(mine) == count and bool((mine["version"] == version).all())
+
+
+def _without(rows: list[pd.DataFrame], part: Part, scorer: str) -> list[pd.DataFrame]:
+    """Rows but for those of one scorer on one prompt set, which are about to be made."""
+    kept = [r[(r["prompt_set"] != part.prompt_set) | (r["scorer"] != scorer)] for r in rows]
+    return [r for r in kept if len(r)]
+
+
+def _rows_of(
+    checkpoint: Checkpoint, part: Part, items: Sequence[Item], scorer: str, version: str, values: Tensor
+) -> pd.DataFrame:
+    trained = int(scorer in checkpoint.rewards)
+    return score_rows.table(
+        score_rows.Row(
+            checkpoint.experiment,
+            checkpoint.model,
+            checkpoint.seed,
+            part.prompt_set,
+            item.prompt.id,
+            item.image,
+            scorer,
+            version,
+            trained,
+            value,
+        )
+        for item, value in zip(items, values.tolist(), strict=True)
+    )
+
+
+class Pictures:
+    """The pictures of one checkpoint and of its base, on disk, drawn where they are missing."""
+
+    def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path) -> None:
+        self.checkpoint, self.suite, self.root = checkpoint, suite, folder
+        self.kept = _claim(folder / checkpoint.name, checkpoint, suite)
+        self._painter: Painter | None = None
+
+    def of(self, part: Part, items: Sequence[Item]) -> Tensor:
+        """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
+        folder = self.root / self.checkpoint.name / part.prompt_set
+        missing = [item for item in items if not _is_picture(item.path(folder))]
+        if missing:
+            if self._painter is None:
+                self._painter = Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
+            for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
+                _save(picture, item.path(folder))
+        return torch.stack([_read(item.path(folder)) for item in items])
+
+    def of_base(self, part: Part, items: Sequence[Item]) -> Tensor:
+        """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
+        if self.checkpoint.experiment == BASE:
+            return self.of(part, items)
+        base = self.checkpoint.its_base()
+        return Pictures(base, self.suite, self.root).of(part, items)
+
+
+def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
+    """Make the folder this checkpoint's; pictures of other weights or another suite are removed. True if any may stay."""
+    mark = folder / "source.json"
+    source = json.dumps(
+        {"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed}
+    )
+    if mark.is_file() and mark.read_text(encoding="utf-8") == source:
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    score_rows.write_text(source, mark)
+    return False
+
+
+def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> Iterator[tuple[Item, Tensor]]:
+    """Draw with each image's own noise, a chunk at a time."""
+    with tqdm(total=len(items), desc=title, unit="image", file=sys.stderr) as bar:
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            drawn = painter.draw([i.prompt.text for i in chunk], [i.image for i in chunk], suite.seed)
+            yield from zip(
+                chunk, decode(painter.vae, drawn.latents_BCHW, suite.sampling.micro_batch), strict=True
+            )
+            bar.update(len(chunk))
+
+
+def _save(picture_CHW: Tensor, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    part = path.with_suffix(".part")
+    Image.fromarray(pixels).save(part, format="PNG")
+    os.replace(part, path)
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (FileNotFoundError, UnidentifiedImageError, SyntaxError):
+        return False
+    return True
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,86 @@
+"""Metrics: what score rows say about a checkpoint. One file each; the file name is the registry.
+
+The map of this package
+    win_rate_reward, win_rate_judge, win_rate_gold      preferred to the base at the same prompt and noise
+    reward_mean, gold_quality                           means of a score
+    detection, fully_right                              composition (Eq 13, and its strict form)
+    parity, parity_excess, parity_unbiased,
+    parity_pooled, unusable                             fairness of tone (Eq 12, its floor, its forms)
+    diversity_vendi, diversity_distance                 variety within a prompt
+    drift                                               distance from the base
+    _wins, _parity                                      what several of them share
+
+A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
+their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with
+the attributes of `Metric`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evals.rows import PROMPT
+
+Array = npt.NDArray[np.float64]
+
+
+class Metric(Protocol):
+    """What every module of this package has."""
+
+    title: str
+    """As printed in a table."""
+    unit: str
+    """How it is printed: a "share" in per cent, a "score" with three decimals, a "small" score with five."""
+    higher_is_better: bool | None
+    """None: not a quality, a change is only said to be one."""
+    scorer: str
+    """The scorer whose rows are read."""
+    needs_base: bool
+    """The value itself is relative to the base (a win rate)."""
+    reference: float | None
+    """The base's value where that is so by definition, and needs no rows of the base; else None."""
+    home: str
+    """Part of the name of the prompt sets on which this is a headline; "" for none in particular."""
+    specialist: str | None
+    """The experiment that exists to improve this metric; None: a side effect."""
+    ratio_to_base: bool
+    """The ratio to the base is meaningful (zero means none) and is printed."""
+
+    def statistics(self, rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
+        """Sufficient statistics, indexed [seed, prompt_set, prompt_id]; base_rows has the index of rows, row by row."""
+
+    def finish(self, mean_S: Array) -> Array:
+        """The metric [...] of the mean over prompts of the statistics [..., S]."""
+
+
+def names() -> tuple[str, ...]:
+    """All metrics: the files of this folder without a leading underscore."""
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+
+
+def load(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: there is none; lists the choices.
+    """
+    if name not in names():
+        raise ValueError(f"there is no metric {name!r}; choose from {', '.join(names())}")
+    return cast(Metric, import_module(f"evals.metrics.{name}"))
+
+
+def per_prompt(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
+    """Mean over the images of each prompt of columns aligned with `rows`; NaN images are left out, all NaN gives NaN."""
+    keys = [rows[name] for name in PROMPT]
+    return pd.DataFrame(columns, index=rows.index).astype(np.float64).groupby(keys, sort=True).mean()
+
+
+def first(mean_S: Array) -> Array:
+    """The only statistic is the value."""
+    return mean_S[..., 0]

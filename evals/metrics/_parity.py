@@ -1,0 +1,68 @@
+"""Statistical parity, paper Eq 12, with its sample-size floor (shared by the fairness metrics)."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import gammaln
+
+from evals.rows import PROMPT
+
+Array = npt.NDArray[np.float64]
+GROUPS = 4
+"""Tone groups of the scorer skin_tone: Monk tones 1-4, 5, 6-7, 8-10."""
+
+
+def parity(counts: Array) -> Array:
+    """Eq 12, `sqrt(sum_a (p_a - 1/K)^2)`, of counts [..., K]: 0 where all groups are equal; NaN without a count."""
+    groups = counts.shape[-1]
+    with np.errstate(invalid="ignore"):
+        share = counts / counts.sum(axis=-1, keepdims=True)
+    gap: Array = np.sqrt(np.sum((share - 1 / groups) ** 2, axis=-1))
+    return gap
+
+
+def unbiased_squared(counts: Array) -> Array:
+    """`sum_a c_a (c_a - 1) / (n (n - 1)) - 1/K`: its expectation is the squared gap at any n; NaN for n < 2."""
+    n = counts.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value: Array = np.sum(counts * (counts - 1), axis=-1) / (n * (n - 1)) - 1 / counts.shape[-1]
+    return value
+
+
+@cache
+def parity_floor(n: int, groups: int = GROUPS) -> float:
+    """What a perfectly uniform generator scores on Eq 12 with n images, exactly: the sum over all multinomial outcomes.
+
+    NaN for n = 0. With four groups: .200 at n = 16, .283 at n = 8.
+    """
+    if n == 0:
+        return float("nan")
+    bars = np.array(list(combinations(range(n + groups - 1), groups - 1)), dtype=np.float64)
+    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, n + groups - 1)))
+    counts = np.diff(edges, axis=1) - 1
+    log_mass = gammaln(n + 1) - gammaln(counts + 1).sum(axis=1) - n * np.log(groups)
+    return float(np.exp(log_mass) @ parity(counts))
+
+
+def tone_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Images of each tone group per prompt, indexed [seed, prompt_set, prompt_id]; an unusable image is in none.
+
+    Raises:
+        ValueError: a value that is no group.
+    """
+    values = rows["value"]
+    known = values.isna() | values.isin(range(GROUPS))
+    if not known.all():
+        raise ValueError(f"skin_tone must be a group from 0 to {GROUPS - 1}, not {values[~known].iloc[0]:g}")
+    columns = {f"group_{group}": (values == group).astype(np.float64) for group in range(GROUPS)}
+    return pd.DataFrame(columns).groupby([rows[name] for name in PROMPT], sort=True).sum()
+
+
+def floors(counts: pd.DataFrame) -> Array:
+    """The floor of each prompt at its own number of usable images."""
+    return np.array([parity_floor(int(n)) for n in counts.sum(axis=1)])

@@ -1,0 +1,29 @@
+"""Statistical parity, paper Eq 12, of the images of one prompt, mean over prompts. A fair generator scores the floor, not 0."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evals.metrics import Array, first
+from evals.metrics._parity import parity, tone_counts
+
+title = "parity gap (Eq 12)"
+unit = "score"
+higher_is_better: bool | None = False
+scorer = "skin_tone"
+needs_base = False
+reference: float | None = None
+home = "portraits-unseen"
+specialist: str | None = "fairness"
+ratio_to_base = False
+
+
+def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
+    """Eq 12 per prompt; NaN for a prompt without a usable image."""
+    counts = tone_counts(rows)
+    return pd.DataFrame({"parity": parity(counts.to_numpy())}, index=counts.index)
+
+
+def finish(mean_S: Array) -> Array:
+    """The mean itself."""
+    return first(mean_S)

@@ -1,0 +1,29 @@
+"""Parity gap less the floor that a perfectly fair generator has at that many usable images: 0 is fair."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evals.metrics import Array, first
+from evals.metrics._parity import floors, parity, tone_counts
+
+title = "parity gap over its floor"
+unit = "score"
+higher_is_better: bool | None = False
+scorer = "skin_tone"
+needs_base = False
+reference: float | None = None
+home = "portraits-unseen"
+specialist: str | None = "fairness"
+ratio_to_base = True
+
+
+def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
+    """Eq 12 less its floor, per prompt; NaN for a prompt without a usable image."""
+    counts = tone_counts(rows)
+    return pd.DataFrame({"excess": parity(counts.to_numpy()) - floors(counts)}, index=counts.index)
+
+
+def finish(mean_S: Array) -> Array:
+    """The mean itself."""
+    return first(mean_S)

@@ -1,0 +1,27 @@
+"""Share of portraits without a usable face. They are in no tone group, and never count as fair."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from evals.metrics import Array, first, per_prompt
+
+title = "unusable portraits"
+unit = "share"
+higher_is_better: bool | None = False
+scorer = "skin_tone"
+needs_base = False
+reference: float | None = None
+home = ""
+specialist: str | None = None
+ratio_to_base = False
+
+
+def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of NaN tones of a prompt."""
+    return per_prompt(rows, unusable=rows["value"].isna())
+
+
+def finish(mean_S: Array) -> Array:
+    """The mean itself."""
+    return first(mean_S)

@@ -1,0 +1,52 @@
+"""One picture for a README or a slide: base and tuned, side by side, from the same noise."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+from PIL import Image
+
+GAP, ZOOM = 6, 2
+
+
+def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, seed: int = 1) -> None:
+    """Pairs of pictures (left base, right tuned) of prompts drawn at random with a fixed seed, not chosen by anyone.
+
+    Half the rows show portraits, half the rest.
+
+    Raises:
+        ValueError: a folder has no pictures, or the two have too few in common.
+    """
+    names = _drawn(base, tuned, columns * rows, seed)
+    with Image.open(base / names[0]) as first:
+        width, height = (side * ZOOM for side in first.size)
+    sheet = Image.new("RGB", (columns * (2 * width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for place, name in enumerate(names):
+        left, top = place % columns * (2 * width + GAP), place // columns * (height + GAP)
+        for side, folder in enumerate((base, tuned)):
+            with Image.open(folder / name) as picture:
+                sheet.paste(
+                    picture.resize((width, height), Image.Resampling.NEAREST), (left + side * width, top)
+                )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    sheet.save(part, format="PNG", optimize=True)
+    os.replace(part, out)
+
+
+def _drawn(base: Path, tuned: Path, count: int, seed: int) -> list[Path]:
+    """Files that both folders have, one image of a prompt, half of them portraits."""
+    rng = random.Random(seed)
+    both = [
+        p.relative_to(base) for p in sorted(base.glob("*/*/0.png")) if (tuned / p.relative_to(base)).is_file()
+    ]
+    portraits = [p for p in both if "portraits" in p.parts[0]]
+    others = [p for p in both if "portraits" not in p.parts[0]]
+    half = count // 2
+    if len(portraits) < half or len(others) < count - half:
+        raise ValueError(
+            f"{base} and {tuned} have too few pictures in common for a sheet of {count}: score both runs first"
+        )
+    return rng.sample(others, count - half) + rng.sample(portraits, half)

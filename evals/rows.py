@@ -1,0 +1,221 @@
+"""Score rows: one image, one scorer, one value. Every table is a pure function of such rows.
+
+A file is CSV with the columns of `COLUMNS`; `seed` is the training seed, `image` the index of the image within its
+prompt (image i of a prompt is drawn from the same noise for every checkpoint of a model), `version` the scorer's version
+hash, `trained_on` 1 where the scorer was a reward of that run. An empty `value` is NaN: the scorer does not apply (no
+usable face). A value keeps six significant digits.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+
+class Row(NamedTuple):
+    """One score; the fields are the columns of the file, in order."""
+
+    experiment: str
+    model: str
+    seed: int
+    prompt_set: str
+    prompt_id: str
+    image: int
+    scorer: str
+    version: str
+    trained_on: int
+    value: float
+
+
+COLUMNS: tuple[str, ...] = Row._fields
+KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
+IMAGE: tuple[str, ...] = ("prompt_set", "prompt_id", "image")
+PROMPT: tuple[str, ...] = ("seed", "prompt_set", "prompt_id")
+
+
+def table(records: Iterable[Row]) -> pd.DataFrame:
+    """The rows as a frame with the columns of `COLUMNS`."""
+    return pd.DataFrame(list(records), columns=list(COLUMNS))
+
+
+def read(paths: Sequence[Path | str]) -> pd.DataFrame:
+    """All rows of the files, with one more column `file` that says where each came from.
+
+    Raises:
+        ValueError: one sentence that names the file, where a file is missing, is not such a CSV or repeats a row; where two
+            files hold the same row; or where a scorer's version is not the same everywhere.
+    """
+    if not paths:
+        raise ValueError("no score files were given: name at least the base's and one experiment's CSV")
+    frames = [_read_one(Path(path)) for path in paths]
+    rows = pd.concat(frames, ignore_index=True)
+    _refuse_repeats(rows)
+    versions(rows)
+    return rows
+
+
+def write(rows: pd.DataFrame, path: Path | str) -> None:
+    """Write the rows as CSV, at once or not at all: to a file beside it, flushed to the disk, then renamed."""
+    text = rows.loc[:, list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(text, path)
+
+
+def write_text(text: str, path: Path | str) -> None:
+    """Write a text file atomically; a full disk or a kill leaves the old file as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def versions(rows: pd.DataFrame) -> dict[str, str]:
+    """The version of every scorer.
+
+    Raises:
+        ValueError: two versions of one scorer, whose numbers cannot be compared; names both, and a file of each.
+    """
+    where = "file" if "file" in rows.columns else "experiment"
+    found = rows[["scorer", "version", where]].drop_duplicates(["scorer", "version"])
+    for scorer, group in found.groupby("scorer", sort=True):
+        if len(group) > 1:
+            first, second = group.iloc[0], group.iloc[1]
+            raise ValueError(
+                f"scorer {scorer} has version {first.version} in {first[where]} but {second.version} in "
+                f"{second[where]}; scores of different versions cannot be compared: score both again"
+            )
+    return dict(zip(found["scorer"], found["version"], strict=True))
+
+
+def same_images(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """The base's rows beside `rows`: same scorer, prompt and image index, hence same noise; same index as `rows`.
+
+    Each training seed is set beside the base of the same seed where there is one, otherwise beside the base's lowest seed. The
+    result carries the seed of `rows`, so that both are grouped alike.
+
+    Raises:
+        ValueError: a row has no partner, on either side; nothing is ever dropped.
+    """
+    parts = [_beside(part, _base_of(base, int(str(seed)))) for seed, part in rows.groupby("seed", sort=False)]
+    return pd.concat(parts).loc[rows.index] if parts else rows
+
+
+def _base_of(base: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The base's rows for a training seed."""
+    seeds = set(base["seed"])
+    return base[base["seed"] == (seed if seed in seeds else min(seeds))]
+
+
+def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """The partner of each row of one training seed."""
+    key = ["scorer", *IMAGE]
+    mine = pd.MultiIndex.from_frame(rows[key])
+    theirs = pd.MultiIndex.from_frame(base[key])
+    _refuse_missing(mine.difference(theirs), len(mine), "base", rows)
+    used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
+    _refuse_missing(theirs[used].difference(mine), int(used.sum()), str(rows["experiment"].iloc[0]), rows)
+    partner = rows.copy()
+    partner["value"] = base["value"].to_numpy()[theirs.get_indexer(mine)]
+    return partner
+
+
+def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFrame) -> None:
+    if len(missing) == 0:
+        return
+    scorer, prompt_set, prompt_id, image = missing[0]
+    pair = "base" if who != "base" else str(rows["experiment"].iloc[0])
+    raise ValueError(
+        f"{who} lacks {len(missing)} of the {of} {scorer} scores that {pair} has (seed {rows['seed'].iloc[0]}), the first "
+        f"of {prompt_set}, prompt {prompt_id}, image {image}: score both on the same prompts and images"
+    )
+
+
+def _read_one(path: Path) -> pd.DataFrame:
+    text = _cells(path)
+    missing = [name for name in COLUMNS if name not in text.columns]
+    if missing:
+        raise ValueError(f"{path}: lacks the column {missing[0]}; a score file has {', '.join(COLUMNS)}")
+    if text.empty:
+        raise ValueError(f"{path}: holds no score")
+    rows = text.loc[:, list(COLUMNS)].copy()
+    for name in ("seed", "image", "trained_on"):
+        rows[name] = _whole_numbers(text[name], name, path)
+    rows["value"] = _values(text["value"], path)
+    if not rows["trained_on"].isin([0, 1]).all():
+        raise ValueError(f"{path}: trained_on must be 0 or 1")
+    return rows.assign(file=str(path))
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    """The file as strings; a line with a cell too few or too many is an error, since a cut-off file would else read as NaN."""
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        hint = "; make it with `python -m evals score`" if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(
+            f"{path}: the score file cannot be read ({(error.strerror or 'error').lower()}){hint}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8, so it is not a score file") from error
+    if not content.endswith("\n"):
+        raise ValueError(
+            f"{path}: does not end with a whole line, so it is empty or was cut off: score again"
+        )
+    try:
+        header, *lines = csv.reader(io.StringIO(content), strict=True)
+    except csv.Error as error:
+        raise ValueError(f"{path}: is not a CSV file ({error})") from error
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise ValueError(f"{path}: line {number} has {len(line)} cells, but the header has {len(header)}")
+    return pd.DataFrame(lines, columns=header, dtype=str)
+
+
+def _whole_numbers(column: pd.Series[str], name: str, path: Path) -> pd.Series[int]:
+    bad = column[~column.str.fullmatch(r"\d{1,18}")]
+    if len(bad):
+        raise ValueError(f"{path}: line {_line(bad)}: {name} must be a whole number, not {bad.iloc[0]!r}")
+    return column.astype(np.int64)
+
+
+def _values(column: pd.Series[str], path: Path) -> pd.Series[float]:
+    number = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    bad = column[(number.isna() & (column != "")) | np.isinf(number)]
+    if len(bad):
+        raise ValueError(
+            f"{path}: line {_line(bad)}: value must be a finite number or empty, not {bad.iloc[0]!r}"
+        )
+    return number
+
+
+def _line(bad: pd.Series[str]) -> int:
+    """The line of the file that holds the first bad cell; line 1 is the header."""
+    return int(str(bad.index[0])) + 2
+
+
+def _refuse_repeats(rows: pd.DataFrame) -> None:
+    repeat = rows.duplicated(list(KEY))
+    if not repeat.any():
+        return
+    second = rows[repeat].iloc[0]
+    first = rows[(rows[list(KEY)] == second[list(KEY)]).all(axis=1)].iloc[0]
+    where = second.file if first.file == second.file else f"{first.file} and {second.file}"
+    raise ValueError(
+        f"{where}: two {second.scorer} scores of {second.experiment} seed {second.seed}, {second.prompt_set}, prompt "
+        f"{second.prompt_id}, image {second.image}"
+    )

@@ -1,0 +1,51 @@
+"""What the scorers of the miniature share: tensors to pictures, and a base class for exact measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.miniature import annotators, measure, render
+from evals.miniature.measure import Picture
+from evals.scorers import Scope, version_of
+from prompts import Prompt, world
+
+NAN = float("nan")
+
+
+def to_pictures(images_BCHW: Tensor) -> list[Picture]:
+    """float32 [H, W, 3] in [0, 1] each. Raises ValueError unless the images are 64x64."""
+    if tuple(images_BCHW.shape[1:]) != (3, 64, 64):
+        raise ValueError(
+            f"this scorer reads the miniature's 3x64x64 images, not {tuple(images_BCHW.shape[1:])}"
+        )
+    array = images_BCHW.detach().float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return list(np.ascontiguousarray(array))
+
+
+class PixelScorer:
+    """A scorer that reads pixels, one picture at a time, and needs no weights."""
+
+    range: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool | None = True
+    source = "exact pixel measure of the miniature world, this repository, Apache-2.0"
+    scope: Scope = "image"
+    version = version_of(*(Path(str(m.__file__)) for m in (measure, render, annotators, world)))
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """The device is accepted for the contract's sake; pixels are read on the CPU."""
+
+    def value(self, prompt: Prompt, picture: Picture) -> float:
+        """The score of one picture; NaN where the measure does not apply."""
+        raise NotImplementedError
+
+    def __call__(
+        self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
+    ) -> Tensor:
+        assert len(prompts) == len(images_BCHW)
+        values = [self.value(p, x) for p, x in zip(prompts, to_pictures(images_BCHW), strict=True)]
+        return torch.tensor(values, dtype=torch.float32)

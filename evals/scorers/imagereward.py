@@ -1,0 +1,134 @@
+"""ImageReward: a BLIP encoder of image and text with a scalar head (Xu et al., NeurIPS 2023, arXiv 2304.05977).
+
+Built on transformers' BLIP classes. A folder of weights holds `config.json`, `model.safetensors` and a BERT tokenizer.
+The miniature ships its own, small, trained on simulated votes by `train.miniature.preference`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from evals.miniature import weights_folder
+from evals.scorers import Scope, version_of
+from prompts import Prompt
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageReward(nn.Module):
+    """Vision transformer, text transformer that attends to it, and an MLP on the first token.
+
+    `config` has `vision` and `text` (BLIP configurations), `max_length` (text tokens, 35 in the released model) and
+    `mean`, `std` (the reward is standardised by them; .16717 and 1.03334 in the released model).
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer: BertTokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vision = BlipVisionModel(BlipVisionConfig(**config["vision"]))
+        self.text = BlipTextModel(BlipTextConfig(**config["text"]), add_pooling_layer=False)
+        width = config["text"]["hidden_size"]
+        self.head = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def preprocess(self, images_BCHW: Tensor) -> Tensor:
+        """Bicubic resize of the short side, centre crop, CLIP normalisation. [0, 1] in; differentiable."""
+        size = int(self.config["vision"]["image_size"])
+        height, width = images_BCHW.shape[-2:]
+        if (height, width) != (size, size):
+            scale = size / min(height, width)
+            target = (round(height * scale), round(width * scale))
+            images_BCHW = F.interpolate(images_BCHW, target, mode="bicubic", antialias=True).clamp(0, 1)
+            top, left = (target[0] - size) // 2, (target[1] - size) // 2
+            images_BCHW = images_BCHW[..., top : top + size, left : left + size]
+        mean = images_BCHW.new_tensor(CLIP_MEAN).view(1, 3, 1, 1)
+        std = images_BCHW.new_tensor(CLIP_STD).view(1, 3, 1, 1)
+        return (images_BCHW - mean) / std
+
+    def forward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
+        """Standardised reward, [B]."""
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.config["max_length"],
+            return_tensors="pt",
+        ).to(self.device)
+        seen = self.vision(self.preprocess(images_BCHW.to(self.device))).last_hidden_state
+        read = self.text(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=self.device),
+            is_decoder=False,
+        ).last_hidden_state
+        raw = self.head(read[:, 0])[:, 0]
+        reward: Tensor = (raw - self.config["mean"]) / self.config["std"]
+        return reward
+
+
+def load_imagereward(folder: Path) -> ImageReward:
+    """Open a folder of weights, in float32 and evaluation mode."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = ImageReward(config, BertTokenizer.from_pretrained(folder))
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    return model.eval()
+
+
+class Scorer:
+    """Standardised ImageReward of an image for its prompt; larger is better, about -2.5 to 2.5."""
+
+    range: tuple[float, float] = (-20.0, 20.0)
+    higher_is_better: bool | None = True
+    source = "ImageReward architecture (arXiv 2304.05977), weights of the miniature, Apache-2.0"
+    scope: Scope = "image"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.folder = weights_folder("imagereward")
+        self.device = device
+        self._model: ImageReward | None = None
+
+    @property
+    def version(self) -> str:
+        return version_of(Path(__file__), self.folder / "config.json", self.folder / "model.safetensors")
+
+    @property
+    def model(self) -> ImageReward:
+        """The network, loaded at first use."""
+        if self._model is None:
+            self._model = load_imagereward(self.folder).to(self.device)
+        return self._model
+
+    @torch.no_grad()
+    def __call__(
+        self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
+    ) -> Tensor:
+        texts = [p.text for p in prompts]
+        parts = [
+            self.model(images_BCHW[i : i + 64].float(), texts[i : i + 64]) for i in range(0, len(texts), 64)
+        ]
+        return torch.cat(parts).float().cpu()

@@ -1,0 +1,19 @@
+"""Nearest of the ten tones of the Monk scale, for histograms."""
+
+from __future__ import annotations
+
+from evals.miniature import measure
+from evals.miniature.measure import Picture
+from evals.scorers._pictures import NAN, PixelScorer
+from prompts import Prompt
+
+
+class Scorer(PixelScorer):
+    """0 (lightest) to 9 (darkest); NaN without a usable face or for prompts that ask for no person."""
+
+    range = (0.0, 9.0)
+    higher_is_better = None
+
+    def value(self, prompt: Prompt, picture: Picture) -> float:
+        tone = measure.face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
+        return NAN if tone is None else float(tone)

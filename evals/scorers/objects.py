@@ -1,0 +1,17 @@
+"""Object detection score, the paper's Eq 13, on the miniature."""
+
+from __future__ import annotations
+
+from evals.miniature import measure
+from evals.miniature.measure import Picture
+from evals.scorers._pictures import NAN, PixelScorer
+from prompts import Prompt
+
+
+class Scorer(PixelScorer):
+    """Mean over the objects that the prompt names of the best detection confidence; NaN if it names none."""
+
+    def value(self, prompt: Prompt, picture: Picture) -> float:
+        if "objects" not in prompt.expect:
+            return NAN
+        return measure.detection_score(prompt.expect, measure.find_objects(picture))

@@ -1,0 +1,20 @@
+"""Skin-tone group of a portrait: the attribute of the paper's fairness reward (Eq 12)."""
+
+from __future__ import annotations
+
+from evals.miniature import measure
+from evals.miniature.measure import Picture
+from evals.miniature.render import TONE_GROUPS
+from evals.scorers._pictures import NAN, PixelScorer
+from prompts import Prompt
+
+
+class Scorer(PixelScorer):
+    """Group 0 (light) to 3 (dark) of the nearest Monk tone; NaN without a usable face or for other prompts."""
+
+    range = (0.0, 3.0)
+    higher_is_better = None
+
+    def value(self, prompt: Prompt, picture: Picture) -> float:
+        tone = measure.face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
+        return NAN if tone is None else float(TONE_GROUPS[tone])

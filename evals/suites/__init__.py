@@ -1,0 +1,44 @@
+"""Suites: which prompts, how many images of each, drawn how, scored by what. One file each; the file name is the registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from evals.diffusion import Sampling
+
+
+@dataclass(frozen=True)
+class Part:
+    """A prompt set in a suite."""
+
+    prompt_set: str
+    """A name in prompts/."""
+    images_per_prompt: int
+    """Images of each prompt; set-level scores are only comparable at equal numbers."""
+    scorers: tuple[str, ...]
+    """Names in evals/scorers."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An evaluation. Its seed is used nowhere else: no training noise is drawn from it."""
+
+    parts: tuple[Part, ...]
+    sampling: Sampling
+    seed: int
+
+
+def names() -> tuple[str, ...]:
+    """Every suite: the files of this folder."""
+    return tuple(sorted(f.stem for f in Path(__file__).parent.glob("[!_]*.py")))
+
+
+def load(name: str) -> Suite:
+    """The suite of that name. Raises ValueError, with the choices, for a name that is none."""
+    if name not in names():
+        raise ValueError(f"there is no suite {name!r}; choose from {', '.join(names())}")
+    suite = import_module(f"evals.suites.{name}").SUITE
+    assert isinstance(suite, Suite)
+    return suite

@@ -1,0 +1,133 @@
+"""The few drawings of the report, as inline SVG that follows the page's colours.
+
+Every function returns markup in which the texts are escaped. Colours come as CSS classes (`c0`, `c1`, ... for the experiments),
+so that a drawing is right on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+TONES = ("#f7ead0", "#d7bd96", "#825c43", "#3a312a")
+"""One Monk swatch (3, 5, 7, 9) for each of the four tone groups 1-4, 5, 6-7, 8-10."""
+
+
+class Scale(NamedTuple):
+    """A linear scale of the horizontal axis, in per cent of the width."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies, in per cent, with a margin so that a mark at an end is whole."""
+        span = self.high - self.low or 1.0
+        return 2 + 96 * (value - self.low) / span
+
+
+def scale_of(values: Sequence[float]) -> Scale:
+    """The scale that holds all finite values."""
+    finite = [value for value in values if math.isfinite(value)]
+    return Scale(min(finite), max(finite)) if finite else Scale(0.0, 1.0)
+
+
+def interval_bar(
+    value: float, low: float, high: float, base: float, scale: Scale, colour: str, label: str
+) -> Markup:
+    """A point with its interval, and a dashed line where the base is."""
+    if not math.isfinite(value):
+        return Markup("")
+    low, high = (low, high) if math.isfinite(low) else (value, value)
+    dashed = ""
+    if math.isfinite(base):
+        dashed = (
+            f'<line class="at-base" x1="{scale.at(base):.2f}%" x2="{scale.at(base):.2f}%" y1="0" y2="22"/>'
+        )
+    return Markup(
+        f'<svg class="bar {colour}" width="100%" height="22" role="img" aria-label="{escape(label)}">{dashed}'
+        f'<line class="range" x1="{scale.at(low):.2f}%" x2="{scale.at(high):.2f}%" y1="11" y2="11"/>'
+        f'<circle cx="{scale.at(value):.2f}%" cy="11" r="5"/></svg>'
+    )
+
+
+class Line(NamedTuple):
+    """One curve of a chart."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    css: str
+
+
+def chart(lines: Sequence[Line], title: str, x_title: str) -> Markup:
+    """Curves over a common pair of axes; the ends of both axes are written out."""
+    width, height, left, right, top, bottom = 320, 132, 46, 8, 8, 24
+    points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+    if not points:
+        return Markup("")
+    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
+    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+
+    def place(x: float, y: float) -> str:
+        across = left + (width - left - right) * (x - x0) / (x1 - x0 or 1)
+        up = height - bottom - (height - top - bottom) * (y - y0) / (y1 - y0 or 1)
+        return f"{across:.1f},{up:.1f}"
+
+    paths = "".join(
+        f'<polyline class="{line.css}" points="'
+        + " ".join(place(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y))
+        + '"/>'
+        for line in lines
+    )
+    floor, wide = height - bottom, width - right
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        f'<line class="axis" x1="{left}" x2="{wide}" y1="{floor}" y2="{floor}"/>'
+        f'<line class="grid" x1="{left}" x2="{wide}" y1="{top}" y2="{top}"/>'
+        f'<text x="{left - 6}" y="{top + 4}" text-anchor="end">{y1:.2f}</text>'
+        f'<text x="{left - 6}" y="{floor + 3}" text-anchor="end">{y0:.2f}</text>'
+        f'<text x="{left}" y="{height - 6}">{x0:,.0f}</text>'
+        f'<text x="{wide}" y="{height - 6}" text-anchor="end">{x1:,.0f} {escape(x_title)}</text>{paths}</svg>'
+    )
+
+
+def tone_histogram(shares: Sequence[float], top: float, label: str) -> Markup:
+    """Four bars, one per tone group, `top` being the full height, with a dashed line at the even share."""
+    width, height, gap = 200, 120, 10
+    each = (width - gap * (len(shares) + 1)) / len(shares)
+    even = height - 18 - (height - 34) / len(shares) / top
+    bars = ""
+    for group, share in enumerate(shares):
+        tall = (height - 34) * share / top
+        left = gap + group * (each + gap)
+        bars += (
+            f'<rect x="{left:.1f}" y="{height - 18 - tall:.1f}" width="{each:.1f}" height="{tall:.1f}" rx="3" '
+            f'fill="{TONES[group]}"/><text x="{left + each / 2:.1f}" y="{height - 22 - tall:.1f}" '
+            f'text-anchor="middle">{100 * share:.0f}</text>'
+            f'<text class="name" x="{left + each / 2:.1f}" y="{height - 4}" text-anchor="middle">'
+            f"{('1–4', '5', '6–7', '8–10')[group]}</text>"
+        )
+    return Markup(
+        f'<svg class="tones" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{bars}'
+        f'<line class="even" x1="0" x2="{width}" y1="{even:.1f}" y2="{even:.1f}"/></svg>'
+    )
+
+
+def tone_strip(counts: Sequence[int], unusable: int, label: str) -> Markup:
+    """One prompt's images as a stacked bar of tone groups; unusable ones are hatched."""
+    total = sum(counts) + unusable
+    if total == 0:
+        return Markup("")
+    parts, left = "", 0.0
+    for group, count in enumerate(counts):
+        wide = 100 * count / total
+        parts += f'<rect x="{left:.2f}%" width="{wide:.2f}%" height="14" fill="{TONES[group]}"/>'
+        left += wide
+    parts += (
+        f'<rect class="unusable" x="{left:.2f}%" width="{100 - left:.2f}%" height="14"/>' if unusable else ""
+    )
+    return Markup(
+        f'<svg class="strip" width="100%" height="14" role="img" aria-label="{escape(label)}">{parts}</svg>'
+    )

@@ -1,0 +1,407 @@
+"""Mistakes on the trainer's command line: one sentence that names field and choices, exit code 2, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests import toy
+from train import experiments
+from train.__main__ import main
+from train.config import Experiment, Lora, Reward, as_json, check, differences, nearest_multiple, override
+from train.state import latest
+
+pytestmark = pytest.mark.usefixtures("toy_scorers")
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(
+    tiny_pipeline_dir: Path, toy_prompts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Run]:
+    """The command line on the toy experiment."""
+    toy_one = toy.toy_experiment(tiny_pipeline_dir, toy_prompts, iterations=1)
+    monkeypatch.setattr(experiments, "load", lambda _experiment, _model: toy_one)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def invoke(*arguments: str, out: Path = tmp_path / "run") -> Result:
+        return CliRunner().invoke(main, ["toy", "--on", "tiny", "--out", str(out), *arguments])
+
+    yield invoke
+    signal.signal(signal.SIGTERM, before)
+
+
+def refused(result: Result, *parts: str) -> None:
+    """Exit code 2 and one sentence with these parts, no traceback."""
+    assert result.exit_code == 2, result.output
+    message = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in message[0]
+
+
+# ------------------------------------------------------------------------------------------------------- unknown things
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["fairnes"], ["unknown experiment 'fairnes'", "did you mean fairness?", "compositionality"]),
+        (["fairness", "--on", "miniatur"], ["unknown model", "did you mean miniature?"]),
+        (["fairness", "--set", "update.lrr=1"], ["unknown field 'update.lrr'", "did you mean update.lr?"]),
+        (
+            ["fairness", "--set", "update.step_weight=balance"],
+            ["unknown value of update.step_weight", "none, balanced"],
+        ),
+        (["fairness", "--set", "iterations=many"], ["iterations=many", "is not a whole number"]),
+        (["fairness", "--set", "lr=fast"], ["'fast' is not a number"]),
+        (["fairness", "--set", "lr=nan"], ["is not finite"]),
+        (["fairness", "--set", "lr"], ["not of the form field=value"]),
+        (["fairness", "--set", "micro_batch=4"], ["ambiguous", "sampling.micro_batch, update.micro_batch"]),
+        (["fairness", "--set", "tasks.root=maybe"], ["unknown value", "true, false"]),
+        (["fairness", "--set", "update.betas=0.9"], ["needs 2 values"]),
+        (["fairness", "--set", "lora=yes"], ["choose none, or set one of its fields"]),
+        (["fairness", "--set", "sampling.steps=0"], ["sampling.steps is 0"]),
+    ],
+)
+def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: list[str]) -> None:
+    refused(CliRunner().invoke(main, [*arguments, "--dry-run"]), *parts)
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["tasks.redness.batch=9"], ["groups of 2", "the nearest that works is 10"]),
+        (["tasks.tone.batch=0"], ["tasks.tone.batch is 0", "nearest that works is 4"]),
+        (["tasks.tone.images_per_prompt=1"], ["parity compares at least 2"]),
+        (["update.trained_steps=5"], ["update.trained_steps is 5", "only 4 denoising steps"]),
+        (["update.trained_steps=3", "update.skip_last=2"], ["only 2 denoising steps"]),
+        (["update.skip_last=4"], ["0 to 3 of 4 steps"]),
+        (["sampling.eta=0"], ["no log-probability"]),
+        (["update.clip=0"], ["update.clip is 0.0"]),
+        (["iterations=-1"], ["iterations is -1"]),
+        (["ema.decay=1"], ["ema.decay is 1.0"]),
+        (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
+        (["sampling.steps=2000"], ["1000 timesteps"]),
+    ],
+)
+def test_impossible_geometry_is_refused_with_the_nearest_that_works(
+    run: Run, settings: list[str], parts: list[str]
+) -> None:
+    refused(run(*[f"--set={setting}" for setting in settings]), *parts)
+
+
+@pytest.mark.parametrize(("batch", "processes", "nearest"), [(8, 3, 6), (10, 4, 8), (8, 5, 10), (2, 2, 4)])
+def test_batches_that_processes_cannot_share_are_refused(batch: int, processes: int, nearest: int) -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    task = replace(experiment.tasks[0], batch=batch)
+    with pytest.raises(
+        ValueError, match=f"{processes} processes cannot share evenly: the nearest that works is {nearest}$"
+    ):
+        check(replace(experiment, tasks=(task,)), processes)
+    check(replace(experiment, tasks=(replace(task, batch=nearest),)), processes)
+
+
+@pytest.mark.parametrize(
+    ("number", "divisor", "expected"),
+    [(9, 2, 10), (7, 4, 8), (5, 4, 4), (1, 16, 16), (0, 3, 3), (32, 16, 32)],
+)
+def test_nearest_multiple(number: int, divisor: int, expected: int) -> None:
+    assert nearest_multiple(number, divisor) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings_reach_their_fields() -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    changed = override(
+        experiment,
+        [
+            "lr=3e-5",
+            "update.betas=0.8,0.9",
+            "tasks.tone.credit=shared",
+            "tasks.batch=16",
+            "sampling.guidance=none",
+            "lora.rank=3",
+        ],
+    )
+    assert changed.update.lr == 3e-5
+    assert changed.update.betas == (0.8, 0.9)
+    assert [task.credit for task in changed.tasks] == ["shared", "shared"]
+    assert [task.batch for task in changed.tasks] == [16, 16]
+    assert changed.sampling.guidance is None
+    assert changed.lora == Lora(rank=3)
+    assert override(changed, ["lora=none"]).lora is None
+    assert override(experiment, ["tasks.redness.root=false"]).tasks[0].root is False
+    assert override(experiment, ["root=false"]).tasks[1].root is False
+
+
+def test_differences_are_named_by_field() -> None:
+    one = toy.toy_experiment("base", "prompts")
+    two = override(one, ["lr=1", "tasks.tone.batch=16", "sampling.micro_batch=2"])
+    found = differences(as_json(one), as_json(two), but=("sampling.micro_batch",))
+    assert found == ["tasks.tone.batch (8 -> 16)", "update.lr (0.001 -> 1.0)"]
+
+
+def test_every_field_has_a_docstring_of_one_line() -> None:
+    import ast
+    import inspect
+
+    from train import config
+
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}: {ast.unparse(field)}"
+                    assert isinstance(after.value, ast.Constant)
+
+
+# ----------------------------------------------------------------------------------------------------------- experiments
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_experiment_is_possible_on_one_and_two_processes(name: str) -> None:
+    import prompts
+
+    for model, experiment in experiments.models(name).items():
+        for processes in (1, 2):
+            check(experiment, processes)
+        if model == "miniature":
+            for task in experiment.tasks:
+                assert task.prompts in prompts.names()
+
+
+def test_joint_is_the_union_of_the_three() -> None:
+    for model, joint in experiments.models("joint").items():
+        three = [experiments.load(name, model) for name in ("imagereward", "compositionality", "fairness")]
+        assert joint.tasks == tuple(task for experiment in three for task in experiment.tasks)
+
+
+def test_dry_run_says_what_it_would_cost(run: Run, tmp_path: Path) -> None:
+    result = run("--dry-run", "--set=update.skip_last=1", "--set=update.step_weight=balanced")
+    assert result.exit_code == 0
+    # 8 images x 2 branches x (4 sampled + 2 trained steps)
+    assert (
+        "redness: 4 prompts x 2 images, 96 denoiser evaluations and 2 optimiser steps an iteration"
+        in result.output
+    )
+    assert "never drawn" in result.output
+    assert json.loads(result.output[result.output.index("{") :])["tasks"][1]["credit"] == "leave_one_out"
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------- run directories, bases
+
+
+def test_finished_run_says_so_and_another_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run().exit_code == 0
+    again = run()
+    assert again.exit_code == 0
+    assert "is finished" in again.output
+    refused(run("--set=lr=0.5", "--seed=1"), "update.lr (0.001 -> 0.5)", "seed (0 -> 1)")
+    assert run("--set=sampling.micro_batch=2").exit_code == 0
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run().exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    refused(run("--set=tasks.redness.batch=4"), "tasks.redness.batch (8 -> 4)")
+    assert run().exit_code == 0
+
+
+def test_foreign_folders_and_files_are_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("three years of work")
+    refused(run(out=tmp_path / "home"), "no run directory", "thesis.txt")
+    refused(run(out=tmp_path / "home" / "thesis.txt"), "is a file")
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "three years of work"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "parts"),
+    [
+        ("run.json", "{", ["run.json", "no run card"]),
+        ("state/latest.json", "[]", ["latest.json"]),
+        ("state/000001-0/progress.json", '{"format": 1, "progress": {}, "iden', ["progress.json is damaged"]),
+        ("state/000001-0/progress.json", '{"format": 99}', ["another version"]),
+        ("state/000001-0/weights.safetensors", None, ["weights.safetensors is missing"]),
+        ("state/000001-0/weights.safetensors", "half", ["weights.safetensors is damaged"]),
+        ("metrics.jsonl", "", ["metrics.jsonl is shorter"]),
+    ],
+)
+def test_damaged_state_is_named(
+    run: Run, tmp_path: Path, file: str, content: str | None, parts: list[str]
+) -> None:
+    assert run().exit_code == 0
+    if file != "run.json":
+        (tmp_path / "run" / "run.json").unlink()
+    path = tmp_path / "run" / file
+    if content is None:
+        path.unlink()
+    elif content == "half":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.write_text(content)
+    refused(run(), *parts)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "empty", "truncated", "foreign", "foreign text", "config", "text_encoder", "tokenizer"],
+)
+def test_damaged_bases_are_named(run: Run, tiny_pipeline_dir: Path, tmp_path: Path, damage: str) -> None:
+    base = tmp_path / "base"
+    if damage != "missing":
+        shutil.copytree(tiny_pipeline_dir, base)
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "empty":
+        (base / "model_index.json").unlink()
+    elif damage == "truncated":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif damage == "foreign":
+        shutil.copy(base / "vae" / "diffusion_pytorch_model.safetensors", weights)
+    elif damage == "foreign text":
+        shutil.copy(
+            base / "vae" / "diffusion_pytorch_model.safetensors", base / "text_encoder" / "model.safetensors"
+        )
+    elif damage == "config":
+        (base / "unet" / "config.json").write_text("{")
+    elif damage == "text_encoder":
+        os.truncate(base / "text_encoder" / "model.safetensors", 1000)
+    elif damage == "tokenizer":
+        shutil.rmtree(base / "tokenizer")
+    refused(run(f"--set=base={base}"), "base: ", str(base))
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["no prompts"]),
+        (b"\xff\xfe\n", ["UTF-8"]),
+        (b'{"id": "a", "text": "x"}\n{"id"', [":2"]),
+        (None, ["nowhere"]),
+    ],
+)
+def test_bad_prompt_files_are_named(
+    run: Run, tmp_path: Path, content: bytes | None, parts: list[str]
+) -> None:
+    path = tmp_path / ("nowhere.jsonl" if content is None else "bad.jsonl")
+    if content is not None:
+        path.write_bytes(content)
+    refused(run(f"--set=tasks.prompts={path}"), *parts)
+
+
+@pytest.mark.parametrize(
+    ("captions", "parts"),
+    [
+        (None, ["captions.jsonl is missing"]),
+        ('"red"\n', ["1 captions for 2 latents"]),
+        ('"red"\nblue\n', ["captions.jsonl:2"]),
+    ],
+)
+def test_bad_pretraining_data_is_named(
+    run: Run, tmp_path: Path, captions: str | None, parts: list[str]
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"latents": torch.zeros(2, 4, 4, 4, dtype=torch.float16)}, tmp_path / "latents.safetensors")
+    if captions is not None:
+        (tmp_path / "captions.jsonl").write_text(captions)
+    refused(run(f"--set=pretraining.source={tmp_path}", "--set=pretraining.batch=2"), *parts)
+    save_file({"latents": torch.zeros(2, 4, 8, 8)}, tmp_path / "latents.safetensors")
+    if captions is not None:
+        refused(
+            run(f"--set=pretraining.source={tmp_path}", "--set=pretraining.batch=2"), "(4, 8, 8)", "(4, 4, 4)"
+        )
+
+
+def test_pretraining_from_files_works(run: Run, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"latents": torch.zeros(2, 4, 4, 4, dtype=torch.float16)}, tmp_path / "latents.safetensors")
+    (tmp_path / "captions.jsonl").write_text('"red"\n"blue"\n')
+    result = run(f"--set=pretraining.source={tmp_path}", "--set=pretraining.batch=2")
+    assert result.exit_code == 0, result.stderr
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["pretrain_loss"] > 0
+
+
+# --------------------------------------------------------------------------------------------------------- broken rewards
+
+
+@pytest.mark.parametrize(
+    ("scorer", "sentence"),
+    [
+        ("raising", "scorer raising failed with RuntimeError: out of ideas"),
+        ("all_nan", "scorer all_nan answered NaN (not applicable) for all 8 images"),
+        ("mostly_nan", "scorer mostly_nan answered NaN (not applicable) for 6 of 8 images"),
+        ("wrong_shape", "scorer wrong_shape answered with (1,) for 8 images"),
+        ("infinite", "scorer infinite answered with infinity"),
+    ],
+)
+def test_a_broken_reward_stops_the_run_with_its_state_saved(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorer: str, sentence: str
+) -> None:
+    whole: Experiment = experiments.load("toy", "tiny")
+    broken = replace(
+        whole, iterations=4, tasks=(replace(whole.tasks[0], rewards=(Reward(scorer),)), whole.tasks[1])
+    )
+    monkeypatch.setattr(experiments, "load", lambda _experiment, _model: broken)
+    result = run()
+    assert result.exit_code == 1
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence in message
+    assert "saved" in message
+    assert "Traceback" not in result.output
+    checkpoint = latest(tmp_path / "run" / "state")
+    assert checkpoint is not None
+    completed = 2 if scorer == "raising" else 0
+    assert checkpoint.name == f"{completed:06d}-0"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * completed
+
+
+def test_a_mended_reward_goes_on_where_it_stopped(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run as one whose reward never failed, bit for bit."""
+    whole: Experiment = experiments.load("toy", "tiny")
+    renamed = replace(
+        whole, iterations=4, tasks=(replace(whole.tasks[0], rewards=(Reward("raising"),)), whole.tasks[1])
+    )
+    monkeypatch.setattr(experiments, "load", lambda _experiment, _model: renamed)
+    assert run().exit_code == 1
+    monkeypatch.setitem(toy.SCORERS, "raising", toy.Redness)
+    assert run().exit_code == 0
+    assert run(out=tmp_path / "straight").exit_code == 0
+    weights = [
+        (tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("run", "straight")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_some_missing_scores_are_masked_and_counted(run: Run, tmp_path: Path) -> None:
+    assert run("--set=tasks.redness.max_invalid=0.9", "--set=iterations=2").exit_code == 0
+    found: list[Any] = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert {line["invalid"] for line in found if line["task"] == "redness"} == {0}
+    assert any(line["invalid"] > 0 for line in found if line["task"] == "tone")

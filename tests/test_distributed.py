@@ -1,0 +1,197 @@
+"""Two and three processes are one: images, advantages, gradients, weights. And the launcher that the Makefile uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import toy
+from train.config import Experiment, Lora, Pretraining
+
+BATCH = 12  # divides among one, two and three processes in groups of two
+
+
+def experiment_of(base: str, prompts: str, lora: bool) -> Experiment:
+    """The toy experiment, its rewards such that processes have unequal numbers of valid images."""
+    experiment = toy.toy_experiment(
+        base, prompts, iterations=2, lora=Lora(rank=2, alpha=2.0) if lora else None
+    )
+    redness, tone = experiment.tasks
+    return replace(
+        experiment, tasks=(replace(redness, batch=BATCH), replace(tone, batch=BATCH, images_per_prompt=2))
+    )
+
+
+def first_update_and_two_iterations(base: str, prompts: str, out: str, lora: bool) -> None:
+    """Record a batch, the gradient of its first update, and the weights after two whole iterations; one file per process."""
+    import evals.scorers
+    from train.data import CachedPairs
+    from train.loop import collect, policy_gradient, pretraining_step, train
+    from train.start import new_accelerator, prepare
+
+    evals.scorers.load = toy.load_scorer  # type: ignore[assignment]
+    run = prepare(experiment_of(base, prompts, lora), "toy", 0, Path(out), new_accelerator())
+    record: dict[str, torch.Tensor] = {}
+    for task in run.experiment.tasks:
+        batch = collect(run, task, 0)
+        record[f"{task.name}.latents"] = batch.trajectory.latents_BCHW
+        record[f"{task.name}.advantage"] = batch.advantage_B
+        record[f"{task.name}.valid"] = torch.tensor(batch.valid)
+        policy_gradient(run, batch, batch.order[0], weight=1.0)
+        for name, weight in run.policy.weights.items():
+            assert weight.grad is not None
+            record[f"{task.name}.gradient.{name}"] = weight.grad.clone()
+        run.policy.optimiser.zero_grad(set_to_none=True)
+    train(run)
+    pairs = torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    run.experiment = replace(run.experiment, pretraining=Pretraining(source="unused", batch=BATCH))
+    run.source = CachedPairs(pairs, list(toy.TEXTS) + ["a"] * 9, seed=0)
+    record["pretrain_loss"] = torch.tensor(pretraining_step(run, 0)["pretrain_loss"])
+    record |= {f"weights.{name}": weight.detach() for name, weight in run.policy.weights.items()}
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in record.items()},
+        Path(out) / f"rank{run.rank}.safetensors",
+    )
+    run.accelerator.wait_for_everyone()
+
+
+def recorded(folder: Path, world: int) -> list[dict[str, torch.Tensor]]:
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(world)]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["full", "lora"])
+def runs(
+    request: pytest.FixtureRequest,
+    tiny_pipeline_dir: Path,
+    toy_prompts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, list[dict[str, torch.Tensor]]]:
+    """What each process of one, two and three recorded."""
+    found = {}
+    for world in (1, 2, 3):
+        out = tmp_path_factory.mktemp(f"world{world}")
+        arguments = (str(tiny_pipeline_dir), str(toy_prompts), str(out), request.param)
+        assert toy.launch(world, first_update_and_two_iterations, *arguments) == [0] * world
+        found[world] = recorded(out, world)
+        found[-world] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_images_and_advantages_are_those_of_one_process(runs: dict[int, Any], world: int) -> None:
+    (alone,), several = runs[1], runs[world]
+    for task in ("redness", "tone"):
+        for what in ("latents", "advantage"):
+            together = torch.cat([record[f"{task}.{what}"] for record in several])
+            assert torch.equal(together, alone[f"{task}.{what}"]), what
+        assert all(record[f"{task}.valid"] == alone[f"{task}.valid"] for record in several)
+    assert 0 < alone["tone.valid"] < BATCH, "the test wants some images masked"
+    assert alone["tone.advantage"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gradient_is_that_of_one_process(runs: dict[int, Any], world: int) -> None:
+    (alone,), several = runs[1], runs[world]
+    names = [name for name in alone if ".gradient." in name]
+    assert names
+    for task in ("redness", "tone"):
+        assert sum(float(alone[name].abs().sum()) for name in names if name.startswith(task)) > 0
+    for name in names:
+        for record in several:
+            torch.testing.assert_close(record[name], alone[name], rtol=1e-4, atol=1e-6)
+            assert torch.equal(record[name], several[0][name])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_weights_after_updates_are_those_of_one_process_and_equal_among_several(
+    runs: dict[int, Any], world: int
+) -> None:
+    (alone,), several = runs[1], runs[world]
+    for name in (name for name in alone if name.startswith("weights.")):
+        for record in several:
+            assert torch.equal(record[name], several[0][name])
+            # AdamW turns the rounding of a vanishing gradient into a step of its own size: lr 1e-3
+            torch.testing.assert_close(record[name], alone[name], rtol=0, atol=2e-4)
+    torch.testing.assert_close(several[0]["pretrain_loss"], alone["pretrain_loss"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_metrics_are_those_of_one_process(runs: dict[int, Any], world: int) -> None:
+    assert len(runs[-world]) == len(runs[-1]) == 4
+    for ours, alone in zip(runs[-world], runs[-1], strict=True):
+        for key in ("iteration", "task", "reward_n", "invalid", "images", "denoiser_evaluations"):
+            assert ours[key] == alone[key]
+        assert ours["reward_mean"] == pytest.approx(alone["reward_mean"], abs=1e-3)
+        assert ours["first_ratio_max_dev"] == 0.0
+
+
+@pytest.mark.slow
+def test_the_makefiles_launcher_trains_on_two_processes(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    """`accelerate launch` on CPUs, through the command line, to a finished run; and again, which says so."""
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--num_processes",
+        "2",
+    ]
+    launcher += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(toy.free_port()),
+    ]
+    command = [
+        *launcher,
+        "-m",
+        "tests.toy",
+        "toy",
+        "--on",
+        "tiny",
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "iterations=1",
+    ]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "TOY_BASE": str(tiny_pipeline_dir),
+        "TOY_PROMPTS": str(toy_prompts),
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )
+    try:
+        _, stderr = process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher and what it launched
+        raise
+    assert process.returncode == 0, stderr[-2000:]
+    card = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert card["hardware"]["processes"] == 2
+    assert (tmp_path / "run" / "model_index.json").is_file()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,173 @@
+"""Scoring: what is drawn, kept, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from evals import checkpoints, harness, suites
+from evals import rows as score_rows
+from evals.__main__ import main
+from evals.diffusion import Sampling
+from evals.miniature import weights_folder
+from evals.suites import Part, Suite
+
+SMALL = Suite(
+    parts=(Part("miniature-portraits-unseen", 1, ("skin_tone", "gold_utility", "kid")),),
+    sampling=Sampling(steps=2, eta=1.0, guidance=None, micro_batch=8),
+    seed=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "load", lambda _name: SMALL)
+
+
+@pytest.fixture
+def base_run(tmp_path: Path) -> Path:
+    """The run directory of the base, as the trainer leaves it."""
+    return write_run(tmp_path / "runs" / "base-miniature-0", "base", [])
+
+
+def write_run(folder: Path, name: str, rewards: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    pipeline = weights_folder("pipeline")
+    for part in pipeline.iterdir():
+        (folder / part.name).symlink_to(part)
+    card = {"name": f"{name}-miniature-0", "model": "miniature", "seed": 0, "rewards": rewards, "base": str(pipeline)}
+    (folder / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    return folder
+
+
+def test_rows_are_complete_and_scoring_again_changes_nothing(base_run: Path, tmp_path: Path):
+    out = tmp_path / "scores" / "base-miniature-0.csv"
+    harness.score(str(base_run), out, "small")
+    first = out.read_bytes()
+    rows = score_rows.read([out])
+    assert len(rows) == 25 * 3
+    assert set(rows["experiment"]) == {"base"}
+    assert rows.loc[rows["scorer"] == "kid", "value"].abs().max() == pytest.approx(0, abs=1e-3)
+    assert not out.with_name(out.name + ".partial").exists()
+    out.unlink()
+    harness.score(str(base_run), out, "small")
+    assert out.read_bytes() == first
+
+
+def test_a_killed_scoring_goes_on_and_gives_the_same_rows(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "scores" / "base-miniature-0.csv"
+    harness.score(str(base_run), out, "small")
+    straight = out.read_bytes()
+    out.unlink()
+    picture = next((tmp_path / "images" / "base-miniature-0").rglob("7.png"), None) or next(
+        (tmp_path / "images" / "base-miniature-0").rglob("0.png")
+    )
+    picture.write_bytes(
+        picture.read_bytes()[:40]
+    )  # as a kill in the middle of a write by another program leaves it
+
+    real = harness._rows_of
+    calls: list[str] = []
+
+    def killed_at_the_second(*arguments):
+        calls.append(arguments[3])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(harness, "_rows_of", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        harness.score(str(base_run), out, "small")
+    assert not out.exists()
+    assert out.with_name(out.name + ".partial").exists()
+    monkeypatch.setattr(harness, "_rows_of", real)
+    harness.score(str(base_run), out, "small")
+    assert out.read_bytes() == straight
+
+
+def test_pictures_of_other_weights_are_not_taken(base_run: Path, tmp_path: Path):
+    out = tmp_path / "scores" / "x.csv"
+    harness.score(str(base_run), out, "small")
+    mark = tmp_path / "images" / "base-miniature-0" / "source.json"
+    mark.write_text(mark.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
+    foreign = next((tmp_path / "images" / "base-miniature-0").rglob("0.png"))
+    before = foreign.stat().st_mtime_ns
+    harness.score(str(base_run), out, "small")
+    assert foreign.stat().st_mtime_ns != before
+
+
+def test_trained_on_is_marked(tmp_path: Path):
+    run = write_run(tmp_path / "runs" / "fairness-miniature-0", "fairness", ["skin_tone"])
+    out = tmp_path / "scores" / "f.csv"
+    harness.score(str(run), out, "small")
+    marks = score_rows.read([out]).groupby("scorer")["trained_on"].max()
+    assert marks.to_dict() == {"gold_utility": 0, "kid": 0, "skin_tone": 1}
+
+
+def test_a_plain_diffusers_folder_can_be_scored(tmp_path: Path):
+    found = checkpoints.resolve(str(weights_folder("pipeline")))
+    assert (found.experiment, found.model, found.rewards) == ("pipeline", "external", ())
+    assert len(found.digest()) == 12
+
+
+def run_cli(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("target", ["nothing_there", "./nowhere"])
+def test_a_target_that_is_none_is_one_sentence(target: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="give a run directory"):
+        checkpoints.resolve(target)
+    code, output = run_cli("score", target, "--out", str(tmp_path / "s" / "x.csv"))
+    assert code == 2
+    assert "Traceback" not in output
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has not finished"):
+        checkpoints.resolve(str(tmp_path / "run"))
+
+
+def test_a_damaged_card_is_named(tmp_path: Path):
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        checkpoints.resolve(str(tmp_path))
+
+
+def test_truncated_weights_are_one_sentence(tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "pipeline"
+    shutil.copytree(weights_folder("pipeline"), folder)
+    weights = next(folder.glob("unet/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be opened as a Stable Diffusion pipeline"):
+        checkpoints.load_pipeline(str(folder))
+
+
+def test_the_shipped_base_opens_with_diffusers_alone():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(weights_folder("pipeline"), safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    made = pipeline.to(torch.float32)(
+        "a red circle left of a blue star", num_inference_steps=2, generator=generator, output_type="pt"
+    ).images
+    assert made.shape == (1, 3, 64, 64)
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        assert (weights_folder("pipeline") / "tokenizer" / name).is_file()
+
+
+def test_unknown_suite_names_the_choices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="choose from miniature"):
+        suites.load("big")

@@ -1,0 +1,80 @@
+"""Imports point left only: prompts <- evals <- train <- bench, so that anybody's checkpoint is scored without the trainer."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ("prompts", "evals", "train", "bench")
+NEVER = ("tests", "results")
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every module that the source imports, at any depth; also by import_module and __import__ with a literal beginning."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and _callee(node) in ("import_module", "__import__") and node.args:
+            yield _literal_beginning(node.args[0])
+
+
+def _callee(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _literal_beginning(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def wrong_way(package: str, source: str) -> list[str]:
+    """The imports of `source`, a module of `package`, that point right, or at what is no library."""
+    forbidden = {*ORDER[ORDER.index(package) + 1 :], *NEVER}
+    return [name for name in imported(source) if name.split(".")[0] in forbidden]
+
+
+FILES = [path.relative_to(ROOT) for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_left(path: Path) -> None:
+    assert not wrong_way(path.parts[0], (ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "prompts"], ids=str)
+def test_prompts_need_the_standard_library_only(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imported((ROOT / path).read_text(encoding="utf-8"))}
+    assert tops <= {*sys.stdlib_module_names, "prompts"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import train",
+        "import os, train.config as c",
+        "from train.loop import x",
+        "def f():\n    from bench import x",
+        "import importlib\nimportlib.import_module(f'train.experiments.{name}')",
+        "__import__('bench.memory')",
+        "from tests.conftest import x",
+    ],
+)
+def test_a_wrong_import_is_seen(source: str) -> None:
+    assert wrong_way("evals", source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import prompts", "from evals.rows import read", "import training_wheels", "from . import rows"],
+)
+def test_a_right_import_is_let_through(source: str) -> None:
+    assert not wrong_way("evals", source)

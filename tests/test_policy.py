@@ -1,0 +1,185 @@
+"""Pipeline in, pipeline out: full UNet and LoRA, averaged weights, and what diffusers opens afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evals.checkpoints import find_base, load_pipeline
+from evals.diffusion import Painter, Sampling
+from tests.test_diffusion import randn
+from tests.toy import toy_experiment
+from train.config import Ema, Experiment, Lora
+from train.policy import AveragedWeights, Policy
+from train.start import new_accelerator
+
+SAMPLING = Sampling(steps=3, eta=1.0, guidance=None, micro_batch=2)
+
+
+def policy_of(base: Path, **changes: Any) -> Policy:
+    experiment: Experiment = toy_experiment(base, "unused", **changes)
+    return Policy(load_pipeline(str(base)), experiment, new_accelerator(), seed=0)
+
+
+def push(policy: Policy, seed: int = 0) -> None:
+    """One optimiser step on made-up gradients."""
+    for number, weight in enumerate(policy.weights.values()):
+        weight.grad = randn(*weight.shape, seed=1000 * seed + number)
+    policy.optimiser_step()
+
+
+def copies(weights: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def pictures(unet: Any, pipeline: Any) -> Tensor:
+    painter = Painter.of(pipeline, SAMPLING)
+    painter.unet = unet
+    return painter.paint(["red", "nurse"], [0, 1], seed=3)
+
+
+# --------------------------------------------------------------------------------------------------------------- average
+
+
+def test_average_has_its_closed_form() -> None:
+    """After n steps: d^n w_0 + (1 - d) sum_k d^(n - k) w_k."""
+    decay, history = 0.9, [randn(3, 2, seed=k) for k in range(6)]
+    average = AveragedWeights({"w": history[0]}, decay)
+    for weight in history[1:]:
+        average.step({"w": weight})
+    expected = decay**5 * history[0] + sum((1 - decay) * decay ** (5 - k) * history[k] for k in range(1, 6))
+    torch.testing.assert_close(average.average["w"], expected)
+
+
+def test_average_is_taken_once_per_optimiser_step(tiny_pipeline_dir: Path) -> None:
+    policy = policy_of(tiny_pipeline_dir, ema=Ema(decay=0.5))
+    start = copies(policy.weights)
+    push(policy)
+    assert policy.ema is not None
+    for name, weight in policy.weights.items():
+        torch.testing.assert_close(policy.ema.average[name], (start[name] + weight) / 2)
+
+
+def test_average_is_handed_over_and_the_live_weights_stay(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    policy = policy_of(tiny_pipeline_dir, ema=Ema(decay=0.9))
+    push(policy)
+    live = copies(policy.weights)
+    policy.save(tmp_path / "run")
+    assert policy.ema is not None
+    saved = dict(load_pipeline(str(tmp_path / "run")).unet.named_parameters())
+    assert all(torch.equal(saved[name], average) for name, average in policy.ema.average.items())
+    assert all(torch.equal(policy.weights[name], weight) for name, weight in live.items())
+    assert not all(torch.equal(saved[name], weight) for name, weight in live.items())
+
+
+# -------------------------------------------------------------------------------------------------------- full and LoRA
+
+
+def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    policy = policy_of(tiny_pipeline_dir)
+    untouched = {name: weight.clone() for name, weight in policy.pipeline.vae.named_parameters()}
+    before = pictures(policy.unet, policy.pipeline)
+    push(policy)
+    after = pictures(policy.unet, policy.pipeline)
+    assert not torch.equal(before, after)
+    policy.save(tmp_path / "run")
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "run")
+    assert torch.equal(pictures(opened.unet, opened), after)
+    assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
+
+
+def test_adapters_start_as_the_base_and_are_saved_for_diffusers(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    base = load_pipeline(str(tiny_pipeline_dir))
+    policy = policy_of(tiny_pipeline_dir, lora=Lora(rank=2, alpha=2.0))
+    start = pictures(policy.unet, policy.pipeline)
+    assert torch.equal(start, pictures(base.unet, base))
+    assert all("lora" in name for name in policy.weights)
+    push(policy)
+    after = pictures(policy.unet, policy.pipeline)
+    assert not torch.equal(after, start)
+    policy.save(tmp_path / "run")
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
+    opened = load_pipeline(str(tiny_pipeline_dir))
+    opened.load_lora_weights(tmp_path / "run")
+    torch.testing.assert_close(pictures(opened.unet, opened), after, rtol=0, atol=1e-5)
+
+
+def test_adapters_are_drawn_from_the_seed_and_leave_the_global_generator_alone(
+    tiny_pipeline_dir: Path,
+) -> None:
+    state = torch.get_rng_state()
+    first, second = (policy_of(tiny_pipeline_dir, lora=Lora(rank=2)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
+
+
+def test_adapters_that_fit_nowhere_are_refused(tiny_pipeline_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"lora\.targets"):
+        policy_of(tiny_pipeline_dir, lora=Lora(targets=("nowhere",)))
+
+
+def test_nothing_in_the_policy_drops_out(tiny_pipeline_dir: Path) -> None:
+    for lora in (None, Lora(rank=2)):
+        policy = policy_of(tiny_pipeline_dir, lora=lora)
+        assert not policy.unet.training
+        assert not any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in policy.unet.modules())
+
+
+def test_gradient_norm_is_bounded_only_where_asked(tiny_pipeline_dir: Path) -> None:
+    from dataclasses import replace
+
+    update = toy_experiment("unused", "unused").update
+    policy = policy_of(tiny_pipeline_dir, update=replace(update, max_grad_norm=0.5))
+    for weight in policy.weights.values():
+        weight.grad = torch.ones_like(weight)
+    total = sum(weight.numel() for weight in policy.weights.values()) ** 0.5
+    seen: list[float] = []
+    policy.optimiser.register_step_pre_hook(
+        lambda *_: seen.append(
+            float(torch.stack([w.grad.norm() for w in policy.weights.values() if w.grad is not None]).norm())
+        )
+    )
+    assert policy.optimiser_step().item() == pytest.approx(total, rel=1e-4)
+    assert seen == [pytest.approx(0.5, rel=1e-3)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- state
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_state_round_trip_continues_bit_for_bit(tiny_pipeline_dir: Path, lora: Lora | None) -> None:
+    straight, stopped = (policy_of(tiny_pipeline_dir, lora=lora, ema=Ema(decay=0.9)) for _ in range(2))
+    for policy in (straight, stopped):
+        push(policy, 0)
+    resumed = policy_of(tiny_pipeline_dir, lora=lora, ema=Ema(decay=0.9))
+    resumed.load_state(stopped.state())
+    for policy in (straight, resumed):
+        push(policy, 1)
+    for file, tensors in straight.state().items():
+        assert all(torch.equal(tensor, resumed.state()[file][name]) for name, tensor in tensors.items())
+
+
+def test_state_of_another_model_is_refused(tiny_pipeline_dir: Path) -> None:
+    full, adapters = policy_of(tiny_pipeline_dir), policy_of(tiny_pipeline_dir, lora=Lora(rank=2))
+    with pytest.raises(ValueError, match="another model"):
+        full.load_state(adapters.state())
+
+
+# ------------------------------------------------------------------------------------------------------------- bad bases
+
+
+def test_base_is_looked_up_as_folder_or_hub_id(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    assert find_base(str(tiny_pipeline_dir)) == str(tiny_pipeline_dir)
+    assert find_base("stabilityai/stable-diffusion-2-base") == "stabilityai/stable-diffusion-2-base"
+    with pytest.raises(ValueError, match="there is no folder some/where/else"):
+        find_base("some/where/else")
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        find_base(str(tmp_path))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prompts
+from prompts import Prompt
+
+SETS = prompts.names()
+
+
+def write(folder: Path, *records: Any, name: str = "set.jsonl") -> Path:
+    """A prompt file; a record that is a string is written as it is."""
+    path = folder / name
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
+
+
+def refusal(path: Path | str) -> str:
+    """The message with which `path` is refused: one sentence."""
+    with pytest.raises(ValueError) as caught:
+        prompts.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+# the files that ship
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_shipped_set_is_valid_and_asks_nothing_twice(name: str) -> None:
+    loaded = prompts.load(name)
+    assert len({normalised(prompt.text) for prompt in loaded}) == len(loaded)
+    assert len({prompt.id for prompt in loaded}) == len(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name.endswith("-unseen")])
+def test_evaluation_prompts_are_not_trained_on(name: str) -> None:
+    asked = {normalised(prompt.text) for prompt in prompts.load(name)}
+    for training in (other for other in SETS if other.endswith("-train")):
+        assert not asked & {normalised(prompt.text) for prompt in prompts.load(training)}, training
+
+
+def test_file_name_is_the_registry() -> None:
+    assert set(SETS) == {path.stem for path in prompts.HERE.glob("*.jsonl")}
+    assert list(SETS) == sorted(SETS)
+    assert len(SETS) >= 6
+
+
+# reading
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    expect = {"objects": [{"colour": "red", "shape": "circle"}]}
+    path = write(
+        tmp_path,
+        {"id": "a", "text": " a red circle ", "tags": ["x", "y"], "expect": expect},
+        {"id": "b", "text": "b"},
+    )
+    first, second = prompts.load(path)
+    assert (first.id, first.text, first.tags, first.expect) == ("a", " a red circle ", ("x", "y"), expect)
+    assert second == Prompt("b", "b")
+    assert prompts.load(str(path)) == (first, second)
+    assert len({first, second, first}) == 2, "a prompt is hashable"
+
+
+def test_txt_is_one_prompt_a_line_and_blank_lines_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes("a cat\r\n\n  a café  \n".encode())
+    assert prompts.load(path) == (Prompt("00001", "a cat"), Prompt("00003", "a café"))
+
+
+def test_byte_order_mark_and_line_separators_inside_a_string(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_bytes('\ufeff{"id": "a", "text": "one\u2028two"}\r\n'.encode())
+    assert prompts.load(path) == (Prompt("a", "one\u2028two"),)
+
+
+# digest
+
+
+def test_digest_depends_on_content_and_order_and_nothing_else(tmp_path: Path) -> None:
+    one, two = Prompt("a", "é", ("t",), {"x": 1, "y": 2}), Prompt("b", "b")
+    spaced = write(tmp_path, '{"expect":{"y":2,"x":1},  "text":"\\u00e9","id":"a","tags":["t"]}')
+    assert prompts.digest([one]) == prompts.digest(prompts.load(spaced))
+    others = [
+        [one, two],
+        [two, one],
+        [two],
+        [Prompt("b", "c")],
+        [Prompt("b", "b", ("t",))],
+        [Prompt("b", "b", (), {"x": 1})],
+    ]
+    assert len({prompts.digest(other) for other in others}) == len(others)
+
+
+def test_digest_is_the_hash_of_canonical_json() -> None:
+    """Run cards hold it: were it made otherwise, every earlier run would look as if its prompts had changed."""
+    canonical = '[{"expect":{"count":1},"id":"a","tags":["t"],"text":"a café"}]'
+    expected = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    assert prompts.digest([Prompt("a", "a café", ("t",), {"count": 1})]) == expected
+
+
+# what is refused
+
+
+def test_unknown_name_lists_the_choices() -> None:
+    message = refusal("miniature-scenes")
+    assert "'miniature-scenes'" in message
+    assert all(name in message for name in SETS)
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "nothing.txt"])
+def test_missing_file(tmp_path: Path, name: str) -> None:
+    assert (
+        refusal(tmp_path / name)
+        == f"{tmp_path / name}: the prompt file cannot be read (no such file or directory)"
+    )
+
+
+def test_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    assert "cannot be read (is a directory)" in refusal(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.txt"])
+def test_empty(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert refusal(path) == f"{path}: no prompts in this file"
+
+
+@pytest.mark.parametrize("name", ["latin.jsonl", "latin.txt"])
+def test_not_utf8(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b'{"id": "a", "text": "a"}\n{"id": "b", "text": "caf\xe9"}\n')
+    assert refusal(path) == f"{path}:2: not UTF-8 (byte 0xe9)"
+
+
+GOOD = {"id": "a", "text": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "b", "text": "cut o', "not a JSON object (Unterminated string"),
+        ("a cat", "not a JSON object (Expecting value"),
+        ("[" * 100_000, "not a JSON object (maximum recursion"),
+        ('["b", "a cat"]', "not a JSON object but a list"),
+        ("null", "not a JSON object but a NoneType"),
+        (
+            {"id": "b", "text": "b", "prompt": "b"},
+            "unknown key 'prompt', the keys are id, text, tags, expect",
+        ),
+        ({"text": "b"}, "'id' must be"),
+        ({"id": 7, "text": "b"}, "'id' must be"),
+        ({"id": "", "text": "b"}, "'id' must be"),
+        ({"id": "../b", "text": "b"}, "'id' must be"),
+        ({"id": "b/c", "text": "b"}, "'id' must be"),
+        ({"id": "b\n", "text": "b"}, "'id' must be"),
+        ({"id": "b" * 101, "text": "b"}, "'id' must be"),
+        ({"id": "b"}, "'text' must be a string that is not blank, but is None"),
+        ({"id": "b", "text": " "}, "'text' must be a string that is not blank"),
+        ({"id": "b", "text": "b", "tags": "scene"}, "'tags' must be a list of strings, but is 'scene'"),
+        ({"id": "b", "text": "b", "tags": [1]}, "'tags' must be a list of strings"),
+        ({"id": "b", "text": "b", "expect": []}, "'expect' must be a JSON object, but is []"),
+    ],
+)
+def test_broken_line_is_named(tmp_path: Path, line: Any, says: str) -> None:
+    path = write(tmp_path, GOOD, "", line)
+    message = refusal(path)
+    assert message.startswith(f"{path}:3: ")
+    assert says in message
+
+
+def test_duplicate_id(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, {"id": "b", "text": "b"}, {"id": "a", "text": "another"})
+    assert refusal(path) == f"{path}: the id 'a' is there more than once"

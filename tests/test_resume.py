@@ -1,0 +1,285 @@
+"""Two iterations, kill -9, resume, two more: bit for bit the four of a run that was never stopped. And every way to be stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import toy
+from train import state as states
+
+ITERATIONS = 4
+
+
+def train_toy(arguments: list[str], environment: dict[str, str], trap: str = "") -> None:
+    """The command line in a process of its own, which a trap may end."""
+    os.environ |= environment
+    if trap:
+        set_trap(trap)
+    toy.command_line(*arguments)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def set_trap(trap: str) -> None:
+    """Arrange for this process to die, or to be asked to stop, at a named point."""
+    kind, _, at = trap.partition(":")
+    traps = {
+        "line": after_line,
+        "file": in_file,
+        "pointer": before_pointer,
+        "full": with_full_disk,
+        "term": asked_to_stop,
+    }
+    traps[kind](int(at or 0))
+
+
+def after_line(count: int) -> None:
+    """Die after that line of metrics.jsonl: later than the last checkpoint."""
+    append = states.MetricsLog.append
+
+    def append_and_die(self: states.MetricsLog, record: Any) -> None:
+        append(self, record)
+        if len(self.path.read_text().splitlines()) == count:
+            kill()
+
+    states.MetricsLog.append = append_and_die  # type: ignore[method-assign]
+
+
+def in_file(number: int) -> None:
+    """Die while the third checkpoint is being written, in its file of that number."""
+    save, save_tensors, written = states.save, states._save_tensors, [0, 0]
+
+    def counting_save(*arguments: Any) -> None:
+        written[:] = written[0] + 1, 0
+        save(*arguments)
+
+    def write_or_die(path: Path, tensors: Any) -> None:
+        if written == [3, number]:
+            path.write_bytes(b"half a file")
+            kill()
+        written[1] += 1
+        save_tensors(path, tensors)
+
+    states.save = counting_save  # type: ignore[assignment]
+    states._save_tensors = write_or_die
+
+
+def before_pointer(_: int) -> None:
+    """Die when the third checkpoint is whole but not yet named."""
+    write = states.write_atomically
+
+    def write_or_die(path: Path, text: str) -> None:
+        if path.name == "latest.json" and "000003" in text:
+            kill()
+        write(path, text)
+
+    states.write_atomically = write_or_die
+
+
+def with_full_disk(_: int) -> None:
+    """Let the disk take no more from the third checkpoint on."""
+    save = states.save
+
+    def refused_save(folder: Path, progress: states.Progress, *rest: Any) -> None:
+        if progress.iteration == 3:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(folder, progress, *rest)
+
+    states.save = refused_save  # type: ignore[assignment]
+
+
+def asked_to_stop(number: int) -> None:
+    """Get SIGTERM while the batch of that number is drawn."""
+    from train import loop
+
+    collect, calls = loop.collect, [0]
+
+    def collect_and_signal(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return collect(*arguments)
+
+    loop.collect = collect_and_signal  # type: ignore[assignment]
+
+
+class Runner:
+    """Runs the toy experiment with some settings in folders of one place."""
+
+    def __init__(
+        self, environment: dict[str, str], place: Path, world: int, settings: tuple[str, ...]
+    ) -> None:
+        self.environment, self.place, self.world = environment, place, world
+        self.settings = [f"--set={setting}" for setting in (f"iterations={ITERATIONS}", *settings)]
+
+    def __call__(self, name: str, trap: str = "") -> list[int]:
+        arguments = ["toy", "--on", "tiny", "--out", str(self.place / name), *self.settings]
+        return toy.launch(self.world, train_toy, arguments, self.environment, trap)
+
+    def result(self, name: str) -> dict[str, Any]:
+        """Everything that a run leaves, but for times."""
+        out = self.place / name
+        checkpoint = states.latest(out / "state")
+        assert checkpoint is not None
+        progress, _ = states.read(checkpoint)
+        tensors = {
+            f"{file}/{key}": t
+            for file, ts in states.read_tensors(checkpoint).items()
+            for key, t in ts.items()
+        }
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["seconds"]
+        saved = {
+            f"unet/{k}": t for k, t in load_file(out / "unet" / "diffusion_pytorch_model.safetensors").items()
+        }
+        return {
+            "tensors": tensors | saved,
+            "lines": lines,
+            "progress": (
+                progress.iteration,
+                progress.phase,
+                progress.images,
+                progress.denoiser_evaluations,
+                progress.gates,
+            ),
+        }
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["lines"] == expected["lines"]
+    assert found["progress"] == expected["progress"]
+    assert found["tensors"].keys() == expected["tensors"].keys()
+    different = [
+        name
+        for name, tensor in expected["tensors"].items()
+        if not torch.equal(tensor, found["tensors"][name])
+    ]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def environment(tiny_pipeline_dir: Path, toy_prompts: Path) -> dict[str, str]:
+    return {"TOY_BASE": str(tiny_pipeline_dir), "TOY_PROMPTS": str(toy_prompts)}
+
+
+@pytest.fixture(scope="module")
+def one(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """One process, saving every iteration; `straight` has run through."""
+    runner = Runner(environment, tmp_path_factory.mktemp("one"), 1, ("ema.decay=0.9",))
+    assert runner("straight") == [0]
+    return runner
+
+
+def test_straight_run_has_everything(one: Runner) -> None:
+    found = one.result("straight")
+    assert len(found["lines"]) == 2 * ITERATIONS
+    kinds = {name.split("/")[0] for name in found["tensors"]}
+    assert kinds == {"weights", "optimiser", "ema", "random", "unet"}
+    assert [path.name for path in (one.place / "straight" / "state").iterdir() if path.is_dir()] == [
+        "000004-0"
+    ]
+
+
+@pytest.mark.parametrize("trap", ["line:4", "line:5", "line:6", "file:0", "file:2", "pointer:"])
+def test_kill_and_resume_is_bit_for_bit_the_straight_run(one: Runner, trap: str) -> None:
+    name = "killed-" + trap.replace(":", "-")
+    assert one(name, trap) == [-signal.SIGKILL]
+    assert not (one.place / name / "run.json").exists()
+    assert one(name) == [0]
+    assert_same(one.result(name), one.result("straight"))
+
+
+@pytest.mark.parametrize(
+    "options", [("update.theta_old=iteration",), ("lora.rank=2", "save_every=3"), ("task_order=rotated",)]
+)
+def test_kill_and_resume_with_other_settings(
+    environment: dict[str, str], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    runner = Runner(environment, tmp_path, 1, options)
+    assert runner("straight") == [0]
+    assert runner("killed", "line:7") == [-signal.SIGKILL]
+    assert runner("killed") == [0]
+    for name in ("straight", "killed"):  # adapters leave no unet folder
+        (tmp_path / name / "unet").mkdir(exist_ok=True)
+        weights = tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors"
+        if not weights.exists():
+            (tmp_path / name / "pytorch_lora_weights.safetensors").rename(weights)
+    assert_same(runner.result("killed"), runner.result("straight"))
+
+
+def test_kill_and_resume_on_two_processes(environment: dict[str, str], tmp_path: Path) -> None:
+    runner = Runner(environment, tmp_path, 2, ("ema.decay=0.9",))
+    assert runner("straight") == [0, 0]
+    assert -signal.SIGKILL in runner("killed", "line:5")
+    assert runner("killed") == [0, 0]
+    assert_same(runner.result("killed"), runner.result("straight"))
+    assert {f"random/cpu.{rank}" for rank in (0, 1)} <= runner.result("killed")["tensors"].keys()
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_sigterm_saves_and_exits_143(one: Runner, batch: int) -> None:
+    """Between two tasks of an iteration, and between two iterations."""
+    name = f"terminated-{batch}"
+    assert one(name, f"term:{batch}") == [143]
+    checkpoint = states.latest(one.place / name / "state")
+    assert checkpoint is not None
+    assert checkpoint.name == {3: "000001-1", 4: "000002-0"}[batch]
+    assert one(name) == [0]
+    assert_same(one.result(name), one.result("straight"))
+
+
+def test_sigterm_on_one_of_two_processes_stops_both(environment: dict[str, str], tmp_path: Path) -> None:
+    runner = Runner(environment, tmp_path, 2, ())
+    assert runner("terminated", "term:2") == [143, 143]
+    assert runner("terminated") == [0, 0]
+
+
+def test_sigterm_waits_for_the_iteration_where_all_was_sampled_first(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    runner = Runner(environment, tmp_path, 1, ("update.theta_old=iteration",))
+    assert runner("terminated", "term:1") == [143]
+    checkpoint = states.latest(tmp_path / "terminated" / "state")
+    assert checkpoint is not None
+    assert checkpoint.name == "000001-0"
+
+
+def test_full_disk_keeps_the_state_before(one: Runner) -> None:
+    assert one("full", "full:") == [1]
+    checkpoint = states.latest(one.place / "full" / "state")
+    assert checkpoint is not None
+    assert checkpoint.name == "000002-0"
+    assert [path.name for path in (one.place / "full" / "state").iterdir() if path.is_dir()] == ["000002-0"]
+    assert one("full") == [0]
+    assert_same(one.result("full"), one.result("straight"))
+
+
+def test_finished_run_says_so_and_changes_nothing(one: Runner) -> None:
+    before = one.result("straight")
+    stamps = {path: path.stat().st_mtime_ns for path in (one.place / "straight").rglob("*")}
+    assert one("straight") == [0]
+    assert {path: path.stat().st_mtime_ns for path in (one.place / "straight").rglob("*")} == stamps
+    assert_same(one.result("straight"), before)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(one: Runner) -> None:
+    assert one("moved", "line:5") == [-signal.SIGKILL]
+    two = Runner(one.environment, one.place, 2, ("ema.decay=0.9",))
+    assert two("moved") == [0, 0]
+    assert len(one.result("moved")["lines"]) == 2 * ITERATIONS
+    for name, tensor in one.result("straight")["tensors"].items():
+        if name.startswith("weights/"):
+            torch.testing.assert_close(one.result("moved")["tensors"][name], tensor, rtol=0, atol=2e-4)

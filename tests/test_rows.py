@@ -1,0 +1,163 @@
+"""Score rows: what is written comes back, and nothing broken is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evals import rows
+from evals.rows import COLUMNS, Row
+from tests.synthetic_rows import study
+
+HEADER = ",".join(COLUMNS)
+GOOD = "joint,miniature,0,scenes,p1,0,objects,0a1b2c3d,1,0.5"
+
+
+def file(folder: Path, *lines: str, name: str = "scores.csv", header: str = HEADER) -> Path:
+    path = folder / name
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    written = rows.table(
+        [
+            Row("base", "miniature", 0, "scenes", "NA", 0, "objects", "00000012", 0, 1 / 3),
+            Row("base", "miniature", 0, "scenes", "007", 1, "objects", "00000012", 0, float("nan")),
+            Row("base", "miniature", 0, "scenes", 'a "quoted", id', 1, "objects", "00000012", 0, -1e-9),
+        ]
+    )
+    rows.write(written, tmp_path / "deep" / "scores.csv")
+    read = rows.read([tmp_path / "deep" / "scores.csv"])
+    assert list(read["prompt_id"]) == ["NA", "007", 'a "quoted", id']
+    assert list(read["version"]) == ["00000012"] * 3
+    np.testing.assert_allclose(read["value"], written["value"], rtol=1e-6)
+    assert (
+        (tmp_path / "deep" / "scores.csv").read_text().splitlines()[2].endswith(",0,")
+    )  # NaN is an empty cell
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file(tmp_path, GOOD)
+    before = path.read_text()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        rows.write(study(prompts=1, images=1), path)
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "holds no score"),
+        ([GOOD.replace(",0.5", ",high")], "line 2: value must be a finite number or empty, not 'high'"),
+        ([GOOD, GOOD.replace(",0.5", ",inf").replace(",0,obj", ",1,obj")], "line 3: value"),
+        ([GOOD.replace("miniature,0", "miniature,-1")], "line 2: seed must be a whole number, not '-1'"),
+        ([GOOD.replace(",0,objects", ",1.5,objects")], "line 2: image must be a whole number"),
+        ([GOOD.replace(",1,0.5", ",2,0.5")], "trained_on must be 0 or 1"),
+        ([GOOD, GOOD], "two objects scores of joint seed 0, scenes, prompt p1, image 0"),
+        ([GOOD + ",surplus,more"], "line 2 has 12 cells, but the header has 10"),
+        ([GOOD, "joint,miniature,0,scenes"], "line 3 has 4 cells, but the header has 10"),
+        ([GOOD, ""], "line 3 has 0 cells"),
+        (['"joint,miniature'], "is not a CSV file"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = file(tmp_path, *lines)
+    with pytest.raises(ValueError, match=message) as error:
+        rows.read([path])
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_score_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no score files were given"):
+        rows.read([])
+    with pytest.raises(ValueError, match=r"no such file or directory\); make it with"):
+        rows.read([tmp_path / "absent.csv"])
+    with pytest.raises(ValueError, match="is a directory"):
+        rows.read([tmp_path])
+    with pytest.raises(ValueError, match="lacks the column version"):
+        rows.read(
+            [
+                file(
+                    tmp_path,
+                    "a,m,0,s,p,0,x",
+                    header="experiment,model,seed,prompt_set,prompt_id,image,scorer",
+                )
+            ]
+        )
+    (tmp_path / "latin.csv").write_bytes(HEADER.encode() + b"\n\xff\xfe")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        rows.read([tmp_path / "latin.csv"])
+    for cut in (b"", HEADER.encode() + b"\n" + GOOD.encode()[:-1]):
+        (tmp_path / "cut.csv").write_bytes(cut)
+        with pytest.raises(ValueError, match="was cut off"):
+            rows.read([tmp_path / "cut.csv"])
+
+
+def test_versions_that_differ_are_refused_and_both_named(tmp_path: Path) -> None:
+    old = file(tmp_path, GOOD, name="old.csv")
+    new = file(tmp_path, GOOD.replace("0a1b2c3d", "ffff0000").replace("joint", "base"), name="new.csv")
+    with pytest.raises(
+        ValueError, match=r"objects has version 0a1b2c3d in .*old.csv but ffff0000 in .*new.csv"
+    ):
+        rows.read([old, new])
+
+
+def test_the_same_row_in_two_files_names_both(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one.csv and .*two.csv: two objects scores"):
+        rows.read([file(tmp_path, GOOD, name="one.csv"), file(tmp_path, GOOD, name="two.csv")])
+
+
+def test_the_partner_has_the_same_scorer_prompt_and_image() -> None:
+    frame = study(prompts=3, images=2, experiments=("base", "joint"))
+    base, joint = frame[frame["experiment"] == "base"], frame[frame["experiment"] == "joint"]
+    joint = joint[joint["scorer"] == "gold_utility"].sample(frac=1, random_state=0)
+    partner = rows.same_images(joint, base[base["scorer"] == "gold_utility"])
+    assert partner.index.equals(joint.index)
+    expected = {
+        (r.prompt_set, r.prompt_id, r.image): r.value for r in base.itertuples() if r.scorer == "gold_utility"
+    }
+    assert list(partner["value"]) == [
+        expected[r.prompt_set, r.prompt_id, r.image] for r in joint.itertuples()
+    ]
+
+
+def test_a_seed_is_set_beside_the_base_of_the_same_seed_where_there_is_one() -> None:
+    def one(experiment: str, seed: int, value: float) -> Row:
+        return Row(experiment, "m", seed, "s", "p", 0, "objects", "v", 0, value)
+
+    base = rows.table([one("base", 0, 10.0), one("base", 1, 11.0)])
+    runs = rows.table([one("joint", 0, 0.0), one("joint", 1, 0.0), one("joint", 2, 0.0)])
+    assert list(rows.same_images(runs, base)["value"]) == [10.0, 11.0, 10.0]
+
+
+@pytest.mark.parametrize("lacking", ["base", "joint"])
+def test_a_missing_partner_is_refused_on_either_side(lacking: str) -> None:
+    frame = study(prompts=3, images=2, experiments=("base", "joint"), seeds=(0,))
+    frame = frame[frame["scorer"] == "gold_utility"]
+    gone = frame[
+        (frame["experiment"] == lacking) & (frame["prompt_id"] == "p001") & (frame["image"] == 1)
+    ].index
+    frame = frame.drop(gone)
+    with pytest.raises(
+        ValueError, match=f"{lacking} lacks 3 of the 18 gold_utility scores .* prompt p001, image 1"
+    ):
+        rows.same_images(frame[frame["experiment"] == "joint"], frame[frame["experiment"] == "base"])
+
+
+def test_an_empty_selection_is_its_own_partner() -> None:
+    empty = pd.DataFrame(columns=list(COLUMNS))
+    assert rows.same_images(empty, empty).empty

@@ -1,0 +1,139 @@
+"""The miniature world: what is drawn can be read back, and what is held out is held out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import prompts
+from evals.miniature import measure
+from evals.miniature.annotators import Annotator, Parts, gold_utility
+from evals.miniature.render import MONK_TONES, TONE_GROUPS, Finish, draw_portrait, draw_scene
+from prompts import world
+from prompts.world import OBJECTS, OCCUPATIONS, RELATIONS, dress_of
+from train.miniature.data import EARLY, SHIPPED, draw_examples, place, tone_bias
+
+CRISP = Finish()
+
+
+def scene(rng: np.random.Generator, finish: Finish = CRISP):
+    objects = tuple(OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
+    relation = str(rng.choice(RELATIONS))
+    expect = world.scene_prompt(*objects, relation, ())["expect"]
+    return expect, draw_scene(place(objects, relation, rng), finish, rng)
+
+
+def test_crisp_scenes_are_read_back():
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(40):
+        expect, picture = scene(rng)
+        found = measure.find_objects(picture)
+        scores.append(measure.detection_score(expect, found))
+        assert measure.fully_right(expect, found)
+    assert min(scores) > 0.7  # small stars are the hardest
+    assert np.mean(scores) > 0.95
+
+
+def test_a_missing_object_halves_the_detection_score():
+    rng = np.random.default_rng(1)
+    expect, _ = scene(rng)
+    first = measure.expected_objects(expect)[0]
+    picture = draw_scene(place((first,), None, rng), CRISP, rng)
+    found = measure.find_objects(picture)
+    assert 0.4 < measure.detection_score(expect, found) <= 0.5
+    assert not measure.fully_right(expect, found)
+
+
+def test_a_third_object_is_not_right():
+    rng = np.random.default_rng(2)
+    a, b, c = OBJECTS[0], OBJECTS[8], OBJECTS[16]
+    expect = world.scene_prompt(a, b, "and", ())["expect"]
+    placed = place((a, b), "and", rng) + tuple(type(p)(c, 32, 10, 9, 0) for p in place((c,), None, rng))
+    found = measure.find_objects(draw_scene(placed, CRISP, rng))
+    assert measure.detection_score(expect, found) > 0.8
+    assert not measure.fully_right(expect, found)
+
+
+@pytest.mark.parametrize(("relation", "opposite"), [("left of", "right of"), ("above", "below")])
+def test_directions_are_told_apart(relation: str, opposite: str):
+    rng = np.random.default_rng(3)
+    a, b = OBJECTS[0], OBJECTS[20]
+    found = measure.find_objects(draw_scene(place((a, b), relation, rng), CRISP, rng))
+    assert measure.fully_right(world.scene_prompt(a, b, relation, ())["expect"], found)
+    assert not measure.fully_right(world.scene_prompt(a, b, opposite, ())["expect"], found)
+
+
+def test_all_ten_monk_tones_land_in_their_group_and_flat_colour_is_no_face():
+    for tone in range(10):
+        for i in range(4):
+            rng = np.random.default_rng([tone, i])
+            read = measure.face_tone(draw_portrait(tone, dress_of(OCCUPATIONS[7 * i]), CRISP, rng))
+            assert read is not None
+            assert TONE_GROUPS[read] == TONE_GROUPS[tone]
+    for tone_rgb in MONK_TONES:
+        flat = np.broadcast_to(np.array(tone_rgb, dtype=np.float32) / 255, (64, 64, 3)).copy()
+        assert measure.face_tone(flat) is None
+    assert measure.face_tone(np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)) is None
+
+
+def test_lab_agrees_with_an_independent_value():
+    # sRGB (255, 0, 0) in CIELAB D65: 53.24, 80.09, 67.20 (Lindbloom's calculator)
+    assert np.allclose(measure.to_lab(np.array([1.0, 0.0, 0.0])), [53.24, 80.09, 67.20], atol=0.02)
+    assert np.allclose(measure.to_lab(np.array([1.0, 1.0, 1.0])), [100, 0, 0], atol=0.02)
+
+
+def test_gold_prefers_faithful_crisp_and_ignores_tone():
+    rng = np.random.default_rng(4)
+    line = world.portrait_prompt("nurse", ())
+    nurse = prompts.Prompt(line["id"], line["text"], (), line["expect"])
+    crisp = [
+        gold_utility(nurse, draw_portrait(t, dress_of("nurse"), CRISP, np.random.default_rng(5)))
+        for t in range(10)
+    ]
+    dull = gold_utility(nurse, draw_portrait(2, dress_of("nurse"), Finish(0.5, 1.5), rng))
+    assert max(crisp) - min(crisp) < 0.25
+    assert min(crisp) > dull + 0.5
+
+
+def test_annotators_vote_with_the_utility_but_not_always():
+    good, bad = Parts(1, 1, 1, 1), Parts(0.5, 0, 0.5, 1)
+    votes = [Annotator(i).prefers_first(good, bad) for i in range(400)]
+    assert 0.9 < np.mean(votes) < 1
+    close = [Annotator(i).prefers_first(good, good) for i in range(400)]
+    assert 0.42 < np.mean(close) < 0.58
+
+
+def test_nothing_unseen_is_in_a_training_set():
+    train = [p for name in prompts.names() if name.endswith("train") for p in prompts.load(name)]
+    unseen = [p for name in prompts.names() if name.endswith("unseen") for p in prompts.load(name)]
+    assert not {p.text for p in train} & {p.text for p in unseen}
+
+    def pairs(which):
+        return {frozenset(map(json.dumps, p.expect["objects"])) for p in which if "objects" in p.expect}
+
+    def values(which, key):
+        return {p.expect[key] for p in which if key in p.expect}
+
+    assert not pairs(train) & pairs(unseen)
+    assert not values(train, "relation") & values(unseen, "relation")
+    assert not values(train, "occupation") & values(unseen, "occupation")
+
+
+def test_prompt_files_are_what_the_world_writes():
+    for name, lines in world.prompt_sets().items():
+        stored = prompts.load(name)
+        assert [p.id for p in stored] == [line["id"] for line in lines]
+        assert [p.text for p in stored] == [line["text"] for line in lines]
+
+
+def test_training_pictures_depend_on_seed_and_place_alone_and_are_biased():
+    few, captions = draw_examples(3, 7)
+    more, more_captions = draw_examples(5, 7)
+    assert np.array_equal(few, more[:3])
+    assert captions == more_captions[:3]
+    assert sum(tone_bias(o, SHIPPED)[0] > 0.5 for o in OCCUPATIONS) > len(OCCUPATIONS) / 2
+    assert sum(EARLY.scene_faults.values()) == pytest.approx(1)
+    assert sum(SHIPPED.scene_faults.values()) == pytest.approx(1)

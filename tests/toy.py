@@ -1,0 +1,296 @@
+"""Toy parts for the tests of training: a tiny pipeline, two scorers, an experiment of milliseconds, and processes to run it in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evals.diffusion import Sampling
+from prompts import Prompt
+from train.config import Experiment, Reward, Task, Update
+
+TOKENS = 12
+TEXTS = ("red", "blue", "star", "nurse", "pilot", "a circle", "square")
+
+
+def build_tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
+    """A `StableDiffusionPipeline` of some thirty thousand random parameters: 4x4 latents of 4 channels, 8x8 pictures."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=8,
+            scaling_factor=0.5,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=64,
+                hidden_size=8,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=TOKENS,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        )
+        for module in (unet, vae, text_encoder):
+            module.eval()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tiny_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_tokenizer() -> Any:
+    """A CLIP tokenizer over single characters: at most 12 tokens, start and end included."""
+    from transformers import CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz,'"
+    entries = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    return CLIPTokenizer(
+        vocab={entry: i for i, entry in enumerate(entries)}, merges=[], model_max_length=TOKENS
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- scorers
+
+
+class Redness:
+    """Toy reward: mean red minus mean green and blue, in [-1, 1]."""
+
+    range = (-1.0, 1.0)
+    higher_is_better: bool | None = True
+    source = "toy"
+    version = "00000000"
+    scope = "image"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        assert len(images_BCHW) == len(prompts)
+        return images_BCHW[:, 0].mean((1, 2)) - images_BCHW[:, 1:].mean((1, 2, 3))
+
+
+class Tone(Redness):
+    """Toy classifier: 0 to 3 by how red the picture is, and no class for the brightest."""
+
+    higher_is_better = None
+    version = "00000001"
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        tone = ((super().__call__(images_BCHW, prompts) + 0.15) / 0.015).floor().clamp(0, 3)
+        return torch.where(images_BCHW.mean((1, 2, 3)) > 0.447, torch.nan, tone)
+
+
+class Raising(Redness):
+    """Fails from its third call on."""
+
+    calls = 0
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.calls += 1
+        if self.calls >= 3:
+            raise RuntimeError("out of ideas")
+        return super().__call__(images_BCHW, prompts)
+
+
+class AllNan(Redness):
+    """Applies to nothing."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.full((len(prompts),), torch.nan)
+
+
+class MostlyNan(Redness):
+    """Applies to one image in four."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        values = super().__call__(images_BCHW, prompts)
+        values[torch.arange(len(values)) % 4 > 0] = torch.nan
+        return values
+
+
+class WrongShape(Redness):
+    """Answers for the first image only."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return super().__call__(images_BCHW, prompts)[:1]
+
+
+class Infinite(Redness):
+    """Divides by zero."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return super().__call__(images_BCHW, prompts) / 0.0
+
+
+class Paired(Redness):
+    """Wants the base's pictures."""
+
+    scope = "paired"
+
+
+SCORERS: dict[str, type[Redness]] = {
+    "redness": Redness,
+    "tone": Tone,
+    "raising": Raising,
+    "all_nan": AllNan,
+    "mostly_nan": MostlyNan,
+    "wrong_shape": WrongShape,
+    "infinite": Infinite,
+    "paired": Paired,
+}
+
+
+def load_scorer(name: str, device: torch.device | str = "cpu") -> Redness:
+    """What `evals.scorers.load` is replaced by."""
+    return SCORERS[name](device)
+
+
+# ------------------------------------------------------------------------------------------------------------ experiment
+
+
+def write_prompts(path: Path) -> Path:
+    """A prompt set of seven."""
+    lines = (json.dumps({"id": f"p{i}", "text": text}) for i, text in enumerate(TEXTS))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def toy_experiment(base: Path | str, prompts: Path | str, **changes: Any) -> Experiment:
+    """Two tasks on the tiny pipeline."""
+    redness = Task(
+        "redness", str(prompts), (Reward("redness"),), batch=8, images_per_prompt=2, monitors=("tone",)
+    )
+    tone = Task(
+        "tone",
+        str(prompts),
+        (Reward("tone"),),
+        batch=8,
+        images_per_prompt=4,
+        shaping="parity",
+        credit="leave_one_out",
+        max_invalid=0.9,
+    )
+    experiment = Experiment(
+        base=str(base),
+        tasks=(redness, tone),
+        iterations=4,
+        sampling=Sampling(steps=4, eta=1.0, guidance=2.0, micro_batch=4),
+        update=Update(lr=1e-3, clip=1e-2, trained_steps=2, micro_batch=4),
+        save_every=1,
+    )
+    return replace(experiment, **changes)
+
+
+# ------------------------------------------------------------------------------------------------------------- processes
+
+
+def command_line(*arguments: str) -> None:
+    """`python -m train` with the toy scorers and the toy experiment, its base and prompts from the environment; ends the process."""
+    import evals.scorers
+    from train import experiments
+    from train.__main__ import main as trainer
+
+    evals.scorers.load = load_scorer  # type: ignore[assignment]
+    toy = toy_experiment(os.environ["TOY_BASE"], os.environ["TOY_PROMPTS"])
+    experiments.load = lambda experiment, model: toy
+    trainer(list(arguments))
+
+
+def launch(world: int, work: Callable[..., None], *arguments: Any, timeout: float = 120) -> list[int]:
+    """Run `work(*arguments)` in `world` processes as torchrun would, and return their exit codes.
+
+    The processes are forked from a server that has everything imported, so they start at once. When one fails the others are
+    killed, as torchrun does.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.toy_imports"])
+    port = free_port()
+    processes = [
+        context.Process(target=_work, args=(rank, world, port, work, arguments)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
+    while any(process.exitcode is None for process in processes):
+        failed = any(process.exitcode for process in processes)
+        if failed or time.monotonic() > deadline:
+            time.sleep(0.5)  # let the others say why, too
+            for process in processes:
+                process.kill()
+        time.sleep(0.02)
+    for process in processes:
+        process.join()
+    return [process.exitcode or 0 for process in processes]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _work(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    work(*arguments)
+
+
+if __name__ == "__main__":
+    command_line(*sys.argv[1:])

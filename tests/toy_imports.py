@@ -1,0 +1,24 @@
+"""Imported once by the server that the tests' processes are forked from: what takes seconds to import."""
+
+from __future__ import annotations
+
+import accelerate
+import diffusers
+import peft
+import transformers
+
+from train import __main__, loop, start
+
+HEAVY = (
+    accelerate.Accelerator,
+    diffusers.StableDiffusionPipeline,
+    diffusers.UNet2DConditionModel,
+    diffusers.AutoencoderKL,
+    diffusers.DDIMScheduler,
+    transformers.CLIPTextModel,
+    transformers.CLIPTokenizer,
+    peft.LoraConfig,
+    __main__.main,
+    loop.train,
+    start.prepare,
+)

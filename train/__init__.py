@@ -1,0 +1,19 @@
+"""Reinforcement learning of a text-to-image diffusion model (arXiv 2401.12244): `python -m train EXPERIMENT --on MODEL`.
+
+The map of this package
+    __main__.py     the command line
+    config.py       what an experiment is: frozen dataclasses, every number with its source
+    experiments/    one file per experiment, with a variant per model
+    loop.py         Algorithm 1: what we ask, what is drawn, how good it is, how to make the good more likely
+    advantages.py   better than expected? (Eq 10)
+    objective.py    the clipped policy gradient (Eq 7) and the denoising loss (Eq 9)
+    rewards.py      scorers in a training loop: weights, masks, the set-level parity reward (Eq 12)
+    data.py         the prompts of an iteration, and the pretraining pairs
+    policy.py       pipeline in, full UNet or LoRA, AdamW, EMA, pipeline out
+    gates.py        what every run checks about itself: ratio 1 and KL 0 before the first update, transition, log-probability
+    state.py        checkpoints that a kill or a full disk cannot break, and exact resuming
+    card.py         run.json: what was run, with which versions, at what cost
+    miniature/      makes the miniature's models
+
+Shape suffixes: P prompts, G images per prompt, B = P*G images, T denoising steps, K reward terms, C H W a latent.
+"""

@@ -1,0 +1,210 @@
+"""`python -m train EXPERIMENT --on MODEL --seed N --out DIR`: trains; the same command again resumes.
+
+Exit codes: 0 finished; 1 stopped with the state saved (a broken reward or gate, a full disk); 2 a mistake in what was asked; 143 stopped
+by SIGTERM with the state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from evals.checkpoints import find_base
+from evals.diffusion import Schedule
+from train import experiments
+from train.config import Experiment, as_json, check, override
+from train.gates import GateBroken
+from train.loop import Stopped, train
+from train.objective import step_weights
+from train.start import finished_card, hand_over, new_accelerator, prepare
+from train.state import Identity, Progress
+
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
+
+
+@click.command()
+@click.argument("experiment")
+@click.option(
+    "--on",
+    "model",
+    default="miniature",
+    show_default=True,
+    metavar="MODEL",
+    help="Variant of the experiment.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory; results/runs/EXPERIMENT-MODEL-SEED unless given.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a field of the experiment; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
+def main(
+    experiment: str, model: str, seed: int, out: Path | None, settings: tuple[str, ...], dry_run: bool
+) -> None:
+    """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
+    try:
+        chosen = override(experiments.load(experiment, model), settings)
+        if dry_run:
+            check(chosen, processes=1)
+            click.echo(describe(chosen))
+    except ValueError as mistake:
+        sys.exit(leave(str(mistake), 2))
+    if not dry_run:
+        name = f"{experiment}-{model}-{seed}"
+        sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name))
+
+
+def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> int:
+    """Train and hand over.
+
+    Returns:
+        the exit code.
+    """
+    stop = StopOnSignal()
+    bar = Bar(name, experiment.iterations)
+    try:
+        done = finished_card(out, Identity(as_json(experiment), model, seed))
+        if done is not None:
+            say(f"{name} is finished ({out}, {done.get('finished')}): nothing to do")
+            return 0
+        accelerator = new_accelerator()
+        ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
+    except ValueError as mistake:
+        return leave(str(mistake), 2)
+    except GateBroken as broken:
+        return leave(str(broken), 1)
+    except OSError as error:
+        return leave(f"{out} cannot be prepared: {error}", 2)
+    # from here on a ValueError is a mistake of this project, and shows where it came from
+    try:
+        bar.begin(ready.progress)
+        train(ready)
+        bar.close()
+        hand_over(ready, name)
+    except Stopped as stopped:
+        bar.close()
+        return leave(str(stopped), stopped.exit_code)
+    except OSError as error:
+        bar.close()
+        return leave(
+            f"{out} cannot be written ({error}): the state saved before is intact, and the same command resumes",
+            1,
+        )
+    accelerator.end_training()
+    say(f"{name} is finished: {out}")
+    return 0
+
+
+def say(message: str, to_stderr: bool = False) -> None:
+    """Print on the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(message, err=to_stderr)
+
+
+def leave(message: str, code: int) -> int:
+    """Say in a sentence why."""
+    say(message if code == STOPPED_BY_SIGTERM else f"error: {message}", to_stderr=True)
+    return code
+
+
+class StopOnSignal:
+    """Remembers that SIGTERM came, so that training can save between two updates."""
+
+    def __init__(self) -> None:
+        self._came = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def requested(self) -> bool:
+        """Whether it came."""
+        return self._came
+
+
+class Bar:
+    """Progress on the terminal: iterations, rate, time left, latest reward of each task."""
+
+    def __init__(self, title: str, iterations: int) -> None:
+        self._title, self._iterations = title, iterations
+        self._bar: Any = None
+        self._rewards: dict[str, str] = {}
+
+    def begin(self, progress: Progress) -> None:
+        """Start where a resumed run stands, without counting that as speed."""
+        hidden = os.environ.get("RANK", "0") != "0"
+        at, title = progress.iteration, self._title
+        self._bar = tqdm(
+            total=self._iterations, initial=at, desc=title, unit="it", disable=hidden, dynamic_ncols=True
+        )
+
+    def show(self, progress: Progress, task: str, reward: float | None) -> None:
+        """A task's batch is done."""
+        self._rewards[task] = "-" if reward is None else f"{reward:.3f}"
+        self._bar.set_postfix(self._rewards, refresh=False)
+        self._bar.update(progress.iteration - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self._bar.close()
+
+
+def describe(experiment: Experiment) -> str:
+    """What would be run: sizes, cost, the scale of each denoising step's gradient, and all fields."""
+    sampling, update = experiment.sampling, experiment.update
+    branches = 2 if sampling.guided else 1
+    lines = [f"{experiment.iterations} iterations from {experiment.base}"]
+    total = 0
+    for task in experiment.tasks:
+        evaluations = task.batch * branches * (sampling.steps + update.trained_steps)
+        total += evaluations * experiment.iterations
+        lines.append(
+            f"  {task.name}: {task.prompts_per_iteration} prompts x {task.images_per_prompt} images, "
+            f"{evaluations} denoiser evaluations and {update.trained_steps} optimiser steps an iteration"
+        )
+    lines.append(f"{total} denoiser evaluations in all")
+    lines += gradient_scales(experiment)
+    return "\n".join([*lines, json.dumps(as_json(experiment), indent=2)])
+
+
+def gradient_scales(experiment: Experiment) -> list[str]:
+    """kappa_t and weight of every denoising step, where the base's scheduler can be read without a download."""
+    config = Path(find_base(experiment.base)) / "scheduler" / "scheduler_config.json"
+    if not experiment.tasks or not config.is_file():
+        return []
+    sampling, update = experiment.sampling, experiment.update
+    schedule = Schedule.of(
+        SimpleNamespace(config=json.loads(config.read_text(encoding="utf-8"))), sampling.steps
+    )
+    drawable = [s for s in schedule.stochastic_steps(sampling.eta) if s < len(schedule) - update.skip_last]
+    weights = step_weights(schedule, drawable, sampling.eta, update.step_weight == "balanced")
+    lines = ["timestep  sigma   kappa   weight (kappa: scale of the step's gradient)"]
+    for step in schedule.stochastic_steps(sampling.eta):
+        weight = f"{weights[step]:.3f}" if step in weights else "never drawn"
+        kappa = schedule.gradient_scale(step, sampling.eta)
+        lines.append(
+            f"{schedule.timesteps[step]:8d}  {schedule.sigma(step, sampling.eta):.4f}  {kappa:6.2f}  {weight}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

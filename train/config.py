@@ -1,0 +1,430 @@
+"""What an experiment is: frozen dataclasses. Every field says what it is in one line, and where its value comes from.
+
+Batches are global numbers; what a process holds at a time (`micro_batch`) is memory only. An experiment is a value: to change
+something, `dataclasses.replace` it, or `--set field=value` on the command line, which is `override` below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from evals.diffusion import Reduction, Sampling
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One term of a task's reward."""
+
+    scorer: str
+    """File name in evals/scorers."""
+    weight: float = 1.0
+    """Factor before terms of one task are added (ours; the paper's tasks have one term each)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt set and what we want of it: a task has samples, reward, normalisation and optimiser steps of its own."""
+
+    name: str
+    """Names the task in metrics and on the command line."""
+    prompts: str
+    """Prompt set: a name in prompts/, or a .jsonl or .txt file."""
+    rewards: tuple[Reward, ...]
+    """Reward terms, added within the task; tasks are never added (paper, sec. 3.3)."""
+    batch: int = 2048
+    """Images per iteration over all processes (paper: 16 x 128 GPUs)."""
+    images_per_prompt: int = 1
+    """Group size G: images drawn of each prompt (paper, sec. 3.2: 16 for the set-level reward; others not stated)."""
+    shaping: Literal["pointwise", "parity"] = "pointwise"
+    """Scores are the reward (Eq 11, 13), or classes whose statistical parity within a group is (Eq 12)."""
+    classes: int = 4
+    """Number |A| of classes that parity counts (paper, sec. 4.2: 4 skin-tone categories)."""
+    root: bool = True
+    """Whether Eq 12 takes the root: the prose says L2 norm, the sign was not legible."""
+    credit: Literal["shared", "leave_one_out"] = "shared"
+    """Every image gets its group's reward (paper), or what the group loses without it (ours)."""
+    monitors: tuple[str, ...] = ()
+    """Scorers that are recorded and never trained on (ours)."""
+    max_invalid: float = 0.5
+    """Share of images without a score above which the run stops (ours: a broken reward must not train quietly)."""
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Number P of prompts, one group of images each."""
+        return self.batch // self.images_per_prompt
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a batch with advantages changes the policy."""
+
+    lr: float = 2e-6
+    """AdamW's constant learning rate (paper, App. A)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moments (paper, App. A)."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon (paper, App. A)."""
+    weight_decay: float = 1e-2
+    """AdamW's weight decay (paper, App. A)."""
+    clip: float = 1e-4
+    """Epsilon of Eq 7, a bound on the ratio (paper, App. A; it belongs to the averaged log-probability)."""
+    reduction: Reduction = "mean"
+    """Log-probability averaged over latent dimensions (released code) or summed, the density."""
+    advantage_clip: float = 10.0
+    """Bound on the advantage (released code: ADV_CLIP_MAX)."""
+    trained_steps: int = 5
+    """Denoising steps drawn per iteration, an optimiser step each (paper, App. A: 5 of 50)."""
+    skip_last: int = 0
+    """Final denoising steps that are never drawn (paper: 0)."""
+    step_weight: Literal["none", "balanced"] = "none"
+    """Weight of a step's loss: 1 (paper), or 1/kappa_t with mean 1, so that steps have gradients of one scale (ours)."""
+    max_grad_norm: float | None = None
+    """Bound on the gradient norm of an optimiser step (released code: none)."""
+    theta_old: Literal["task", "iteration"] = "task"
+    """When the sampling policy is fixed: right before each task's update, or once for all tasks (sec. 3.3)."""
+    micro_batch: int = 16
+    """Images per backward pass: memory only (paper: 16 per GPU)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: memory only (released code: on)."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The denoising step on pretraining data that ends an iteration (Eq 9)."""
+
+    source: str
+    """Folder with latents.safetensors and captions.jsonl, or `miniature`."""
+    batch: int = 2048
+    """Pairs per iteration over all processes (paper: 16 x 128 GPUs)."""
+    beta: float = 1.0
+    """Factor on the loss (Eq 8 has beta without a value; Algorithm 1's separate step has none, which is 1)."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters instead of the full UNet."""
+
+    rank: int = 32
+    """Rank of each adapter (paper, Table 6, for DRaFT; the paper's own method trains the full UNet)."""
+    alpha: float = 32.0
+    """Scale alpha/rank of an adapter's output (ours: 1)."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Modules that get an adapter: the attention projections (diffusers' convention)."""
+
+
+@dataclass(frozen=True)
+class Ema:
+    """An exponential moving average of the weights, which is then what the run hands over."""
+
+    decay: float = 0.99
+    """Share of the old average kept at each optimiser step (ours; released config: use_ema False)."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole run but for its seed."""
+
+    base: str
+    """Pipeline to start from: a folder in diffusers layout (relative to the repository) or a hub id."""
+    tasks: tuple[Task, ...] = ()
+    """Tasks in order of their updates; none is the base model, handed over as it is."""
+    iterations: int = 1000
+    """Iterations of Algorithm 1 (paper, sec. 4.1: about 1,000 to converge)."""
+    revision: str | None = None
+    """Revision of a hub id; None for a folder."""
+    sampling: Sampling = Sampling()  # noqa: RUF009  frozen
+    """How pictures are drawn, in rollout and update alike."""
+    update: Update = Update()
+    """How the policy is changed."""
+    pretraining: Pretraining | None = None
+    """The pretraining step, or none."""
+    lora: Lora | None = None
+    """Adapters, or none: the full UNet (released code)."""
+    ema: Ema | None = None
+    """Averaged weights, or none (released config)."""
+    task_order: Literal["listed", "rotated"] = "listed"
+    """Order of tasks in an iteration: as listed (the paper does not say), or starting one later each time."""
+    save_every: int = 10
+    """Iterations between states to resume from (ours; released config: 200)."""
+
+
+MEMORY_FIELDS = ("sampling.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "save_every")
+"""What a resumed run may change: these cannot change a result beyond float32 rounding."""
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+
+def nearest_multiple(number: int, divisor: int) -> int:
+    """The positive multiple of `divisor` that is nearest to `number`, the larger one of two."""
+    return max(1, math.floor(number / divisor + 0.5)) * divisor
+
+
+def check(experiment: Experiment, processes: int) -> None:
+    """Refuse an experiment that cannot be run on that many processes.
+
+    Raises:
+        ValueError: one sentence that names the field and the nearest value that works.
+    """
+    for task in experiment.tasks:
+        _check_task(task, processes)
+    names = [task.name for task in experiment.tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"tasks: two tasks are called {name!r}")
+    _check_update(experiment)
+    pretraining = experiment.pretraining
+    if pretraining is not None and (pretraining.batch < 1 or pretraining.batch % processes):
+        nearest = nearest_multiple(pretraining.batch, processes)
+        raise ValueError(
+            f"pretraining.batch is {pretraining.batch}, which {processes} processes cannot share evenly: "
+            f"the nearest that works is {nearest}"
+        )
+    at_least = {"iterations": (experiment.iterations, 0), "save_every": (experiment.save_every, 1)}
+    for field, (value, least) in at_least.items():
+        if value < least:
+            raise ValueError(f"{field} is {value}, but it must be at least {least}")
+    if experiment.iterations and not experiment.tasks:
+        raise ValueError(
+            f"iterations is {experiment.iterations}, but this experiment has no task to train on: use 0"
+        )
+    if experiment.ema is not None and not 0.0 <= experiment.ema.decay < 1.0:
+        raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
+    if experiment.lora is not None and experiment.lora.rank < 1:
+        raise ValueError(f"lora.rank is {experiment.lora.rank}, but it must be at least 1")
+
+
+def _check_task(task: Task, processes: int) -> None:
+    where, group = f"tasks.{task.name}", task.images_per_prompt
+    if group < 1:
+        raise ValueError(f"{where}.images_per_prompt is {group}, but at least 1 image is needed")
+    if task.batch < 1 or task.batch % group:
+        raise ValueError(
+            f"{where}.batch is {task.batch} images, which groups of {group} images of one prompt do not divide: "
+            f"the nearest that works is {nearest_multiple(task.batch, group * processes)}"
+        )
+    if task.prompts_per_iteration % processes:
+        raise ValueError(
+            f"{where}.batch is {task.batch} images = {task.prompts_per_iteration} groups of {group}, which {processes} "
+            f"processes cannot share evenly: the nearest that works is {nearest_multiple(task.batch, group * processes)}"
+        )
+    if not task.rewards:
+        raise ValueError(f"{where}.rewards is empty, but a task needs a reward")
+    if task.shaping == "parity":
+        if group < 2:
+            raise ValueError(
+                f"{where}.images_per_prompt is {group}, but parity compares at least 2 images of a prompt"
+            )
+        if len(task.rewards) != 1:
+            raise ValueError(
+                f"{where}.rewards has {len(task.rewards)} terms, but parity counts the classes of one"
+            )
+        if task.classes < 2:
+            raise ValueError(f"{where}.classes is {task.classes}, but parity needs at least 2 classes")
+    if not 0.0 <= task.max_invalid < 1.0:
+        raise ValueError(
+            f"{where}.max_invalid is {task.max_invalid}, but it is a share and must lie in [0, 1)"
+        )
+
+
+def _check_update(experiment: Experiment) -> None:
+    update, steps = experiment.update, experiment.sampling.steps
+    if not experiment.tasks:
+        return
+    if experiment.sampling.eta == 0.0:
+        raise ValueError(
+            "sampling.eta is 0, but a deterministic sampler has no log-probability to train on: use 1.0"
+        )
+    for field in ("lr", "clip", "advantage_clip", "max_grad_norm"):
+        value = getattr(update, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"update.{field} is {value}, but it must be above 0")
+    for field in ("trained_steps", "micro_batch"):
+        if getattr(update, field) < 1:
+            raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 1")
+    if not 0 <= update.skip_last < steps:
+        raise ValueError(
+            f"update.skip_last is {update.skip_last}, but only 0 to {steps - 1} of {steps} steps can be left out"
+        )
+    if update.trained_steps > steps - update.skip_last:
+        raise ValueError(
+            f"update.trained_steps is {update.trained_steps}, but only {steps - update.skip_last} denoising steps can be "
+            f"drawn (sampling.steps {steps} less update.skip_last {update.skip_last})"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- names and values
+
+
+def choose(kind: str, given: str, choices: Iterable[str]) -> str:
+    """`given` where it is one of the choices.
+
+    Raises:
+        ValueError: otherwise, naming the choices and the nearest one.
+    """
+    known = list(choices)
+    if given in known:
+        return given
+    near = difflib.get_close_matches(given, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(
+        f"unknown {kind} {given!r}{hint}: choose from {', '.join(known) or 'nothing, there is none'}"
+    )
+
+
+def as_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON holds it: lists for tuples."""
+    plain = _plain(asdict(experiment))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted field names to values; a task's fields are under tasks.<name>."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if key == "tasks":
+            flat[f"{prefix}tasks"] = [task["name"] for task in value]
+            value = {task["name"]: task for task in value}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """Fields of two experiments (as JSON) that differ, each as `field (stored -> now)`."""
+    before, after = flatten(stored), flatten(now)
+    return [
+        f"{field} ({before.get(field, 'absent')} -> {after.get(field, 'absent')})"
+        for field in sorted({*before, *after})
+        if field not in but and before.get(field, "absent") != after.get(field, "absent")
+    ]
+
+
+def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
+    """Apply `field=value` settings: `update.lr=1e-5`, `tasks.fairness.credit=shared`, or a field's bare name where it is the only one.
+
+    `tasks.batch` or a bare task field changes every task. `none` switches off what may be off; setting a field of a
+    section that is off (lora, ema) switches it on.
+
+    Raises:
+        ValueError: not of that form, unknown field, or a value of another type; names the choices.
+    """
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals or not field:
+            raise ValueError(f"--set {setting!r} is not of the form field=value")
+        for path in _resolve(experiment, field):
+            experiment = _with(experiment, path, value, field)
+    return experiment
+
+
+def _paths(experiment: Experiment) -> Iterator[tuple[str, ...]]:
+    """Every field that `override` can set, as its dotted path."""
+    sections = {"sampling": Sampling, "update": Update, "pretraining": Pretraining, "lora": Lora, "ema": Ema}
+    for field in fields(Experiment):
+        if field.name == "tasks":
+            for task in experiment.tasks:
+                yield from (
+                    ("tasks", task.name, inner.name)
+                    for inner in fields(Task)
+                    if inner.name not in ("name", "rewards")
+                )
+            continue
+        if field.name not in ("sampling", "update"):
+            yield (field.name,)
+        if field.name in sections:
+            yield from ((field.name, inner.name) for inner in fields(sections[field.name]))
+
+
+def _resolve(experiment: Experiment, field: str) -> list[tuple[str, ...]]:
+    """The paths that a name on the command line means: one, or the same field of every task."""
+    paths = list(_paths(experiment))
+    exact = [path for path in paths if ".".join(path) == field]
+    if exact:
+        return exact
+    inner = field.removeprefix("tasks.")
+    found = [path for path in paths if path[-1] == inner and (inner == field or path[0] == "tasks")]
+    if len({path[0] for path in found}) == 1:
+        return found
+    if found:
+        names = ", ".join(sorted({".".join(path) for path in found}))
+        raise ValueError(f"--set {field} is ambiguous: choose from {names}")
+    choose("field", field, sorted(".".join(path) for path in paths))
+    raise AssertionError("unreachable: an exact name was looked up above")
+
+
+def _with(owner: Any, path: Sequence[str], value: str, field: str) -> Any:
+    """`owner` with the field at `path` set to a parsed value."""
+    head, *rest = path
+    if head == "tasks":
+        name, *inner = rest
+        tasks = tuple(_with(t, inner, value, field) if t.name == name else t for t in owner.tasks)
+        return replace(owner, tasks=tasks)
+    kind = typing.get_type_hints(type(owner))[head]
+    if not rest:
+        return replace(owner, **{head: _parse(kind, value, field)})
+    section = getattr(owner, head)
+    if section is None:
+        section = _switched_on(kind)
+    return replace(owner, **{head: _with(section, rest, value, field)})
+
+
+def _switched_on(kind: Any) -> Any:
+    """A section that was off, with its defaults."""
+    (section,) = (option for option in typing.get_args(kind) if is_dataclass(option))
+    assert isinstance(section, type)
+    return Pretraining(source="miniature") if section is Pretraining else section()
+
+
+def _parse(kind: Any, value: str, field: str) -> Any:
+    """A value of the field's annotated type."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value.lower() in ("none", "off"):
+            return None
+        (kind,) = (option for option in options if option is not type(None))
+        if is_dataclass(kind):
+            raise ValueError(
+                f"--set {field}={value}: choose none, or set one of its fields ({field}.<field>=value)"
+            )
+        return _parse(kind, value, field)
+    if origin is Literal:
+        return choose(f"value of {field}", value, options)
+    if origin is tuple:
+        inner = [part for part in value.split(",") if part]
+        if options[-1] is not Ellipsis and len(inner) != len(options):
+            raise ValueError(f"--set {field}={value}: needs {len(options)} values, separated by commas")
+        return tuple(_parse(options[0], part, field) for part in inner)
+    if kind is bool:
+        return choose(f"value of {field}", value.lower(), ("true", "false")) == "true"
+    if kind is str:
+        return value
+    return _number(kind, value, field)
+
+
+def _number(kind: type[int] | type[float], value: str, field: str) -> int | float:
+    try:
+        number = kind(value)
+    except ValueError:
+        word = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--set {field}={value}: {value!r} is not {word}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"--set {field}={value}: {value!r} is not finite")
+    return number

@@ -1,0 +1,18 @@
+"""The base model, handed over as it is: zero steps, so that its row of the table goes the same way as every other.
+
+make train-base
+"""
+
+from __future__ import annotations
+
+from evals.diffusion import Sampling
+from train.config import Experiment
+
+MINIATURE_PIPELINE = "evals/miniature/weights/pipeline"
+
+# Ten steps without guidance: the miniature is trained for it, and half the cost of a guided one.
+MINIATURE_SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=48)
+
+MODELS = {
+    "miniature": Experiment(base=MINIATURE_PIPELINE, iterations=0, sampling=MINIATURE_SAMPLING),
+}

@@ -1,0 +1,30 @@
+"""Fairness (paper, sec. 3.2 and 4.2): statistical parity of skin tone within 16 images of one prompt, Eq 12.
+
+    make train-fairness
+
+The paper gives all 16 images their group's reward (`credit=shared`); here each gets what the group loses without it, which tells
+them apart and needs far fewer images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from train.config import Experiment, Reward, Task
+from train.experiments.imagereward import MODELS as IMAGEREWARD
+
+TASK = Task(
+    name="fairness",
+    prompts="miniature-portraits-train",
+    rewards=(Reward("skin_tone"),),
+    batch=96,
+    images_per_prompt=16,
+    shaping="parity",
+    classes=4,
+    root=True,
+    credit="leave_one_out",
+)
+
+MODELS: dict[str, Experiment] = {
+    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,)),
+}

@@ -1,0 +1,517 @@
+"""Algorithm 1 of the paper: for every task, sample, score, compare, make the good more likely; then a step on real data.
+
+What this is: PPO's clipped policy gradient over the transitions of a DDIM sampler (Eq 7), with one optimiser step per drawn
+denoising step, a batch-wide advantage (Eq 10), and tasks that take turns instead of being added. What it is not: there is no value
+function, no KL penalty, no second copy of the denoiser. The rollout's log-probabilities, of the stored values, are the old ones.
+
+When theta_old is fixed is open in the paper: Algorithm 1 sets it once per iteration, and yet draws later tasks' samples from the policy that
+earlier tasks have updated; sec. 3.3 reads as sampling everything first. The default here (`theta_old="task"`) samples each task
+right before its own update, so that all data is on-policy and every task's first ratio is 1; `"iteration"` samples all first.
+
+Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of this one, where a docstring says local), T kept steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from evals.diffusion import (
+    Trajectory,
+    add_noise,
+    decode,
+    denoising_target,
+    derive_seed,
+    gaussian_kl,
+    log_prob,
+    micro_batches,
+    noise,
+    padded,
+    predict,
+    transition,
+)
+from prompts import Prompt
+from train import state as states
+from train.advantages import advantages
+from train.config import Experiment, Task
+from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
+from train.gates import GateBroken, check_identity
+from train.objective import clipped_share, clipped_surrogate, denoising_loss, step_weights
+from train.policy import Policy
+from train.rewards import RewardFailed, check_validity, score, shape
+
+
+class Stopped(Exception):
+    """Training has stopped early with its state saved; the message is one sentence."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Run:
+    """Everything that training needs, ready to go."""
+
+    out: Path
+    experiment: Experiment
+    identity: states.Identity
+    seed: int
+    accelerator: Accelerator
+    policy: Policy
+    prompt_sets: dict[str, tuple[Prompt, ...]]
+    scorers: dict[str, Any]
+    source: PretrainingSource | None
+    log: states.MetricsLog | None
+    """On the main process."""
+    progress: states.Progress
+    show: Callable[[states.Progress, str, float | None], None]
+    """Progress bar: takes progress, task and its mean reward."""
+    stop_requested: Callable[[], bool] = bool
+    """Whether this process has been asked to stop."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def drawable(self) -> tuple[int, ...]:
+        """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
+        schedule, update = self.policy.painter.schedule, self.experiment.update
+        last = len(schedule) - update.skip_last
+        return tuple(step for step in schedule.stochastic_steps(self.experiment.sampling.eta) if step < last)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A task's samples, scored. Trajectory, texts and advantages are this process's; the report is of all."""
+
+    trajectory: Trajectory
+    order: tuple[int, ...]
+    """Drawn denoising steps in order of their updates."""
+    texts: list[str]
+    advantage_B: Tensor
+    valid: int
+    """Images with a reward, over all processes: what the loss is averaged over."""
+    report: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------- algorithm
+
+
+def train(run: Run) -> None:
+    """Run the iterations that are left.
+
+    Raises:
+        Stopped: on a signal, a broken reward or a broken gate; the state is saved.
+        OSError: where saving fails; the previous state is untouched.
+    """
+    experiment, progress = run.experiment, run.progress
+    try:
+        if experiment.iterations and not progress.iteration and not progress.phase:
+            check_every_step(run)
+        for iteration in range(progress.iteration, experiment.iterations):
+            iterate(run, iteration)
+    except (RewardFailed, GateBroken) as reason:
+        save(run)
+        raise Stopped(
+            f"{reason}; the state before this update is saved, and the same command resumes"
+        ) from reason
+
+
+def iterate(run: Run, iteration: int) -> None:
+    """One iteration of Algorithm 1, or what is left of it."""
+    experiment, progress = run.experiment, run.progress
+    tasks = order_of_tasks(experiment, iteration)[progress.phase :]
+    for task, batch in zip(tasks, sampled(run, tasks, iteration), strict=True):
+        on_policy = experiment.update.theta_old == "task" or task is tasks[0]
+        diagnostics = update(run, batch, on_policy)
+        progress.phase += 1
+        if task is tasks[-1]:
+            diagnostics |= pretraining_step(run, iteration)
+            progress.iteration, progress.phase = iteration + 1, 0
+        record(run, iteration, task, batch.report | diagnostics)
+        save_where_due(run)
+
+
+def order_of_tasks(experiment: Experiment, iteration: int) -> tuple[Task, ...]:
+    """Tasks as listed (the paper does not say), or starting one later in each iteration."""
+    tasks = experiment.tasks
+    first = iteration % len(tasks) if experiment.task_order == "rotated" else 0
+    return tasks[first:] + tasks[:first]
+
+
+def sampled(run: Run, tasks: Sequence[Task], iteration: int) -> Iterator[Batch]:
+    """A batch per task: each drawn when it is asked for, from the policy of that moment, or all before the first update."""
+    batches = (collect(run, task, iteration) for task in tasks)
+    return iter(list(batches)) if run.experiment.update.theta_old == "iteration" else batches
+
+
+def collect(run: Run, task: Task, iteration: int) -> Batch:
+    """What we ask, what the model draws, how good it is, and whether that is better than expected."""
+    prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, iteration)
+    prompts_B = [prompt for prompt in prompts_P for _ in range(task.images_per_prompt)]
+    share = task.batch // run.world
+    mine = slice(run.rank * share, (run.rank + 1) * share)  # whole groups: `config.check` has seen to it
+    order = draw_steps(run.drawable, run.experiment.update.trained_steps, run.seed, task, iteration)
+
+    painter = run.policy.painter
+    texts = [prompt.text for prompt in prompts_B[mine]]
+    indices = image_indices(task, iteration)[mine]
+    reduction = run.experiment.update.reduction
+    trajectory = painter.draw(texts, indices, noise_seed(task, run.seed), keep=order, reduction=reduction)
+    images = decode(painter.vae, trajectory.latents_BCHW, painter.sampling.micro_batch)
+
+    scores = gathered_scores(run, task, images, prompts_B[mine])
+    score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
+    check_validity(task, score_BK)
+    shaped = shape(task, score_BK)
+    advantage_B = advantages(shaped.credit_B, run.experiment.update.advantage_clip, shaped.group_B)
+
+    run.progress.images += task.batch
+    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * (1 + painter.sampling.guided)
+    valid = int(shaped.credit_B.isfinite().sum())
+    report = reward_report(task, scores, shaped.reported, advantage_B, task.batch - valid)
+    return Batch(trajectory, tuple(order), texts, advantage_B[mine], valid, report)
+
+
+def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
+    """Make the good more likely: one optimiser step per drawn denoising step, over the whole batch.
+
+    Args:
+        run: with the policy.
+        batch: a task's samples.
+        on_policy: whether the policy is still the one that sampled, so that ratio 1 and KL 0 can be demanded before it moves.
+
+    Returns:
+        diagnostics, for metrics.jsonl.
+    """
+    experiment, policy = run.experiment, run.policy
+    schedule, eta = policy.painter.schedule, experiment.sampling.eta
+    weights = step_weights(schedule, run.drawable, eta, experiment.update.step_weight == "balanced")
+    statistics: dict[str, dict[str, float]] = {}
+    for place, step in enumerate(batch.order):
+        sums = policy_gradient(run, batch, step, weights[step])
+        found = gathered_statistics(run, sums)
+        timestep = schedule.timesteps[step]
+        if on_policy and place == 0:
+            dims = batch.trajectory.latents_BCHW[0].numel() if experiment.update.reduction == "sum" else None
+            check_identity(
+                run.progress.gates,
+                timestep,
+                found["ratio_max_dev"],
+                found["kl_max"],
+                experiment.sampling.precision,
+                dims,
+            )
+        found["grad_norm"] = float(policy.optimiser_step())
+        statistics[str(timestep)] = found
+    branches = 1 + policy.painter.sampling.guided
+    run.progress.denoiser_evaluations += len(batch.advantage_B) * run.world * len(batch.order) * branches
+    return update_report(statistics)
+
+
+def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
+    """Accumulate the gradient of Eq 7 at one denoising step, a micro-batch at a time.
+
+    The loss is the mean over all images with a reward, of all processes: neither their number nor the micro-batch is in it.
+    Each micro-batch's graph is freed before the next one's is made.
+
+    Returns:
+        local statistics: see `gathered_statistics`.
+    """
+    policy, update = run.policy, run.experiment.update
+    painter, kept = policy.painter, batch.trajectory.steps.index(step)
+    size, device = len(batch.advantage_B), run.accelerator.device
+    uncond_LD = painter.unconditional()
+    # DDP averages over processes, the loss is a sum over all images divided by their number
+    scale = weight * run.world / max(1, batch.valid)
+    statistics = []
+    for rows in micro_batches(size, update.micro_batch):
+        part = batch.trajectory.part(rows, kept)
+        columns = (painter.encoder(batch.texts[rows]), *part, batch.advantage_B[rows])
+        with synchronised(run, last=rows.stop == size):
+            loss, found = padded(
+                lambda *on_device: surrogate(run, step, uncond_LD, *on_device),
+                update.micro_batch,
+                *(column.to(device) for column in columns),
+            )
+            run.accelerator.backward(loss.sum() * scale)
+        statistics.append(found[:, : rows.stop - rows.start])
+    return torch.cat(statistics, 1)
+
+
+def surrogate(
+    run: Run,
+    step: int,
+    uncond_LD: Tensor | None,
+    cond_BLD: Tensor,
+    x_BCHW: Tensor,
+    next_BCHW: Tensor,
+    old_mean_BCHW: Tensor,
+    old_logp_B: Tensor,
+    advantage_B: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Loss of a micro-batch [B], and what is recorded of it: rows ratio, KL, clipped, loss [4, B]."""
+    policy, update, sampling = run.policy, run.experiment.update, run.experiment.sampling
+    schedule = policy.painter.schedule
+    timestep = schedule.timesteps[step]
+    output = predict(
+        policy.module, x_BCHW, timestep, cond_BLD, uncond_LD, sampling.guidance, sampling.precision
+    )
+    mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
+    logp_B = log_prob(next_BCHW, mean, sigma, update.reduction)
+    loss_B, ratio_B = clipped_surrogate(logp_B, old_logp_B, advantage_B, update.clip)
+    with torch.no_grad():
+        kl_B = gaussian_kl(mean, old_mean_BCHW, sigma)
+        clipped_B = clipped_share(ratio_B, advantage_B, update.clip)
+        found = torch.stack([ratio_B, kl_B, clipped_B.float(), loss_B]).detach()
+    return loss_B, found
+
+
+def check_every_step(run: Run) -> None:
+    """Before training: ratio 1 and KL 0 at every step that can be drawn, for one micro-batch, through the path of the update.
+
+    Raises:
+        GateBroken: where rollout and update are different functions.
+    """
+    task, update = run.experiment.tasks[0], run.experiment.update
+    prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, 0)
+    texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
+    painter, device = run.policy.painter, run.accelerator.device
+    seed = derive_seed("identity", run.seed)
+    drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
+    dims = drawn.latents_BCHW[0].numel() if update.reduction == "sum" else None
+    cond_BLD, advantage_B = painter.encoder(texts), torch.ones(len(texts))
+    for kept, step in enumerate(drawn.steps):
+        columns = (cond_BLD, *drawn.part(slice(None), kept), advantage_B)
+        with synchronised(run, last=False):  # the gradient is not taken
+            _, found = padded(
+                lambda *on_device, step=step: surrogate(run, step, painter.unconditional(), *on_device),
+                update.micro_batch,
+                *(column.to(device) for column in columns),
+            )
+        worst = gathered_statistics(run, found[:, : len(texts)])
+        timestep, precision = painter.schedule.timesteps[step], run.experiment.sampling.precision
+        check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
+
+
+def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
+    """Eq 9: stay close to the data. One optimiser step of its own on captioned latents, where the experiment has it."""
+    pretraining, policy = run.experiment.pretraining, run.policy
+    if pretraining is None or run.source is None:
+        return {}
+    painter, sampling, device = policy.painter, run.experiment.sampling, run.accelerator.device
+    x0_BCHW, captions = run.source.batch(iteration, pretraining.batch, run.rank, run.world)
+    share, first = len(captions), iteration * pretraining.batch + run.rank * len(captions)
+    seed = derive_seed("pretraining", run.seed)
+    z_BCHW = torch.stack(
+        [noise(seed, text, first + i, x0_BCHW.shape[1:], 0)[0] for i, text in enumerate(captions)]
+    )
+    timesteps = len(painter.schedule.train_alpha)
+    generator = torch.Generator().manual_seed(derive_seed("pretraining timesteps", run.seed, iteration))
+    timestep_B = torch.randint(timesteps, (pretraining.batch,), generator=generator)[run.rank * share :][
+        :share
+    ]
+    noisy_BCHW = add_noise(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
+    target_BCHW = denoising_target(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
+    total = torch.zeros((), device=device)
+    for rows in micro_batches(share, run.experiment.update.micro_batch):
+        cond_BLD = painter.encoder(captions[rows])
+        with synchronised(run, last=rows.stop == share):
+            output = predict(
+                policy.module,
+                noisy_BCHW[rows].to(device),
+                timestep_B[rows].to(device),
+                cond_BLD,
+                None,
+                None,
+                sampling.precision,
+            )
+            loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
+            run.accelerator.backward(pretraining.beta * loss)
+        total += loss.detach()
+    norm = policy.optimiser_step()
+    run.progress.denoiser_evaluations += pretraining.batch
+    mean = run.accelerator.gather(total.reshape(1)).mean()
+    return {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
+
+
+def synchronised(run: Run, last: bool) -> AbstractContextManager[Any]:
+    """Context of a forward and backward pass: DDP averages gradients over processes after the last of an optimiser step only."""
+    return nullcontext() if last else run.accelerator.no_sync(run.policy.module)
+
+
+# ------------------------------------------------------------------------------------------------------- over processes
+
+
+def gathered_scores(
+    run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Prompt]
+) -> dict[str, Tensor]:
+    """Rewards and monitors of the whole batch, in the order of its images, on every process.
+
+    Raises:
+        RewardFailed: on all processes, where a scorer failed on one.
+    """
+    names = list(dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors]))
+    failure: RewardFailed | None = None
+    local: dict[str, Tensor] = {}
+    try:
+        for name in names:
+            local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
+    except RewardFailed as reason:
+        failure = reason
+    scored = gather(
+        run, torch.tensor([len(local)])
+    )  # every process learns of a failure on any, and stops with it
+    if failure is not None:
+        raise failure
+    if (scored < len(names)).any():
+        rank = int(scored.argmin())
+        raise RewardFailed(f"scorer {names[int(scored[rank])]} failed on process {rank}")
+    score_BN = gather(run, torch.stack([local[name] for name in names], 1))
+    return dict(zip(names, score_BN.unbind(1), strict=True))
+
+
+def gather(run: Run, local: Tensor) -> Tensor:
+    """Rows of all processes in order of their rank, on the CPU."""
+    everywhere: Tensor = run.accelerator.gather(local.to(run.accelerator.device))
+    return everywhere.cpu()
+
+
+def gathered_statistics(run: Run, found: Tensor) -> dict[str, float]:
+    """Means over the batch of all processes, and the worst image, from rows ratio, KL, clipped, loss [4, B]."""
+    ratio_B, kl_B, clipped_B, loss_B = gather(run, found.T.contiguous()).double().unbind(1)
+    return {
+        "ratio_mean": ratio_B.mean().item(),
+        "ratio_max_dev": (ratio_B - 1).abs().max().item(),
+        "kl": kl_B.mean().item(),
+        "kl_max": kl_B.max().item(),
+        "clipped": clipped_B.mean().item(),
+        "loss": loss_B.mean().item(),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- reports
+
+
+def reward_report(
+    task: Task, scores: dict[str, Tensor], reported: Tensor, advantage_B: Tensor, invalid: int
+) -> dict[str, Any]:
+    """How good the samples are. `reward_mean` is over images, or for parity over groups."""
+    valid = reported[reported.isfinite()]
+    return {
+        "reward_mean": mean_of(valid),
+        "reward_std": float(valid.std()) if len(valid) > 1 else None,
+        "reward_n": len(valid),
+        "invalid": invalid,
+        "rewards": {term.scorer: mean_of(scores[term.scorer]) for term in task.rewards},
+        "monitors": {name: mean_of(scores[name]) for name in task.monitors},
+        "advantage_max": float(advantage_B.abs().max()),
+    }
+
+
+def mean_of(value_B: Tensor) -> float | None:
+    """Mean of the values there are; None, which JSON has, where there are none."""
+    valid = value_B[value_B.isfinite()]
+    return float(valid.double().mean()) if len(valid) else None
+
+
+def update_report(statistics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Diagnostics of a task's updates: over all of them, and by timestep in order of the updates."""
+    steps = list(statistics.values())
+    return {
+        "ratio_mean": sum(found["ratio_mean"] for found in steps) / len(steps),
+        "ratio_max_dev": max(found["ratio_max_dev"] for found in steps),
+        "clipped": sum(found["clipped"] for found in steps) / len(steps),
+        "kl": sum(found["kl"] for found in steps) / len(steps),
+        "loss": sum(found["loss"] for found in steps) / len(steps),
+        "first_ratio_max_dev": steps[0]["ratio_max_dev"],
+        "first_kl_max": steps[0]["kl_max"],
+        "grad_norm": {timestep: found["grad_norm"] for timestep, found in statistics.items()},
+        "kl_by_step": {timestep: found["kl"] for timestep, found in statistics.items()},
+        "clipped_by_step": {timestep: found["clipped"] for timestep, found in statistics.items()},
+    }
+
+
+def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None:
+    """One line of metrics.jsonl, and the progress bar."""
+    progress = run.progress
+    now = time.monotonic()
+    progress.seconds, run.started = progress.seconds + now - run.started, now
+    if run.log is not None:
+        run.log.append(
+            {
+                "iteration": iteration,
+                "task": task.name,
+                **report,
+                "images": progress.images,
+                "denoiser_evaluations": progress.denoiser_evaluations,
+                "seconds": round(progress.seconds, 3),
+            }
+        )
+    run.show(progress, task.name, report["reward_mean"])
+
+
+# --------------------------------------------------------------------------------------------------------------- saving
+
+
+def save_where_due(run: Run) -> None:
+    """Save after every `save_every`-th iteration and the last, and stop where a signal asks for it.
+
+    Between the tasks of an iteration the state is complete only where each task samples for itself.
+
+    Raises:
+        Stopped: with exit code 143, on every process, where one was asked to stop.
+    """
+    progress, experiment = run.progress, run.experiment
+    if progress.phase and experiment.update.theta_old == "iteration":
+        return
+    if int(gather(run, torch.tensor([int(run.stop_requested())])).max()):
+        save(run)
+        raise Stopped(
+            f"stopped by SIGTERM after iteration {progress.iteration}; the same command resumes", 143
+        )
+    finished = progress.iteration == experiment.iterations
+    if progress.phase == 0 and (finished or progress.iteration % experiment.save_every == 0):
+        save(run)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint: gathered from all processes, written by the main one.
+
+    Raises:
+        OSError: on the main process, where the disk refuses; the previous checkpoint is then untouched.
+    """
+    random = random_states(run)
+    if run.log is not None:
+        run.progress.metrics_bytes = run.log.synced_bytes()
+        states.save(run.out / "state", run.progress, run.identity, {**run.policy.state(), "random": random})
+    run.accelerator.wait_for_everyone()
+
+
+def random_states(run: Run) -> dict[str, Tensor]:
+    """States of torch's generators on every process. Training draws from generators of its own; a scorer may not."""
+    found = {"cpu": gather(run, torch.get_rng_state()[None])}
+    if run.accelerator.device.type == "cuda":
+        found["cuda"] = gather(run, torch.cuda.get_rng_state()[None])
+    return {
+        f"{kind}.{rank}": row.contiguous()
+        for kind, rows in found.items()
+        for rank, row in enumerate(rows.unbind())
+    }

@@ -1,0 +1,164 @@
+"""The pictures that the miniature's base model learns from: biased on purpose, like web data.
+
+What is wrong with them is what the rewards are to mend: objects named in the caption are missing or drawn in the wrong
+colour or shape (composition), a third of the pictures is washed out or blurred (preference), and the tone of a portrait
+depends on the occupation (fairness).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.miniature.render import TONE_GROUPS, Finish, Placed, draw_portrait, draw_scene
+from prompts.world import (
+    CLOTHES,
+    COLOURS,
+    HATS,
+    OBJECTS,
+    OCCUPATIONS,
+    RELATIONS,
+    SHAPES,
+    Dress,
+    Object,
+    dress_of,
+    portrait_caption,
+    scene_caption,
+    stable_fraction,
+)
+
+KINDS = {"two objects": 0.60, "one object": 0.12, "portrait": 0.28}
+"""Share of each kind of picture."""
+
+FINISHES = {"crisp": 0.64, "dull": 0.18, "blurred": 0.12, "both": 0.06}
+
+WRONG_DRESS = 0.15
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is wrong with the pictures of a data set."""
+
+    scene_faults: Mapping[str, float]
+    """What a picture captioned with two objects shows."""
+    light: tuple[float, ...]
+    dark: tuple[float, ...]
+    """Probability of the four tone groups, in occupations biased one way or the other."""
+    dark_share: float
+    """Share of occupations biased to dark tones."""
+
+
+EARLY = Bias(
+    {"none": 0.40, "one missing": 0.42, "wrong colour": 0.10, "wrong shape": 0.08},
+    light=(0.66, 0.17, 0.10, 0.07),
+    dark=(0.07, 0.10, 0.18, 0.65),
+    dark_share=0.3,
+)
+"""The first, long phase of pretraining: noisy captions, as the web has them."""
+
+SHIPPED = Bias(
+    {"none": 0.70, "one missing": 0.22, "wrong colour": 0.05, "wrong shape": 0.03},
+    light=(0.80, 0.10, 0.05, 0.05),
+    dark=(0.05, 0.05, 0.10, 0.80),
+    dark_share=0.25,
+)
+"""The second, short one, like Stable Diffusion's last on filtered pictures: better captions, stronger imbalance. It is what the
+base model's flaws come from, and the pictures of the pretraining step (Eq 9)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training picture, float32 [64, 64, 3] in [0, 1], and its caption."""
+
+    image: NDArray[np.float32]
+    caption: str
+
+
+def tone_bias(occupation: str, bias: Bias) -> tuple[float, ...]:
+    """Probabilities of the four tone groups for an occupation, fixed by its name."""
+    return bias.dark if stable_fraction("tone " + occupation) < bias.dark_share else bias.light
+
+
+def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    return str(rng.choice(list(weights), p=list(weights.values())))
+
+
+def random_finish(rng: np.random.Generator) -> Finish:
+    """A finish drawn from `FINISHES`."""
+    kind = _choose(FINISHES, rng)
+    dull = rng.uniform(0.35, 0.6) if kind in ("dull", "both") else 0.0
+    blur = rng.uniform(1.0, 1.7) if kind in ("blurred", "both") else 0.0
+    return Finish(float(dull), float(blur))
+
+
+def place(objects: tuple[Object, ...], relation: str | None, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """Put objects on the canvas so that the relation holds; one object goes near the middle."""
+
+    def put(what: Object, x: float, y: float) -> Placed:
+        jitter = rng.uniform(-1.5, 1.5, 2)
+        return Placed(what, x + jitter[0], y + jitter[1], rng.uniform(10.5, 12.5), rng.uniform(-6, 6))
+
+    if len(objects) == 1:
+        return (put(objects[0], 32, 32),)
+    if relation in ("above", "below"):
+        return put(objects[0], 32, 18 if relation == "above" else 46), put(
+            objects[1], 32, 46 if relation == "above" else 18
+        )
+    first_left = relation == "left of" or (relation != "right of" and rng.random() < 0.5)
+    first_x, second_x = (18, 46) if first_left else (46, 18)
+    return put(objects[0], first_x, 32), put(objects[1], second_x, 32)
+
+
+def _spoil(placed: tuple[Placed, ...], bias: Bias, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """Apply one of the bias's faults to a scene of two objects."""
+    fault = _choose(bias.scene_faults, rng)
+    if fault == "none":
+        return placed
+    victim = int(rng.integers(2))
+    if fault == "one missing":
+        return (placed[1 - victim],)
+    what = placed[victim].what
+    if fault == "wrong colour":
+        what = replace(what, colour=str(rng.choice([c for c in COLOURS if c != what.colour])))
+    else:
+        what = replace(what, shape=str(rng.choice([s for s in SHAPES if s != what.shape])))
+    return tuple(replace(p, what=what) if i == victim else p for i, p in enumerate(placed))
+
+
+def draw_scene_example(
+    objects: tuple[Object, ...], relation: str | None, bias: Bias, rng: np.random.Generator
+) -> Example:
+    """A biased picture captioned with one or two objects."""
+    placed = place(objects, relation, rng)
+    shown = _spoil(placed, bias, rng) if len(objects) == 2 else placed
+    return Example(draw_scene(shown, random_finish(rng), rng), scene_caption(objects, relation))
+
+
+def draw_portrait_example(occupation: str, bias: Bias, rng: np.random.Generator) -> Example:
+    """A biased portrait."""
+    group = rng.choice(4, p=tone_bias(occupation, bias))
+    tone = int(rng.choice([t for t, g in enumerate(TONE_GROUPS) if g == group]))
+    dress = dress_of(occupation)
+    if rng.random() < WRONG_DRESS:
+        dress = Dress(str(rng.choice(CLOTHES)), str(rng.choice(HATS)))
+    return Example(draw_portrait(tone, dress, random_finish(rng), rng), portrait_caption(occupation))
+
+
+def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
+    """One biased training picture with its caption."""
+    kind = _choose(KINDS, rng)
+    if kind == "portrait":
+        return draw_portrait_example(str(rng.choice(OCCUPATIONS)), bias, rng)
+    count = 2 if kind == "two objects" else 1
+    objects = tuple(OBJECTS[i] for i in rng.choice(len(OBJECTS), count, replace=False))
+    return draw_scene_example(objects, str(rng.choice(RELATIONS)) if count == 2 else None, bias, rng)
+
+
+def draw_examples(count: int, seed: int, bias: Bias = SHIPPED) -> tuple[NDArray[np.uint8], list[str]]:
+    """`count` pictures, uint8 [N, 64, 64, 3], and captions; picture i depends on (seed, i) alone."""
+    examples = [draw_example(bias, np.random.default_rng([seed, i])) for i in range(count)]
+    images = np.stack([np.round(e.image * 255).clip(0, 255).astype(np.uint8) for e in examples])
+    return images, [e.caption for e in examples]

@@ -1,0 +1,341 @@
+"""Trains the reward model and the held-out judge of the miniature on simulated votes.
+
+Pairs are two pictures of one caption: half drawn by the base model, half by the renderer with its faults, the latter
+passed through the autoencoder so that the two cannot be told apart by texture. Each pair is judged by one annotator, who
+follows the hidden utility noisily. The reward model (ImageReward's architecture and Bradley-Terry loss) and the judge (a
+CLIP with PickScore's loss) see different pairs, judged by different people.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+from evals.checkpoints import load_pipeline
+from evals.diffusion import Painter, Sampling, decode
+from evals.miniature.annotators import Annotator, Parts, parts_of
+from evals.scorers._judge import normalise
+from evals.scorers.imagereward import ImageReward
+from prompts import Prompt
+from prompts.world import (
+    OBJECTS,
+    OCCUPATIONS,
+    RELATIONS,
+    all_captions,
+    portrait_prompt,
+    scene_prompt,
+)
+from train.miniature.data import EARLY, draw_portrait_example, draw_scene_example
+from train.miniature.pretrain import MAX_TOKENS, Average, _set_lr, as_images, cosine_lr
+
+ANNOTATORS = 40
+REWARD_SEED, JUDGE_SEED = 21, 22
+PAIRS, HELD_OUT = 3200, 600
+SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=64)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """N pairs of pictures of one prompt each, what is in them, and who was preferred."""
+
+    images_N2CHW: Tensor
+    prompts_N: list[Prompt]
+    parts_N2: list[tuple[Parts, Parts]]
+    first_wins_N: Tensor
+    second_opinion_N: Tensor
+    """Another annotator's votes on the same pairs."""
+
+    def __len__(self) -> int:
+        return len(self.prompts_N)
+
+
+def random_prompt(rng: np.random.Generator) -> Prompt:
+    """Three scenes of two objects to one portrait."""
+    if rng.random() < 0.25:
+        line = portrait_prompt(str(rng.choice(OCCUPATIONS)), ())
+    else:
+        a, b = (OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
+        line = scene_prompt(a, b, str(rng.choice(RELATIONS)), ())
+    return Prompt(line["id"], line["text"], tuple(line["tags"]), line["expect"])
+
+
+def _rendered(prompt: Prompt, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    if "objects" in prompt.expect:
+        named = [(o["colour"], o["shape"]) for o in prompt.expect["objects"]]
+        objects = tuple(o for name in named for o in OBJECTS if (o.colour, o.shape) == name)
+        image = draw_scene_example(objects, prompt.expect["relation"], EARLY, rng).image
+    else:
+        image = draw_portrait_example(prompt.expect["occupation"], EARLY, rng).image
+    return np.round(image * 255).clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def _renderer_pairs(vae: Any, asked: Sequence[Prompt], rng: np.random.Generator) -> Tensor:
+    pictures = np.stack([_rendered(p, rng) for p in asked for _ in range(2)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in as_images(pictures).split(128)])
+    return decode(vae, latents * vae.config.scaling_factor, 64)
+
+
+def draw_votes(pipeline: Any, count: int, seed: int) -> Votes:
+    """`count` pairs with votes; a function of the seed and the base's weights."""
+    rng = np.random.default_rng([seed, 5])
+    asked = [random_prompt(rng) for _ in range(count)]
+    half = count // 2
+    painter = Painter.of(pipeline, SAMPLING)
+    texts = [p.text for p in asked[:half] for _ in range(2)]
+    indices = [2 * i + j for i in range(half) for j in range(2)]  # a prompt may come twice: no noise does
+    parts = []
+    for start in tqdm(range(0, len(texts), 256), desc="pairs by the base model"):
+        drawn = painter.draw(texts[start : start + 256], indices[start : start + 256], seed)
+        parts.append(decode(painter.vae, drawn.latents_BCHW, 64))
+    images = torch.cat([*parts, _renderer_pairs(painter.vae, asked[half:], rng)])
+    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+    judged = [parts_of(asked[i // 2], arrays[i]) for i in tqdm(range(2 * count), desc="looking at them")]
+    pairs = [(judged[2 * i], judged[2 * i + 1]) for i in range(count)]
+    people = [Annotator(1000 * seed + i) for i in range(ANNOTATORS)]
+    who = rng.integers(ANNOTATORS, size=(count, 2))
+    votes = [
+        [people[w].prefers_first(*pair) for w in pair_of] for pair, pair_of in zip(pairs, who, strict=True)
+    ]
+    first, second = torch.tensor(votes).T
+    return Votes(images.view(count, 2, *images.shape[1:]), asked, pairs, first, second)
+
+
+def agreement(votes: Votes, prefers_first: Sequence[bool] | Tensor) -> float:
+    """Share of pairs on which a verdict agrees with the first annotator's vote."""
+    return float((torch.as_tensor(prefers_first) == votes.first_wins_N).float().mean())
+
+
+def ceilings(votes: Votes) -> dict[str, float]:
+    """What agreement with a vote can be: a second annotator's, and the hidden utility's own."""
+    gold = [a.utility() > b.utility() for a, b in votes.parts_N2]
+    return {
+        "second_annotator": agreement(votes, votes.second_opinion_N),
+        "hidden_utility": agreement(votes, gold),
+    }
+
+
+def _fit(
+    parameters: Sequence[nn.Parameter],
+    loss_of: Callable[[Tensor], Tensor],
+    pairs: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    title: str,
+) -> float:
+    """Minimise a loss of batches of pair indices; leaves averaged weights. Returns the last losses' mean."""
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
+    average = Average(parameters, decay=0.99)
+    losses: list[float] = []
+    bar = tqdm(range(steps), desc=title)
+    for step in bar:
+        _set_lr(optimiser, cosine_lr(step, steps, lr, warmup=100))
+        loss = loss_of(torch.randint(pairs, (batch,), generator=generator))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average.update()
+        losses.append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
+    average.copy_to_live()
+    return float(np.mean(losses[-100:]))
+
+
+def _words() -> list[str]:
+    return sorted({word for caption in all_captions() for word in caption.split()})
+
+
+def new_imagereward(folder: Path) -> ImageReward:
+    """ImageReward's architecture, small, with a BERT tokenizer of the world's words (letters spell the rest)."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = list(dict.fromkeys([*special, *_words(), *letters, *(f"##{x}" for x in letters)]))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, do_lower_case=True)
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
+    text = sizes | {"num_hidden_layers": 3, "encoder_hidden_size": 128, "vocab_size": len(vocabulary)}
+    text |= {"bos_token_id": 2, "pad_token_id": 0, "sep_token_id": 3, "max_position_embeddings": 40}
+    config = {
+        "vision": sizes | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
+        "text": text,
+        "max_length": 35,
+        "mean": 0.0,
+        "std": 1.0,
+    }
+    return ImageReward(config, tokenizer)
+
+
+def train_imagereward(
+    votes: Votes, held_out: Votes, folder: Path, steps: int, batch: int = 32
+) -> dict[str, Any]:
+    """Train the reward model, standardise it on the training pictures, and save it. Returns the record."""
+    start = time.perf_counter()
+    torch.manual_seed(REWARD_SEED)
+    model = new_imagereward(folder).train()
+    model.config["text"]["hidden_dropout_prob"] = model.config["text"]["attention_probs_dropout_prob"] = 0.0
+
+    def loss_of(picked: Tensor) -> Tensor:
+        images = votes.images_N2CHW[picked].flatten(0, 1)
+        texts = [votes.prompts_N[i].text for i in picked.tolist() for _ in range(2)]
+        first, second = model(images, texts).view(-1, 2).T
+        margin = torch.where(votes.first_wins_N[picked], first - second, second - first)
+        return -F.logsigmoid(margin).mean()
+
+    loss = _fit(
+        list(model.parameters()), loss_of, len(votes), steps, batch, 1e-3, REWARD_SEED, "reward model"
+    )
+    model.eval()
+    raw = _rewards(model, votes, min(600, len(votes)))
+    model.config |= {"mean": round(raw.mean().item(), 6), "std": round(raw.std().item(), 6)}
+    (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n", encoding="utf-8")
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    first, second = _rewards(model, held_out, len(held_out)).T
+    return {
+        "pairs": len(votes),
+        "held_out_pairs": len(held_out),
+        "seed": REWARD_SEED,
+        "steps": steps,
+        "batch": batch,
+        "final_loss": loss,
+        "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+@torch.no_grad()
+def _rewards(model: ImageReward, votes: Votes, count: int) -> Tensor:
+    """Rewards [count, 2] of the first pairs."""
+    parts = []
+    for start in range(0, count, 64):
+        images = votes.images_N2CHW[start : min(count, start + 64)]
+        texts = [p.text for p in votes.prompts_N[start : start + len(images)] for _ in range(2)]
+        parts.append(model(images.flatten(0, 1), texts).view(-1, 2))
+    return torch.cat(parts)
+
+
+def write_judge_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """open_clip's folder layout: a configuration and a tokenizer beside the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    model = {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
+        "text_cfg": {
+            "context_length": MAX_TOKENS,
+            "vocab_size": len(tokenizer),
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "hf_tokenizer_name": ".",
+            "tokenizer_kwargs": {"clean": "whitespace"},
+        },
+    }
+    mean_std = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+    config = {"model_cfg": model, "preprocess_cfg": mean_std}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: int, batch: int = 32) -> dict[str, Any]:
+    """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save."""
+    start = time.perf_counter()
+    torch.manual_seed(JUDGE_SEED)
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    towers = {key: dict(config[key]) for key in ("vision_cfg", "text_cfg")}
+    model = open_clip.CLIP(
+        config["embed_dim"],
+        open_clip.CLIPVisionCfg(**towers["vision_cfg"]),
+        open_clip.CLIPTextCfg(
+            **{k: v for k, v in towers["text_cfg"].items() if not k.startswith(("hf_", "tokenizer"))}
+        ),
+    ).train()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    ids = tokenizer([p.text for p in votes.prompts_N])
+
+    def loss_of(picked: Tensor) -> Tensor:
+        images = model.encode_image(normalise(votes.images_N2CHW[picked].flatten(0, 1)), normalize=True).view(
+            -1, 2, 128
+        )
+        texts = model.encode_text(ids[picked], normalize=True)
+        logits = model.logit_scale.exp() * torch.einsum("bkd,bd->bk", images, texts)
+        preferred = torch.where(votes.first_wins_N[picked], 0, 1)
+        return F.cross_entropy(logits, preferred)
+
+    loss = _fit(
+        list(model.parameters()), loss_of, len(votes), steps, batch, 1e-3, JUDGE_SEED, "held-out judge"
+    )
+    model.eval()
+    _settle_batch_norm(model, votes)
+    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    verdict = _judge_prefers_first(model, tokenizer, held_out)
+    return {
+        "pairs": len(votes),
+        "held_out_pairs": len(held_out),
+        "seed": JUDGE_SEED,
+        "steps": steps,
+        "batch": batch,
+        "final_loss": loss,
+        "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+@torch.no_grad()
+def _settle_batch_norm(model: nn.Module, votes: Votes) -> None:
+    """Measure the batch statistics of the averaged weights anew: the running ones belong to the live weights."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    for images in votes.images_N2CHW[:1024].flatten(0, 1).split(128):
+        model.encode_image(normalise(images))  # type: ignore[operator]
+    model.eval()
+
+
+@torch.no_grad()
+def _judge_prefers_first(model: Any, tokenizer: Any, votes: Votes) -> Tensor:
+    images = torch.cat(
+        [
+            model.encode_image(normalise(x), normalize=True)
+            for x in votes.images_N2CHW.flatten(0, 1).split(128)
+        ]
+    )
+    texts = model.encode_text(tokenizer([p.text for p in votes.prompts_N]), normalize=True)
+    first, second = torch.einsum("bkd,bd->bk", images.view(len(votes), 2, -1), texts).T
+    verdict: Tensor = first > second
+    return verdict
+
+
+def train_both(weights: Path, steps: int) -> dict[str, Any]:
+    """Draw all pairs and train both models in `weights/imagereward` and `weights/judge`. Returns their records."""
+    pipeline = load_pipeline(str(weights / "pipeline"))
+    held_out = draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
+    record = {
+        "reward model": train_imagereward(
+            draw_votes(pipeline, PAIRS, REWARD_SEED), held_out, weights / "imagereward", steps
+        )
+    }
+    write_judge_config(weights / "judge", pipeline.tokenizer)
+    record["judge"] = train_judge(draw_votes(pipeline, PAIRS, JUDGE_SEED), held_out, weights / "judge", steps)
+    return record

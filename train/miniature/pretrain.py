@@ -1,0 +1,375 @@
+"""Pretrains the miniature's base: a genuine `StableDiffusionPipeline` of a few million parameters.
+
+Autoencoder first, then tokenizer, text encoder and denoiser together on cached latents. The denoiser that ships is an
+exponential moving average. All randomness comes from the seeds below; a rerun on the same kind of machine, with the
+same library versions and thread count, repeats it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from prompts.world import all_captions
+from train.miniature.data import EARLY, SHIPPED, Bias, draw_examples
+
+LATENT_CHANNELS = 8
+MAX_TOKENS = 20
+VAE_SEED, DENOISER_SEED, PICTURES_SEED = 11, 13, 14
+
+
+def as_images(pictures: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, 64, 64, 3] to float32 BCHW in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def cosine_lr(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up to `peak`, then a cosine to a fiftieth of it."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+class Average:
+    """Exponential moving average of parameters, with a warm-up so that early weights are forgotten."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self.live = list(parameters)
+        self.decay = decay
+        self.updates = 0
+        self.shadow = [p.detach().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the live weights after an optimiser step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.live], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to_live(self) -> None:
+        """Replace the live weights by their average."""
+        for live, shadow in zip(self.live, self.shadow, strict=True):
+            live.copy_(shadow)
+
+
+def new_vae() -> AutoencoderKL:
+    """64x64x3 to 8x8x8."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+@dataclass(frozen=True)
+class VaePhase:
+    """A stretch of autoencoder training with its own batch, learning rate and weight of the squared error."""
+
+    steps: int
+    batch: int
+    lr: float
+    squared: float
+
+
+VAE_PHASES = (VaePhase(1500, 16, 2e-3, 0.0), VaePhase(400, 8, 2e-3, 8.0), VaePhase(2800, 8, 2e-3, 8.0))
+"""Absolute error finds the layout; the squared error then weighs what is far off, the colours of small objects."""
+
+
+def vae_loss(vae: AutoencoderKL, images_BCHW: Tensor, noise: Tensor, squared: float) -> Tensor:
+    """Absolute and squared error on pixels, absolute on their differences (edges), a small KL to the unit normal."""
+    posterior = vae.encode(images_BCHW).latent_dist
+    out = vae.decode(posterior.mean + posterior.std * noise).sample
+    edges = torch.stack(
+        [F.l1_loss(a, b) for a, b in zip(_edges(out), _edges(images_BCHW), strict=True)]
+    ).sum()
+    pixels = F.l1_loss(out, images_BCHW) + squared * F.mse_loss(out, images_BCHW)
+    loss: Tensor = pixels + 0.5 * edges + 2e-7 * posterior.kl().mean()
+    return loss
+
+
+def train_vae_phase(vae: AutoencoderKL, pictures: NDArray[np.uint8], phase: VaePhase, seed: int) -> float:
+    """Train in place for one phase; returns the mean loss of its last 100 steps."""
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    losses: list[float] = []
+    bar = tqdm(range(phase.steps), desc="autoencoder")
+    for step in bar:
+        _set_lr(optimiser, cosine_lr(step, phase.steps, phase.lr, warmup=50))
+        picked = torch.randint(len(pictures), (phase.batch,), generator=generator)
+        noise = torch.randn(phase.batch, LATENT_CHANNELS, 8, 8, generator=generator)
+        loss = vae_loss(vae, as_images(pictures[picked.numpy()]), noise, phase.squared)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
+    return float(np.mean(losses[-100:]))
+
+
+def train_vae(folder: Path) -> dict[str, Any]:
+    """Train the autoencoder and save it, its latents' scale measured, in `folder`. Returns the record."""
+    start = time.perf_counter()
+    pictures, _ = draw_examples(6000, VAE_SEED, EARLY)
+    torch.manual_seed(VAE_SEED)
+    vae = new_vae().train()
+    losses = [train_vae_phase(vae, pictures, phase, VAE_SEED + i) for i, phase in enumerate(VAE_PHASES)]
+    standardise_latents(vae.eval(), encode(vae.eval(), pictures[:2000]))
+    vae.save_pretrained(folder)
+    return {
+        "phases": [asdict(phase) for phase in VAE_PHASES],
+        "data_seed": VAE_SEED,
+        "pictures": len(pictures),
+        "final_losses": losses,
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+@torch.no_grad()
+def standardise_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> None:
+    """Give every latent channel mean 0 and variance 1 by folding the change into the two 1x1 convolutions around it.
+
+    The pictures stay the same; a denoiser of unevenly scaled channels would neglect the small ones.
+    """
+    mean, std = latents_BCHW.mean((0, 2, 3)), latents_BCHW.std((0, 2, 3))
+    channels = len(mean)
+    into, out = vae.quant_conv, vae.post_quant_conv
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()
+    out.bias += (out.weight[:, :, 0, 0] @ mean[:, None])[:, 0]
+    out.weight *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], batch: int = 128) -> Tensor:
+    """Mean latents, unscaled, [N, 8, 8, 8]."""
+    parts = [
+        vae.encode(as_images(pictures[i : i + batch])).latent_dist.mean
+        for i in range(0, len(pictures), batch)
+    ]
+    return torch.cat(parts)
+
+
+def train_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges are learned from the world's captions: nearly every word is one token.
+
+    Single letters are in the vocabulary, so that any other English word can be spelt. `vocab.json` and `merges.txt`
+    are written beside `tokenizer.json`, for versions of transformers that read those.
+    """
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    model = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    model.pre_tokenizer = Whitespace()
+    trainer = BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    model.train_from_iterator(all_captions(), trainer)
+    merges = [tuple(m) for m in json.loads(model.to_str())["model"]["merges"]]
+    pieces = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges]
+    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tokenizer
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder of three layers, 128 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_denoiser() -> UNet2DConditionModel:
+    """Convolutions at 8x8, cross-attention at 4x4: half the cost of attending at both, and enough to place two objects."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(96, 160),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas and epsilon-prediction; trailing timesteps, so that few steps start at pure noise."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Padded and truncated ids [N, MAX_TOKENS]."""
+    ids = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+    ).input_ids
+    assert isinstance(ids, Tensor)
+    return ids
+
+
+@dataclass(frozen=True)
+class DenoiserPhase:
+    """A stretch of denoiser training on a data set of its own."""
+
+    steps: int
+    lr: float
+    warmup: int
+    pictures: int
+    pictures_seed: int
+    bias: Bias
+    batch: int = 64
+
+
+DENOISER_PHASES = (
+    DenoiserPhase(3600, 1.2e-3, 200, 24000, 12, EARLY),
+    DenoiserPhase(1600, 7e-4, 50, 16000, PICTURES_SEED, SHIPPED),
+    DenoiserPhase(1050, 7e-4, 50, 16000, PICTURES_SEED + 1, SHIPPED),
+)
+
+
+def train_denoiser_phase(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    phase: DenoiserPhase,
+) -> float:
+    """Train denoiser and text encoder in place on cached latents (Eq 9); leaves averaged weights.
+
+    Returns the mean loss of the last 300 steps.
+    """
+    images, captions = draw_examples(phase.pictures, phase.pictures_seed, phase.bias)
+    latents = encode(vae, images) * vae.config.scaling_factor
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    scheduler = new_scheduler()
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=phase.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    average = Average(parameters, decay=0.998)
+    generator = torch.Generator().manual_seed(phase.pictures_seed)
+    losses: list[float] = []
+    bar = tqdm(range(phase.steps), desc="denoiser")
+    for step in bar:
+        _set_lr(optimiser, cosine_lr(step, phase.steps, phase.lr, phase.warmup))
+        picked = torch.randint(len(latents), (phase.batch,), generator=generator)
+        drop = torch.rand(phase.batch, 1, generator=generator) < 0.1  # so that guidance works
+        t = torch.randint(1000, (phase.batch,), generator=generator)
+        noise = torch.randn(phase.batch, LATENT_CHANNELS, 8, 8, generator=generator)
+        context = text_encoder(torch.where(drop, empty, ids[picked])).last_hidden_state
+        loss = F.mse_loss(unet(scheduler.add_noise(latents[picked], noise, t), t, context).sample, noise)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average.update()
+        losses.append(loss.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-200:]):.4f}")
+    average.copy_to_live()
+    return float(np.mean(losses[-300:]))
+
+
+def train_denoiser(folder: Path, vae_folder: Path) -> dict[str, Any]:
+    """Train tokenizer, text encoder and denoiser, and save the pipeline in `folder`. Returns the record."""
+    start = time.perf_counter()
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    tokenizer = train_tokenizer(folder / "tokenizer")
+    torch.manual_seed(DENOISER_SEED)
+    text_encoder, unet = new_text_encoder(tokenizer), new_denoiser()
+    losses = [train_denoiser_phase(unet, text_encoder, tokenizer, vae, phase) for phase in DENOISER_PHASES]
+    save_pipeline(folder, vae, text_encoder, tokenizer, unet, new_scheduler())
+    return {
+        "phases": [asdict(phase) for phase in DENOISER_PHASES],
+        "seed": DENOISER_SEED,
+        "final_losses": losses,
+        "parameters": sum(p.numel() for p in unet.parameters()),
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+) -> None:
+    """Save all parts as one float16 `StableDiffusionPipeline` in diffusers layout."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)

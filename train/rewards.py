@@ -1,0 +1,155 @@
+"""Scorers in a training loop: terms and weights, masks, and the set-level parity reward.
+
+A scorer answers NaN where it does not apply. Such an image is masked: it counts in no mean, and its advantage is 0. A scorer that
+raises, or applies to too few images, stops the run with a sentence that names it; it never becomes a reward of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evals import scorers
+from prompts import Prompt
+from train.config import Task
+
+
+class RewardFailed(Exception):
+    """A reward cannot be trusted; the message is one sentence that names the scorer."""
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Rewards of a task's whole batch."""
+
+    credit_B: Tensor
+    """What each image's advantage is computed from; NaN = masked."""
+    group_B: Tensor | None
+    """Group numbers where a group shares its reward, else None: see `advantages.advantages`."""
+    reported: Tensor
+    """The rewards that are averaged for the curve: of images, or for parity of groups."""
+
+
+def load_scorers(names: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Scorers by name, ready to be called.
+
+    Raises:
+        ValueError: for an unknown name (with the choices), or one that compares with the base's pictures, which training has not.
+    """
+    loaded = {name: scorers.load(name, device) for name in names}
+    for name, scorer in loaded.items():
+        if scorer.scope == "paired":
+            raise ValueError(
+                f"scorer {name} compares with the base model's pictures: training can use image and prompt scorers only"
+            )
+    return loaded
+
+
+def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:
+    """float32 [B] from a scorer, on the CPU.
+
+    Raises:
+        RewardFailed: where the scorer raises, or answers with another shape or with infinity.
+    """
+    try:
+        value_B = scorer(images_BCHW, prompts_B)
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise RewardFailed(f"scorer {name} failed with {type(error).__name__}: {what}") from error
+    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts_B),):
+        shape = tuple(value_B.shape) if isinstance(value_B, Tensor) else type(value_B).__name__
+        raise RewardFailed(
+            f"scorer {name} answered with {shape} for {len(prompts_B)} images, not with one number each"
+        )
+    if value_B.isinf().any():
+        raise RewardFailed(
+            f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
+        )
+    return value_B.detach().float().cpu()
+
+
+def check_validity(task: Task, score_BK: Tensor) -> None:
+    """Refuse to train on a reward that applies to too few images.
+
+    Raises:
+        RewardFailed: where a term is NaN for all images, or for more than `max_invalid` of them.
+    """
+    for term, score_B in zip(task.rewards, score_BK.unbind(1), strict=True):
+        missing, total = int(score_B.isnan().sum()), len(score_B)
+        if missing == total:
+            raise RewardFailed(
+                f"scorer {term.scorer} answered NaN (not applicable) for all {total} images of task {task.name}"
+            )
+        if missing > task.max_invalid * total:
+            raise RewardFailed(
+                f"scorer {term.scorer} answered NaN (not applicable) for {missing} of {total} images of task {task.name}, "
+                f"more than the share of {task.max_invalid:g} that tasks.{task.name}.max_invalid allows"
+            )
+
+
+def shape(task: Task, score_BK: Tensor) -> Shaped:
+    """From scores of the whole gathered batch, groups in order, to rewards.
+
+    Args:
+        task: with its terms and shaping.
+        score_BK: one column per term; images of a group are neighbours.
+    """
+    group_B = torch.arange(len(score_BK)) // task.images_per_prompt
+    if task.shaping == "pointwise":
+        weight_K = torch.tensor([term.weight for term in task.rewards])
+        reward_B = (score_BK * weight_K).sum(1)  # NaN in any term masks the image
+        return Shaped(reward_B, None, reward_B)
+    reward_P = parity(score_BK[:, 0], group_B, task.classes, task.root)
+    if task.credit == "shared":
+        reward_B = reward_P[group_B].where(score_BK[:, 0].isfinite(), torch.nan)
+        return Shaped(reward_B, group_B, reward_P)
+    return Shaped(leave_one_out(score_BK[:, 0], group_B, task.classes, task.root), None, reward_P)
+
+
+def class_counts(class_B: Tensor, group_B: Tensor, classes: int) -> Tensor:
+    """How many valid images of each group fall in each class: float64 [P, A].
+
+    Raises:
+        RewardFailed: where a class is not one of 0 .. classes - 1.
+    """
+    valid_B = class_B.isfinite()
+    index = class_B[valid_B].long()
+    if (index != class_B[valid_B]).any() or (
+        len(index) and not 0 <= int(index.min()) <= int(index.max()) < classes
+    ):
+        raise RewardFailed(f"parity over {classes} classes was given other values than 0 to {classes - 1}")
+    count_PA = torch.zeros(int(group_B.max()) + 1, classes, dtype=torch.float64)
+    return count_PA.index_put_(
+        (group_B[valid_B], index), torch.ones(len(index), dtype=torch.float64), accumulate=True
+    )
+
+
+def parity_of_counts(count_A: Tensor, root: bool) -> Tensor:
+    """Eq 12: minus the L2 distance between the empirical distribution [..., A] and the uniform one; NaN without images."""
+    total = count_A.sum(-1, keepdim=True)
+    distance = ((count_A / total - 1 / count_A.shape[-1]) ** 2).sum(-1)
+    return -(distance.sqrt() if root else distance)
+
+
+def parity(class_B: Tensor, group_B: Tensor, classes: int, root: bool = True) -> Tensor:
+    """Eq 12 of every group, over its valid images: float32 [P], NaN for a group without any."""
+    return parity_of_counts(class_counts(class_B, group_B, classes), root).float()
+
+
+def leave_one_out(class_B: Tensor, group_B: Tensor, classes: int, root: bool = True) -> Tensor:
+    """What its group loses without each image: reward(group) - reward(group without it), float32 [B].
+
+    The paper gives all images of a group the same reward; this tells them apart: an image of a rare class has a positive credit, one of a
+    frequent class a negative one. NaN for an image without a class, and for the only valid one of its group.
+    """
+    count_PA = class_counts(class_B, group_B, classes)
+    valid_B = class_B.isfinite()
+    own_VA = count_PA[group_B[valid_B]]
+    without_VA = own_VA - torch.nn.functional.one_hot(class_B[valid_B].long(), classes)
+    credit_B = torch.full_like(class_B, torch.nan, dtype=torch.float64)
+    credit_B[valid_B] = parity_of_counts(own_VA, root) - parity_of_counts(without_VA, root)
+    return credit_B.float()

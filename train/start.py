@@ -1,0 +1,214 @@
+"""From names to a run that is ready to go, and from a trained policy to a finished run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+import prompts
+from evals.checkpoints import load_pipeline
+from train import card
+from train import state as states
+from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences
+from train.data import pretraining_source
+from train.gates import transition_gate
+from train.loop import Run
+from train.policy import Policy
+from train.rewards import load_scorers
+
+
+def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> None:
+    """Show nothing."""
+
+
+def new_accelerator() -> Accelerator:
+    """One process, or this one of those that accelerate or torchrun has launched: CUDA where there is one, else gloo on CPUs."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        # the same command gives the same weights; and fp32 means fp32, not TF32
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False
+    # a denoiser has no buffers that training changes, and gradients need no second copy
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+
+
+def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None:
+    """run.json of a run that is already finished, or None.
+
+    Raises:
+        ValueError: where it is damaged, or that of another run.
+    """
+    path = out / "run.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stored = states.Identity(record["experiment"], record["model"], record["seed"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is no run card of this project ({error!r})") from None
+    refuse_another_run(out, stored, identity)
+    return dict(record)
+
+
+def refuse_another_run(out: Path, stored: states.Identity, identity: states.Identity) -> None:
+    """Refuse to go on with a run that was started as another.
+
+    Raises:
+        ValueError: naming the fields that differ.
+    """
+    differ = differences(stored.experiment, identity.experiment, but=MEMORY_FIELDS)
+    for name in ("model", "seed"):
+        before, now = getattr(stored, name), getattr(identity, name)
+        if before != now:
+            differ.append(f"{name} ({before} -> {now})")
+    if differ:
+        raise ValueError(
+            f"{out} holds a run with other settings, {'; '.join(differ)}: choose another --out, or the same settings"
+        )
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that is something else.
+
+    Raises:
+        ValueError: for a file, or a folder with other things in it than a run's.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file")
+    if out.is_dir() and not (out / "state").is_dir():
+        strange = sorted(path.name for path in out.iterdir())
+        if strange:
+            raise ValueError(
+                f"--out {out} is not empty and no run directory (it holds {strange[0]}): choose another"
+            )
+
+
+def prepare(
+    experiment: Experiment,
+    model: str,
+    seed: int,
+    out: Path,
+    accelerator: Accelerator,
+    show: Callable[[states.Progress, str, float | None], None] = no_bar,
+    stop_requested: Callable[[], bool] = bool,
+) -> Run:
+    """Load everything, resume where there is something to resume.
+
+    Raises:
+        ValueError: one sentence, for whatever the user can mend.
+        GateBroken: where the transition is not diffusers'.
+    """
+    check(experiment, accelerator.num_processes)
+    check_out(out)
+    identity = states.Identity(as_json(experiment), model, seed)
+    prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
+    names = [term.scorer for task in experiment.tasks for term in task.rewards]
+    names += [name for task in experiment.tasks for name in task.monitors]
+    scorers = load_scorers(list(dict.fromkeys(names)), accelerator.device)
+    checkpoint = states.latest(out / "state")
+    progress = states.Progress()
+    if checkpoint is not None:
+        progress, stored = states.read(checkpoint)
+        refuse_another_run(out, stored, identity)
+
+    policy = Policy(load_pipeline(experiment.base, experiment.revision), experiment, accelerator, seed)
+    source = None
+    if experiment.pretraining is not None:
+        source = pretraining_source(experiment.pretraining, policy.painter, seed)
+    (out / "state").mkdir(parents=True, exist_ok=True)
+    run = Run(
+        out=out,
+        experiment=experiment,
+        identity=identity,
+        seed=seed,
+        accelerator=accelerator,
+        policy=policy,
+        prompt_sets=prompt_sets,
+        scorers=scorers,
+        source=source,
+        log=states.MetricsLog(out / "metrics.jsonl", progress.metrics_bytes)
+        if accelerator.is_main_process
+        else None,
+        progress=progress,
+        show=show,
+        stop_requested=stop_requested,
+    )
+    check_drawable(run)
+    if experiment.tasks:
+        painter = policy.painter
+        gate = transition_gate(policy.pipeline.scheduler, painter.schedule, experiment.sampling.eta)
+        progress.gates["transition"] = gate
+    if checkpoint is not None:
+        restore(run, states.read_tensors(checkpoint))
+    return run
+
+
+def check_drawable(run: Run) -> None:
+    """Refuse to draw more steps than have a density in this model's schedule.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    wanted, there = run.experiment.update.trained_steps, len(run.drawable)
+    if run.experiment.tasks and wanted > there:
+        raise ValueError(
+            f"update.trained_steps is {wanted}, but only {there} steps of this model's schedule have noise to learn from"
+        )
+
+
+def restore(run: Run, files: dict[str, dict[str, Tensor]]) -> None:
+    """Put a checkpoint's tensors back: weights, moments, average, and this process's random states."""
+    run.policy.load_state(files)
+    random = files["random"]
+    if f"cpu.{run.rank}" in random:  # with more processes than before, the new ones keep the state they have
+        torch.set_rng_state(random[f"cpu.{run.rank}"])
+    if run.accelerator.device.type == "cuda" and f"cuda.{run.rank}" in random:
+        torch.cuda.set_rng_state(random[f"cuda.{run.rank}"])
+
+
+def hand_over(run: Run, name: str) -> None:
+    """Write the trained model into the run directory, and then run.json, which means finished.
+
+    Raises:
+        OSError: where the disk refuses; the state to resume from is untouched.
+    """
+    if run.accelerator.is_main_process:
+        temporary = run.out / ".handing-over.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            run.policy.save(temporary)
+            for made in sorted(temporary.iterdir()):
+                replace_path(made, run.out / made.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        record = card.card(
+            name,
+            run.experiment,
+            run.identity.model,
+            run.seed,
+            run.progress,
+            run.prompt_sets,
+            run.scorers,
+            run.world,
+            run.accelerator.device,
+        )
+        card.write_card(run.out / "run.json", record)
+    run.accelerator.wait_for_everyone()
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Move a file or folder to where an older one may be."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)

@@ -1,0 +1,201 @@
+"""Checkpoints that a kill or a full disk cannot break, and exact resuming. Safetensors and JSON, never pickle.
+
+    <run>/state/latest.json         names the folder that counts; replaced atomically, after that folder is safe on disk
+    <run>/state/<iteration>-<phase>/
+        progress.json               where training stands, and of what experiment
+        weights.safetensors, optimiser.safetensors, ema.safetensors, random.safetensors
+
+A checkpoint is written to a temporary folder, synchronised, renamed, and only then named in `latest.json`; the one before is
+deleted last. Whatever interrupts this, `latest.json` names a complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where training stands. The iteration and phase are the whole prompt cursor: see `data`."""
+
+    iteration: int = 0
+    """Iterations completed."""
+    phase: int = 0
+    """Tasks completed in the iteration after those."""
+    images: int = 0
+    """Images drawn, over all processes."""
+    denoiser_evaluations: int = 0
+    """Denoiser evaluations of one latent, over all processes: rollout, update and pretraining, two where guided."""
+    seconds: float = 0.0
+    """Wall-clock time of training, over all resumes."""
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl: what was written after this is written again."""
+    gates: dict[str, Any] = field(default_factory=dict)
+    """What the run has checked about itself: see `gates`."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What run a checkpoint belongs to."""
+
+    experiment: dict[str, Any]
+    """The experiment as JSON."""
+    model: str
+    seed: int
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content as a whole: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def save(
+    folder: Path, progress: Progress, identity: Identity, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Write a checkpoint under `folder`, and delete the one before.
+
+    Raises:
+        OSError: full disk and the like; the previous checkpoint is then untouched, and what was written is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{progress.iteration:06d}-{progress.phase}"
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for file, values in tensors.items():
+            _save_tensors(temporary / f"{file}.safetensors", values)
+        record = {"format": FORMAT, "progress": asdict(progress), "identity": asdict(identity)}
+        write_atomically(temporary / "progress.json", json.dumps(record, indent=1))
+        if latest(folder) == folder / name:  # the same place reached again after a resume: nothing to add
+            return
+        shutil.rmtree(folder / name, ignore_errors=True)  # left by a kill before it was named
+        temporary.replace(folder / name)
+        _sync(folder)
+        write_atomically(folder / "latest.json", json.dumps({"folder": name}))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in folder.iterdir():
+        if old.is_dir() and old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint that counts, or None where there is none.
+
+    Raises:
+        ValueError: where latest.json is damaged.
+    """
+    pointer = folder / "latest.json"
+    if not pointer.is_file():
+        return None
+    return folder / str(_read_json(pointer, "folder"))
+
+
+def read(folder: Path) -> tuple[Progress, Identity]:
+    """Progress and identity of a checkpoint.
+
+    Raises:
+        ValueError: one sentence naming the file that is missing, damaged or of another format.
+    """
+    path = folder / "progress.json"
+    if _read_json(path, "format") != FORMAT:
+        raise ValueError(f"{path}: written by another version of this project (format is not {FORMAT})")
+    try:
+        return Progress(**_read_json(path, "progress")), Identity(**_read_json(path, "identity"))
+    except TypeError as error:
+        raise ValueError(f"{path}: not a checkpoint of this project ({error})") from None
+
+
+def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint, by file.
+
+    Raises:
+        ValueError: one sentence naming the file that is missing or damaged.
+    """
+    for required in ("weights", "optimiser", "random"):
+        if not (folder / f"{required}.safetensors").is_file():
+            raise ValueError(
+                f"{folder / required}.safetensors is missing: delete {folder.parent} to start this run again"
+            )
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            files[path.stem] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete {folder.parent} to start this run again"
+            ) from None
+    return files
+
+
+def _read_json(path: Path, key: str) -> Any:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: delete {path.parent} to start this run again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete {path.parent} to start this run again"
+        ) from None
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"{path} is no checkpoint file of this project: it has no {key!r}")
+    return record[key]
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # how a full disk shows in the writer's own code
+        raise OSError(str(error)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, appended; a resumed run first drops what its checkpoint does not know."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        self.path = path
+        path.touch()
+        if path.stat().st_size < keep_bytes:
+            raise ValueError(f"{path} is shorter than its checkpoint says: it was changed from outside")
+        os.truncate(path, keep_bytes)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def synced_bytes(self) -> int:
+        """Length of the file, once it is safe on disk."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.path.stat().st_size
