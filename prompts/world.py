@@ -178,6 +178,17 @@ def scene_caption(objects: tuple[Object, ...], relation: str | None) -> str:
     return f"{first.text} {relation} {second.text}"
 
 
+def read_scene(caption: str) -> tuple[tuple[Object, ...], str | None] | None:
+    """Objects and relation of a caption that `scene_caption` wrote; None for a portrait's."""
+    words = caption.split()
+    if words[:2] == ["a", "portrait"]:
+        return None
+    first = Object(words[1], words[2])
+    if len(words) == 3:
+        return (first,), None
+    return (first, Object(words[-2], words[-1])), " ".join(words[3:-3])
+
+
 def portrait_caption(occupation: str) -> str:
     """The paper's form, `a portrait of a/an X` (Table 7)."""
     article = "an" if occupation[0] in "aeiou" else "a"

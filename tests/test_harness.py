@@ -39,7 +39,13 @@ def write_run(folder: Path, name: str, rewards: list[str]) -> Path:
     pipeline = weights_folder("pipeline")
     for part in pipeline.iterdir():
         (folder / part.name).symlink_to(part)
-    card = {"name": f"{name}-miniature-0", "model": "miniature", "seed": 0, "rewards": rewards, "base": str(pipeline)}
+    card = {
+        "name": f"{name}-miniature-0",
+        "model": "miniature",
+        "seed": 0,
+        "rewards": rewards,
+        "base": str(pipeline),
+    }
     (folder / "run.json").write_text(json.dumps(card), encoding="utf-8")
     return folder
 

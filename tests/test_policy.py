@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from evals.diffusion import Painter, Sampling
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
 from train.config import Ema, Experiment, Lora
-from train.policy import AveragedWeights, Policy
+from train.policy import AveragedWeights, Policy, warmed_up
 from train.start import new_accelerator
 
 SAMPLING = Sampling(steps=3, eta=1.0, guidance=None, micro_batch=2)
@@ -74,6 +75,29 @@ def test_average_is_handed_over_and_the_live_weights_stay(tiny_pipeline_dir: Pat
     assert all(torch.equal(saved[name], average) for name, average in policy.ema.average.items())
     assert all(torch.equal(policy.weights[name], weight) for name, weight in live.items())
     assert not all(torch.equal(saved[name], weight) for name, weight in live.items())
+
+
+# --------------------------------------------------------------------------------------------------------------- warm-up
+
+
+def test_rate_rises_over_the_warm_up_and_stays() -> None:
+    assert [warmed_up(0.4, taken, 4) for taken in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert warmed_up(0.4, 0, 0) == 0.4
+
+
+def test_warm_up_goes_on_where_a_resumed_run_was(tiny_pipeline_dir: Path) -> None:
+    update = toy_experiment(tiny_pipeline_dir, "unused").update
+    changes = {"update": replace(update, lr=1e-3, warmup=10)}
+    policy = policy_of(tiny_pipeline_dir, **changes)
+    push(policy, 1)
+    push(policy, 2)
+    resumed = policy_of(tiny_pipeline_dir, **changes)
+    resumed.load_state(policy.state())
+    assert resumed.steps_taken == 2
+    for each in (policy, resumed):
+        push(each, 3)
+        assert each.optimiser.param_groups[0]["lr"] == pytest.approx(3e-4)
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in policy.weights.items())
 
 
 # -------------------------------------------------------------------------------------------------------- full and LoRA

@@ -13,7 +13,7 @@ from evals.miniature.annotators import Annotator, Parts, gold_utility
 from evals.miniature.render import MONK_TONES, TONE_GROUPS, Finish, draw_portrait, draw_scene
 from prompts import world
 from prompts.world import OBJECTS, OCCUPATIONS, RELATIONS, dress_of
-from train.miniature.data import EARLY, SHIPPED, draw_examples, place, tone_bias
+from train.miniature.data import SHIPPED, VOTED, draw_examples, place, tone_bias
 
 CRISP = Finish()
 
@@ -135,5 +135,34 @@ def test_training_pictures_depend_on_seed_and_place_alone_and_are_biased():
     assert np.array_equal(few, more[:3])
     assert captions == more_captions[:3]
     assert sum(tone_bias(o, SHIPPED)[0] > 0.5 for o in OCCUPATIONS) > len(OCCUPATIONS) / 2
-    assert sum(EARLY.scene_faults.values()) == pytest.approx(1)
+    assert sum(VOTED.scene_faults.values()) == pytest.approx(1)
     assert sum(SHIPPED.scene_faults.values()) == pytest.approx(1)
+
+
+def test_a_scene_caption_is_read_as_it_was_written():
+    for relation in RELATIONS:
+        assert world.read_scene(world.scene_caption(OBJECTS[:2], relation)) == (OBJECTS[:2], relation)
+    assert world.read_scene(world.scene_caption(OBJECTS[:1], None)) == (OBJECTS[:1], None)
+    assert world.read_scene(world.portrait_caption("actor")) is None
+
+
+@pytest.mark.parametrize(
+    "caption", ["a red circle", "a red circle left of a blue star", "a portrait of a nurse"]
+)
+def test_a_false_caption_is_another_caption_of_this_world(caption: str):
+    from train.miniature.preference import false_caption
+
+    rng = np.random.default_rng(3)
+    false = {false_caption(caption, rng) for _ in range(200)}
+    assert caption not in false
+    assert len(false) > 10
+    for text in false:
+        scene = world.read_scene(text)
+        words = {word for known in world.all_captions() for word in known.split()}
+        assert set(text.split()) <= words
+        if scene is not None:
+            assert len(set(scene[0])) == len(scene[0])
+            if len(scene[0]) == 2:  # a caption that means the same would not be false
+                assert scene != world.read_scene(caption)
+        else:
+            assert dress_of(text.split()[-1]) != dress_of("nurse")

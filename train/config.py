@@ -65,7 +65,9 @@ class Update:
     """How a batch with advantages changes the policy."""
 
     lr: float = 2e-6
-    """AdamW's constant learning rate (paper, App. A)."""
+    """AdamW's learning rate, constant (paper, App. A) after `warmup`."""
+    warmup: int = 0
+    """Optimiser steps over which the rate rises to `lr` (paper: 0). AdamW's first steps are as long as `lr` allows, in every weight."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moments (paper, App. A)."""
     adam_eps: float = 1e-8
@@ -248,6 +250,8 @@ def _check_update(experiment: Experiment) -> None:
     for field in ("trained_steps", "micro_batch"):
         if getattr(update, field) < 1:
             raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 1")
+    if update.warmup < 0:
+        raise ValueError(f"update.warmup is {update.warmup}, but it must be at least 0 optimiser steps")
     if not 0 <= update.skip_last < steps:
         raise ValueError(
             f"update.skip_last is {update.skip_last}, but only 0 to {steps - 1} of {steps} steps can be left out"

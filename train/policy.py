@@ -75,11 +75,19 @@ class Policy:
         norm = nn.utils.get_total_norm(gradients)
         if self.update.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.weights.values(), self.update.max_grad_norm, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = warmed_up(self.update.lr, self.steps_taken, self.update.warmup)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(self.weights)
         return norm.detach()
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimiser steps so far, as AdamW counts them: it is part of the saved state."""
+        first = next(iter(self.optimiser.state.values()), None)
+        return int(first["step"]) if first else 0
 
     # ------------------------------------------------------------------------------------------------------ state and saving
 
@@ -112,7 +120,7 @@ class Policy:
             name, _, moment = key.rpartition("|")
             if name not in self.weights:
                 raise ValueError(f"the stored optimiser has a parameter {name} that this model has not")
-            self.optimiser.state[self.weights[name]][moment] = value.to(self.accelerator.device)
+            self.optimiser.state[self.weights[name]][moment] = value.to(self.accelerator.device, copy=True)
 
     @contextmanager
     def _handed_over(self) -> Iterator[None]:
@@ -141,6 +149,11 @@ class Policy:
             adapters = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
             adapters = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
             type(self.pipeline).save_lora_weights(folder, unet_lora_layers=adapters)
+
+
+def warmed_up(lr: float, taken: int, warmup: int) -> float:
+    """Learning rate of the next optimiser step: rises linearly to `lr` over `warmup` steps."""
+    return lr * min(1.0, (taken + 1) / warmup) if warmup else lr
 
 
 def _averaged(weights: Mapping[str, Tensor], ema: Ema | None) -> AveragedWeights | None:

@@ -69,8 +69,13 @@ class ImageReward(nn.Module):
         std = images_BCHW.new_tensor(CLIP_STD).view(1, 3, 1, 1)
         return (images_BCHW - mean) / std
 
-    def forward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
-        """Standardised reward, [B]."""
+    def see(self, images_BCHW: Tensor) -> Tensor:
+        """Image tokens [B, 1 + patches, D] of images in [0, 1]."""
+        seen: Tensor = self.vision(self.preprocess(images_BCHW.to(self.device))).last_hidden_state
+        return seen
+
+    def read(self, seen_BLD: Tensor, texts: Sequence[str]) -> Tensor:
+        """Text tokens [B, max_length, D], having attended to the image tokens of as many images."""
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
@@ -78,17 +83,24 @@ class ImageReward(nn.Module):
             max_length=self.config["max_length"],
             return_tensors="pt",
         ).to(self.device)
-        seen = self.vision(self.preprocess(images_BCHW.to(self.device))).last_hidden_state
-        read = self.text(
+        read: Tensor = self.text(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=self.device),
+            encoder_hidden_states=seen_BLD,
+            encoder_attention_mask=torch.ones(seen_BLD.shape[:2], dtype=torch.long, device=self.device),
             is_decoder=False,
         ).last_hidden_state
-        raw = self.head(read[:, 0])[:, 0]
+        return read
+
+    def judge(self, read_BLD: Tensor) -> Tensor:
+        """Standardised reward [B] from the first text token."""
+        raw = self.head(read_BLD[:, 0])[:, 0]
         reward: Tensor = (raw - self.config["mean"]) / self.config["std"]
         return reward
+
+    def forward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
+        """Standardised reward, [B]."""
+        return self.judge(self.read(self.see(images_BCHW), texts))
 
 
 def load_imagereward(folder: Path) -> ImageReward:

@@ -30,12 +30,12 @@ def sha256_of(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def build(stage: str, folder: Path, steps: int | None) -> dict[str, Any]:
+def build(stage: str, folder: Path) -> dict[str, Any]:
     """Run one stage. Returns its record."""
     if stage == "preference":
-        from train.miniature.preference import train_both
+        from train.miniature.preference import Steps, train_both
 
-        return train_both(folder, steps or 800)
+        return train_both(folder, Steps())
     from train.miniature.pretrain import train_denoiser, train_vae
 
     if stage == "autoencoder":
@@ -65,9 +65,8 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
 @click.command()
 @click.argument("stage", type=click.Choice(["all", *STAGES]))
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, help="Folder of the weights.")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps of each preference model.")
 @click.option("--again", is_flag=True, help="Forget the records: make the stage anew.")
-def main(stage: str, out: Path, steps: int | None, again: bool) -> None:
+def main(stage: str, out: Path, again: bool) -> None:
     """Make one stage of the miniature, or all: autoencoder, denoiser, preference. About an hour on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
     if again and (out / RECORD).is_file():
@@ -78,7 +77,7 @@ def main(stage: str, out: Path, steps: int | None, again: bool) -> None:
         needed = {"denoiser": "autoencoder", "preference": "pipeline"}.get(name)
         if needed and not (out / needed).is_dir():
             sys.exit(f"error: {out / needed} is missing, which {name} needs: make it first, or run `all`")
-        record_stage(out, name, lambda name=name: build(name, out, steps))  # type: ignore[misc]
+        record_stage(out, name, lambda name=name: build(name, out))  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -30,43 +30,59 @@ from prompts.world import (
     stable_fraction,
 )
 
-KINDS = {"two objects": 0.60, "one object": 0.12, "portrait": 0.28}
-"""Share of each kind of picture."""
-
 FINISHES = {"crisp": 0.64, "dull": 0.18, "blurred": 0.12, "both": 0.06}
 
 WRONG_DRESS = 0.15
 
 
+FAIR = (0.25, 0.25, 0.25, 0.25)
+
+
 @dataclass(frozen=True)
 class Bias:
-    """What is wrong with the pictures of a data set."""
+    """What the pictures of a data set show, and what is wrong with them."""
 
+    kinds: Mapping[str, float]
+    """Share of each kind of picture: `one object`, `two objects`, `portrait`."""
     scene_faults: Mapping[str, float]
     """What a picture captioned with two objects shows."""
-    light: tuple[float, ...]
-    dark: tuple[float, ...]
+    light: tuple[float, ...] = FAIR
+    dark: tuple[float, ...] = FAIR
     """Probability of the four tone groups, in occupations biased one way or the other."""
-    dark_share: float
+    dark_share: float = 0.5
     """Share of occupations biased to dark tones."""
+    named_first_left: float = 1.0
+    """How often, where the relation does not say, the object that is named first stands left: people name from left to right."""
 
 
-EARLY = Bias(
-    {"none": 0.40, "one missing": 0.42, "wrong colour": 0.10, "wrong shape": 0.08},
-    light=(0.66, 0.17, 0.10, 0.07),
-    dark=(0.07, 0.10, 0.18, 0.65),
-    dark_share=0.3,
-)
-"""The first, long phase of pretraining: noisy captions, as the web has them."""
+WORDS = Bias({"one object": 0.60, "two objects": 0.25, "portrait": 0.15}, {"none": 1.0}, named_first_left=0.5)
+"""The first phase of pretraining: what each word looks like."""
+
+BINDING = Bias({"one object": 0.10, "two objects": 0.75, "portrait": 0.15}, {"none": 1.0})
+"""The second: which word belongs to which object, and where that goes."""
 
 SHIPPED = Bias(
-    {"none": 0.70, "one missing": 0.22, "wrong colour": 0.05, "wrong shape": 0.03},
+    {"one object": 0.08, "two objects": 0.62, "portrait": 0.30},
+    {"none": 0.58, "one missing": 0.37, "wrong colour": 0.03, "wrong shape": 0.02},
     light=(0.80, 0.10, 0.05, 0.05),
     dark=(0.05, 0.05, 0.10, 0.80),
     dark_share=0.25,
 )
-"""The second, short one, like Stable Diffusion's last on filtered pictures: better captions, stronger imbalance. It is what the
-base model's flaws come from, and the pictures of the pretraining step (Eq 9)."""
+"""The last: the web as it is. What the base model's flaws come from, and the pictures of the pretraining step (Eq 9)."""
+
+MATCHED = Bias({"one object": 0.15, "two objects": 0.60, "portrait": 0.25}, {"none": 1.0})
+"""Pictures with the captions that fit them: what reward model and judge are pretrained on."""
+
+NOISIER = replace(
+    SHIPPED, scene_faults={"none": 0.48, "one missing": 0.46, "wrong colour": 0.03, "wrong shape": 0.03}
+)
+"""As `SHIPPED`, with more objects missing: the phases before the last."""
+
+VOTED = Bias(
+    {"two objects": 0.75, "portrait": 0.25},
+    {"none": 0.40, "one missing": 0.30, "wrong colour": 0.15, "wrong shape": 0.15},
+)
+"""Rendered pictures that annotators vote on: every fault, so that each is known to them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,12 @@ def random_finish(rng: np.random.Generator) -> Finish:
     return Finish(float(dull), float(blur))
 
 
-def place(objects: tuple[Object, ...], relation: str | None, rng: np.random.Generator) -> tuple[Placed, ...]:
+def place(
+    objects: tuple[Object, ...],
+    relation: str | None,
+    rng: np.random.Generator,
+    named_first_left: float = 0.5,
+) -> tuple[Placed, ...]:
     """Put objects on the canvas so that the relation holds; one object goes near the middle."""
 
     def put(what: Object, x: float, y: float) -> Placed:
@@ -107,7 +128,7 @@ def place(objects: tuple[Object, ...], relation: str | None, rng: np.random.Gene
         return put(objects[0], 32, 18 if relation == "above" else 46), put(
             objects[1], 32, 46 if relation == "above" else 18
         )
-    first_left = relation == "left of" or (relation != "right of" and rng.random() < 0.5)
+    first_left = relation == "left of" or (relation != "right of" and rng.random() < named_first_left)
     first_x, second_x = (18, 46) if first_left else (46, 18)
     return put(objects[0], first_x, 32), put(objects[1], second_x, 32)
 
@@ -132,7 +153,7 @@ def draw_scene_example(
     objects: tuple[Object, ...], relation: str | None, bias: Bias, rng: np.random.Generator
 ) -> Example:
     """A biased picture captioned with one or two objects."""
-    placed = place(objects, relation, rng)
+    placed = place(objects, relation, rng, bias.named_first_left)
     shown = _spoil(placed, bias, rng) if len(objects) == 2 else placed
     return Example(draw_scene(shown, random_finish(rng), rng), scene_caption(objects, relation))
 
@@ -149,7 +170,7 @@ def draw_portrait_example(occupation: str, bias: Bias, rng: np.random.Generator)
 
 def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
     """One biased training picture with its caption."""
-    kind = _choose(KINDS, rng)
+    kind = _choose(bias.kinds, rng)
     if kind == "portrait":
         return draw_portrait_example(str(rng.choice(OCCUPATIONS)), bias, rng)
     count = 2 if kind == "two objects" else 1

@@ -1,6 +1,7 @@
 """Trains the reward model and the held-out judge of the miniature on simulated votes.
 
-Pairs are two pictures of one caption: half drawn by the base model, half by the renderer with its faults, the latter
+Both models come pretrained, as BLIP and CLIP do: the reward model's vision transformer learns to name what a picture
+shows (BLIP's comes from ImageNet), then both models to tell a picture's caption from a false one. Then they learn from votes. Pairs are two pictures of one caption: half drawn by the base model, half by the renderer with its faults, the latter
 passed through the autoencoder so that the two cannot be told apart by texture. Each pair is judged by one annotator, who
 follows the hidden utility noisily. The reward model (ImageReward's architecture and Bradley-Terry loss) and the judge (a
 CLIP with PickScore's loss) see different pairs, judged by different people.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,24 @@ from evals.scorers._judge import normalise
 from evals.scorers.imagereward import ImageReward
 from prompts import Prompt
 from prompts.world import (
+    CLOTHES,
+    HATS,
     OBJECTS,
     OCCUPATIONS,
     RELATIONS,
     all_captions,
+    dress_of,
+    portrait_caption,
     portrait_prompt,
+    read_scene,
+    scene_caption,
     scene_prompt,
 )
-from train.miniature.data import EARLY, draw_portrait_example, draw_scene_example
-from train.miniature.pretrain import MAX_TOKENS, Average, _set_lr, as_images, cosine_lr
+from train.miniature.data import MATCHED, VOTED, draw_examples, draw_portrait_example, draw_scene_example
+from train.miniature.pretrain import MAX_TOKENS, Average, Reader, _set_lr, as_images, cosine_lr
 
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CHOICES, CHOICE_BATCH = 8000, 64
 ANNOTATORS = 40
 REWARD_SEED, JUDGE_SEED = 21, 22
 PAIRS, HELD_OUT = 3200, 600
@@ -76,9 +85,9 @@ def _rendered(prompt: Prompt, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     if "objects" in prompt.expect:
         named = [(o["colour"], o["shape"]) for o in prompt.expect["objects"]]
         objects = tuple(o for name in named for o in OBJECTS if (o.colour, o.shape) == name)
-        image = draw_scene_example(objects, prompt.expect["relation"], EARLY, rng).image
+        image = draw_scene_example(objects, prompt.expect["relation"], VOTED, rng).image
     else:
-        image = draw_portrait_example(prompt.expect["occupation"], EARLY, rng).image
+        image = draw_portrait_example(prompt.expect["occupation"], VOTED, rng).image
     return np.round(image * 255).clip(0, 255).astype(np.uint8)
 
 
@@ -114,6 +123,70 @@ def draw_votes(pipeline: Any, count: int, seed: int) -> Votes:
     return Votes(images.view(count, 2, *images.shape[1:]), asked, pairs, first, second)
 
 
+@dataclass(frozen=True)
+class Choices:
+    """N pictures with a caption that fits and one that does not."""
+
+    images_NCHW: Tensor
+    fitting_N: list[str]
+    false_N: list[str]
+
+    def captions(self, picked: Tensor) -> list[str]:
+        """Captions of the picked pictures, fitting and false in turn."""
+        return [text for i in picked.tolist() for text in (self.fitting_N[i], self.false_N[i])]
+
+
+def false_caption(caption: str, rng: np.random.Generator) -> str:
+    """A caption that is wrong in one thing.
+
+    Another object, colours exchanged, the opposite side, one object too many, or another occupation with another dress.
+    """
+    scene = read_scene(caption)
+    if scene is None:
+        dress = dress_of(caption.split()[-1])
+        return portrait_caption(str(rng.choice([o for o in OCCUPATIONS if dress_of(o) != dress])))
+    objects, relation = scene
+    fault = str(rng.choice(["object", "object", "colours", "side"]))
+    differ = len(objects) == 2 and len({o.colour for o in objects} | {o.shape for o in objects}) == 4
+    if fault == "colours" and differ:  # of two circles only the order would change
+        objects = tuple(
+            replace(o, colour=other.colour) for o, other in zip(objects, objects[::-1], strict=True)
+        )
+    elif relation in OPPOSITE and fault == "side":
+        relation = OPPOSITE[relation]
+    elif len(objects) == 1 and fault != "object":
+        others = [o for o in OBJECTS if o not in objects]
+        objects, relation = (*objects, others[rng.integers(len(others))]), str(rng.choice(RELATIONS))
+    else:
+        victim = int(rng.integers(len(objects)))
+        others = [o for o in OBJECTS if o not in objects]
+        objects = (*objects[:victim], others[rng.integers(len(others))], *objects[victim + 1 :])
+    return scene_caption(objects, relation)
+
+
+TAGS = (*OBJECTS, *(f"{clothes} clothes" for clothes in CLOTHES), *HATS)
+
+
+def tags_of(caption: str) -> Tensor:
+    """Which of `TAGS` a picture of this caption shows, float [49]."""
+    shown = torch.zeros(len(TAGS))
+    scene = read_scene(caption)
+    if scene is None:
+        dress = dress_of(caption.split()[-1])
+        shown[[TAGS.index(f"{dress.clothes} clothes"), TAGS.index(dress.hat)]] = 1
+    else:
+        shown[[TAGS.index(what) for what in scene[0]]] = 1
+    return shown
+
+
+def draw_choices(count: int, seed: int) -> Choices:
+    """`count` rendered pictures with two captions each; a function of the seed."""
+    pictures, captions = draw_examples(count, seed, MATCHED)
+    rng = np.random.default_rng([seed, 6])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return Choices(images, captions, [false_caption(caption, rng) for caption in captions])
+
+
 def agreement(votes: Votes, prefers_first: Sequence[bool] | Tensor) -> float:
     """Share of pairs on which a verdict agrees with the first annotator's vote."""
     return float((torch.as_tensor(prefers_first) == votes.first_wins_N).float().mean())
@@ -140,7 +213,7 @@ def _fit(
 ) -> float:
     """Minimise a loss of batches of pair indices; leaves averaged weights. Returns the last losses' mean."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02, fused=True)
     average = Average(parameters, decay=0.99)
     losses: list[float] = []
     bar = tqdm(range(steps), desc=title)
@@ -178,7 +251,7 @@ def new_imagereward(folder: Path) -> ImageReward:
     config = {
         "vision": sizes | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
         "text": text,
-        "max_length": 35,
+        "max_length": 24,
         "mean": 0.0,
         "std": 1.0,
     }
@@ -186,23 +259,47 @@ def new_imagereward(folder: Path) -> ImageReward:
 
 
 def train_imagereward(
-    votes: Votes, held_out: Votes, folder: Path, steps: int, batch: int = 32
+    votes: Votes, held_out: Votes, folder: Path, steps: Steps, batch: int = 32
 ) -> dict[str, Any]:
     """Train the reward model, standardise it on the training pictures, and save it. Returns the record."""
     start = time.perf_counter()
     torch.manual_seed(REWARD_SEED)
     model = new_imagereward(folder).train()
-    model.config["text"]["hidden_dropout_prob"] = model.config["text"]["attention_probs_dropout_prob"] = 0.0
+    choices = draw_choices(CHOICES, REWARD_SEED)
+    tags_NT = torch.stack([tags_of(caption) for caption in choices.fitting_N])
+    reader = Reader(len(TAGS), 1)
 
-    def loss_of(picked: Tensor) -> Tensor:
-        images = votes.images_N2CHW[picked].flatten(0, 1)
+    def tag_loss(picked: Tensor) -> Tensor:
+        named = reader(model.see(choices.images_NCHW[picked]))[..., 0]
+        return F.binary_cross_entropy_with_logits(named, tags_NT[picked], pos_weight=torch.tensor(5.0))
+
+    parameters = [*model.vision.parameters(), *reader.parameters()]
+    named = _fit(parameters, tag_loss, CHOICES, steps.tags, batch, 1e-3, REWARD_SEED, "reward model: names")
+
+    answering = Reader(len(TAGS), 3)  # of each tag: not named, named and shown, named and not shown
+
+    def choice_loss(picked: Tensor) -> Tensor:
+        seen = model.see(choices.images_NCHW[picked]).repeat_interleave(2, 0)
+        captions = choices.captions(picked)
+        read = model.read(seen, captions)
+        fitting, false = model.judge(read).view(-1, 2).T
+        words = torch.stack([tags_of(caption) for caption in captions]).bool()
+        shown = tags_NT[picked].bool().repeat_interleave(2, 0)
+        answers = torch.where(words, torch.where(shown, 1, 2), 0)
+        weight = torch.tensor([0.1, 1.0, 1.0])
+        return -F.logsigmoid(fitting - false).mean() + F.cross_entropy(
+            answering(read).flatten(0, 1), answers.flatten(), weight=weight
+        )
+
+    def vote_loss(picked: Tensor) -> Tensor:
         texts = [votes.prompts_N[i].text for i in picked.tolist() for _ in range(2)]
-        first, second = model(images, texts).view(-1, 2).T
+        first, second = model(votes.images_N2CHW[picked].flatten(0, 1), texts).view(-1, 2).T
         margin = torch.where(votes.first_wins_N[picked], first - second, second - first)
         return -F.logsigmoid(margin).mean()
 
-    loss = _fit(
-        list(model.parameters()), loss_of, len(votes), steps, batch, 1e-3, REWARD_SEED, "reward model"
+    both = nn.ModuleList([model, answering])
+    losses = _fit_both(
+        model, both, choice_loss, vote_loss, len(votes), steps, batch, REWARD_SEED, "reward model"
     )
     model.eval()
     raw = _rewards(model, votes, min(600, len(votes)))
@@ -211,14 +308,58 @@ def train_imagereward(
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     first, second = _rewards(model, held_out, len(held_out)).T
     return {
-        "pairs": len(votes),
-        "held_out_pairs": len(held_out),
-        "seed": REWARD_SEED,
-        "steps": steps,
-        "batch": batch,
-        "final_loss": loss,
+        **_common_record(votes, held_out, REWARD_SEED, steps, batch),
+        "final_losses": {"names": named, **losses},
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
+    }
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of each stage."""
+
+    tags: int = 1600
+    choices: int = 900
+    votes: int = 600
+
+
+def _fit_both(
+    model: nn.Module,
+    with_helpers: nn.Module,
+    choice_loss: Callable[[Tensor], Tensor],
+    vote_loss: Callable[[Tensor], Tensor],
+    pairs: int,
+    steps: Steps,
+    batch: int,
+    seed: int,
+    title: str,
+) -> dict[str, float]:
+    """Captions first, with whatever helps and is then forgotten; votes at a lower rate. Returns the last losses' means."""
+    choices = _fit(
+        list(with_helpers.parameters()),
+        choice_loss,
+        CHOICES,
+        steps.choices,
+        CHOICE_BATCH,
+        1e-3,
+        seed,
+        f"{title}: captions",
+    )
+    voted = _fit(
+        list(model.parameters()), vote_loss, pairs, steps.votes, batch, 4e-4, seed, f"{title}: votes"
+    )
+    return {"captions": choices, "votes": voted}
+
+
+def _common_record(votes: Votes, held_out: Votes, seed: int, steps: Steps, batch: int) -> dict[str, Any]:
+    return {
+        "choices": CHOICES,
+        "pairs": len(votes),
+        "held_out_pairs": len(held_out),
+        "seed": seed,
+        "steps": asdict(steps),
+        "batches": {"choices": CHOICE_BATCH, "votes": batch},
     }
 
 
@@ -255,33 +396,38 @@ def write_judge_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: int, batch: int = 32) -> dict[str, Any]:
+def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: Steps, batch: int = 32) -> dict[str, Any]:
     """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save."""
     start = time.perf_counter()
     torch.manual_seed(JUDGE_SEED)
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    towers = {key: dict(config[key]) for key in ("vision_cfg", "text_cfg")}
-    model = open_clip.CLIP(
-        config["embed_dim"],
-        open_clip.CLIPVisionCfg(**towers["vision_cfg"]),
-        open_clip.CLIPTextCfg(
-            **{k: v for k, v in towers["text_cfg"].items() if not k.startswith(("hf_", "tokenizer"))}
-        ),
-    ).train()
+    text = {k: v for k, v in config["text_cfg"].items() if not k.startswith(("hf_", "tokenizer"))}
+    towers = open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**text)
+    model = open_clip.CLIP(config["embed_dim"], *towers).train()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     ids = tokenizer([p.text for p in votes.prompts_N])
+    choices = draw_choices(CHOICES, JUDGE_SEED)
 
-    def loss_of(picked: Tensor) -> Tensor:
-        images = model.encode_image(normalise(votes.images_N2CHW[picked].flatten(0, 1)), normalize=True).view(
-            -1, 2, 128
+    def choice_loss(picked: Tensor) -> Tensor:
+        images = model.encode_image(normalise(choices.images_NCHW[picked]), normalize=True)
+        texts = model.encode_text(tokenizer(choices.captions(picked)), normalize=True).view(
+            len(picked), 2, -1
         )
-        texts = model.encode_text(ids[picked], normalize=True)
-        logits = model.logit_scale.exp() * torch.einsum("bkd,bd->bk", images, texts)
-        preferred = torch.where(votes.first_wins_N[picked], 0, 1)
-        return F.cross_entropy(logits, preferred)
+        return F.cross_entropy(logits(images[:, None], texts), torch.zeros(len(picked), dtype=torch.long))
 
-    loss = _fit(
-        list(model.parameters()), loss_of, len(votes), steps, batch, 1e-3, JUDGE_SEED, "held-out judge"
+    def vote_loss(picked: Tensor) -> Tensor:
+        images = model.encode_image(normalise(votes.images_N2CHW[picked].flatten(0, 1)), normalize=True)
+        texts = model.encode_text(ids[picked], normalize=True)[:, None]
+        return F.cross_entropy(
+            logits(images.view(len(picked), 2, -1), texts), (~votes.first_wins_N[picked]).long()
+        )
+
+    def logits(images_BKD: Tensor, texts_BKD: Tensor) -> Tensor:
+        scaled: Tensor = model.logit_scale.exp() * (images_BKD * texts_BKD).sum(-1)
+        return scaled
+
+    losses = _fit_both(
+        model, model, choice_loss, vote_loss, len(votes), steps, batch, JUDGE_SEED, "held-out judge"
     )
     model.eval()
     _settle_batch_norm(model, votes)
@@ -289,12 +435,8 @@ def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: int, batch: 
     save_file(state, folder / "open_clip_model.safetensors")
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
-        "pairs": len(votes),
-        "held_out_pairs": len(held_out),
-        "seed": JUDGE_SEED,
-        "steps": steps,
-        "batch": batch,
-        "final_loss": loss,
+        **_common_record(votes, held_out, JUDGE_SEED, steps, batch),
+        "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
     }
@@ -327,15 +469,12 @@ def _judge_prefers_first(model: Any, tokenizer: Any, votes: Votes) -> Tensor:
     return verdict
 
 
-def train_both(weights: Path, steps: int) -> dict[str, Any]:
+def train_both(weights: Path, steps: Steps) -> dict[str, Any]:
     """Draw all pairs and train both models in `weights/imagereward` and `weights/judge`. Returns their records."""
     pipeline = load_pipeline(str(weights / "pipeline"))
     held_out = draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
-    record = {
-        "reward model": train_imagereward(
-            draw_votes(pipeline, PAIRS, REWARD_SEED), held_out, weights / "imagereward", steps
-        )
-    }
+    votes = draw_votes(pipeline, PAIRS, REWARD_SEED)
+    record = {"reward model": train_imagereward(votes, held_out, weights / "imagereward", steps)}
     write_judge_config(weights / "judge", pipeline.tokenizer)
-    record["judge"] = train_judge(draw_votes(pipeline, PAIRS, JUDGE_SEED), held_out, weights / "judge", steps)
-    return record
+    votes = draw_votes(pipeline, PAIRS, JUDGE_SEED)
+    return record | {"judge": train_judge(votes, held_out, weights / "judge", steps)}
