@@ -40,7 +40,7 @@ def drawn() -> tuple[torch.Tensor, list[prompts.Prompt]]:
             finish = Finish(0.4 * (i % 2), 1.2 * (i // 2))
             if "objects" in prompt.expect:
                 objects = tuple(Object(**o) for o in prompt.expect["objects"])
-                images.append(draw_scene(place(objects, prompt.expect["relation"], rng), finish, rng))
+                images.append(draw_scene(place(objects, prompt.expect["relation"], rng, 0.5), finish, rng))
             else:
                 images.append(draw_portrait(2 * i, dress_of(prompt.expect["occupation"]), finish, rng))
             asked.append(prompt)

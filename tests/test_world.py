@@ -22,7 +22,7 @@ def scene(rng: np.random.Generator, finish: Finish = CRISP):
     objects = tuple(OBJECTS[i] for i in rng.choice(len(OBJECTS), 2, replace=False))
     relation = str(rng.choice(RELATIONS))
     expect = world.scene_prompt(*objects, relation, ())["expect"]
-    return expect, draw_scene(place(objects, relation, rng), finish, rng)
+    return expect, draw_scene(place(objects, relation, rng, 0.5), finish, rng)
 
 
 def test_crisp_scenes_are_read_back():
@@ -41,7 +41,7 @@ def test_a_missing_object_halves_the_detection_score():
     rng = np.random.default_rng(1)
     expect, _ = scene(rng)
     first = measure.expected_objects(expect)[0]
-    picture = draw_scene(place((first,), None, rng), CRISP, rng)
+    picture = draw_scene(place((first,), None, rng, 0.5), CRISP, rng)
     found = measure.find_objects(picture)
     assert 0.4 < measure.detection_score(expect, found) <= 0.5
     assert not measure.fully_right(expect, found)
@@ -51,7 +51,9 @@ def test_a_third_object_is_not_right():
     rng = np.random.default_rng(2)
     a, b, c = OBJECTS[0], OBJECTS[8], OBJECTS[16]
     expect = world.scene_prompt(a, b, "and", ())["expect"]
-    placed = place((a, b), "and", rng) + tuple(type(p)(c, 32, 10, 9, 0) for p in place((c,), None, rng))
+    placed = place((a, b), "and", rng, 0.5) + tuple(
+        type(p)(c, 32, 10, 9, 0) for p in place((c,), None, rng, 0.5)
+    )
     found = measure.find_objects(draw_scene(placed, CRISP, rng))
     assert measure.detection_score(expect, found) > 0.8
     assert not measure.fully_right(expect, found)
@@ -61,7 +63,7 @@ def test_a_third_object_is_not_right():
 def test_directions_are_told_apart(relation: str, opposite: str):
     rng = np.random.default_rng(3)
     a, b = OBJECTS[0], OBJECTS[20]
-    found = measure.find_objects(draw_scene(place((a, b), relation, rng), CRISP, rng))
+    found = measure.find_objects(draw_scene(place((a, b), relation, rng, 0.5), CRISP, rng))
     assert measure.fully_right(world.scene_prompt(a, b, relation, ())["expect"], found)
     assert not measure.fully_right(world.scene_prompt(a, b, opposite, ())["expect"], found)
 

@@ -33,9 +33,9 @@ def sha256_of(folder: Path) -> dict[str, str]:
 def build(stage: str, folder: Path) -> dict[str, Any]:
     """Run one stage. Returns its record."""
     if stage == "preference":
-        from train.miniature.preference import Steps, train_both
+        from train.miniature.preference import train_both
 
-        return train_both(folder, Steps())
+        return train_both(folder)
     from train.miniature.pretrain import train_denoiser, train_vae
 
     if stage == "autoencoder":

@@ -114,7 +114,7 @@ def place(
     objects: tuple[Object, ...],
     relation: str | None,
     rng: np.random.Generator,
-    named_first_left: float = 0.5,
+    named_first_left: float,
 ) -> tuple[Placed, ...]:
     """Put objects on the canvas so that the relation holds; one object goes near the middle."""
 

@@ -46,13 +46,17 @@ from prompts.world import (
     scene_prompt,
 )
 from train.miniature.data import MATCHED, VOTED, draw_examples, draw_portrait_example, draw_scene_example
-from train.miniature.pretrain import MAX_TOKENS, Average, Reader, _set_lr, as_images, cosine_lr
+from train.miniature.fitting import Schedule, fit
+from train.miniature.pretrain import MAX_TOKENS, Reader, as_images
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-CHOICES, CHOICE_BATCH = 8000, 64
+CHOICES = 8000
 ANNOTATORS = 40
 REWARD_SEED, JUDGE_SEED = 21, 22
 PAIRS, HELD_OUT = 3200, 600
+NAMES = Schedule(steps=1600, batch=32, lr=1e-3, warmup=100, weight_decay=0.02, average=0.99)
+CAPTIONS = replace(NAMES, steps=900, batch=64)
+VOTES = replace(NAMES, steps=600, lr=4e-4)
 SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=64)
 
 
@@ -201,35 +205,11 @@ def ceilings(votes: Votes) -> dict[str, float]:
     }
 
 
-def _fit(
-    parameters: Sequence[nn.Parameter],
-    loss_of: Callable[[Tensor], Tensor],
-    pairs: int,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    title: str,
-) -> float:
-    """Minimise a loss of batches of pair indices; leaves averaged weights. Returns the last losses' mean."""
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02, fused=True)
-    average = Average(parameters, decay=0.99)
-    losses: list[float] = []
-    bar = tqdm(range(steps), desc=title)
-    for step in bar:
-        _set_lr(optimiser, cosine_lr(step, steps, lr, warmup=100))
-        loss = loss_of(torch.randint(pairs, (batch,), generator=generator))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        average.update()
-        losses.append(loss.item())
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
-    average.copy_to_live()
-    return float(np.mean(losses[-100:]))
+def of_picked(
+    loss: Callable[[Tensor], Tensor], count: int, schedule: Schedule
+) -> Callable[[torch.Generator], Tensor]:
+    """A loss of indices as a loss of a generator that draws them, `schedule.batch` of `count`."""
+    return lambda generator: loss(torch.randint(count, (schedule.batch,), generator=generator))
 
 
 def _words() -> list[str]:
@@ -258,49 +238,73 @@ def new_imagereward(folder: Path) -> ImageReward:
     return ImageReward(config, tokenizer)
 
 
-def train_imagereward(
-    votes: Votes, held_out: Votes, folder: Path, steps: Steps, batch: int = 32
-) -> dict[str, Any]:
-    """Train the reward model, standardise it on the training pictures, and save it. Returns the record."""
-    start = time.perf_counter()
-    torch.manual_seed(REWARD_SEED)
-    model = new_imagereward(folder).train()
-    choices = draw_choices(CHOICES, REWARD_SEED)
+def _teach_names(model: ImageReward, choices: Choices) -> float:
+    """Teach the vision transformer to see: which of `TAGS` does a picture show? Returns the last losses' mean."""
     tags_NT = torch.stack([tags_of(caption) for caption in choices.fitting_N])
     reader = Reader(len(TAGS), 1)
 
-    def tag_loss(picked: Tensor) -> Tensor:
+    def loss(picked: Tensor) -> Tensor:
         named = reader(model.see(choices.images_NCHW[picked]))[..., 0]
         return F.binary_cross_entropy_with_logits(named, tags_NT[picked], pos_weight=torch.tensor(5.0))
 
     parameters = [*model.vision.parameters(), *reader.parameters()]
-    named = _fit(parameters, tag_loss, CHOICES, steps.tags, batch, 1e-3, REWARD_SEED, "reward model: names")
+    return fit(parameters, of_picked(loss, CHOICES, NAMES), NAMES, REWARD_SEED, "reward model: names")
 
-    answering = Reader(len(TAGS), 3)  # of each tag: not named, named and shown, named and not shown
 
-    def choice_loss(picked: Tensor) -> Tensor:
-        seen = model.see(choices.images_NCHW[picked]).repeat_interleave(2, 0)
+def _teach_captions(model: ImageReward, choices: Choices) -> float:
+    """Teach to tell the fitting caption from the false one, helped by saying of each named thing whether it is there.
+
+    Returns the last losses' mean.
+    """
+    reader = Reader(len(TAGS), 3)  # of each tag: not named, named and shown, named and not shown
+
+    def loss(picked: Tensor) -> Tensor:
         captions = choices.captions(picked)
-        read = model.read(seen, captions)
+        read = model.read(model.see(choices.images_NCHW[picked]).repeat_interleave(2, 0), captions)
         fitting, false = model.judge(read).view(-1, 2).T
-        words = torch.stack([tags_of(caption) for caption in captions]).bool()
-        shown = tags_NT[picked].bool().repeat_interleave(2, 0)
-        answers = torch.where(words, torch.where(shown, 1, 2), 0)
-        weight = torch.tensor([0.1, 1.0, 1.0])
-        return -F.logsigmoid(fitting - false).mean() + F.cross_entropy(
-            answering(read).flatten(0, 1), answers.flatten(), weight=weight
+        named = torch.stack([tags_of(caption) for caption in captions]).bool()
+        shown = named[::2].repeat_interleave(2, 0)  # what the fitting caption names
+        answers = torch.where(named, torch.where(shown, 1, 2), 0)
+        told = F.cross_entropy(
+            reader(read).flatten(0, 1), answers.flatten(), weight=torch.tensor([0.1, 1.0, 1.0])
         )
+        return told - F.logsigmoid(fitting - false).mean()
 
-    def vote_loss(picked: Tensor) -> Tensor:
+    parameters = [*model.parameters(), *reader.parameters()]
+    return fit(
+        parameters, of_picked(loss, CHOICES, CAPTIONS), CAPTIONS, REWARD_SEED, "reward model: captions"
+    )
+
+
+def _teach_votes(model: ImageReward, votes: Votes) -> float:
+    """Bradley-Terry loss: the preferred picture has the higher reward. Returns the last losses' mean."""
+
+    def loss(picked: Tensor) -> Tensor:
         texts = [votes.prompts_N[i].text for i in picked.tolist() for _ in range(2)]
         first, second = model(votes.images_N2CHW[picked].flatten(0, 1), texts).view(-1, 2).T
         margin = torch.where(votes.first_wins_N[picked], first - second, second - first)
         return -F.logsigmoid(margin).mean()
 
-    both = nn.ModuleList([model, answering])
-    losses = _fit_both(
-        model, both, choice_loss, vote_loss, len(votes), steps, batch, REWARD_SEED, "reward model"
+    return fit(
+        list(model.parameters()),
+        of_picked(loss, len(votes), VOTES),
+        VOTES,
+        REWARD_SEED,
+        "reward model: votes",
     )
+
+
+def train_imagereward(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
+    """Train the reward model, standardise it on the training pictures, and save it. Returns the record."""
+    start = time.perf_counter()
+    torch.manual_seed(REWARD_SEED)
+    model = new_imagereward(folder).train()
+    choices = draw_choices(CHOICES, REWARD_SEED)
+    losses = {
+        "names": _teach_names(model, choices),
+        "captions": _teach_captions(model, choices),
+        "votes": _teach_votes(model, votes),
+    }
     model.eval()
     raw = _rewards(model, votes, min(600, len(votes)))
     model.config |= {"mean": round(raw.mean().item(), 6), "std": round(raw.std().item(), 6)}
@@ -308,58 +312,22 @@ def train_imagereward(
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     first, second = _rewards(model, held_out, len(held_out)).T
     return {
-        **_common_record(votes, held_out, REWARD_SEED, steps, batch),
-        "final_losses": {"names": named, **losses},
+        **_common_record(votes, held_out, REWARD_SEED),
+        "names": asdict(NAMES),
+        "final_losses": losses,
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
     }
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Optimiser steps of each stage."""
-
-    tags: int = 1600
-    choices: int = 900
-    votes: int = 600
-
-
-def _fit_both(
-    model: nn.Module,
-    with_helpers: nn.Module,
-    choice_loss: Callable[[Tensor], Tensor],
-    vote_loss: Callable[[Tensor], Tensor],
-    pairs: int,
-    steps: Steps,
-    batch: int,
-    seed: int,
-    title: str,
-) -> dict[str, float]:
-    """Captions first, with whatever helps and is then forgotten; votes at a lower rate. Returns the last losses' means."""
-    choices = _fit(
-        list(with_helpers.parameters()),
-        choice_loss,
-        CHOICES,
-        steps.choices,
-        CHOICE_BATCH,
-        1e-3,
-        seed,
-        f"{title}: captions",
-    )
-    voted = _fit(
-        list(model.parameters()), vote_loss, pairs, steps.votes, batch, 4e-4, seed, f"{title}: votes"
-    )
-    return {"captions": choices, "votes": voted}
-
-
-def _common_record(votes: Votes, held_out: Votes, seed: int, steps: Steps, batch: int) -> dict[str, Any]:
+def _common_record(votes: Votes, held_out: Votes, seed: int) -> dict[str, Any]:
     return {
         "choices": CHOICES,
         "pairs": len(votes),
         "held_out_pairs": len(held_out),
         "seed": seed,
-        "steps": asdict(steps),
-        "batches": {"choices": CHOICE_BATCH, "votes": batch},
+        "captions": asdict(CAPTIONS),
+        "votes": asdict(VOTES),
     }
 
 
@@ -396,7 +364,7 @@ def write_judge_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: Steps, batch: int = 32) -> dict[str, Any]:
+def train_judge(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
     """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save."""
     start = time.perf_counter()
     torch.manual_seed(JUDGE_SEED)
@@ -426,16 +394,20 @@ def train_judge(votes: Votes, held_out: Votes, folder: Path, steps: Steps, batch
         scaled: Tensor = model.logit_scale.exp() * (images_BKD * texts_BKD).sum(-1)
         return scaled
 
-    losses = _fit_both(
-        model, model, choice_loss, vote_loss, len(votes), steps, batch, JUDGE_SEED, "held-out judge"
-    )
+    parameters = list(model.parameters())
+    losses = {
+        "captions": fit(
+            parameters, of_picked(choice_loss, CHOICES, CAPTIONS), CAPTIONS, JUDGE_SEED, "judge: captions"
+        ),
+        "votes": fit(parameters, of_picked(vote_loss, len(votes), VOTES), VOTES, JUDGE_SEED, "judge: votes"),
+    }
     model.eval()
     _settle_batch_norm(model, votes)
     state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
-        **_common_record(votes, held_out, JUDGE_SEED, steps, batch),
+        **_common_record(votes, held_out, JUDGE_SEED),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
@@ -469,12 +441,12 @@ def _judge_prefers_first(model: Any, tokenizer: Any, votes: Votes) -> Tensor:
     return verdict
 
 
-def train_both(weights: Path, steps: Steps) -> dict[str, Any]:
+def train_both(weights: Path) -> dict[str, Any]:
     """Draw all pairs and train both models in `weights/imagereward` and `weights/judge`. Returns their records."""
     pipeline = load_pipeline(str(weights / "pipeline"))
     held_out = draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
     votes = draw_votes(pipeline, PAIRS, REWARD_SEED)
-    record = {"reward model": train_imagereward(votes, held_out, weights / "imagereward", steps)}
+    record = {"reward model": train_imagereward(votes, held_out, weights / "imagereward")}
     write_judge_config(weights / "judge", pipeline.tokenizer)
     votes = draw_votes(pipeline, PAIRS, JUDGE_SEED)
-    return record | {"judge": train_judge(votes, held_out, weights / "judge", steps)}
+    return record | {"judge": train_judge(votes, held_out, weights / "judge")}

@@ -8,11 +8,8 @@ same library versions and thread count, repeats it.
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,58 +24,23 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from evals.rows import write_text
 from prompts.world import OBJECTS, RELATIONS, all_captions, scene_caption
 from train.miniature.data import BINDING, NOISIER, SHIPPED, WORDS, Bias, draw_examples
+from train.miniature.fitting import Schedule, fit
 
 LATENT_CHANNELS = 8
 MAX_TOKENS = 20
+VAE_PICTURES = 6000
 VAE_SEED, TEXT_SEED, DENOISER_SEED, PICTURES_SEED = 11, 12, 13, 14
-TEXT_STEPS, TEXT_BATCH = 1300, 128
+TEXT = Schedule(steps=1300, batch=128, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def as_images(pictures: NDArray[np.uint8]) -> Tensor:
     """uint8 [N, 64, 64, 3] to float32 BCHW in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def cosine_lr(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up to `peak`, then a cosine to a fiftieth of it."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def _set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-
-
-class Average:
-    """Exponential moving average of parameters, with a warm-up so that early weights are forgotten."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self.live = list(parameters)
-        self.decay = decay
-        self.updates = 0
-        self.shadow = [p.detach().clone() for p in self.live]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the live weights after an optimiser step."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.live], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to_live(self) -> None:
-        """Replace the live weights by their average."""
-        for live, shadow in zip(self.live, self.shadow, strict=True):
-            live.copy_(shadow)
 
 
 def new_vae() -> AutoencoderKL:
@@ -100,17 +62,20 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
-@dataclass(frozen=True)
-class VaePhase:
-    """A stretch of autoencoder training with its own batch, learning rate and weight of the squared error."""
+@dataclass(frozen=True, kw_only=True)
+class VaePhase(Schedule):
+    """A stretch of autoencoder training."""
 
-    steps: int
-    batch: int
-    lr: float
     squared: float
+    """Weight of the squared error."""
 
 
-VAE_PHASES = (VaePhase(1500, 16, 2e-3, 0.0), VaePhase(400, 8, 2e-3, 8.0), VaePhase(2800, 8, 2e-3, 8.0))
+_VAE = VaePhase(steps=1500, batch=16, lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4, squared=0.0)
+VAE_PHASES = (
+    _VAE,
+    replace(_VAE, steps=400, batch=8, squared=8.0),
+    replace(_VAE, steps=2800, batch=8, squared=8.0),
+)
 """Absolute error finds the layout; the squared error then weighs what is far off, the colours of small objects."""
 
 
@@ -128,29 +93,19 @@ def vae_loss(vae: AutoencoderKL, images_BCHW: Tensor, noise: Tensor, squared: fl
 
 def train_vae_phase(vae: AutoencoderKL, pictures: NDArray[np.uint8], phase: VaePhase, seed: int) -> float:
     """Train in place for one phase; returns the mean loss of its last 100 steps."""
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=phase.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    losses: list[float] = []
-    bar = tqdm(range(phase.steps), desc="autoencoder")
-    for step in bar:
-        _set_lr(optimiser, cosine_lr(step, phase.steps, phase.lr, warmup=50))
+
+    def loss(generator: torch.Generator) -> Tensor:
         picked = torch.randint(len(pictures), (phase.batch,), generator=generator)
         noise = torch.randn(phase.batch, LATENT_CHANNELS, 8, 8, generator=generator)
-        loss = vae_loss(vae, as_images(pictures[picked.numpy()]), noise, phase.squared)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}")
-    return float(np.mean(losses[-100:]))
+        return vae_loss(vae, as_images(pictures[picked.numpy()]), noise, phase.squared)
+
+    return fit(list(vae.parameters()), loss, phase, seed, "autoencoder")
 
 
 def train_vae(folder: Path) -> dict[str, Any]:
     """Train the autoencoder and save it, its latents' scale measured, in `folder`. Returns the record."""
     start = time.perf_counter()
-    pictures, _ = draw_examples(6000, VAE_SEED, BINDING)
+    pictures, _ = draw_examples(VAE_PICTURES, VAE_SEED, BINDING)
     torch.manual_seed(VAE_SEED)
     vae = new_vae().train()
     losses = [train_vae_phase(vae, pictures, phase, VAE_SEED + i) for i, phase in enumerate(VAE_PHASES)]
@@ -324,49 +279,58 @@ def random_scene_captions(count: int, rng: np.random.Generator) -> tuple[list[st
 
 
 def train_text_encoder(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> float:
-    """Teach the text encoder, in place, to bind colour, shape and place. Returns the share of captions read without a mistake."""
+    """Teach the text encoder, in place, to bind colour, shape and place.
+
+    Returns the share of the last 50 batches' captions that were read without a mistake.
+    """
     rng = np.random.default_rng(TEXT_SEED)
     reader = Reader(len(OBJECTS), 6)
-    parameters = [*text_encoder.parameters(), *reader.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     present_counts_more = torch.tensor([0.2, 1, 1, 1, 1, 1])
     right: list[float] = []
-    bar = tqdm(range(TEXT_STEPS), desc="text encoder")
-    for step in bar:
-        _set_lr(optimiser, cosine_lr(step, TEXT_STEPS, 2e-3, warmup=50))
-        captions, classes = random_scene_captions(TEXT_BATCH, rng)
+
+    def loss(_: torch.Generator) -> Tensor:
+        captions, classes = random_scene_captions(TEXT.batch, rng)
         logits = reader(text_encoder(token_ids(tokenizer, captions)).last_hidden_state)
-        loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=present_counts_more)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
         right.append((logits.argmax(-1) == classes).all(1).float().mean().item())
-        if step % 20 == 0:
-            bar.set_postfix(right=f"{np.mean(right[-50:]):.2f}")
+        return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=present_counts_more)
+
+    fit([*text_encoder.parameters(), *reader.parameters()], loss, TEXT, TEXT_SEED, "text encoder")
     return float(np.mean(right[-50:]))
 
 
-@dataclass(frozen=True)
-class DenoiserPhase:
+@dataclass(frozen=True, kw_only=True)
+class DenoiserPhase(Schedule):
     """A stretch of denoiser training on a data set of its own."""
 
-    steps: int
-    lr: float
-    warmup: int
     pictures: int
     pictures_seed: int
     bias: Bias
-    batch: int = 32
+
+
+def _denoiser(
+    steps: int, lr: float, pictures: int, pictures_seed: int, bias: Bias, warmup: int = 50
+) -> DenoiserPhase:
+    return DenoiserPhase(
+        steps=steps,
+        batch=32,
+        lr=lr,
+        warmup=warmup,
+        betas=(0.9, 0.99),
+        weight_decay=1e-3,
+        average=0.998,
+        pictures=pictures,
+        pictures_seed=pictures_seed,
+        bias=bias,
+    )
 
 
 DENOISER_PHASES = (
-    DenoiserPhase(900, 1.2e-3, 100, 8000, 15, WORDS),
-    DenoiserPhase(1500, 1.2e-3, 50, 10000, 16, replace(BINDING, named_first_left=0.5)),
-    DenoiserPhase(2600, 1.0e-3, 50, 16000, PICTURES_SEED, replace(NOISIER, named_first_left=0.5)),
-    DenoiserPhase(2200, 1.0e-3, 50, 12000, 18, BINDING),
-    DenoiserPhase(1500, 7e-4, 50, 12000, PICTURES_SEED, NOISIER),
-    DenoiserPhase(1500, 7e-4, 50, 12000, PICTURES_SEED + 1, SHIPPED),
+    _denoiser(900, 1.2e-3, 8000, 15, WORDS, warmup=100),
+    _denoiser(1500, 1.2e-3, 10000, 16, replace(BINDING, named_first_left=0.5)),
+    _denoiser(2600, 1.0e-3, 16000, PICTURES_SEED, replace(NOISIER, named_first_left=0.5)),
+    _denoiser(2200, 1.0e-3, 12000, 18, BINDING),
+    _denoiser(1500, 7e-4, 12000, PICTURES_SEED, NOISIER),
+    _denoiser(1500, 7e-4, 12000, PICTURES_SEED + 1, SHIPPED),
 )
 """Words alone do not bind: only with objects placed in the order of their names (the last three phases) does it learn which is which."""
 NOISY = 0.6
@@ -380,39 +344,24 @@ def train_denoiser_phase(
     vae: AutoencoderKL,
     phase: DenoiserPhase,
 ) -> float:
-    """Train denoiser and text encoder in place on cached latents (Eq 9); leaves averaged weights.
-
-    Returns the mean loss of the last 300 steps.
-    """
+    """Train denoiser and text encoder in place on cached latents (Eq 9); returns the mean loss of the last 100 steps."""
     images, captions = draw_examples(phase.pictures, phase.pictures_seed, phase.bias)
     latents = encode(vae, images) * vae.config.scaling_factor
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
     scheduler = new_scheduler()
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=phase.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    average = Average(parameters, decay=0.998)
-    generator = torch.Generator().manual_seed(phase.pictures_seed)
-    losses: list[float] = []
-    bar = tqdm(range(phase.steps), desc="denoiser")
-    for step in bar:
-        _set_lr(optimiser, cosine_lr(step, phase.steps, phase.lr, phase.warmup))
+
+    def loss(generator: torch.Generator) -> Tensor:
         picked = torch.randint(len(latents), (phase.batch,), generator=generator)
         drop = torch.rand(phase.batch, 1, generator=generator) < 0.1  # so that guidance works
         t = (1000 * torch.rand(phase.batch, generator=generator).pow(NOISY)).long().clamp(max=999)
         noise = torch.randn(phase.batch, LATENT_CHANNELS, 8, 8, generator=generator)
         context = text_encoder(torch.where(drop, empty, ids[picked])).last_hidden_state
         noisy = scheduler.add_noise(latents[picked], noise, t).contiguous(memory_format=torch.channels_last)
-        loss = F.mse_loss(unet(noisy, t, context).sample, scheduler.get_velocity(latents[picked], noise, t))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        average.update()
-        losses.append(loss.item())
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{np.mean(losses[-200:]):.4f}")
-    average.copy_to_live()
-    return float(np.mean(losses[-300:]))
+        velocity = scheduler.get_velocity(latents[picked], noise, t)
+        return F.mse_loss(unet(noisy, t, context).sample, velocity)
+
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    return fit(parameters, loss, phase, phase.pictures_seed, "denoiser")
 
 
 def train_denoiser(folder: Path, vae_folder: Path) -> dict[str, Any]:
@@ -424,10 +373,8 @@ def train_denoiser(folder: Path, vae_folder: Path) -> dict[str, Any]:
     text_encoder, unet = new_text_encoder(tokenizer), new_denoiser()
     unet.to(memory_format=torch.channels_last)
     read = train_text_encoder(text_encoder, tokenizer)
-    losses = []
-    for phase in DENOISER_PHASES:
-        losses.append(train_denoiser_phase(unet, text_encoder, tokenizer, vae, phase))
-        save_pipeline(folder, vae, text_encoder, tokenizer, unet, new_scheduler())
+    losses = [train_denoiser_phase(unet, text_encoder, tokenizer, vae, phase) for phase in DENOISER_PHASES]
+    save_pipeline(folder, vae, text_encoder, tokenizer, unet, new_scheduler())
     return {
         "phases": [asdict(phase) for phase in DENOISER_PHASES],
         "seed": DENOISER_SEED,
@@ -446,12 +393,12 @@ def save_pipeline(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
 ) -> None:
-    """Save copies of all parts as one float16 `StableDiffusionPipeline` in diffusers layout."""
+    """Save all parts as one float16 `StableDiffusionPipeline` in diffusers layout."""
     pipeline = StableDiffusionPipeline(
-        vae=copy.deepcopy(vae),
-        text_encoder=copy.deepcopy(text_encoder),
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=copy.deepcopy(unet),
+        unet=unet,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
