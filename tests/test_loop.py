@@ -397,7 +397,7 @@ def test_pretraining_step_is_the_denoising_loss_and_has_a_step_of_its_own(make_r
     found = lines(run)
     assert all(0 < line["pretrain_loss"] < 10 and line["pretrain_grad_norm"] > 0 for line in found)
     steps = {int(state["step"]) for state in run.policy.optimiser.state.values()}
-    assert steps == {3 * (2 + 1)}
+    assert steps == {3 * (2 + 1)} == {run.experiment.optimiser_steps}
 
 
 def test_pretraining_alone_lowers_its_loss(make_run: MakeRun) -> None:

@@ -41,6 +41,7 @@ def test_every_stage_of_the_pipeline_runs(tmp_path: Path, monkeypatch: pytest.Mo
     phases = [replace(phase, steps=2, batch=2) for phase in pretrain.VAE_PHASES[:2]]
     monkeypatch.setattr(pretrain, "VAE_PHASES", phases)
     monkeypatch.setattr(pretrain, "VAE_PICTURES", 8)
+    monkeypatch.setattr(pretrain, "POLISH", replace(pretrain.POLISH, steps=2, batch=2, pictures=4))
     monkeypatch.setattr(pretrain, "TEXT", replace(pretrain.TEXT, steps=2, batch=4))
     one = replace(pretrain.DENOISER_PHASES[-1], steps=2, batch=2, pictures=8)
     monkeypatch.setattr(pretrain, "DENOISER_PHASES", [one])
@@ -57,14 +58,17 @@ def test_both_preference_models_are_made_of_votes(tmp_path: Path, monkeypatch: p
     from evals.scorers.imagereward import load_imagereward
 
     (tmp_path / "pipeline").symlink_to(weights_folder("pipeline"))
-    for name in ("NAMES", "CAPTIONS", "VOTES"):
+    for name in ("NAMES", "CAPTIONS"):
         monkeypatch.setattr(preference, name, replace(getattr(preference, name), steps=2, batch=4))
-    for name, count in {"CHOICES": 16, "PAIRS": 12, "HELD_OUT": 8}.items():
+    phases = [replace(phase, steps=2, batch=4, pairs=12) for phase in preference.REWARD_VOTES]
+    monkeypatch.setattr(preference, "REWARD_VOTES", phases)
+    monkeypatch.setattr(preference, "JUDGE_VOTES", phases[0])
+    for name, count in {"CHOICES": 16, "HELD_OUT": 8}.items():
         monkeypatch.setattr(preference, name, count)
     made = preference.train_both(tmp_path)
     for model in ("reward model", "judge"):
         assert 0 <= made[model]["agreement"]["model"] <= 1
-        assert made[model]["votes"]["steps"] == 2
+        assert made[model]["votes"][0]["steps"] == 2
     assert made["reward model"]["seed"] != made["judge"]["seed"]
     model = load_imagereward(tmp_path / "imagereward")
     reward = model(torch.rand(2, 3, 64, 64), ["a red circle", "a portrait of a nurse"])

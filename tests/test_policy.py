@@ -14,8 +14,8 @@ from evals.checkpoints import find_base, load_pipeline
 from evals.diffusion import Painter, Sampling
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
-from train.config import Ema, Experiment, Lora
-from train.policy import AveragedWeights, Policy, warmed_up
+from train.config import Ema, Experiment, Lora, Update
+from train.policy import AveragedWeights, Policy, learning_rate
 from train.start import new_accelerator
 
 SAMPLING = Sampling(steps=3, eta=1.0, guidance=None, micro_batch=2)
@@ -81,8 +81,16 @@ def test_average_is_handed_over_and_the_live_weights_stay(tiny_pipeline_dir: Pat
 
 
 def test_rate_rises_over_the_warm_up_and_stays() -> None:
-    assert [warmed_up(0.4, taken, 4) for taken in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
-    assert warmed_up(0.4, 0, 0) == 0.4
+    warmed = Update(lr=0.4, warmup=4)
+    rates = [learning_rate(warmed, taken, 100) for taken in range(6)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert learning_rate(Update(lr=0.4), 99, 100) == 0.4
+
+
+def test_rate_falls_to_nothing_at_the_end() -> None:
+    falling = Update(lr=0.4, warmup=2, decay="linear")
+    rates = [learning_rate(falling, taken, 4) for taken in range(4)]
+    assert rates == pytest.approx([0.2, 0.3, 0.2, 0.1])
 
 
 def test_warm_up_goes_on_where_a_resumed_run_was(tiny_pipeline_dir: Path) -> None:

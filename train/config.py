@@ -65,9 +65,11 @@ class Update:
     """How a batch with advantages changes the policy."""
 
     lr: float = 2e-6
-    """AdamW's learning rate, constant (paper, App. A) after `warmup`."""
+    """AdamW's learning rate after `warmup` (paper, App. A)."""
     warmup: int = 0
     """Optimiser steps over which the rate rises to `lr` (paper: 0). AdamW's first steps are as long as `lr` allows, in every weight."""
+    decay: Literal["constant", "linear"] = "constant"
+    """Whether the rate stays (paper, App. A) or falls to 0 at the run's end, so that its noise settles (ours)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moments (paper, App. A)."""
     adam_eps: float = 1e-8
@@ -154,6 +156,12 @@ class Experiment:
     """Order of tasks in an iteration: as listed (the paper does not say), or starting one later each time."""
     save_every: int = 10
     """Iterations between states to resume from (ours; released config: 200)."""
+
+    @property
+    def optimiser_steps(self) -> int:
+        """AdamW steps of the whole run: one per drawn denoising step of each task, and one on pretraining data."""
+        each = len(self.tasks) * self.update.trained_steps + (self.pretraining is not None)
+        return self.iterations * each
 
 
 MEMORY_FIELDS = ("sampling.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "save_every")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evals.checkpoints import first_line
 from evals.diffusion import Painter, derive_seed
-from train.config import Ema, Experiment, Lora
+from train.config import Ema, Experiment, Lora, Update
 
 
 class AveragedWeights:
@@ -42,6 +42,7 @@ class Policy:
         self.pipeline = pipeline
         self.accelerator = accelerator
         self.update = experiment.update
+        self.steps_in_all = experiment.optimiser_steps
         for frozen in (pipeline.vae, pipeline.text_encoder):
             frozen.requires_grad_(False).eval().to(accelerator.device)
         self.unet: Any = pipeline.unet
@@ -76,7 +77,7 @@ class Policy:
         if self.update.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.weights.values(), self.update.max_grad_norm, norm)
         for group in self.optimiser.param_groups:
-            group["lr"] = warmed_up(self.update.lr, self.steps_taken, self.update.warmup)
+            group["lr"] = learning_rate(self.update, self.steps_taken, self.steps_in_all)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -151,9 +152,11 @@ class Policy:
             type(self.pipeline).save_lora_weights(folder, unet_lora_layers=adapters)
 
 
-def warmed_up(lr: float, taken: int, warmup: int) -> float:
-    """Learning rate of the next optimiser step: rises linearly to `lr` over `warmup` steps."""
-    return lr * min(1.0, (taken + 1) / warmup) if warmup else lr
+def learning_rate(update: Update, taken: int, in_all: int) -> float:
+    """AdamW's rate at the optimiser step that comes after `taken` others: rises over the warm-up, then stays or falls to 0."""
+    rise = min(1.0, (taken + 1) / update.warmup) if update.warmup else 1.0
+    fall = 1.0 - taken / in_all if update.decay == "linear" else 1.0
+    return update.lr * min(rise, fall)
 
 
 def _averaged(weights: Mapping[str, Tensor], ema: Ema | None) -> AveragedWeights | None:

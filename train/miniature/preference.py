@@ -53,11 +53,33 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 CHOICES = 8000
 ANNOTATORS = 40
 REWARD_SEED, JUDGE_SEED = 21, 22
-PAIRS, HELD_OUT = 3200, 600
+HELD_OUT = 600
 NAMES = Schedule(steps=1600, batch=32, lr=1e-3, warmup=100, weight_decay=0.02, average=0.99)
 CAPTIONS = replace(NAMES, steps=900, batch=64)
-VOTES = replace(NAMES, steps=600, lr=4e-4)
 SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotePhase(Schedule):
+    """A stretch of training on pairs of its own, voted on by people of its own."""
+
+    pairs: int
+    pairs_seed: int
+
+
+_VOTES = VotePhase(
+    steps=600,
+    batch=32,
+    lr=4e-4,
+    warmup=100,
+    weight_decay=0.02,
+    average=0.99,
+    pairs=3200,
+    pairs_seed=REWARD_SEED,
+)
+REWARD_VOTES = (_VOTES, replace(_VOTES, steps=900, lr=3e-4, pairs=6400, pairs_seed=23))
+"""More pairs of new pictures, as the first are known by heart after six times: agreement 69.2 %, then 71.0 %."""
+JUDGE_VOTES = replace(_VOTES, pairs_seed=JUDGE_SEED)
 
 
 @dataclass(frozen=True)
@@ -276,7 +298,7 @@ def _teach_captions(model: ImageReward, choices: Choices) -> float:
     )
 
 
-def _teach_votes(model: ImageReward, votes: Votes) -> float:
+def _teach_votes(model: ImageReward, votes: Votes, phase: VotePhase) -> float:
     """Bradley-Terry loss: the preferred picture has the higher reward. Returns the last losses' mean."""
 
     def loss(picked: Tensor) -> Tensor:
@@ -287,24 +309,27 @@ def _teach_votes(model: ImageReward, votes: Votes) -> float:
 
     return fit(
         list(model.parameters()),
-        of_picked(loss, len(votes), VOTES),
-        VOTES,
-        REWARD_SEED,
+        of_picked(loss, len(votes), phase),
+        phase,
+        phase.pairs_seed,
         "reward model: votes",
     )
 
 
-def train_imagereward(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
-    """Train the reward model, standardise it on the training pictures, and save it. Returns the record."""
+def train_imagereward(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
+    """Train the reward model, standardise it on pictures of the last votes, and save it. Returns the record."""
     start = time.perf_counter()
     torch.manual_seed(REWARD_SEED)
     model = new_imagereward(folder).train()
     choices = draw_choices(CHOICES, REWARD_SEED)
-    losses = {
+    losses: dict[str, Any] = {
         "names": _teach_names(model, choices),
         "captions": _teach_captions(model, choices),
-        "votes": _teach_votes(model, votes),
+        "votes": [],
     }
+    for phase in REWARD_VOTES:
+        votes = draw_votes(pipeline, phase.pairs, phase.pairs_seed)
+        losses["votes"].append(_teach_votes(model, votes, phase))
     model.eval()
     raw = _rewards(model, votes, min(600, len(votes)))
     model.config |= {"mean": round(raw.mean().item(), 6), "std": round(raw.std().item(), 6)}
@@ -312,7 +337,7 @@ def train_imagereward(votes: Votes, held_out: Votes, folder: Path) -> dict[str, 
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     first, second = _rewards(model, held_out, len(held_out)).T
     return {
-        **_common_record(votes, held_out, REWARD_SEED),
+        **_common_record(REWARD_VOTES, held_out, REWARD_SEED),
         "names": asdict(NAMES),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
@@ -320,14 +345,13 @@ def train_imagereward(votes: Votes, held_out: Votes, folder: Path) -> dict[str, 
     }
 
 
-def _common_record(votes: Votes, held_out: Votes, seed: int) -> dict[str, Any]:
+def _common_record(phases: Sequence[VotePhase], held_out: Votes, seed: int) -> dict[str, Any]:
     return {
         "choices": CHOICES,
-        "pairs": len(votes),
         "held_out_pairs": len(held_out),
         "seed": seed,
         "captions": asdict(CAPTIONS),
-        "votes": asdict(VOTES),
+        "votes": [asdict(phase) for phase in phases],
     }
 
 
@@ -364,7 +388,7 @@ def write_judge_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def train_judge(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
+def train_judge(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
     """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save."""
     start = time.perf_counter()
     torch.manual_seed(JUDGE_SEED)
@@ -373,6 +397,7 @@ def train_judge(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
     towers = open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**text)
     model = open_clip.CLIP(config["embed_dim"], *towers).train()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    votes = draw_votes(pipeline, JUDGE_VOTES.pairs, JUDGE_VOTES.pairs_seed)
     ids = tokenizer([p.text for p in votes.prompts_N])
     choices = draw_choices(CHOICES, JUDGE_SEED)
 
@@ -399,7 +424,9 @@ def train_judge(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
         "captions": fit(
             parameters, of_picked(choice_loss, CHOICES, CAPTIONS), CAPTIONS, JUDGE_SEED, "judge: captions"
         ),
-        "votes": fit(parameters, of_picked(vote_loss, len(votes), VOTES), VOTES, JUDGE_SEED, "judge: votes"),
+        "votes": fit(
+            parameters, of_picked(vote_loss, len(votes), JUDGE_VOTES), JUDGE_VOTES, JUDGE_SEED, "judge: votes"
+        ),
     }
     model.eval()
     _settle_batch_norm(model, votes)
@@ -407,7 +434,7 @@ def train_judge(votes: Votes, held_out: Votes, folder: Path) -> dict[str, Any]:
     save_file(state, folder / "open_clip_model.safetensors")
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
-        **_common_record(votes, held_out, JUDGE_SEED),
+        **_common_record([JUDGE_VOTES], held_out, JUDGE_SEED),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
@@ -445,8 +472,6 @@ def train_both(weights: Path) -> dict[str, Any]:
     """Draw all pairs and train both models in `weights/imagereward` and `weights/judge`. Returns their records."""
     pipeline = load_pipeline(str(weights / "pipeline"))
     held_out = draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
-    votes = draw_votes(pipeline, PAIRS, REWARD_SEED)
-    record = {"reward model": train_imagereward(votes, held_out, weights / "imagereward")}
+    record = {"reward model": train_imagereward(pipeline, held_out, weights / "imagereward")}
     write_judge_config(weights / "judge", pipeline.tokenizer)
-    votes = draw_votes(pipeline, PAIRS, JUDGE_SEED)
-    return record | {"judge": train_judge(votes, held_out, weights / "judge")}
+    return record | {"judge": train_judge(pipeline, held_out, weights / "judge")}

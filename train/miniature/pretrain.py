@@ -79,15 +79,25 @@ VAE_PHASES = (
 """Absolute error finds the layout; the squared error then weighs what is far off, the colours of small objects."""
 
 
+def picture_loss(out_BCHW: Tensor, wanted_BCHW: Tensor, squared: float, coloured: float = 0.0) -> Tensor:
+    """Absolute and squared error on pixels, absolute on their differences (edges).
+
+    A pixel counts 1 + `coloured` times its saturation: what a caption names has colour, and is an eighth of the picture.
+    """
+    error = out_BCHW - wanted_BCHW
+    saturation = (wanted_BCHW.amax(1, keepdim=True) - wanted_BCHW.amin(1, keepdim=True)) / 2
+    weight = 1 + coloured * saturation
+    rows, columns = _edges(error)
+    edges = (weight[..., 1:, :] * rows.abs()).mean() + (weight[..., 1:] * columns.abs()).mean()
+    loss: Tensor = (weight * (error.abs() + squared * error.square())).mean() + 0.5 * edges
+    return loss
+
+
 def vae_loss(vae: AutoencoderKL, images_BCHW: Tensor, noise: Tensor, squared: float) -> Tensor:
-    """Absolute and squared error on pixels, absolute on their differences (edges), a small KL to the unit normal."""
+    """What decoding misses of the pictures, and a small KL to the unit normal."""
     posterior = vae.encode(images_BCHW).latent_dist
     out = vae.decode(posterior.mean + posterior.std * noise).sample
-    edges = torch.stack(
-        [F.l1_loss(a, b) for a, b in zip(_edges(out), _edges(images_BCHW), strict=True)]
-    ).sum()
-    pixels = F.l1_loss(out, images_BCHW) + squared * F.mse_loss(out, images_BCHW)
-    loss: Tensor = pixels + 0.5 * edges + 2e-7 * posterior.kl().mean()
+    loss: Tensor = picture_loss(out, images_BCHW, squared) + 2e-7 * posterior.kl().mean()
     return loss
 
 
@@ -102,6 +112,51 @@ def train_vae_phase(vae: AutoencoderKL, pictures: NDArray[np.uint8], phase: VaeP
     return fit(list(vae.parameters()), loss, phase, seed, "autoencoder")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecoderPhase(Schedule):
+    """A stretch of training of the decoder alone, on the latents as they have become."""
+
+    pictures: int
+    pictures_seed: int
+    noise: float
+    """Standard deviation of what is added to the latents, whose own is 1: a denoiser's are not exact either."""
+    squared: float
+    coloured: float
+    """Weights in `picture_loss`."""
+
+
+POLISH = DecoderPhase(
+    steps=4200,
+    batch=8,
+    lr=1.5e-3,
+    warmup=100,
+    betas=(0.9, 0.98),
+    weight_decay=1e-4,
+    average=0.995,
+    pictures=8000,
+    pictures_seed=17,
+    noise=0.05,
+    squared=8.0,
+    coloured=4.0,
+)
+"""Of scenes drawn without fault, the autoencoder gave back 69 % fully right before it, and 98 % after."""
+
+
+def polish_decoder(vae: AutoencoderKL, phase: DecoderPhase) -> float:
+    """Train the decoder in place, the encoder fixed; returns the mean loss of the last 100 steps."""
+    pictures, _ = draw_examples(phase.pictures, phase.pictures_seed, BINDING)
+    latents = encode(vae, pictures)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        picked = torch.randint(len(pictures), (phase.batch,), generator=generator)
+        noise = torch.randn(phase.batch, LATENT_CHANNELS, 8, 8, generator=generator)
+        out = vae.decode(latents[picked] + phase.noise * noise).sample
+        return picture_loss(out, as_images(pictures[picked.numpy()]), phase.squared, phase.coloured)
+
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    return fit(parameters, loss, phase, phase.pictures_seed, "decoder")
+
+
 def train_vae(folder: Path) -> dict[str, Any]:
     """Train the autoencoder and save it, its latents' scale measured, in `folder`. Returns the record."""
     start = time.perf_counter()
@@ -110,9 +165,10 @@ def train_vae(folder: Path) -> dict[str, Any]:
     vae = new_vae().train()
     losses = [train_vae_phase(vae, pictures, phase, VAE_SEED + i) for i, phase in enumerate(VAE_PHASES)]
     standardise_latents(vae.eval(), encode(vae.eval(), pictures[:2000]))
+    losses.append(polish_decoder(vae, POLISH))
     vae.save_pretrained(folder)
     return {
-        "phases": [asdict(phase) for phase in VAE_PHASES],
+        "phases": [asdict(phase) for phase in (*VAE_PHASES, POLISH)],
         "data_seed": VAE_SEED,
         "pictures": len(pictures),
         "final_losses": losses,
