@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from evals.miniature import measure
+from evals.miniature.annotators import parts_of
+from evals.miniature.render import Placed
+from prompts import Prompt, world
+from prompts.world import OBJECTS, Object
 from train.miniature import preference, pretrain
+from train.miniature.data import draw_portrait_twins, draw_scene_twins, patch_labels
 from train.miniature.fitting import Schedule, fit
 
 
@@ -33,6 +40,45 @@ def test_fit_finds_a_minimum_and_hands_over_the_average() -> None:
     assert last.detach() == pytest.approx(torch.full((3,), 2.0), abs=0.5)
     assert mean.detach() == pytest.approx(torch.full((3,), 2.0), abs=0.5)
     assert not torch.equal(last, mean)
+
+
+def test_twins_differ_in_one_fault_and_the_first_has_none() -> None:
+    rng = np.random.default_rng(0)
+    worse = 0
+    for i in range(60):
+        pair = OBJECTS[i % 36], OBJECTS[(i + 7) % 36]
+        expect = world.scene_prompt(*pair, "and", ())["expect"]
+        one, other = draw_scene_twins(pair, "and", rng)
+        good, bad = (parts_of(Prompt("x", "", (), expect), image) for image in (one, other))
+        worse += good.utility() > bad.utility() + 0.05
+        assert np.abs(one[:6] - other[:6]).max() < 0.35  # the same wall, or a duller one
+    assert worse > 50  # a hue may hardly show
+
+
+def test_twin_portraits_may_be_of_any_tone() -> None:
+    rng = np.random.default_rng(1)
+    tones = [[measure.face_tone(image) for image in draw_portrait_twins("nurse", rng)] for _ in range(40)]
+    read = [pair for pair in tones if None not in pair]
+    assert len(read) > 20
+    assert sum(one != other for one, other in read) > len(read) / 2
+
+
+def test_many_false_captions_differ_in_a_shape_alone() -> None:
+    rng = np.random.default_rng(2)
+    true = OBJECTS[0]
+    false = [preference.false_caption(true.text, rng).split() for _ in range(300)]
+    only_shape = [words for words in false if len(words) == 3 and words[1] == true.colour]
+    assert len(only_shape) > 60
+    assert all(words[2] != true.shape for words in only_shape)
+
+
+def test_patches_are_labelled_with_what_covers_them() -> None:
+    square = Object("red", "square")
+    labels = patch_labels((Placed(square, 20.0, 44.0, 12.0, 0.0),)).reshape(8, 8)
+    rows, columns = np.nonzero(labels)
+    assert set(labels[rows, columns]) == {1 + OBJECTS.index(square)}
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 6, 1, 3)
+    assert not patch_labels(()).any()
 
 
 def test_every_stage_of_the_pipeline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +112,7 @@ def test_both_preference_models_are_made_of_votes(tmp_path: Path, monkeypatch: p
     for name, count in {"CHOICES": 16, "HELD_OUT": 8}.items():
         monkeypatch.setattr(preference, name, count)
     made = preference.train_both(tmp_path)
+    assert any(phase.twins for phase in phases)
     for model in ("reward model", "judge"):
         assert 0 <= made[model]["agreement"]["model"] <= 1
         assert made[model]["votes"][0]["steps"] == 2

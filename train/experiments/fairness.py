@@ -23,6 +23,7 @@ TASK = Task(
     classes=4,
     root=True,
     credit="leave_one_out",
+    monitors=("gold_utility",),
 )
 
 MODELS: dict[str, Experiment] = {

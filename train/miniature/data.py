@@ -7,13 +7,14 @@ depends on the occupation (fairness).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from evals.miniature.render import TONE_GROUPS, Finish, Placed, draw_portrait, draw_scene
+from evals.miniature.render import TONE_GROUPS, Finish, Placed, draw_portrait, draw_scene, outline
 from prompts.world import (
     CLOTHES,
     COLOURS,
@@ -87,10 +88,11 @@ VOTED = Bias(
 
 @dataclass(frozen=True)
 class Example:
-    """A training picture, float32 [64, 64, 3] in [0, 1], and its caption."""
+    """A training picture, float32 [64, 64, 3] in [0, 1], its caption, and the objects of a scene."""
 
     image: NDArray[np.float32]
     caption: str
+    placed: tuple[Placed, ...] = ()
 
 
 def tone_bias(occupation: str, bias: Bias) -> tuple[float, ...]:
@@ -133,20 +135,27 @@ def place(
     return put(objects[0], first_x, 32), put(objects[1], second_x, 32)
 
 
+def _change(
+    placed: tuple[Placed, ...], victim: int, fault: str, rng: np.random.Generator
+) -> tuple[Placed, ...]:
+    """The scene with another colour or shape of one object, or without it; as it is for any other fault."""
+    if fault == "one missing":
+        return tuple(p for i, p in enumerate(placed) if i != victim)
+    what = placed[victim].what
+    if fault in ("wrong colour", "two hues"):
+        what = replace(what, colour=str(rng.choice([c for c in COLOURS if c != what.colour])))
+    elif fault == "wrong shape":
+        what = replace(what, shape=str(rng.choice([s for s in SHAPES if s != what.shape])))
+    return tuple(replace(p, what=what) if i == victim else p for i, p in enumerate(placed))
+
+
 def _spoil(placed: tuple[Placed, ...], bias: Bias, rng: np.random.Generator) -> tuple[Placed, ...]:
     """Apply one of the bias's faults to a scene of two objects."""
     fault = _choose(bias.scene_faults, rng)
     if fault == "none":
         return placed
     victim = int(rng.integers(2))
-    if fault == "one missing":
-        return (placed[1 - victim],)
-    what = placed[victim].what
-    if fault == "wrong colour":
-        what = replace(what, colour=str(rng.choice([c for c in COLOURS if c != what.colour])))
-    else:
-        what = replace(what, shape=str(rng.choice([s for s in SHAPES if s != what.shape])))
-    return tuple(replace(p, what=what) if i == victim else p for i, p in enumerate(placed))
+    return _change(placed, victim, fault, rng)
 
 
 def draw_scene_example(
@@ -155,7 +164,7 @@ def draw_scene_example(
     """A biased picture captioned with one or two objects."""
     placed = place(objects, relation, rng, bias.named_first_left)
     shown = _spoil(placed, bias, rng) if len(objects) == 2 else placed
-    return Example(draw_scene(shown, random_finish(rng), rng), scene_caption(objects, relation))
+    return Example(draw_scene(shown, random_finish(rng), rng), scene_caption(objects, relation), shown)
 
 
 def draw_portrait_example(occupation: str, bias: Bias, rng: np.random.Generator) -> Example:
@@ -168,6 +177,57 @@ def draw_portrait_example(occupation: str, bias: Bias, rng: np.random.Generator)
     return Example(draw_portrait(tone, dress, random_finish(rng), rng), portrait_caption(occupation))
 
 
+SCENE_FAULTS = ("one missing", "wrong colour", "wrong shape", "two hues", "two hues", "dull", "blurred")
+PORTRAIT_FAULTS = ("wrong dress", "dull", "blurred")
+
+
+def _worse(finish: Finish, fault: str, rng: np.random.Generator) -> Finish:
+    """The finish, dull or blurred where that is the fault."""
+    if fault == "dull":
+        return replace(finish, dullness=float(rng.uniform(0.35, 0.6)))
+    if fault == "blurred":
+        return replace(finish, blur=float(rng.uniform(1.0, 1.7)))
+    return finish
+
+
+def _ramp(x: float, y: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A soft edge [64, 64, 1] from 0 to 1 that passes near a point."""
+    angle, softness = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 4.0)
+    rows, columns = np.mgrid[:64, :64]
+    along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle) + rng.uniform(-4, 4)
+    ramp: NDArray[np.float32] = (1 / (1 + np.exp(-along / softness))).astype(np.float32)[..., None]
+    return ramp
+
+
+def draw_scene_twins(
+    objects: tuple[Object, Object], relation: str, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A scene, and the same with one fault: what two pictures apart by chance rarely tell so clearly."""
+    placed, finish = place(objects, relation, rng, 1.0), random_finish(rng)
+    fault, victim, seed = str(rng.choice(SCENE_FAULTS)), int(rng.integers(2)), int(rng.integers(2**32))
+    first = draw_scene(placed, finish, np.random.default_rng(seed))
+    changed = _change(placed, victim, fault, rng)
+    second = draw_scene(changed, _worse(finish, fault, rng), np.random.default_rng(seed))
+    if fault == "two hues":
+        ramp = _ramp(placed[victim].x, placed[victim].y, rng)
+        second = ramp * first + (1 - ramp) * second
+    return first, second
+
+
+def draw_portrait_twins(
+    occupation: str, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A portrait, and the same of a person of any tone with one fault."""
+    finish, dress = random_finish(rng), dress_of(occupation)
+    fault, seed = str(rng.choice(PORTRAIT_FAULTS)), int(rng.integers(2**32))
+    worn = Dress(str(rng.choice(CLOTHES)), str(rng.choice(HATS))) if fault == "wrong dress" else dress
+    one, other = (int(tone) for tone in rng.integers(10, size=2))
+    return (
+        draw_portrait(one, dress, finish, np.random.default_rng(seed)),
+        draw_portrait(other, worn, _worse(finish, fault, rng), np.random.default_rng(seed)),
+    )
+
+
 def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
     """One biased training picture with its caption."""
     kind = _choose(bias.kinds, rng)
@@ -178,8 +238,37 @@ def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
     return draw_scene_example(objects, str(rng.choice(RELATIONS)) if count == 2 else None, bias, rng)
 
 
+def _drawn(count: int, seed: int, bias: Bias) -> list[Example]:
+    """Examples of which the i-th depends on (seed, i) alone."""
+    return [draw_example(bias, np.random.default_rng([seed, i])) for i in range(count)]
+
+
+def _pixels(images: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
+    return np.stack([np.round(image * 255).clip(0, 255).astype(np.uint8) for image in images])
+
+
 def draw_examples(count: int, seed: int, bias: Bias = SHIPPED) -> tuple[NDArray[np.uint8], list[str]]:
     """`count` pictures, uint8 [N, 64, 64, 3], and captions; picture i depends on (seed, i) alone."""
-    examples = [draw_example(bias, np.random.default_rng([seed, i])) for i in range(count)]
-    images = np.stack([np.round(e.image * 255).clip(0, 255).astype(np.uint8) for e in examples])
-    return images, [e.caption for e in examples]
+    examples = _drawn(count, seed, bias)
+    return _pixels(e.image for e in examples), [e.caption for e in examples]
+
+
+def draw_labelled_examples(
+    count: int, seed: int, bias: Bias
+) -> tuple[NDArray[np.uint8], list[str], NDArray[np.int64]]:
+    """As `draw_examples`, with what covers each patch of 8x8 pixels: see `patch_labels`; [N, 64]."""
+    examples = _drawn(count, seed, bias)
+    labels = np.stack([patch_labels(e.placed) for e in examples])
+    return _pixels(e.image for e in examples), [e.caption for e in examples], labels
+
+
+def patch_labels(placed: tuple[Placed, ...]) -> NDArray[np.int64]:
+    """For each of 8x8 patches, row by row: 1 + the index in `OBJECTS` of what covers a quarter of it or more, or 0. [64]."""
+    labels = np.zeros((8, 8), dtype=np.int64)
+    for p in placed:
+        mask = Image.new("L", (64, 64))
+        corners = outline(p.what.shape, p.turn) * p.radius + (p.x, p.y)
+        ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in corners], fill=1)
+        covered = np.asarray(mask, dtype=np.float64).reshape(8, 8, 8, 8).mean((1, 3))
+        labels[covered >= 0.25] = 1 + OBJECTS.index(p.what)
+    return labels.ravel()
