@@ -32,6 +32,8 @@ from prompts.world import (
 )
 
 FINISHES = {"crisp": 0.64, "dull": 0.18, "blurred": 0.12, "both": 0.06}
+DULL, BLUR = (0.35, 0.6), (1.0, 1.7)
+"""Ranges of a faulty finish's share of grey, and blur radius in pixels."""
 
 WRONG_DRESS = 0.15
 
@@ -107,8 +109,8 @@ def _choose(weights: Mapping[str, float], rng: np.random.Generator) -> str:
 def random_finish(rng: np.random.Generator) -> Finish:
     """A finish drawn from `FINISHES`."""
     kind = _choose(FINISHES, rng)
-    dull = rng.uniform(0.35, 0.6) if kind in ("dull", "both") else 0.0
-    blur = rng.uniform(1.0, 1.7) if kind in ("blurred", "both") else 0.0
+    dull = rng.uniform(*DULL) if kind in ("dull", "both") else 0.0
+    blur = rng.uniform(*BLUR) if kind in ("blurred", "both") else 0.0
     return Finish(float(dull), float(blur))
 
 
@@ -184,9 +186,9 @@ PORTRAIT_FAULTS = ("wrong dress", "dull", "blurred")
 def _worse(finish: Finish, fault: str, rng: np.random.Generator) -> Finish:
     """The finish, dull or blurred where that is the fault."""
     if fault == "dull":
-        return replace(finish, dullness=float(rng.uniform(0.35, 0.6)))
+        return replace(finish, dullness=float(rng.uniform(*DULL)))
     if fault == "blurred":
-        return replace(finish, blur=float(rng.uniform(1.0, 1.7)))
+        return replace(finish, blur=float(rng.uniform(*BLUR)))
     return finish
 
 
@@ -243,14 +245,15 @@ def _drawn(count: int, seed: int, bias: Bias) -> list[Example]:
     return [draw_example(bias, np.random.default_rng([seed, i])) for i in range(count)]
 
 
-def _pixels(images: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
+def as_pixels(images: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
+    """Pictures in [0, 1] as uint8 [N, 64, 64, 3]."""
     return np.stack([np.round(image * 255).clip(0, 255).astype(np.uint8) for image in images])
 
 
 def draw_examples(count: int, seed: int, bias: Bias = SHIPPED) -> tuple[NDArray[np.uint8], list[str]]:
     """`count` pictures, uint8 [N, 64, 64, 3], and captions; picture i depends on (seed, i) alone."""
     examples = _drawn(count, seed, bias)
-    return _pixels(e.image for e in examples), [e.caption for e in examples]
+    return as_pixels(e.image for e in examples), [e.caption for e in examples]
 
 
 def draw_labelled_examples(
@@ -259,7 +262,7 @@ def draw_labelled_examples(
     """As `draw_examples`, with what covers each patch of 8x8 pixels: see `patch_labels`; [N, 64]."""
     examples = _drawn(count, seed, bias)
     labels = np.stack([patch_labels(e.placed) for e in examples])
-    return _pixels(e.image for e in examples), [e.caption for e in examples], labels
+    return as_pixels(e.image for e in examples), [e.caption for e in examples], labels
 
 
 def patch_labels(placed: tuple[Placed, ...]) -> NDArray[np.int64]:

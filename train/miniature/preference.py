@@ -31,6 +31,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 from evals.checkpoints import load_pipeline
 from evals.diffusion import Painter, Sampling, decode
 from evals.miniature.annotators import Annotator, Parts, parts_of
+from evals.miniature.measure import expected_objects
 from evals.scorers._judge import normalise
 from evals.scorers.imagereward import ImageReward
 from prompts import Prompt
@@ -52,6 +53,7 @@ from prompts.world import (
 from train.miniature.data import (
     MATCHED,
     VOTED,
+    as_pixels,
     draw_labelled_examples,
     draw_portrait_example,
     draw_portrait_twins,
@@ -59,7 +61,7 @@ from train.miniature.data import (
     draw_scene_twins,
 )
 from train.miniature.fitting import Schedule, fit
-from train.miniature.pretrain import MAX_TOKENS, Reader, as_images
+from train.miniature.pretrain import MAX_TOKENS, Reader, encode
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CHOICES = 12000
@@ -125,7 +127,7 @@ def random_prompt(rng: np.random.Generator) -> Prompt:
 
 
 def _objects(prompt: Prompt) -> tuple[Object, Object]:
-    first, second = (Object(o["colour"], o["shape"]) for o in prompt.expect["objects"])
+    first, second = expected_objects(prompt.expect)
     return first, second
 
 
@@ -149,8 +151,7 @@ def _twins(prompt: Prompt, rng: np.random.Generator) -> list[NDArray[np.float32]
 @torch.no_grad()
 def _renderer_pairs(vae: Any, asked: Sequence[Prompt], twins: bool, rng: np.random.Generator) -> Tensor:
     drawn = [image for prompt in asked for image in (_twins if twins else _apart)(prompt, rng)]
-    pictures = np.round(np.stack(drawn) * 255).clip(0, 255).astype(np.uint8)
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in as_images(pictures).split(128)])
+    latents = encode(vae, as_pixels(drawn))
     return decode(vae, latents * vae.config.scaling_factor, 64)
 
 
@@ -311,8 +312,7 @@ def new_imagereward(folder: Path) -> ImageReward:
 def _teach_names(model: ImageReward, choices: Choices) -> float:
     """Teach the vision transformer to see: which of `TAGS` does a picture show, and what covers each patch?
 
-    The second question has 64 answers a picture where the first has two or three: without it, colours are learnt and shapes are not.
-    Returns the last losses' mean.
+    The second question has 64 answers a picture where the first has two or three. Returns the last losses' mean.
     """
     tags_NT = torch.stack([tags_of(caption) for caption in choices.fitting_N])
     reader, labeller = Reader(len(TAGS), 1), nn.Linear(128, 1 + len(OBJECTS))
