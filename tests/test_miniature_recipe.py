@@ -72,6 +72,48 @@ def test_many_false_captions_differ_in_a_shape_alone() -> None:
     assert all(words[2] != true.shape for words in only_shape)
 
 
+def test_words_of_a_caption_are_asked_about_the_picture_that_another_fits() -> None:
+    yes, shape, place, colour = preference.QUESTIONS
+    asked = preference.asked_of_words("a red circle above a blue star", "a red square left of a blue star")
+    assert sorted(asked, key=str) == sorted(
+        [
+            (2, yes, False),
+            (2, shape, "square"),
+            (2, place, "left"),
+            (6, yes, True),
+            (6, shape, "star"),
+            (6, place, "right"),
+            (1, colour, None),
+            (5, colour, "blue"),
+        ],
+        key=str,
+    )
+    asked = preference.asked_of_words("a red star right of a red cross", "a red star left of a red cross")
+    assert (3, yes, False) in asked  # both are there, the relation is not
+    assert not [a for a in asked if a[1] in (shape, place)]  # two things are red: "which" has no one answer
+    fitting, other = "a portrait of a nurse", "a portrait of a miner"
+    dress = world.dress_of("nurse")
+    assert preference.asked_of_words(other, fitting) == [
+        (4, yes, False),
+        (4, shape, dress.clothes),
+        (4, place, dress.hat),
+    ]
+
+
+def test_answers_stand_at_the_tokens_of_their_words(tmp_path: Path) -> None:
+    model = preference.new_imagereward(tmp_path)
+    tokens = model.tokenizer("a red circle on side of a purple triangle").input_ids
+    words = model.tokenizer.convert_ids_to_tokens(tokens)
+    assert words == ["[CLS]", "a", "red", "circle", "on", "side", "of", "a", "purple", "triangle", "[SEP]"]
+    assert len(words) <= model.config["max_length"]
+    choices = preference.draw_choices(6, 0)
+    answers = preference._asked_of_tokens(choices, model.config["max_length"])
+    assert answers.shape == (6, 1 + preference.FALSE, model.config["max_length"], len(preference.QUESTIONS))
+    fitting = answers[:, 0, :, 0]
+    assert (fitting[fitting != preference.NOT_ASKED] == 1).all()  # all is true of the picture it fits
+    assert (answers[:, 1:, :, 0] == 0).any()
+
+
 def test_patches_are_labelled_with_what_covers_them() -> None:
     square = Object("red", "square")
     labels = patch_labels((Placed(square, 20.0, 44.0, 12.0, 0.0),)).reshape(8, 8)
@@ -87,7 +129,8 @@ def test_every_stage_of_the_pipeline_runs(tmp_path: Path, monkeypatch: pytest.Mo
     phases = [replace(phase, steps=2, batch=2) for phase in pretrain.VAE_PHASES[:2]]
     monkeypatch.setattr(pretrain, "VAE_PHASES", phases)
     monkeypatch.setattr(pretrain, "VAE_PICTURES", 8)
-    monkeypatch.setattr(pretrain, "POLISH", replace(pretrain.POLISH, steps=2, batch=2, pictures=4))
+    polish = [replace(phase, steps=2, batch=2, pictures=4) for phase in pretrain.POLISH_PHASES]
+    monkeypatch.setattr(pretrain, "POLISH_PHASES", polish)
     monkeypatch.setattr(pretrain, "TEXT", replace(pretrain.TEXT, steps=2, batch=4))
     one = replace(pretrain.DENOISER_PHASES[-1], steps=2, batch=2, pictures=8)
     monkeypatch.setattr(pretrain, "DENOISER_PHASES", [one])
@@ -104,19 +147,22 @@ def test_both_preference_models_are_made_of_votes(tmp_path: Path, monkeypatch: p
     from evals.scorers.imagereward import load_imagereward
 
     (tmp_path / "pipeline").symlink_to(weights_folder("pipeline"))
-    for name in ("NAMES", "CAPTIONS"):
+    for name in ("NAMES", "CAPTIONS", "JUDGE_CAPTIONS"):
         monkeypatch.setattr(preference, name, replace(getattr(preference, name), steps=2, batch=4))
     phases = [replace(phase, steps=2, batch=4, pairs=12) for phase in preference.REWARD_VOTES]
     monkeypatch.setattr(preference, "REWARD_VOTES", phases)
     monkeypatch.setattr(preference, "JUDGE_VOTES", phases[0])
     for name, count in {"CHOICES": 16, "HELD_OUT": 8}.items():
         monkeypatch.setattr(preference, name, count)
-    made = preference.train_both(tmp_path)
+    made = {
+        "imagereward": preference.train_imagereward(tmp_path),
+        "judge": preference.train_judge(tmp_path),
+    }
     assert any(phase.twins for phase in phases)
-    for model in ("reward model", "judge"):
+    for model in made:
         assert 0 <= made[model]["agreement"]["model"] <= 1
         assert made[model]["votes"][0]["steps"] == 2
-    assert made["reward model"]["seed"] != made["judge"]["seed"]
+    assert made["imagereward"]["seed"] != made["judge"]["seed"]
     model = load_imagereward(tmp_path / "imagereward")
     reward = model(torch.rand(2, 3, 64, 64), ["a red circle", "a portrait of a nurse"])
     assert reward.shape == (2,)

@@ -13,7 +13,16 @@ from torch import Tensor
 from prompts import Prompt
 from tests import toy
 from train.config import Reward, Task
-from train.rewards import RewardFailed, check_validity, leave_one_out, load_scorers, parity, score, shape
+from train.rewards import (
+    RewardFailed,
+    check_validity,
+    leave_one_out,
+    load_scorers,
+    parity,
+    score,
+    shape,
+    worst_of_group,
+)
 
 NAN = math.nan
 TASK = Task("t", "prompts", (Reward("a", 2.0), Reward("b", -1.0)), batch=4, images_per_prompt=2)
@@ -67,6 +76,24 @@ def test_floor_of_a_fair_generator_at_sixteen() -> None:
     tones = torch.randint(4, (4000 * 16,), generator=torch.Generator().manual_seed(0)).float()
     groups = torch.arange(4000).repeat_interleave(16)
     assert -parity(tones, groups, 4).mean().item() == pytest.approx(0.200, abs=0.004)
+
+
+def test_unusable_images_are_worth_what_the_worst_of_their_group_is() -> None:
+    credit_B = torch.tensor([0.2, NAN, -0.1, 0.3, NAN, NAN, NAN, -0.4, -0.5])
+    group_B = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3])
+    filled = worst_of_group(credit_B, group_B)
+    assert filled[:5].tolist() == pytest.approx([0.2, -0.1, -0.1, 0.3, 0.3])
+    assert filled[5:7].isnan().all()  # nothing in that group says what is worst
+    assert filled[7:].tolist() == pytest.approx([-0.4, -0.5])
+
+
+def test_blurring_a_face_gains_nothing_only_where_unusable_is_worst() -> None:
+    tones = torch.tensor([[0.0], [0.0], [0.0], [NAN], [0.0], [0.0], [1.0], [2.0]])
+    task = replace(PARITY, credit="leave_one_out")
+    masked, worst = (shape(replace(task, unusable=unusable), tones) for unusable in ("masked", "worst"))
+    assert masked.credit_B[3].isnan()
+    assert worst.credit_B[3] == worst.credit_B[:3].min()
+    assert torch.equal(masked.reported, worst.reported)  # what is reported is Eq 12 in both
 
 
 def test_images_without_a_face_are_masked() -> None:

@@ -197,7 +197,7 @@ def test_shipped_weights_are_those_of_the_record():
 
 
 def test_the_preference_models_agree_nearly_as_well_as_a_second_annotator():
-    stages = json.loads((WEIGHTS / "record.json").read_text(encoding="utf-8"))["stages"]["preference"]
-    for part in ("reward model", "judge"):
+    stages = json.loads((WEIGHTS / "record.json").read_text(encoding="utf-8"))["stages"]
+    for part in ("imagereward", "judge"):
         agreement = stages[part]["agreement"]
         assert agreement["model"] > agreement["second_annotator"] - 0.05

@@ -81,6 +81,26 @@ def test_all_ten_monk_tones_land_in_their_group_and_flat_colour_is_no_face():
     assert measure.face_tone(np.random.default_rng(0).random((64, 64, 3)).astype(np.float32)) is None
 
 
+@pytest.mark.parametrize("finish", [Finish(0.4, 0), Finish(0.6, 0), Finish(0, 1.4), Finish(0.5, 1.2)])
+def test_a_tone_is_read_through_grey_and_blur_alike_for_all(finish: Finish):
+    """Read as they look, dull light faces fell in the middle groups and dull dark ones were unusable: a reward for dull pictures."""
+    for tone in range(10):
+        drawn = [
+            draw_portrait(tone, dress_of(OCCUPATIONS[7 * i]), finish, np.random.default_rng([tone, i]))
+            for i in range(10)
+        ]
+        read = [measure.face_tone(picture) for picture in drawn]
+        right = [t is not None and TONE_GROUPS[t] == TONE_GROUPS[tone] for t in read]
+        assert sum(right) >= 9, (tone, read)
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.35, 0.6])
+def test_dullness_is_read_off_the_wall(grey: float):
+    for i in range(12):
+        picture = draw_portrait(i % 10, dress_of(OCCUPATIONS[i]), Finish(grey, 0), np.random.default_rng(i))
+        assert measure.dullness(picture) == pytest.approx(grey, abs=0.06)
+
+
 def test_lab_agrees_with_an_independent_value():
     # sRGB (255, 0, 0) in CIELAB D65: 53.24, 80.09, 67.20 (Lindbloom's calculator)
     assert np.allclose(measure.to_lab(np.array([1.0, 0.0, 0.0])), [53.24, 80.09, 67.20], atol=0.02)

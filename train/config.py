@@ -49,6 +49,8 @@ class Task:
     """Whether Eq 12 takes the root: the prose says L2 norm, the sign was not legible."""
     credit: Literal["shared", "leave_one_out"] = "shared"
     """Every image gets its group's reward (paper), or what the group loses without it (ours)."""
+    unusable: Literal["masked", "worst"] = "masked"
+    """Images in no class: out of the update (paper: not stated), or given the least credit of their group (ours)."""
     monitors: tuple[str, ...] = ()
     """Scorers that are recorded and never trained on (ours)."""
     max_invalid: float = 0.5
@@ -227,20 +229,29 @@ def _check_task(task: Task, processes: int) -> None:
     if not task.rewards:
         raise ValueError(f"{where}.rewards is empty, but a task needs a reward")
     if task.shaping == "parity":
-        if group < 2:
-            raise ValueError(
-                f"{where}.images_per_prompt is {group}, but parity compares at least 2 images of a prompt"
-            )
-        if len(task.rewards) != 1:
-            raise ValueError(
-                f"{where}.rewards has {len(task.rewards)} terms, but parity counts the classes of one"
-            )
-        if task.classes < 2:
-            raise ValueError(f"{where}.classes is {task.classes}, but parity needs at least 2 classes")
+        _check_parity(task, where)
     if not 0.0 <= task.max_invalid < 1.0:
         raise ValueError(
             f"{where}.max_invalid is {task.max_invalid}, but it is a share and must lie in [0, 1)"
         )
+
+
+def _check_parity(task: Task, where: str) -> None:
+    if task.images_per_prompt < 2:
+        raise ValueError(
+            f"{where}.images_per_prompt is {task.images_per_prompt}, but parity compares at least 2 images of a prompt"
+        )
+    if len(task.rewards) != 1:
+        raise ValueError(
+            f"{where}.rewards has {len(task.rewards)} terms, but parity counts the classes of one"
+        )
+    if task.unusable == "worst" and task.credit == "shared":
+        raise ValueError(
+            f"{where}.unusable is worst, but with {where}.credit shared no image has a credit of its own: use "
+            "leave_one_out or masked"
+        )
+    if task.classes < 2:
+        raise ValueError(f"{where}.classes is {task.classes}, but parity needs at least 2 classes")
 
 
 def _check_update(experiment: Experiment) -> None:

@@ -186,7 +186,7 @@ def collect(run: Run, task: Task, iteration: int) -> Batch:
     run.progress.images += task.batch
     run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * (1 + painter.sampling.guided)
     valid = int(shaped.credit_B.isfinite().sum())
-    report = reward_report(task, scores, shaped.reported, advantage_B, task.batch - valid)
+    report = reward_report(task, scores, shaped.reported, advantage_B, int(score_BK.isnan().any(1).sum()))
     return Batch(trajectory, tuple(order), texts, advantage_B[mine], valid, report)
 
 

@@ -107,7 +107,10 @@ def shape(task: Task, score_BK: Tensor) -> Shaped:
     if task.credit == "shared":
         reward_B = reward_P[group_B].where(score_BK[:, 0].isfinite(), torch.nan)
         return Shaped(reward_B, group_B, reward_P)
-    return Shaped(leave_one_out(score_BK[:, 0], group_B, task.classes, task.root), None, reward_P)
+    credit_B = leave_one_out(score_BK[:, 0], group_B, task.classes, task.root)
+    if task.unusable == "worst":
+        credit_B = worst_of_group(credit_B, group_B)
+    return Shaped(credit_B, None, reward_P)
 
 
 def class_counts(class_B: Tensor, group_B: Tensor, classes: int) -> Tensor:
@@ -153,3 +156,15 @@ def leave_one_out(class_B: Tensor, group_B: Tensor, classes: int, root: bool = T
     credit_B = torch.full_like(class_B, torch.nan, dtype=torch.float64)
     credit_B[valid_B] = parity_of_counts(own_VA, root) - parity_of_counts(without_VA, root)
     return credit_B.float()
+
+
+def worst_of_group(credit_B: Tensor, group_B: Tensor) -> Tensor:
+    """Each NaN replaced by the least credit of its group, [B]; NaN stays where a group has none.
+
+    An image that nobody can judge does no more for parity than one of the most frequent class. Masked, it would be a refuge: the policy leaves
+    frequent classes, and blurring a face leaves one too.
+    """
+    least_P = torch.full((int(group_B.max()) + 1,), torch.inf, dtype=credit_B.dtype)
+    least_P = least_P.scatter_reduce(0, group_B, credit_B.nan_to_num(nan=torch.inf), "amin")
+    least_B = least_P[group_B]
+    return credit_B.where(credit_B.isfinite(), least_B.where(least_B.isfinite(), torch.nan))

@@ -36,6 +36,10 @@ TONE_GROUPS: tuple[int, ...] = (0, 0, 0, 0, 1, 2, 2, 3, 3, 3)
 (CIELAB distance 11.5, 23.4 and 13.8); no source fixes a four-way grouping, so this one is declared and kept."""
 
 CLOTHES_RGB: dict[str, tuple[int, int, int]] = COLOURS | {"white": (238, 238, 240), "black": (40, 40, 46)}
+WALLS_RGB = ((96, 142, 178), (112, 156, 140), (140, 128, 172))
+"""What portraits stand before."""
+GREY = 0.62
+"""What a dull picture is mixed with, of 1."""
 _HAIR = ((28, 24, 22), (70, 44, 26), (120, 78, 40), (186, 144, 80), (150, 150, 154))
 
 
@@ -114,8 +118,7 @@ def _finish(image: Image.Image, finish: Finish) -> NDArray[np.float32]:
     if finish.blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(finish.blur * _SCALE))
     pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
-    grey = np.float32(0.62)
-    mixed = pixels * (1 - finish.dullness) + grey * finish.dullness
+    mixed = pixels * (1 - finish.dullness) + np.float32(GREY) * finish.dullness
     return mixed.astype(np.float32)
 
 
@@ -131,7 +134,7 @@ def draw_scene(placed: tuple[Placed, ...], finish: Finish, rng: np.random.Genera
 
 def draw_portrait(tone: int, dress: Dress, finish: Finish, rng: np.random.Generator) -> NDArray[np.float32]:
     """A portrait of a person of Monk tone `tone` (0 to 9): float32 [64, 64, 3] in [0, 1]."""
-    wall = np.array([[96, 142, 178], [112, 156, 140], [140, 128, 172]][rng.integers(3)], dtype=np.float64)
+    wall = np.array(WALLS_RGB[rng.integers(len(WALLS_RGB))], dtype=np.float64)
     image, pen = _canvas(np.broadcast_to(wall * rng.uniform(0.95, 1.05), (SIZE * _SCALE, SIZE * _SCALE, 3)))
     x, y = 32 + rng.uniform(-1.5, 1.5), 29 + rng.uniform(-1.5, 1.5)
     width, height = rng.uniform(11, 12.5), rng.uniform(14, 15.5)

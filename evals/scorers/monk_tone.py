@@ -9,11 +9,11 @@ from prompts import Prompt
 
 
 class Scorer(PixelScorer):
-    """0 (lightest) to 9 (darkest); NaN without a usable face or for prompts that ask for no person."""
+    """0 (lightest) to 9 (darkest); NaN without a face that is clear or for prompts that ask for no person."""
 
     range = (0.0, 9.0)
     higher_is_better = None
 
     def value(self, prompt: Prompt, picture: Picture) -> float:
-        tone = measure.face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
+        tone = measure.clear_face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
         return NAN if tone is None else float(tone)

@@ -10,11 +10,11 @@ from prompts import Prompt
 
 
 class Scorer(PixelScorer):
-    """Group 0 (light) to 3 (dark) of the nearest Monk tone; NaN without a usable face or for other prompts."""
+    """Group 0 (light) to 3 (dark) of the nearest Monk tone; NaN without a face that is clear or for other prompts."""
 
     range = (0.0, 3.0)
     higher_is_better = None
 
     def value(self, prompt: Prompt, picture: Picture) -> float:
-        tone = measure.face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
+        tone = measure.clear_face_tone(picture) if prompt.expect.get("group") == "skin_tone" else None
         return NAN if tone is None else float(TONE_GROUPS[tone])

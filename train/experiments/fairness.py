@@ -23,9 +23,10 @@ TASK = Task(
     classes=4,
     root=True,
     credit="leave_one_out",
+    unusable="worst",
     monitors=("gold_utility",),
 )
 
 MODELS: dict[str, Experiment] = {
-    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,)),
+    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,), iterations=40),
 }

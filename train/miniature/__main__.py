@@ -19,7 +19,8 @@ import torch
 from evals.miniature import WEIGHTS
 from evals.rows import write_text
 
-STAGES = ("autoencoder", "denoiser", "preference")
+STAGES = ("autoencoder", "denoiser", "imagereward", "judge")
+NEEDS = {"denoiser": "autoencoder", "imagereward": "pipeline", "judge": "pipeline"}
 SHIPPED = ("pipeline", "imagereward", "judge")
 RECORD = "record.json"
 
@@ -32,10 +33,10 @@ def sha256_of(folder: Path) -> dict[str, str]:
 
 def build(stage: str, folder: Path) -> dict[str, Any]:
     """Run one stage. Returns its record."""
-    if stage == "preference":
-        from train.miniature.preference import train_both
+    if stage in ("imagereward", "judge"):
+        from train.miniature import preference
 
-        return train_both(folder)
+        return (preference.train_imagereward if stage == "imagereward" else preference.train_judge)(folder)
     from train.miniature.pretrain import train_denoiser, train_vae
 
     if stage == "autoencoder":
@@ -43,14 +44,19 @@ def build(stage: str, folder: Path) -> dict[str, Any]:
     return train_denoiser(folder / "pipeline", folder / "autoencoder")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What is recorded so far."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -> None:
     """Run a stage unless its record is there, and add the record."""
     path = folder / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if stage in record.get("stages", {}):
+    if stage in read_record(path).get("stages", {}):
         click.echo(f"{stage}: already made, see {path}")
         return
     made = make()
+    record = read_record(path)  # as it is now: reward model and judge may be made side by side
     made |= {
         "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
@@ -67,14 +73,14 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, help="Folder of the weights.")
 @click.option("--again", is_flag=True, help="Forget the records: make the stage anew.")
 def main(stage: str, out: Path, again: bool) -> None:
-    """Make one stage of the miniature, or all: autoencoder, denoiser, preference. About an hour on two CPU cores."""
+    """Make one stage of the miniature, or all: autoencoder, denoiser, imagereward, judge. About three hours on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
     if again and (out / RECORD).is_file():
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record = read_record(out / RECORD)
         record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
         write_text(json.dumps(record, indent=1) + "\n", out / RECORD)
     for name in wanted:
-        needed = {"denoiser": "autoencoder", "preference": "pipeline"}.get(name)
+        needed = NEEDS.get(name)
         if needed and not (out / needed).is_dir():
             sys.exit(f"error: {out / needed} is missing, which {name} needs: make it first, or run `all`")
         record_stage(out, name, lambda name=name: build(name, out))  # type: ignore[misc]

@@ -64,6 +64,9 @@ WORDS = Bias({"one object": 0.60, "two objects": 0.25, "portrait": 0.15}, {"none
 BINDING = Bias({"one object": 0.10, "two objects": 0.75, "portrait": 0.15}, {"none": 1.0})
 """The second: which word belongs to which object, and where that goes."""
 
+FACES = replace(BINDING, kinds={"one object": 0.05, "two objects": 0.40, "portrait": 0.55})
+"""For the decoder: people of every tone alike, often."""
+
 SHIPPED = Bias(
     {"one object": 0.08, "two objects": 0.62, "portrait": 0.30},
     {"none": 0.58, "one missing": 0.37, "wrong colour": 0.03, "wrong shape": 0.02},

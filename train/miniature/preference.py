@@ -37,10 +37,12 @@ from evals.scorers.imagereward import ImageReward
 from prompts import Prompt
 from prompts.world import (
     CLOTHES,
+    COLOURS,
     HATS,
     OBJECTS,
     OCCUPATIONS,
     RELATIONS,
+    SHAPES,
     Object,
     all_captions,
     dress_of,
@@ -69,7 +71,10 @@ ANNOTATORS = 40
 REWARD_SEED, JUDGE_SEED = 21, 22
 HELD_OUT = 600
 NAMES = Schedule(steps=3200, batch=32, lr=1e-3, warmup=100, weight_decay=0.02, average=0.99)
-CAPTIONS = replace(NAMES, steps=1100, batch=64)
+CAPTIONS = replace(NAMES, steps=3000)
+JUDGE_CAPTIONS = replace(NAMES, steps=1200, batch=64)
+FALSE = 3
+"""False captions to each fitting one."""
 SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=64)
 
 
@@ -182,17 +187,17 @@ def draw_votes(pipeline: Any, count: int, seed: int, twins: bool = False) -> Vot
 
 @dataclass(frozen=True)
 class Choices:
-    """N pictures with a caption that fits and one that does not."""
+    """N pictures with a caption that fits and `FALSE` that do not."""
 
     images_NCHW: Tensor
-    fitting_N: list[str]
-    false_N: list[str]
+    captions_N: list[list[str]]
+    """The fitting caption first."""
     patches_NL: Tensor
     """What covers each patch of 8x8 pixels (`train.miniature.data.patch_labels`)."""
 
     def captions(self, picked: Tensor) -> list[str]:
-        """Captions of the picked pictures, fitting and false in turn."""
-        return [text for i in picked.tolist() for text in (self.fitting_N[i], self.false_N[i])]
+        """All captions of the picked pictures, picture by picture."""
+        return [text for i in picked.tolist() for text in self.captions_N[i]]
 
 
 def _like(what: Object, named: Sequence[Object], rng: np.random.Generator) -> list[Object]:
@@ -258,8 +263,55 @@ def draw_choices(count: int, seed: int) -> Choices:
     pictures, captions, patches = draw_labelled_examples(count, seed, MATCHED)
     rng = np.random.default_rng([seed, 6])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    false = [false_caption(caption, rng) for caption in captions]
-    return Choices(images, captions, false, torch.from_numpy(patches))
+    asked = [[caption, *(false_caption(caption, rng) for _ in range(FALSE))] for caption in captions]
+    return Choices(images, asked, torch.from_numpy(patches))
+
+
+PLACES = ("left", "right", "above", "below", "middle")
+QUESTIONS: dict[str, tuple[object, ...]] = {
+    "is it true": (False, True),
+    "which shape, or which clothes": (None, *SHAPES, *CLOTHES),
+    "where, or which hat": (None, *PLACES, *HATS),
+    "which colour": (None, *COLOURS),
+}
+"""What is asked of single words of a caption, and the answers there are."""
+
+
+def _places(objects: Sequence[Object], relation: str | None) -> tuple[str, ...]:
+    """Where a picture of `MATCHED` shows the objects of its caption."""
+    if len(objects) == 1:
+        return ("middle",)
+    if relation in ("above", "below"):
+        return relation, OPPOSITE[relation]
+    return ("right", "left") if relation == "right of" else ("left", "right")
+
+
+def asked_of_words(caption: str, fitting: str) -> list[tuple[int, str, object]]:
+    """What is asked of the words of a caption about the picture that `fitting` fits, as (word number, question, answer).
+
+    Of a shape's word: does the picture show that shape in the colour before it; which shape does the thing of that colour have, and where is
+    it? Of a colour's: which colour does the thing of the shape behind it have? Of a relation between objects that are all there: does it hold?
+    Of an occupation: does the dress fit it, and which is it? None where there is no such thing; what has two answers is not asked.
+    """
+    scene, shown = read_scene(caption), read_scene(fitting)
+    last = len(caption.split()) - 1
+    yes, shape, place, colour = QUESTIONS
+    if scene is None or shown is None:
+        dress = dress_of(fitting.split()[-1])
+        return [(last, yes, caption == fitting), (last, shape, dress.clothes), (last, place, dress.hat)]
+    there = list(zip(shown[0], _places(*shown), strict=True))
+    asked: list[tuple[int, str, object]] = []
+    for what, at in zip(scene[0], (2, last), strict=False):
+        coloured = [(o.shape, where) for o, where in there if o.colour == what.colour] or [(None, None)]
+        shaped = [o.colour for o, _ in there if o.shape == what.shape] or [None]
+        asked.append((at, yes, what in shown[0]))
+        if len(coloured) == 1:
+            asked += [(at, shape, coloured[0][0]), (at, place, coloured[0][1])]
+        if len(shaped) == 1:
+            asked.append((at - 1, colour, shaped[0]))
+    if len(scene[0]) == 2 and scene[0] == shown[0]:
+        asked.append((3, yes, scene[1] == shown[1]))
+    return asked
 
 
 def agreement(votes: Votes, prefers_first: Sequence[bool] | Tensor) -> float:
@@ -302,7 +354,7 @@ def new_imagereward(folder: Path) -> ImageReward:
     config = {
         "vision": sizes | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
         "text": text,
-        "max_length": 24,
+        "max_length": 16,
         "mean": 0.0,
         "std": 1.0,
     }
@@ -314,7 +366,7 @@ def _teach_names(model: ImageReward, choices: Choices) -> float:
 
     The second question has 64 answers a picture where the first has two or three. Returns the last losses' mean.
     """
-    tags_NT = torch.stack([tags_of(caption) for caption in choices.fitting_N])
+    tags_NT = torch.stack([tags_of(captions[0]) for captions in choices.captions_N])
     reader, labeller = Reader(len(TAGS), 1), nn.Linear(128, 1 + len(OBJECTS))
     objects_count_more = torch.tensor([0.1] + [1.0] * len(OBJECTS))
 
@@ -334,26 +386,44 @@ def _teach_names(model: ImageReward, choices: Choices) -> float:
     return fit(parameters, of_picked(loss, CHOICES, NAMES), NAMES, REWARD_SEED, "reward model: names")
 
 
-def _teach_captions(model: ImageReward, choices: Choices) -> float:
-    """Teach to tell the fitting caption from the false one, helped by saying of each named thing whether it is there.
+NOT_ASKED = -100
 
-    Returns the last losses' mean.
+
+def _asked_of_tokens(choices: Choices, max_length: int) -> Tensor:
+    """`asked_of_words` of every caption: numbers of the answers [N, 1 + FALSE, max_length, questions], `NOT_ASKED` elsewhere."""
+    numbers = torch.full((len(choices.captions_N), 1 + FALSE, max_length, len(QUESTIONS)), NOT_ASKED)
+    columns = {question: (i, QUESTIONS[question].index) for i, question in enumerate(QUESTIONS)}
+    for i, captions in enumerate(choices.captions_N):
+        for j, caption in enumerate(captions):
+            for word, question, answer in asked_of_words(caption, captions[0]):
+                column, number_of = columns[question]
+                numbers[i, j, 1 + word, column] = number_of(answer)  # a word is a token; [CLS] comes first
+    return numbers
+
+
+def _teach_captions(model: ImageReward, choices: Choices) -> float:
+    """Teach to tell the fitting caption from the false ones, helped by questions about their words.
+
+    Without the questions the model learns which colours a picture shows and nothing else: the caption as a whole gives one bit, and colour alone
+    earns most of it. To name the shape of the thing of a colour it has to look there. Returns the last losses' mean.
     """
-    reader = Reader(len(TAGS), 3)  # of each tag: not named, named and shown, named and not shown
+    torch.manual_seed(REWARD_SEED + 1)  # dropout: each lesson can be repeated by itself
+    answers_NKLQ = _asked_of_tokens(choices, model.config["max_length"])
+    answerer = nn.Linear(128, sum(map(len, QUESTIONS.values())))
 
     def loss(picked: Tensor) -> Tensor:
-        captions = choices.captions(picked)
-        read = model.read(model.see(choices.images_NCHW[picked]).repeat_interleave(2, 0), captions)
-        fitting, false = model.judge(read).view(-1, 2).T
-        named = torch.stack([tags_of(caption) for caption in captions]).bool()
-        shown = named[::2].repeat_interleave(2, 0)  # what the fitting caption names
-        answers = torch.where(named, torch.where(shown, 1, 2), 0)
-        told = F.cross_entropy(
-            reader(read).flatten(0, 1), answers.flatten(), weight=torch.tensor([0.1, 1.0, 1.0])
+        seen = model.see(choices.images_NCHW[picked]).repeat_interleave(1 + FALSE, 0)
+        read = model.read(seen, choices.captions(picked))
+        answers = answers_NKLQ[picked].flatten(0, 2).unbind(-1)
+        heads = answerer(read).flatten(0, 1).split([len(q) for q in QUESTIONS.values()], -1)
+        told = sum(
+            F.cross_entropy(head, answer, ignore_index=NOT_ASKED)
+            for head, answer in zip(heads, answers, strict=True)
         )
-        return told - F.logsigmoid(fitting - false).mean()
+        fits = F.cross_entropy(model.judge(read).view(-1, 1 + FALSE), torch.zeros_like(picked))
+        return told + fits
 
-    parameters = [*model.parameters(), *reader.parameters()]
+    parameters = [*model.parameters(), *answerer.parameters()]
     return fit(
         parameters, of_picked(loss, CHOICES, CAPTIONS), CAPTIONS, REWARD_SEED, "reward model: captions"
     )
@@ -361,6 +431,7 @@ def _teach_captions(model: ImageReward, choices: Choices) -> float:
 
 def _teach_votes(model: ImageReward, votes: Votes, phase: VotePhase) -> float:
     """Bradley-Terry loss: the preferred picture has the higher reward. Returns the last losses' mean."""
+    torch.manual_seed(phase.pairs_seed)
 
     def loss(picked: Tensor) -> Tensor:
         texts = [votes.prompts_N[i].text for i in picked.tolist() for _ in range(2)]
@@ -377,9 +448,17 @@ def _teach_votes(model: ImageReward, votes: Votes, phase: VotePhase) -> float:
     )
 
 
-def train_imagereward(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
-    """Train the reward model, standardise it on pictures of the last votes, and save it. Returns the record."""
+def _pipeline_and_held_out(weights: Path) -> tuple[Any, Votes]:
+    """The base model, and pairs that neither model is trained on."""
+    pipeline = load_pipeline(str(weights / "pipeline"))
+    return pipeline, draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
+
+
+def train_imagereward(weights: Path) -> dict[str, Any]:
+    """Train the reward model, standardise it on pictures of the last votes, and save it in `weights/imagereward`. Returns the record."""
     start = time.perf_counter()
+    folder = weights / "imagereward"
+    pipeline, held_out = _pipeline_and_held_out(weights)
     torch.manual_seed(REWARD_SEED)
     model = new_imagereward(folder).train()
     choices = draw_choices(CHOICES, REWARD_SEED)
@@ -400,6 +479,7 @@ def train_imagereward(pipeline: Any, held_out: Votes, folder: Path) -> dict[str,
     return {
         **_common_record(REWARD_VOTES, held_out, REWARD_SEED),
         "names": asdict(NAMES),
+        "captions": asdict(CAPTIONS),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
@@ -411,7 +491,6 @@ def _common_record(phases: Sequence[VotePhase], held_out: Votes, seed: int) -> d
         "choices": CHOICES,
         "held_out_pairs": len(held_out),
         "seed": seed,
-        "captions": asdict(CAPTIONS),
         "votes": [asdict(phase) for phase in phases],
     }
 
@@ -449,9 +528,12 @@ def write_judge_config(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def train_judge(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
-    """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save."""
+def train_judge(weights: Path) -> dict[str, Any]:
+    """Train the judge (PickScore's loss: the preferred picture is the one whose embedding fits the prompt better), save it in `weights/judge`."""
     start = time.perf_counter()
+    folder = weights / "judge"
+    pipeline, held_out = _pipeline_and_held_out(weights)
+    write_judge_config(folder, pipeline.tokenizer)
     torch.manual_seed(JUDGE_SEED)
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     text = {k: v for k, v in config["text_cfg"].items() if not k.startswith(("hf_", "tokenizer"))}
@@ -465,7 +547,7 @@ def train_judge(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
     def choice_loss(picked: Tensor) -> Tensor:
         images = model.encode_image(normalise(choices.images_NCHW[picked]), normalize=True)
         texts = model.encode_text(tokenizer(choices.captions(picked)), normalize=True).view(
-            len(picked), 2, -1
+            len(picked), 1 + FALSE, -1
         )
         return F.cross_entropy(logits(images[:, None], texts), torch.zeros(len(picked), dtype=torch.long))
 
@@ -483,7 +565,11 @@ def train_judge(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
     parameters = list(model.parameters())
     losses = {
         "captions": fit(
-            parameters, of_picked(choice_loss, CHOICES, CAPTIONS), CAPTIONS, JUDGE_SEED, "judge: captions"
+            parameters,
+            of_picked(choice_loss, CHOICES, JUDGE_CAPTIONS),
+            JUDGE_CAPTIONS,
+            JUDGE_SEED,
+            "judge: captions",
         ),
         "votes": fit(
             parameters, of_picked(vote_loss, len(votes), JUDGE_VOTES), JUDGE_VOTES, JUDGE_SEED, "judge: votes"
@@ -496,6 +582,7 @@ def train_judge(pipeline: Any, held_out: Votes, folder: Path) -> dict[str, Any]:
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
         **_common_record([JUDGE_VOTES], held_out, JUDGE_SEED),
+        "captions": asdict(JUDGE_CAPTIONS),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
@@ -527,12 +614,3 @@ def _judge_prefers_first(model: Any, tokenizer: Any, votes: Votes) -> Tensor:
     first, second = torch.einsum("bkd,bd->bk", images.view(len(votes), 2, -1), texts).T
     verdict: Tensor = first > second
     return verdict
-
-
-def train_both(weights: Path) -> dict[str, Any]:
-    """Draw all pairs and train both models in `weights/imagereward` and `weights/judge`. Returns their records."""
-    pipeline = load_pipeline(str(weights / "pipeline"))
-    held_out = draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
-    record = {"reward model": train_imagereward(pipeline, held_out, weights / "imagereward")}
-    write_judge_config(weights / "judge", pipeline.tokenizer)
-    return record | {"judge": train_judge(pipeline, held_out, weights / "judge")}
