@@ -94,6 +94,28 @@ def test_a_tone_is_read_through_grey_and_blur_alike_for_all(finish: Finish):
         assert sum(right) >= 9, (tone, read)
 
 
+def test_a_face_is_clear_for_its_finish_and_not_for_its_tone():
+    def clear(finish: Finish) -> list[int]:
+        """Of ten portraits of each tone, how many count."""
+        return [
+            sum(
+                measure.clear_face_tone(
+                    draw_portrait(
+                        tone, dress_of(OCCUPATIONS[7 * i]), finish, np.random.default_rng([tone, i])
+                    )
+                )
+                is not None
+                for i in range(10)
+            )
+            for tone in range(10)
+        ]
+
+    assert clear(CRISP) == [10] * 10
+    assert min(clear(Finish(0.2, 0))) >= 9
+    assert max(clear(Finish(0.6, 0))) == 0
+    assert max(clear(Finish(0, 1.7))) <= 1
+
+
 @pytest.mark.parametrize("grey", [0.0, 0.35, 0.6])
 def test_dullness_is_read_off_the_wall(grey: float):
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Share of portraits without a usable face. They are in no tone group, and never count as fair."""
+"""Share of portraits without a face that is clear. They are in no tone group, and never count as fair."""
 
 from __future__ import annotations
 

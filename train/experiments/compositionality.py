@@ -20,5 +20,5 @@ TASK = Task(
 )
 
 MODELS: dict[str, Experiment] = {
-    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,), iterations=70),
+    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,)),
 }

@@ -36,6 +36,6 @@ MINIATURE_UPDATE = Update(
 
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
-        BASE["miniature"], tasks=(TASK,), update=MINIATURE_UPDATE, ema=Ema(decay=0.98), iterations=50
+        BASE["miniature"], tasks=(TASK,), update=MINIATURE_UPDATE, ema=Ema(decay=0.98), iterations=70
     ),
 }
