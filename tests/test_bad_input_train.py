@@ -399,8 +399,11 @@ def test_a_mended_reward_goes_on_where_it_stopped(
     assert weights[0] == weights[1]
 
 
-def test_some_missing_scores_are_masked_and_counted(run: Run, tmp_path: Path) -> None:
-    assert run("--set=tasks.redness.max_invalid=0.9", "--set=iterations=2").exit_code == 0
+@pytest.mark.parametrize("unusable", ["masked", "worst"])
+def test_missing_scores_are_counted_whatever_is_done_with_them(
+    run: Run, tmp_path: Path, unusable: str
+) -> None:
+    assert run(f"--set=tasks.tone.unusable={unusable}", "--set=iterations=2").exit_code == 0
     found: list[Any] = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -106,12 +106,21 @@ def test_answers_stand_at_the_tokens_of_their_words(tmp_path: Path) -> None:
     words = model.tokenizer.convert_ids_to_tokens(tokens)
     assert words == ["[CLS]", "a", "red", "circle", "on", "side", "of", "a", "purple", "triangle", "[SEP]"]
     assert len(words) <= model.config["max_length"]
-    choices = preference.draw_choices(6, 0)
+    drawn = preference.draw_choices(1, 0)
+    choices = replace(drawn, captions_N=[["a red circle above a blue star"] * (1 + preference.FALSE)])
     answers = preference._asked_of_tokens(choices, model.config["max_length"])
-    assert answers.shape == (6, 1 + preference.FALSE, model.config["max_length"], len(preference.QUESTIONS))
-    fitting = answers[:, 0, :, 0]
-    assert (fitting[fitting != preference.NOT_ASKED] == 1).all()  # all is true of the picture it fits
-    assert (answers[:, 1:, :, 0] == 0).any()
+    assert answers.shape == (1, 1 + preference.FALSE, model.config["max_length"], len(preference.QUESTIONS))
+    yes, shape, place, colour = preference.QUESTIONS.values()
+    first = answers[0, 0]
+    assert first[3].tolist() == [
+        yes.index(True),
+        shape.index("circle"),
+        place.index("above"),
+        preference.NOT_ASKED,
+    ]
+    assert first[2, 3] == colour.index("red")
+    assert first[4, 0] == yes.index(True)  # the relation holds
+    assert (first[[0, 1, 5, 8]] == preference.NOT_ASKED).all()
 
 
 def test_patches_are_labelled_with_what_covers_them() -> None:

@@ -87,12 +87,14 @@ def test_unusable_images_are_worth_what_the_worst_of_their_group_is() -> None:
     assert filled[7:].tolist() == pytest.approx([-0.4, -0.5])
 
 
-def test_blurring_a_face_gains_nothing_only_where_unusable_is_worst() -> None:
-    tones = torch.tensor([[0.0], [0.0], [0.0], [NAN], [0.0], [0.0], [1.0], [2.0]])
+def test_blurring_a_face_gains_no_more_than_the_most_frequent_class_where_unusable_is_worst() -> None:
+    tones = torch.tensor([[0.0], [0.0], [1.0], [NAN], [0.0], [0.0], [1.0], [2.0]])
     task = replace(PARITY, credit="leave_one_out")
     masked, worst = (shape(replace(task, unusable=unusable), tones) for unusable in ("masked", "worst"))
     assert masked.credit_B[3].isnan()
-    assert worst.credit_B[3] == worst.credit_B[:3].min()
+    lost = eq_12([0, 0, 1], 4, True) - eq_12([0, 1], 4, True)
+    assert worst.credit_B[3].item() == worst.credit_B[0].item() == pytest.approx(lost, abs=1e-6)
+    assert lost < 0 < masked.credit_B[2]
     assert torch.equal(masked.reported, worst.reported)  # what is reported is Eq 12 in both
 
 

@@ -50,7 +50,7 @@ class Task:
     credit: Literal["shared", "leave_one_out"] = "shared"
     """Every image gets its group's reward (paper), or what the group loses without it (ours)."""
     unusable: Literal["masked", "worst"] = "masked"
-    """Images in no class: out of the update (paper: not stated), or given the least credit of their group (ours)."""
+    """Parity: images in no class are out of the update (paper: not stated), or get the least credit of their group (ours)."""
     monitors: tuple[str, ...] = ()
     """Scorers that are recorded and never trained on (ours)."""
     max_invalid: float = 0.5

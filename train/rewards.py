@@ -1,6 +1,7 @@
 """Scorers in a training loop: terms and weights, masks, and the set-level parity reward.
 
-A scorer answers NaN where it does not apply. Such an image is masked: it counts in no mean, and its advantage is 0. A scorer that
+A scorer answers NaN where it does not apply. Such an image is masked: it counts in no mean, and its advantage is 0; or, where a parity task
+says `unusable="worst"`, it has the least credit of its group. A scorer that
 raises, or applies to too few images, stops the run with a sentence that names it; it never becomes a reward of 0.
 """
 

@@ -3,7 +3,7 @@
     make train-fairness
 
 The paper gives all 16 images their group's reward (`credit=shared`); here each gets what the group loses without it, which tells
-them apart and needs far fewer images.
+them apart and needs far fewer images. An image without a clear face gets the least credit of its group, so that blurring is no way out.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ A stage whose record is there is not repeated, so a stopped rebuild goes on wher
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,28 +46,41 @@ def build(stage: str, folder: Path) -> dict[str, Any]:
     return train_denoiser(folder / "pipeline", folder / "autoencoder")
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     """What is recorded so far."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = folder / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    assert isinstance(record, dict)
+    return {"command": "make miniature", "stages": {}, **record}
+
+
+@contextmanager
+def changed_record(folder: Path) -> Iterator[dict[str, Any]]:
+    """The record, to be changed; written with the digests of the weights when the block ends. One process at a time.
+
+    Reward model and judge may be made side by side.
+    """
+    with (folder / ".record.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = read_record(folder)
+        yield record
+        record["sha256"] = sha256_of(folder)
+        write_text(json.dumps(record, indent=1) + "\n", folder / RECORD)
 
 
 def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -> None:
     """Run a stage unless its record is there, and add the record."""
-    path = folder / RECORD
-    if stage in read_record(path).get("stages", {}):
-        click.echo(f"{stage}: already made, see {path}")
+    if stage in read_record(folder)["stages"]:
+        click.echo(f"{stage}: already made, see {folder / RECORD}")
         return
     made = make()
-    record = read_record(path)  # as it is now: reward model and judge may be made side by side
     made |= {
         "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    record.setdefault("command", "make miniature")
-    record.setdefault("stages", {})[stage] = made
-    record["sha256"] = sha256_of(folder)
-    write_text(json.dumps(record, indent=1) + "\n", path)
+    with changed_record(folder) as record:
+        record["stages"][stage] = made
 
 
 @click.command()
@@ -76,9 +91,8 @@ def main(stage: str, out: Path, again: bool) -> None:
     """Make one stage of the miniature, or all: autoencoder, denoiser, imagereward, judge. About three hours on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
     if again and (out / RECORD).is_file():
-        record = read_record(out / RECORD)
-        record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
-        write_text(json.dumps(record, indent=1) + "\n", out / RECORD)
+        with changed_record(out) as record:
+            record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
     for name in wanted:
         needed = NEEDS.get(name)
         if needed and not (out / needed).is_dir():

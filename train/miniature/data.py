@@ -65,7 +65,7 @@ BINDING = Bias({"one object": 0.10, "two objects": 0.75, "portrait": 0.15}, {"no
 """The second: which word belongs to which object, and where that goes."""
 
 FACES = replace(BINDING, kinds={"one object": 0.05, "two objects": 0.40, "portrait": 0.55})
-"""For the decoder: people of every tone alike, often."""
+"""For the decoder: people, often, every tone group alike."""
 
 SHIPPED = Bias(
     {"one object": 0.08, "two objects": 0.62, "portrait": 0.30},
@@ -77,7 +77,7 @@ SHIPPED = Bias(
 """The last: the web as it is. What the base model's flaws come from, and the pictures of the pretraining step (Eq 9)."""
 
 MATCHED = Bias({"one object": 0.15, "two objects": 0.60, "portrait": 0.25}, {"none": 1.0})
-"""Pictures with the captions that fit them: what reward model and judge are pretrained on."""
+"""Pictures with the captions that fit them (but for `WRONG_DRESS` of the portraits): what reward model and judge are pretrained on."""
 
 NOISIER = replace(
     SHIPPED, scene_faults={"none": 0.48, "one missing": 0.46, "wrong colour": 0.03, "wrong shape": 0.03}

@@ -1,8 +1,8 @@
 """Trains the reward model and the held-out judge of the miniature on simulated votes.
 
 Both models come pretrained, as BLIP and CLIP do: the reward model's vision transformer learns to name what a picture
-shows and where (BLIP's comes from ImageNet), then both models to tell a picture's caption from a false one. Then they learn
-from votes. Pairs are two pictures of one caption: half drawn by the base model, half by the renderer, either apart, with its
+shows and where (BLIP's comes from ImageNet), then both models to tell a picture's caption from false ones, the reward model with questions
+about single words. Then they learn from votes. Pairs are two pictures of one caption: half drawn by the base model, half by the renderer, either apart, with its
 faults, or as twins, which differ in one fault; the rendered ones pass through the autoencoder, so that the two cannot be told
 apart by texture. Each pair is judged by one annotator, who follows the hidden utility noisily. The reward model
 (ImageReward's architecture and Bradley-Terry loss) and the judge (a CLIP with PickScore's loss) see different pairs, judged
@@ -259,7 +259,7 @@ def tags_of(caption: str) -> Tensor:
 
 
 def draw_choices(count: int, seed: int) -> Choices:
-    """`count` rendered pictures with two captions each; a function of the seed."""
+    """`count` rendered pictures with 1 + `FALSE` captions each; a function of the seed."""
     pictures, captions, patches = draw_labelled_examples(count, seed, MATCHED)
     rng = np.random.default_rng([seed, 6])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
@@ -296,9 +296,10 @@ def asked_of_words(caption: str, fitting: str) -> list[tuple[int, str, object]]:
     scene, shown = read_scene(caption), read_scene(fitting)
     last = len(caption.split()) - 1
     yes, shape, place, colour = QUESTIONS
-    if scene is None or shown is None:
+    if scene is None:
         dress = dress_of(fitting.split()[-1])
         return [(last, yes, caption == fitting), (last, shape, dress.clothes), (last, place, dress.hat)]
+    assert shown is not None, "a scene has scenes for false captions"
     there = list(zip(shown[0], _places(*shown), strict=True))
     asked: list[tuple[int, str, object]] = []
     for what, at in zip(scene[0], (2, last), strict=False):
@@ -489,6 +490,7 @@ def train_imagereward(weights: Path) -> dict[str, Any]:
 def _common_record(phases: Sequence[VotePhase], held_out: Votes, seed: int) -> dict[str, Any]:
     return {
         "choices": CHOICES,
+        "false_captions": FALSE,
         "held_out_pairs": len(held_out),
         "seed": seed,
         "votes": [asdict(phase) for phase in phases],
