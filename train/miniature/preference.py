@@ -303,13 +303,14 @@ def asked_of_words(caption: str, fitting: str) -> list[tuple[int, str, object]]:
     there = list(zip(shown[0], _places(*shown), strict=True))
     asked: list[tuple[int, str, object]] = []
     for what, at in zip(scene[0], (2, last), strict=False):
-        coloured = [(o.shape, where) for o, where in there if o.colour == what.colour] or [(None, None)]
-        shaped = [o.colour for o, _ in there if o.shape == what.shape] or [None]
+        coloured = [(o.shape, where) for o, where in there if o.colour == what.colour]
+        shaped = [o.colour for o, _ in there if o.shape == what.shape]
         asked.append((at, yes, what in shown[0]))
-        if len(coloured) == 1:
-            asked += [(at, shape, coloured[0][0]), (at, place, coloured[0][1])]
-        if len(shaped) == 1:
-            asked.append((at - 1, colour, shaped[0]))
+        if len(coloured) <= 1:
+            answers = coloured[0] if coloured else (None, None)
+            asked += [(at, shape, answers[0]), (at, place, answers[1])]
+        if len(shaped) <= 1:
+            asked.append((at - 1, colour, shaped[0] if shaped else None))
     if len(scene[0]) == 2 and scene[0] == shown[0]:
         asked.append((3, yes, scene[1] == shown[1]))
     return asked
