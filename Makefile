@@ -47,7 +47,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help demo test check bench eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test check bench eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(EXPERIMENTS:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -110,6 +110,11 @@ $(RESULTS)/table.md: $(SCORES) always | $(VENV)
 $(RESULTS)/report.html: $(SCORES) always | $(VENV)
 	@$(need_scores)
 	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
+
+## pack | results/scores.csv.gz: the score rows of all runs in one small file, as they are kept in the repository
+pack:
+	@$(need_scores)
+	awk 'FNR > 1 || NR == 1' $(SCORES) | gzip -9n > $(RESULTS)/scores.csv.gz
 
 need_scores = $(if $(SCORES),:,echo "no scores in $(RESULTS)/scores: make eval first" >&2; exit 2)
 

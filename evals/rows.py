@@ -9,9 +9,11 @@ clear face). A value keeps six significant digits.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -164,7 +166,10 @@ def _read_one(path: Path) -> pd.DataFrame:
 def _cells(path: Path) -> pd.DataFrame:
     """The file as strings; a line with a cell too few or too many is an error, since a cut-off file would else read as NaN."""
     try:
-        content = path.read_bytes().decode("utf-8")
+        stored = path.read_bytes()
+        content = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is not a whole gzip file ({error})") from error
     except OSError as error:
         hint = "; make it with `python -m evals score`" if isinstance(error, FileNotFoundError) else ""
         raise ValueError(

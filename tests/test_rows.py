@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -161,3 +162,21 @@ def test_a_missing_partner_is_refused_on_either_side(lacking: str) -> None:
 def test_an_empty_selection_is_its_own_partner() -> None:
     empty = pd.DataFrame(columns=list(COLUMNS))
     assert rows.same_images(empty, empty).empty
+
+
+def test_a_compressed_file_of_several_runs_reads_as_the_files_it_was_made_of(tmp_path: Path) -> None:
+    other = GOOD.replace("joint", "base")
+    packed = tmp_path / "scores.csv.gz"
+    packed.write_bytes(gzip.compress(file(tmp_path, GOOD, other).read_bytes()))
+    apart = rows.read([file(tmp_path, GOOD, name="one.csv"), file(tmp_path, other, name="two.csv")])
+    together = rows.read([packed])
+    pd.testing.assert_frame_equal(together.drop(columns="file"), apart.drop(columns="file"))
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
+    text = file(tmp_path, GOOD).read_bytes()
+    for name, damaged in {"cut.csv.gz": gzip.compress(text)[:-12], "plain.csv.gz": text}.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError) as refusal:
+            rows.read([tmp_path / name])
+        assert str(refusal.value).startswith(f"{tmp_path / name}: is not a whole gzip file")
