@@ -111,7 +111,7 @@ $(RESULTS)/report.html: $(SCORES) always | $(VENV)
 	@$(need_scores)
 	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
 
-## pack | results/scores.csv.gz: the score rows of all runs in one small file, as they are kept in the repository
+## pack | results/scores.csv.gz: all score rows in one small file, as the repository keeps them
 pack:
 	@$(need_scores)
 	awk 'FNR > 1 || NR == 1' $(SCORES) | gzip -9n > $(RESULTS)/scores.csv.gz
