@@ -3,7 +3,7 @@
 A file is CSV with the columns of `COLUMNS`; `seed` is the training seed, `image` the index of the image within its
 prompt (image i of a prompt is drawn from the same noise for every checkpoint of a model), `version` the scorer's version
 hash, `trained_on` 1 where the scorer was a reward of that run. An empty `value` is NaN: the scorer does not apply (no
-clear face). A value keeps six significant digits.
+clear face). A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
 """
 
 from __future__ import annotations

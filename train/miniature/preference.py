@@ -479,21 +479,23 @@ def train_imagereward(weights: Path) -> dict[str, Any]:
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     first, second = _rewards(model, held_out, len(held_out)).T
     return {
-        **_common_record(REWARD_VOTES, held_out, REWARD_SEED),
+        **_common_record(CAPTIONS, REWARD_VOTES, held_out, REWARD_SEED),
         "names": asdict(NAMES),
-        "captions": asdict(CAPTIONS),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
     }
 
 
-def _common_record(phases: Sequence[VotePhase], held_out: Votes, seed: int) -> dict[str, Any]:
+def _common_record(
+    captions: Schedule, phases: Sequence[VotePhase], held_out: Votes, seed: int
+) -> dict[str, Any]:
     return {
         "choices": CHOICES,
         "false_captions": FALSE,
         "held_out_pairs": len(held_out),
         "seed": seed,
+        "captions": asdict(captions),
         "votes": [asdict(phase) for phase in phases],
     }
 
@@ -584,8 +586,7 @@ def train_judge(weights: Path) -> dict[str, Any]:
     save_file(state, folder / "open_clip_model.safetensors")
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
-        **_common_record([JUDGE_VOTES], held_out, JUDGE_SEED),
-        "captions": asdict(JUDGE_CAPTIONS),
+        **_common_record(JUDGE_CAPTIONS, [JUDGE_VOTES], held_out, JUDGE_SEED),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
