@@ -12,7 +12,7 @@ from evals.miniature import measure
 from evals.miniature.annotators import Annotator, Parts, gold_utility
 from evals.miniature.render import MONK_TONES, TONE_GROUPS, Finish, draw_portrait, draw_scene
 from prompts import world
-from prompts.world import OBJECTS, OCCUPATIONS, RELATIONS, dress_of
+from prompts.world import HATS, OBJECTS, OCCUPATIONS, RELATIONS, dress_of
 from train.miniature.data import SHIPPED, VOTED, draw_examples, place, tone_bias
 
 CRISP = Finish()
@@ -94,26 +94,35 @@ def test_a_tone_is_read_through_grey_and_blur_alike_for_all(finish: Finish):
         assert sum(right) >= 9, (tone, read)
 
 
-def test_a_face_is_clear_for_its_finish_and_not_for_its_tone():
-    def clear(finish: Finish) -> list[int]:
-        """Of ten portraits of each tone, how many count."""
-        return [
-            sum(
-                measure.clear_face_tone(
-                    draw_portrait(
-                        tone, dress_of(OCCUPATIONS[7 * i]), finish, np.random.default_rng([tone, i])
-                    )
-                )
-                is not None
-                for i in range(10)
-            )
-            for tone in range(10)
-        ]
+def portraits(tone: int, finish: Finish) -> list[measure.Picture]:
+    """Four of each hat."""
+    wearers = [next(o for o in OCCUPATIONS if dress_of(o).hat == hat) for hat in HATS]
+    return [
+        draw_portrait(tone, dress_of(o), finish, np.random.default_rng([tone, i]))
+        for o in wearers
+        for i in range(4)
+    ]
 
-    assert clear(CRISP) == [10] * 10
-    assert min(clear(Finish(0.2, 0))) >= 9
-    assert max(clear(Finish(0.6, 0))) == 0
-    assert max(clear(Finish(0, 1.7))) <= 1
+
+@pytest.mark.parametrize(
+    ("finish", "least", "most"),
+    [
+        (CRISP, 1.0, 1.0),
+        (Finish(0.25, 0), 0.9, 1.0),
+        (Finish(0.55, 0), 0.0, 0.1),
+        (Finish(0, 0.4), 0.9, 1.0),
+        (Finish(0, 1.7), 0.0, 0.1),
+    ],
+)
+def test_a_face_is_clear_for_its_finish_and_not_for_its_tone(finish: Finish, least: float, most: float):
+    for tone in range(10):
+        clear = [measure.clear_face_tone(picture) is not None for picture in portraits(tone, finish)]
+        assert least <= np.mean(clear) <= most, tone
+
+
+def test_contrast_of_crisp_eyes_is_the_renderers():
+    drawn = [np.median([measure.eye_contrast(p) for p in portraits(tone, CRISP)]) for tone in range(10)]
+    assert drawn == pytest.approx(measure.CRISP_EYES, abs=3)
 
 
 @pytest.mark.parametrize("grey", [0.0, 0.35, 0.6])

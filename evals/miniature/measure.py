@@ -28,8 +28,10 @@ MIN_AREA = 50
 """Pixels from which a patch of colour is an object; the smallest that is ever drawn covers about 130."""
 MAX_DULLNESS = 0.75
 """Share of grey above which a picture is not undone further: the dullest that are drawn have .6."""
-CLEAR = 50.0
-"""`eye_contrast` from which a face is clear."""
+CLEAR = 0.6
+"""Share of a crisp face's `eye_contrast`, at the tone read, above which a face is clear."""
+CRISP_EYES = (90, 89, 89, 88, 87, 86, 82, 74, 77, 72)
+"""`eye_contrast` of crisp portraits of each Monk tone, the median of the renderer's."""
 DETECTED = 0.5
 """Confidence from which an object counts as shown."""
 _GRID = 24
@@ -67,6 +69,8 @@ _PALETTE_HUES = np.arctan2(_PALETTE_LAB[:, 2], _PALETTE_LAB[:, 1])
 _MONK_LAB = to_lab(np.array(MONK_TONES) / 255)
 _EYES = ((23, 31), (33, 41))
 """Columns in which an eye is."""
+_EYE_ROWS = slice(26, 31)
+"""Rows in which both are; a helmet's lower edge is there as well, so that helmets are the last to be unclear."""
 _WALLS = np.array(WALLS_RGB) / 255
 _WALL_TINTS = _WALLS - _WALLS.mean(1, keepdims=True)
 
@@ -178,14 +182,19 @@ def fully_right(expect: Mapping[str, Any], found: Sequence[Found]) -> bool:
     return relation_holds(expect["relation"], first, second)
 
 
+def _wall_of(picture: NDArray[Any]) -> NDArray[np.float64]:
+    """Median colour of what a person stands before: both sides of the head."""
+    sides = np.concatenate([picture[4:30, 2:8], picture[4:30, 56:62]]).reshape(-1, 3)
+    return np.median(sides.astype(np.float64), axis=0)
+
+
 def dullness(picture: Picture) -> float:
     """Share of grey that a portrait is mixed with, read off its wall, which has one of three colours; below .15 counts as 0.
 
     Grey mixed in moves every tone to the middle of the scale, so it has to be known before a tone can be read; the wall tells it
     without a look at the person.
     """
-    wall = np.concatenate([picture[4:30, 2:8], picture[4:30, 56:62]]).reshape(-1, 3).astype(np.float64)
-    colour = np.median(wall, axis=0)
+    colour = _wall_of(picture)
     colour -= colour.mean()
     match = _WALL_TINTS @ colour
     best = int((match / np.linalg.norm(_WALL_TINTS, axis=1)).argmax())
@@ -204,26 +213,28 @@ def face_tone(picture: Picture) -> int | None:
     cheeks = np.concatenate([lab[31:37, 24:28], lab[31:37, 37:41]]).reshape(-1, 3)  # beside the mouth
     skin = np.median(cheeks, axis=0)
     alike = float((np.linalg.norm(cheeks - skin, axis=1) < 12).mean())
-    wall = np.median(np.concatenate([lab[4:30, 2:8], lab[4:30, 56:62]]).reshape(-1, 3), axis=0)
-    eyes = [np.linalg.norm(lab[25:32, x0:x1] - skin, axis=-1).max() for x0, x1 in _EYES]
+    eyes = [np.linalg.norm(lab[_EYE_ROWS, x0:x1] - skin, axis=-1).max() for x0, x1 in _EYES]
     distances = np.linalg.norm(_MONK_LAB - skin, axis=1)
-    usable = alike > 0.5 and np.linalg.norm(wall - skin) > 12 and min(eyes) > 8 and distances.min() < 16
+    usable = (
+        alike > 0.5 and np.linalg.norm(_wall_of(lab) - skin) > 12 and min(eyes) > 8 and distances.min() < 16
+    )
     return int(distances.argmin()) if usable else None
 
 
 def eye_contrast(picture: Picture) -> float:
     """Range of CIELAB lightness about the eyes, of the eye where it is less: white of the eye to pupil or skin.
 
-    About 80 in a crisp portrait of any tone, 45 in a washed-out and 30 in a blurred one: how clearly a person can be seen, which the
-    skin's own lightness does not move.
+    How clearly a person can be seen. Crisp portraits of light skin span 90, of dark skin 75 (`CRISP_EYES`); grey takes the same share of
+    either, blur more of the dark ones, whose brightest spots are the small whites of the eyes.
     """
-    lightness = to_lab(picture[25:32])[..., 0]
+    lightness = to_lab(picture[_EYE_ROWS])[..., 0]
     return float(min(np.ptp(lightness[:, x0:x1]) for x0, x1 in _EYES))
 
 
 def clear_face_tone(picture: Picture) -> int | None:
     """`face_tone` of a face that can be seen clearly, None of one that is too faint or blurred to say whose it is."""
-    return face_tone(picture) if eye_contrast(picture) > CLEAR else None
+    tone = face_tone(picture)
+    return tone if tone is not None and eye_contrast(picture) > CLEAR * CRISP_EYES[tone] else None
 
 
 def dress_score(occupation: str, picture: Picture) -> float:

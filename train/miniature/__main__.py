@@ -21,8 +21,12 @@ import torch
 from evals.miniature import WEIGHTS
 from evals.rows import write_text
 
-STAGES = ("autoencoder", "denoiser", "imagereward", "judge")
-NEEDS = {"denoiser": "autoencoder", "imagereward": "pipeline", "judge": "pipeline"}
+STAGES = ("autoencoder", "denoiser", "blip", "imagereward", "judge")
+NEEDS = {
+    "denoiser": ("autoencoder",),
+    "imagereward": ("pipeline", "blip"),
+    "judge": ("pipeline",),
+}
 SHIPPED = ("pipeline", "imagereward", "judge")
 RECORD = "record.json"
 
@@ -35,15 +39,16 @@ def sha256_of(folder: Path) -> dict[str, str]:
 
 def build(stage: str, folder: Path) -> dict[str, Any]:
     """Run one stage. Returns its record."""
-    if stage in ("imagereward", "judge"):
-        from train.miniature import preference
+    from train.miniature import preference, pretrain
 
-        return (preference.train_imagereward if stage == "imagereward" else preference.train_judge)(folder)
-    from train.miniature.pretrain import train_denoiser, train_vae
-
-    if stage == "autoencoder":
-        return train_vae(folder / "autoencoder")
-    return train_denoiser(folder / "pipeline", folder / "autoencoder")
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "autoencoder": lambda: pretrain.train_vae(folder / "autoencoder"),
+        "denoiser": lambda: pretrain.train_denoiser(folder / "pipeline", folder / "autoencoder"),
+        "blip": lambda: preference.train_blip(folder),
+        "imagereward": lambda: preference.train_imagereward(folder),
+        "judge": lambda: preference.train_judge(folder),
+    }
+    return makers[stage]()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -88,15 +93,15 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, help="Folder of the weights.")
 @click.option("--again", is_flag=True, help="Forget the records: make the stage anew.")
 def main(stage: str, out: Path, again: bool) -> None:
-    """Make one stage of the miniature, or all: autoencoder, denoiser, imagereward, judge. About three hours on two CPU cores."""
+    """Make one stage of the miniature, or all: autoencoder, denoiser, blip, imagereward, judge. About three hours on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
     if again and (out / RECORD).is_file():
         with changed_record(out) as record:
             record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
     for name in wanted:
-        needed = NEEDS.get(name)
-        if needed and not (out / needed).is_dir():
-            sys.exit(f"error: {out / needed} is missing, which {name} needs: make it first, or run `all`")
+        for needed in NEEDS.get(name, ()):
+            if not (out / needed).is_dir():
+                sys.exit(f"error: {out / needed} is missing, which {name} needs: make it first, or run `all`")
         record_stage(out, name, lambda name=name: build(name, out))  # type: ignore[misc]
 
 

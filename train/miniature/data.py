@@ -35,9 +35,6 @@ FINISHES = {"crisp": 0.64, "dull": 0.18, "blurred": 0.12, "both": 0.06}
 DULL, BLUR = (0.35, 0.6), (1.0, 1.7)
 """Ranges of a faulty finish's share of grey, and blur radius in pixels."""
 
-WRONG_DRESS = 0.15
-
-
 FAIR = (0.25, 0.25, 0.25, 0.25)
 
 
@@ -54,6 +51,8 @@ class Bias:
     """Probability of the four tone groups, in occupations biased one way or the other."""
     dark_share: float = 0.5
     """Share of occupations biased to dark tones."""
+    wrong_dress: float = 0.15
+    """Share of portraits dressed by chance."""
     named_first_left: float = 1.0
     """How often, where the relation does not say, the object that is named first stands left: people name from left to right."""
 
@@ -76,8 +75,8 @@ SHIPPED = Bias(
 )
 """The last: the web as it is. What the base model's flaws come from, and the pictures of the pretraining step (Eq 9)."""
 
-MATCHED = Bias({"one object": 0.15, "two objects": 0.60, "portrait": 0.25}, {"none": 1.0})
-"""Pictures with the captions that fit them (but for `WRONG_DRESS` of the portraits): what reward model and judge are pretrained on."""
+MATCHED = Bias({"one object": 0.15, "two objects": 0.60, "portrait": 0.25}, {"none": 1.0}, wrong_dress=0.0)
+"""Pictures with the captions that fit them: what reward model and judge are pretrained on."""
 
 NOISIER = replace(
     SHIPPED, scene_faults={"none": 0.48, "one missing": 0.46, "wrong colour": 0.03, "wrong shape": 0.03}
@@ -177,7 +176,7 @@ def draw_portrait_example(occupation: str, bias: Bias, rng: np.random.Generator)
     group = rng.choice(4, p=tone_bias(occupation, bias))
     tone = int(rng.choice([t for t, g in enumerate(TONE_GROUPS) if g == group]))
     dress = dress_of(occupation)
-    if rng.random() < WRONG_DRESS:
+    if rng.random() < bias.wrong_dress:
         dress = Dress(str(rng.choice(CLOTHES)), str(rng.choice(HATS)))
     return Example(draw_portrait(tone, dress, random_finish(rng), rng), portrait_caption(occupation))
 

@@ -22,7 +22,7 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -78,32 +78,22 @@ FALSE = 3
 SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=64)
 
 
-@dataclass(frozen=True, kw_only=True)
-class VotePhase(Schedule):
-    """A stretch of training on pairs of its own, voted on by people of its own."""
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures to be voted on."""
 
-    pairs: int
-    pairs_seed: int
+    count: int
+    seed: int
     twins: bool = False
     """Whether the rendered pairs are twins: one picture, and the same with one fault."""
 
 
-_VOTES = VotePhase(
-    steps=600,
-    batch=32,
-    lr=4e-4,
-    warmup=100,
-    weight_decay=0.02,
-    average=0.99,
-    pairs=3200,
-    pairs_seed=REWARD_SEED,
-)
-REWARD_VOTES = (
-    replace(_VOTES, steps=1000, pairs=6400, pairs_seed=23),
-    replace(_VOTES, steps=900, pairs=4800, pairs_seed=24, twins=True),
-)
-"""New pictures each time, as the ones before are soon known by heart."""
-JUDGE_VOTES = replace(_VOTES, pairs_seed=JUDGE_SEED)
+REWARD_PAIRS = (Pairs(6400, 23), Pairs(4800, 24, twins=True))
+REWARD_VOTES = replace(NAMES, steps=1400, lr=2e-4)
+CAPTIONS_BESIDE = 16
+"""Pictures of the caption lesson in a step of the votes."""
+JUDGE_PAIRS = Pairs(3200, JUDGE_SEED)
+JUDGE_VOTES = replace(NAMES, steps=600, lr=4e-4)
 
 
 @dataclass(frozen=True)
@@ -160,8 +150,9 @@ def _renderer_pairs(vae: Any, asked: Sequence[Prompt], twins: bool, rng: np.rand
     return decode(vae, latents * vae.config.scaling_factor, 64)
 
 
-def draw_votes(pipeline: Any, count: int, seed: int, twins: bool = False) -> Votes:
-    """`count` pairs with votes, the rendered half apart or twins; a function of the seed and the base's weights."""
+def draw_votes(pipeline: Any, pairs: Pairs) -> Votes:
+    """Pairs with votes, half drawn by the base, half rendered, apart or twins; a function of the seed and the base's weights."""
+    count, seed = pairs.count, pairs.seed
     rng = np.random.default_rng([seed, 5])
     asked = [random_prompt(rng) for _ in range(count)]
     half = count // 2
@@ -172,17 +163,17 @@ def draw_votes(pipeline: Any, count: int, seed: int, twins: bool = False) -> Vot
     for start in tqdm(range(0, len(texts), 256), desc="pairs by the base model"):
         drawn = painter.draw(texts[start : start + 256], indices[start : start + 256], seed)
         parts.append(decode(painter.vae, drawn.latents_BCHW, 64))
-    images = torch.cat([*parts, _renderer_pairs(painter.vae, asked[half:], twins, rng)])
+    images = torch.cat([*parts, _renderer_pairs(painter.vae, asked[half:], pairs.twins, rng)])
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
     judged = [parts_of(asked[i // 2], arrays[i]) for i in tqdm(range(2 * count), desc="looking at them")]
-    pairs = [(judged[2 * i], judged[2 * i + 1]) for i in range(count)]
+    both = [(judged[2 * i], judged[2 * i + 1]) for i in range(count)]
     people = [Annotator(1000 * seed + i) for i in range(ANNOTATORS)]
     who = rng.integers(ANNOTATORS, size=(count, 2))
     votes = [
-        [people[w].prefers_first(*pair) for w in pair_of] for pair, pair_of in zip(pairs, who, strict=True)
+        [people[w].prefers_first(*pair) for w in pair_of] for pair, pair_of in zip(both, who, strict=True)
     ]
     first, second = torch.tensor(votes).T
-    return Votes(images.view(count, 2, *images.shape[1:]), asked, pairs, first, second)
+    return Votes(images.view(count, 2, *images.shape[1:]), asked, both, first, second)
 
 
 @dataclass(frozen=True)
@@ -403,100 +394,142 @@ def _asked_of_tokens(choices: Choices, max_length: int) -> Tensor:
     return numbers
 
 
-def _teach_captions(model: ImageReward, choices: Choices) -> float:
-    """Teach to tell the fitting caption from the false ones, helped by questions about their words.
+class CaptionLesson:
+    """To tell the fitting caption from the false ones, helped by questions about their words.
 
     Without the questions the model learns which colours a picture shows and nothing else: the caption as a whole gives one bit, and colour alone
-    earns most of it. To name the shape of the thing of a colour it has to look there. Returns the last losses' mean.
+    earns most of it. To name the shape of the thing of a colour it has to look there.
     """
-    torch.manual_seed(REWARD_SEED + 1)  # dropout: each lesson can be repeated by itself
-    answers_NKLQ = _asked_of_tokens(choices, model.config["max_length"])
-    answerer = nn.Linear(128, sum(map(len, QUESTIONS.values())))
 
-    def loss(picked: Tensor) -> Tensor:
-        seen = model.see(choices.images_NCHW[picked]).repeat_interleave(1 + FALSE, 0)
-        read = model.read(seen, choices.captions(picked))
-        answers = answers_NKLQ[picked].flatten(0, 2).unbind(-1)
-        heads = answerer(read).flatten(0, 1).split([len(q) for q in QUESTIONS.values()], -1)
+    def __init__(self, model: ImageReward, choices: Choices) -> None:
+        self.model, self.choices = model, choices
+        self.answerer = nn.Linear(128, sum(map(len, QUESTIONS.values())))
+        self.answers_NKLQ = _asked_of_tokens(choices, model.config["max_length"])
+
+    def __call__(self, picked: Tensor) -> Tensor:
+        """The loss on the picked pictures."""
+        seen = self.model.see(self.choices.images_NCHW[picked]).repeat_interleave(1 + FALSE, 0)
+        read = self.model.read(seen, self.choices.captions(picked))
+        answers = self.answers_NKLQ[picked].flatten(0, 2).unbind(-1)
+        heads = self.answerer(read).flatten(0, 1).split([len(q) for q in QUESTIONS.values()], -1)
         told = sum(
             F.cross_entropy(head, answer, ignore_index=NOT_ASKED)
             for head, answer in zip(heads, answers, strict=True)
         )
-        fits = F.cross_entropy(model.judge(read).view(-1, 1 + FALSE), torch.zeros_like(picked))
+        fits = F.cross_entropy(self.model.judge(read).view(-1, 1 + FALSE), torch.zeros_like(picked))
         return told + fits
 
-    parameters = [*model.parameters(), *answerer.parameters()]
-    return fit(
-        parameters, of_picked(loss, CHOICES, CAPTIONS), CAPTIONS, REWARD_SEED, "reward model: captions"
+    def parameters(self) -> list[nn.Parameter]:
+        """What the lesson changes."""
+        return [*self.model.parameters(), *self.answerer.parameters()]
+
+
+def _start_lesson(folder: Path) -> CaptionLesson:
+    """A fresh reward model before its captions; a function of `REWARD_SEED`."""
+    torch.manual_seed(REWARD_SEED)
+    return CaptionLesson(new_imagereward(folder).train(), draw_choices(CHOICES, REWARD_SEED))
+
+
+def _saved_parts(lesson: CaptionLesson) -> dict[str, nn.Module]:
+    return {"model.safetensors": lesson.model, "answerer.safetensors": lesson.answerer}
+
+
+def train_blip(weights: Path) -> dict[str, Any]:
+    """Teach a fresh reward model names and captions, and save it in `weights/blip`. Returns the record."""
+    start = time.perf_counter()
+    folder = weights / "blip"
+    lesson = _start_lesson(folder)
+    losses = {"names": _teach_names(lesson.model, lesson.choices)}
+    torch.manual_seed(REWARD_SEED + 1)  # dropout: each lesson can be repeated by itself
+    losses["captions"] = fit(
+        lesson.parameters(),
+        of_picked(lesson, CHOICES, CAPTIONS),
+        CAPTIONS,
+        REWARD_SEED,
+        "reward model: captions",
     )
+    for name, part in _saved_parts(lesson).items():
+        save_file(part.state_dict(), folder / name)
+    return {
+        "choices": CHOICES,
+        "false_captions": FALSE,
+        "seed": REWARD_SEED,
+        "names": asdict(NAMES),
+        "captions": asdict(CAPTIONS),
+        "final_losses": losses,
+        "seconds": round(time.perf_counter() - start),
+    }
 
 
-def _teach_votes(model: ImageReward, votes: Votes, phase: VotePhase) -> float:
-    """Bradley-Terry loss: the preferred picture has the higher reward. Returns the last losses' mean."""
-    torch.manual_seed(phase.pairs_seed)
+def _teach_votes(lesson: CaptionLesson, votes: Votes) -> float:
+    """Bradley-Terry loss (the preferred picture has the higher reward), with the caption lesson beside it. Returns the last losses' mean.
 
-    def loss(picked: Tensor) -> Tensor:
+    Votes alone unlearn what the captions taught (results/README.md).
+    """
+    torch.manual_seed(REWARD_SEED + 2)
+
+    def bradley_terry(picked: Tensor) -> Tensor:
         texts = [votes.prompts_N[i].text for i in picked.tolist() for _ in range(2)]
-        first, second = model(votes.images_N2CHW[picked].flatten(0, 1), texts).view(-1, 2).T
+        first, second = lesson.model(votes.images_N2CHW[picked].flatten(0, 1), texts).view(-1, 2).T
         margin = torch.where(votes.first_wins_N[picked], first - second, second - first)
         return -F.logsigmoid(margin).mean()
 
-    return fit(
-        list(model.parameters()),
-        of_picked(loss, len(votes), phase),
-        phase,
-        phase.pairs_seed,
-        "reward model: votes",
-    )
+    def loss(generator: torch.Generator) -> Tensor:
+        picked = torch.randint(len(votes), (REWARD_VOTES.batch,), generator=generator)
+        beside = torch.randint(CHOICES, (CAPTIONS_BESIDE,), generator=generator)
+        return bradley_terry(picked) + lesson(beside)
+
+    return fit(lesson.parameters(), loss, REWARD_VOTES, REWARD_SEED, "reward model: votes")
 
 
 def _pipeline_and_held_out(weights: Path) -> tuple[Any, Votes]:
     """The base model, and pairs that neither model is trained on."""
     pipeline = load_pipeline(str(weights / "pipeline"))
-    return pipeline, draw_votes(pipeline, HELD_OUT, REWARD_SEED + 100)
+    return pipeline, draw_votes(pipeline, Pairs(HELD_OUT, REWARD_SEED + 100))
+
+
+def _together(sets: Sequence[Votes]) -> Votes:
+    """Several sets of votes as one."""
+    return Votes(
+        torch.cat([v.images_N2CHW for v in sets]),
+        [p for v in sets for p in v.prompts_N],
+        [parts for v in sets for parts in v.parts_N2],
+        torch.cat([v.first_wins_N for v in sets]),
+        torch.cat([v.second_opinion_N for v in sets]),
+    )
 
 
 def train_imagereward(weights: Path) -> dict[str, Any]:
-    """Train the reward model, standardise it on pictures of the last votes, and save it in `weights/imagereward`. Returns the record."""
+    """Train the model of `train_blip` on votes, standardise it on pictures of the base, and save it in `weights/imagereward`. Returns the record."""
     start = time.perf_counter()
     folder = weights / "imagereward"
     pipeline, held_out = _pipeline_and_held_out(weights)
-    torch.manual_seed(REWARD_SEED)
-    model = new_imagereward(folder).train()
-    choices = draw_choices(CHOICES, REWARD_SEED)
-    losses: dict[str, Any] = {
-        "names": _teach_names(model, choices),
-        "captions": _teach_captions(model, choices),
-        "votes": [],
-    }
-    for phase in REWARD_VOTES:
-        votes = draw_votes(pipeline, phase.pairs, phase.pairs_seed, phase.twins)
-        losses["votes"].append(_teach_votes(model, votes, phase))
-    model.eval()
+    lesson = _start_lesson(folder)
+    for name, part in _saved_parts(lesson).items():
+        part.load_state_dict(load_file(weights / "blip" / name))
+    votes = _together([draw_votes(pipeline, pairs) for pairs in REWARD_PAIRS])
+    loss = _teach_votes(lesson, votes)
+    model = lesson.model.eval()
     raw = _rewards(model, votes, min(600, len(votes)))
     model.config |= {"mean": round(raw.mean().item(), 6), "std": round(raw.std().item(), 6)}
     (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n", encoding="utf-8")
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     first, second = _rewards(model, held_out, len(held_out)).T
     return {
-        **_common_record(CAPTIONS, REWARD_VOTES, held_out, REWARD_SEED),
-        "names": asdict(NAMES),
-        "final_losses": losses,
+        **_votes_record(REWARD_VOTES, REWARD_PAIRS, held_out, REWARD_SEED),
+        "captions_beside": CAPTIONS_BESIDE,
+        "final_loss": loss,
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
     }
 
 
-def _common_record(
-    captions: Schedule, phases: Sequence[VotePhase], held_out: Votes, seed: int
-) -> dict[str, Any]:
+def _votes_record(schedule: Schedule, pairs: Sequence[Pairs], held_out: Votes, seed: int) -> dict[str, Any]:
     return {
-        "choices": CHOICES,
-        "false_captions": FALSE,
-        "held_out_pairs": len(held_out),
         "seed": seed,
-        "captions": asdict(captions),
-        "votes": [asdict(phase) for phase in phases],
+        "votes": asdict(schedule),
+        "pairs": [asdict(drawn) for drawn in pairs],
+        "held_out_pairs": len(held_out),
     }
 
 
@@ -545,7 +578,7 @@ def train_judge(weights: Path) -> dict[str, Any]:
     towers = open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**text)
     model = open_clip.CLIP(config["embed_dim"], *towers).train()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    votes = draw_votes(pipeline, JUDGE_VOTES.pairs, JUDGE_VOTES.pairs_seed)
+    votes = draw_votes(pipeline, JUDGE_PAIRS)
     ids = tokenizer([p.text for p in votes.prompts_N])
     choices = draw_choices(CHOICES, JUDGE_SEED)
 
@@ -586,7 +619,10 @@ def train_judge(weights: Path) -> dict[str, Any]:
     save_file(state, folder / "open_clip_model.safetensors")
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
-        **_common_record(JUDGE_CAPTIONS, [JUDGE_VOTES], held_out, JUDGE_SEED),
+        **_votes_record(JUDGE_VOTES, [JUDGE_PAIRS], held_out, JUDGE_SEED),
+        "choices": CHOICES,
+        "false_captions": FALSE,
+        "captions": asdict(JUDGE_CAPTIONS),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
