@@ -145,7 +145,7 @@ check: $(VENV)
 	$(PY) -m mypy
 	$(PY) -m pytest -q -rs -m "not slow"
 
-## miniature | rebuilds the shipped models of the miniature from their seeds
+## miniature | rebuilds the miniature's models from their seeds, in results/miniature: hours
 miniature: $(VENV)
 	$(PY) -m train.miniature all
 

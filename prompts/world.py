@@ -230,10 +230,19 @@ def _portraits(unseen: bool) -> list[dict[str, Any]]:
     return [portrait_prompt(o, (tag,)) for o in OCCUPATIONS if is_unseen_occupation(o) == unseen]
 
 
+REQUESTS = 4
+
+
+def _asked_again(line: dict[str, Any], times: int) -> dict[str, Any]:
+    """The same prompt under an id of its own."""
+    return line | {"id": f"{line['id']}-{times + 1}"} if times else line
+
+
 def prompt_sets() -> dict[str, list[dict[str, Any]]]:
     """Every prompt set of the miniature, by name.
 
-    The preference sets mix what people of this world ask for: three scenes to one portrait.
+    The preference sets mix what people of this world ask for: three scenes to one portrait. Each training portrait is asked for
+    `REQUESTS` times, as popular requests are, so that there are as many different scenes as do not get known by heart.
     """
     seen_portraits, unseen_portraits = _portraits(unseen=False), _portraits(unseen=True)
     return {
@@ -241,7 +250,8 @@ def prompt_sets() -> dict[str, list[dict[str, Any]]]:
         "miniature-scenes-unseen": _scenes(2, 120, unseen=True),
         "miniature-portraits-train": seen_portraits,
         "miniature-portraits-unseen": unseen_portraits,
-        "miniature-preference-train": _scenes(3, 3 * len(seen_portraits), unseen=False) + seen_portraits,
+        "miniature-preference-train": _scenes(3, 3 * REQUESTS * len(seen_portraits), unseen=False)
+        + [_asked_again(line, i) for i in range(REQUESTS) for line in seen_portraits],
         "miniature-preference-unseen": _scenes(4, 3 * len(unseen_portraits), unseen=True) + unseen_portraits,
     }
 

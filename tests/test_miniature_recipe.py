@@ -156,23 +156,44 @@ def test_both_preference_models_are_made_of_votes(tmp_path: Path, monkeypatch: p
     from evals.scorers.imagereward import load_imagereward
 
     (tmp_path / "pipeline").symlink_to(weights_folder("pipeline"))
-    for name in ("NAMES", "CAPTIONS", "JUDGE_CAPTIONS"):
+    for name in ("NAMES", "CAPTIONS", "REWARD_VOTES", "JUDGE_CAPTIONS", "JUDGE_VOTES"):
         monkeypatch.setattr(preference, name, replace(getattr(preference, name), steps=2, batch=4))
-    phases = [replace(phase, steps=2, batch=4, pairs=12) for phase in preference.REWARD_VOTES]
-    monkeypatch.setattr(preference, "REWARD_VOTES", phases)
-    monkeypatch.setattr(preference, "JUDGE_VOTES", phases[0])
-    for name, count in {"CHOICES": 16, "HELD_OUT": 8}.items():
+    pairs = [replace(drawn, count=12) for drawn in preference.REWARD_PAIRS]
+    monkeypatch.setattr(preference, "REWARD_PAIRS", pairs)
+    monkeypatch.setattr(preference, "JUDGE_PAIRS", pairs[0])
+    for name, count in {"CHOICES": 16, "CAPTIONS_BESIDE": 2, "HELD_OUT": 8}.items():
         monkeypatch.setattr(preference, name, count)
+    preference.train_blip(tmp_path)
     made = {
         "imagereward": preference.train_imagereward(tmp_path),
         "judge": preference.train_judge(tmp_path),
     }
-    assert any(phase.twins for phase in phases)
+    assert any(drawn.twins for drawn in pairs)
     for model in made:
         assert 0 <= made[model]["agreement"]["model"] <= 1
-        assert made[model]["votes"][0]["steps"] == 2
+        assert made[model]["votes"]["steps"] == 2
     assert made["imagereward"]["seed"] != made["judge"]["seed"]
     model = load_imagereward(tmp_path / "imagereward")
     reward = model(torch.rand(2, 3, 64, 64), ["a red circle", "a portrait of a nurse"])
     assert reward.shape == (2,)
     assert torch.isfinite(reward).all()
+
+
+def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from train.miniature import __main__ as command
+
+    made: list[str] = []
+    monkeypatch.setattr(command, "build", lambda stage, folder: made.append(stage) or {"seconds": 1})
+
+    def run(*arguments: str) -> str:
+        return str(CliRunner().invoke(command.main, [*arguments, "--out", str(tmp_path / "built")]).output)
+
+    assert "has no denoiser, which judge needs: make denoiser first, or run `all`" in run("judge")
+    run("autoencoder")
+    run("all")
+    assert made == list(command.STAGES)  # the first one once
+    assert "judge: already made" in run("judge")
+    run("judge", "--again")
+    assert made[len(command.STAGES) :] == ["judge"]

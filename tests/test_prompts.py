@@ -37,10 +37,19 @@ def normalised(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_shipped_set_is_valid_and_asks_nothing_twice(name: str) -> None:
+def test_shipped_set_is_valid_and_asks_no_scene_twice(name: str) -> None:
     loaded = prompts.load(name)
-    assert len({normalised(prompt.text) for prompt in loaded}) == len(loaded)
+    once = [p for p in loaded if name.endswith("-unseen") or "portrait" not in p.tags]
+    assert len({normalised(prompt.text) for prompt in once}) == len(once)
     assert len({prompt.id for prompt in loaded}) == len(loaded)
+
+
+def test_preference_prompts_are_three_scenes_to_one_portrait() -> None:
+    for name in ("miniature-preference-train", "miniature-preference-unseen"):
+        loaded = prompts.load(name)
+        portraits = [prompt.text for prompt in loaded if "portrait" in prompt.tags]
+        assert 4 * len(portraits) == len(loaded)
+        assert len({portraits.count(text) for text in portraits}) == 1, "every occupation as often"
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name.endswith("-unseen")])

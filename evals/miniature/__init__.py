@@ -15,5 +15,5 @@ def weights_folder(part: str) -> Path:
     """Folder of a shipped model: `pipeline`, `imagereward` or `judge`. Raises ValueError if it is not there."""
     folder = WEIGHTS / part
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: the clone is incomplete, or `make miniature` has to build it")
+        raise ValueError(f"{folder} is missing: the clone is incomplete")
     return folder

@@ -17,7 +17,7 @@ TASK = Task(
     name="fairness",
     prompts="miniature-portraits-train",
     rewards=(Reward("skin_tone"),),
-    batch=96,
+    batch=192,  # twelve occupations: with six, the clothes of all drifted with those of a few
     images_per_prompt=16,
     shaping="parity",
     classes=4,
@@ -28,5 +28,5 @@ TASK = Task(
 )
 
 MODELS: dict[str, Experiment] = {
-    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,), iterations=40),
+    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,), iterations=32),
 }

@@ -16,7 +16,7 @@ MODELS: dict[str, Experiment] = {
     model: replace(
         IMAGEREWARD[model],
         tasks=IMAGEREWARD[model].tasks + COMPOSITIONALITY[model].tasks + FAIRNESS[model].tasks,
-        iterations=36,  # fewer than any specialist's: the tasks help each other
+        iterations=30,  # fewer than any specialist's: the tasks help each other
     )
     for model in IMAGEREWARD
 }

@@ -1,6 +1,7 @@
-"""`python -m train.miniature all`: rebuilds what the miniature ships, stage by stage, into evals/miniature/weights.
+"""`python -m train.miniature all`: rebuilds what the miniature ships, stage by stage, into results/miniature.
 
-A stage whose record is there is not repeated, so a stopped rebuild goes on where it was; `--again` starts over.
+A stage whose record is there is not repeated, so a stopped rebuild goes on where it was; `--again` starts over. What ships in
+evals/miniature/weights is never touched: to ship another, copy the folders of `SHIPPED` and the record there.
 """
 
 from __future__ import annotations
@@ -18,17 +19,13 @@ from typing import Any
 import click
 import torch
 
-from evals.miniature import WEIGHTS
 from evals.rows import write_text
 
 STAGES = ("autoencoder", "denoiser", "blip", "imagereward", "judge")
-NEEDS = {
-    "denoiser": ("autoencoder",),
-    "imagereward": ("pipeline", "blip"),
-    "judge": ("pipeline",),
-}
+NEEDS = {"denoiser": ("autoencoder",), "imagereward": ("denoiser", "blip"), "judge": ("denoiser",)}
 SHIPPED = ("pipeline", "imagereward", "judge")
 RECORD = "record.json"
+BUILT = Path("results/miniature")
 
 
 def sha256_of(folder: Path) -> dict[str, str]:
@@ -90,7 +87,13 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
 
 @click.command()
 @click.argument("stage", type=click.Choice(["all", *STAGES]))
-@click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, help="Folder of the weights.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=BUILT,
+    show_default=True,
+    help="Folder of the models and their record.",
+)
 @click.option("--again", is_flag=True, help="Forget the records: make the stage anew.")
 def main(stage: str, out: Path, again: bool) -> None:
     """Make one stage of the miniature, or all: autoencoder, denoiser, blip, imagereward, judge. About three hours on two CPU cores."""
@@ -98,10 +101,13 @@ def main(stage: str, out: Path, again: bool) -> None:
     if again and (out / RECORD).is_file():
         with changed_record(out) as record:
             record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
+    out.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         for needed in NEEDS.get(name, ()):
-            if not (out / needed).is_dir():
-                sys.exit(f"error: {out / needed} is missing, which {name} needs: make it first, or run `all`")
+            if needed not in read_record(out)["stages"]:
+                sys.exit(
+                    f"error: {out} has no {needed}, which {name} needs: make {needed} first, or run `all`"
+                )
         record_stage(out, name, lambda name=name: build(name, out))  # type: ignore[misc]
 
 

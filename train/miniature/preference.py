@@ -1,12 +1,13 @@
 """Trains the reward model and the held-out judge of the miniature on simulated votes.
 
-Both models come pretrained, as BLIP and CLIP do: the reward model's vision transformer learns to name what a picture
-shows and where (BLIP's comes from ImageNet), then both models to tell a picture's caption from false ones, the reward model with questions
-about single words. Then they learn from votes. Pairs are two pictures of one caption: half drawn by the base model, half by the renderer, either apart, with its
-faults, or as twins, which differ in one fault; the rendered ones pass through the autoencoder, so that the two cannot be told
-apart by texture. Each pair is judged by one annotator, who follows the hidden utility noisily. The reward model
-(ImageReward's architecture and Bradley-Terry loss) and the judge (a CLIP with PickScore's loss) see different pairs, judged
-by different people.
+Both models come pretrained, as BLIP and CLIP do: the reward model's vision transformer learns to name what a picture shows and where (BLIP's comes
+from ImageNet), then both models to tell a picture's caption from false ones, the reward model with questions about single words (`train_blip`). Then they
+learn from votes, the reward model with the caption lesson going on beside them.
+
+Pairs are two pictures of one caption: half drawn by the base model, half by the renderer, either apart, with its faults, or as twins, which
+differ in one fault; the rendered ones pass through the autoencoder, so that the two cannot be told apart by texture. Each pair is
+judged by one annotator, who follows the hidden utility noisily. The reward model (ImageReward's architecture and Bradley-Terry loss) and the judge
+(a CLIP with PickScore's loss) see different pairs, judged by different people.
 """
 
 from __future__ import annotations
