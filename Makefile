@@ -20,7 +20,7 @@ SEEDS ?=
 SET ?=
 GPUS ?= 1
 RESULTS ?= results
-DEMO_SET ?= iterations=22
+DEMO_SET ?= iterations=18
 
 EXPERIMENTS := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
 TRAIN_SEEDS = $(or $(SEEDS),0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from train.config import Experiment, Reward, Task
+from train.experiments.imagereward import MINIATURE_UPDATE
 from train.experiments.imagereward import MODELS as IMAGEREWARD
 
 TASK = Task(
@@ -20,5 +21,12 @@ TASK = Task(
 )
 
 MODELS: dict[str, Experiment] = {
-    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,)),
+    "miniature": replace(
+        IMAGEREWARD["miniature"],
+        tasks=(TASK,),
+        update=replace(
+            MINIATURE_UPDATE, lr=6e-5
+        ),  # most pictures score alike, so a batch says less: a lower rate, for longer
+        iterations=90,
+    ),
 }
