@@ -35,10 +35,10 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
-    """A shorter batch than in earnest, of the shapes that are used in earnest."""
+    """One task's batch, of the shapes that are used in earnest."""
     chosen = experiments.load("compositionality", "miniature")
     if not (ROOT / chosen.base / "model_index.json").is_file():
-        pytest.skip("the miniature's weights are not here: make miniature")
+        pytest.skip("the miniature's weights are not here: the clone is incomplete")
     (task,) = chosen.tasks
     return replace(
         chosen,

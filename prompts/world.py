@@ -167,6 +167,9 @@ def is_unseen_occupation(occupation: str) -> bool:
     return occupation in UNSEEN_OCCUPATIONS
 
 
+REQUESTS = 4
+"""Times that each portrait is asked for in the preference training set."""
+
 UNSEEN_OCCUPATIONS = tuple(sorted(sorted(OCCUPATIONS, key=lambda o: stable_fraction("unseen " + o))[:25]))
 
 
@@ -228,9 +231,6 @@ def _scenes(seed: int, count: int, unseen: bool) -> list[dict[str, Any]]:
 def _portraits(unseen: bool) -> list[dict[str, Any]]:
     tag = "unseen" if unseen else "seen"
     return [portrait_prompt(o, (tag,)) for o in OCCUPATIONS if is_unseen_occupation(o) == unseen]
-
-
-REQUESTS = 4
 
 
 def _asked_again(line: dict[str, Any], times: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The miniature: how its pictures are drawn, what they truly show, and the shipped weights.
 
 `render` draws; `measure` reads a picture back, exactly, because the renderer is known; `annotators` are the simulated
-people and the hidden utility they follow; `weights/` holds the models that `train.miniature` makes.
+people and the hidden utility they follow; `weights/` holds the models that ship; `train.miniature` makes them.
 """
 
 from __future__ import annotations

@@ -24,9 +24,8 @@ MODELS: dict[str, Experiment] = {
     "miniature": replace(
         IMAGEREWARD["miniature"],
         tasks=(TASK,),
-        update=replace(
-            MINIATURE_UPDATE, lr=6e-5
-        ),  # most pictures score alike, so a batch says less: a lower rate, for longer
+        # Most pictures score alike, so a batch says less: a lower rate, for longer.
+        update=replace(MINIATURE_UPDATE, lr=6e-5),
         iterations=90,
     ),
 }

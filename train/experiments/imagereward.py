@@ -21,7 +21,7 @@ TASK = Task(
     monitors=("gold_utility",),
 )
 
-# What all experiments on the miniature share. The paper's clip belongs to 16,384 latent dimensions. At equal exact KL the noise of the
+# What all experiments on the miniature start from. The paper's clip belongs to 16,384 latent dimensions. At equal exact KL the noise of the
 # averaged log-ratio goes as 1/D, so for 8 x 8 x 8 = 512 dimensions it is 1e-4 x 32 = 3.2e-3.
 MINIATURE_UPDATE = Update(
     lr=1e-4,

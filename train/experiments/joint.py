@@ -1,4 +1,4 @@
-"""All three at once (paper, sec. 3.3 and 4.4): the tasks of the three experiments, taking turns in every iteration.
+"""All three at once (paper, sec. 3.3 and 4.4): the tasks of the three experiments, taking turns in every iteration, at imagereward's rate.
 
 make train-joint
 """

@@ -1,7 +1,7 @@
 """`python -m train.miniature all`: rebuilds what the miniature ships, stage by stage, into results/miniature.
 
 A stage whose record is there is not repeated, so a stopped rebuild goes on where it was; `--again` starts over. What ships in
-evals/miniature/weights is never touched: to ship another, copy the folders of `SHIPPED` and the record there.
+evals/miniature/weights is only touched where `--out` says so: to ship another, copy the folders of `SHIPPED` and the record there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ NEEDS = {"denoiser": ("autoencoder",), "imagereward": ("denoiser", "blip"), "jud
 SHIPPED = ("pipeline", "imagereward", "judge")
 RECORD = "record.json"
 BUILT = Path("results/miniature")
+FOLDERS = {"denoiser": "pipeline"}
+"""Where a stage's models lie, if not in a folder of its name."""
 
 
 def sha256_of(folder: Path) -> dict[str, str]:
@@ -66,13 +69,29 @@ def changed_record(folder: Path) -> Iterator[dict[str, Any]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = read_record(folder)
         yield record
+        stages = record["stages"]
+        record["stages"] = {stage: stages[stage] for stage in STAGES if stage in stages}
         record["sha256"] = sha256_of(folder)
         write_text(json.dumps(record, indent=1) + "\n", folder / RECORD)
 
 
+def is_made(folder: Path, stage: str) -> bool:
+    """Whether a stage's models and their record are there."""
+    return stage in read_record(folder)["stages"] and (folder / FOLDERS.get(stage, stage)).is_dir()
+
+
+def with_dependents(stages: Sequence[str]) -> list[str]:
+    """The stages, and those made of what they make."""
+    wanted: list[str] = []
+    for stage in STAGES:  # in order: what a stage needs comes before it
+        if stage in stages or any(needed in wanted for needed in NEEDS.get(stage, ())):
+            wanted.append(stage)
+    return wanted
+
+
 def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -> None:
     """Run a stage unless its record is there, and add the record."""
-    if stage in read_record(folder)["stages"]:
+    if is_made(folder, stage):
         click.echo(f"{stage}: already made, see {folder / RECORD}")
         return
     made = make()
@@ -94,21 +113,25 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
     show_default=True,
     help="Folder of the models and their record.",
 )
-@click.option("--again", is_flag=True, help="Forget the records: make the stage anew.")
+@click.option("--again", is_flag=True, help="Make the stage anew; those made of it are forgotten.")
 def main(stage: str, out: Path, again: bool) -> None:
-    """Make one stage of the miniature, or all: autoencoder, denoiser, blip, imagereward, judge. About three hours on two CPU cores."""
+    """Make one stage of the miniature, or all, in their order. About three hours on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
     if again and (out / RECORD).is_file():
         with changed_record(out) as record:
-            record["stages"] = {name: made for name, made in record["stages"].items() if name not in wanted}
+            forgotten = with_dependents(wanted)
+            record["stages"] = {
+                name: made for name, made in record["stages"].items() if name not in forgotten
+            }
     out.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         for needed in NEEDS.get(name, ()):
-            if needed not in read_record(out)["stages"]:
+            if not is_made(out, needed):
                 sys.exit(
-                    f"error: {out} has no {needed}, which {name} needs: make {needed} first, or run `all`"
+                    f"error: {out} has no {needed}, which {name} needs: "
+                    f"run `python -m train.miniature {needed} --out {out}` first, or `all`"
                 )
-        record_stage(out, name, lambda name=name: build(name, out))  # type: ignore[misc]
+        record_stage(out, name, partial(build, name, out))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def _renderer_pairs(vae: Any, asked: Sequence[Prompt], twins: bool, rng: np.rand
 
 
 def draw_votes(pipeline: Any, pairs: Pairs) -> Votes:
-    """Pairs with votes, half drawn by the base, half rendered, apart or twins; a function of the seed and the base's weights."""
+    """Pairs with votes, half drawn by the base, half rendered; a function of the seed and the base's weights."""
     count, seed = pairs.count, pairs.seed
     rng = np.random.default_rng([seed, 5])
     asked = [random_prompt(rng) for _ in range(count)]
@@ -323,10 +323,10 @@ def ceilings(votes: Votes) -> dict[str, float]:
 
 
 def of_picked(
-    loss: Callable[[Tensor], Tensor], count: int, schedule: Schedule
+    loss: Callable[[Tensor], Tensor], count: int, batch: int
 ) -> Callable[[torch.Generator], Tensor]:
-    """A loss of indices as a loss of a generator that draws them, `schedule.batch` of `count`."""
-    return lambda generator: loss(torch.randint(count, (schedule.batch,), generator=generator))
+    """A loss of indices as a loss of a generator that draws them, `batch` of `count`."""
+    return lambda generator: loss(torch.randint(count, (batch,), generator=generator))
 
 
 def _words() -> list[str]:
@@ -377,7 +377,7 @@ def _teach_names(model: ImageReward, choices: Choices) -> float:
         return shown + covered
 
     parameters = [*model.vision.parameters(), *reader.parameters(), *labeller.parameters()]
-    return fit(parameters, of_picked(loss, CHOICES, NAMES), NAMES, REWARD_SEED, "reward model: names")
+    return fit(parameters, of_picked(loss, CHOICES, NAMES.batch), NAMES, REWARD_SEED, "reward model: names")
 
 
 NOT_ASKED = -100
@@ -444,7 +444,7 @@ def train_blip(weights: Path) -> dict[str, Any]:
     torch.manual_seed(REWARD_SEED + 1)  # dropout: each lesson can be repeated by itself
     losses["captions"] = fit(
         lesson.parameters(),
-        of_picked(lesson, CHOICES, CAPTIONS),
+        of_picked(lesson, CHOICES, CAPTIONS.batch),
         CAPTIONS,
         REWARD_SEED,
         "reward model: captions",
@@ -452,20 +452,18 @@ def train_blip(weights: Path) -> dict[str, Any]:
     for name, part in _saved_parts(lesson).items():
         save_file(part.state_dict(), folder / name)
     return {
-        "choices": CHOICES,
-        "false_captions": FALSE,
+        **_captions_record(CAPTIONS),
         "seed": REWARD_SEED,
         "names": asdict(NAMES),
-        "captions": asdict(CAPTIONS),
         "final_losses": losses,
         "seconds": round(time.perf_counter() - start),
     }
 
 
 def _teach_votes(lesson: CaptionLesson, votes: Votes) -> float:
-    """Bradley-Terry loss (the preferred picture has the higher reward), with the caption lesson beside it. Returns the last losses' mean.
+    """Bradley-Terry loss (the preferred picture has the higher reward), with the caption lesson beside it.
 
-    Votes alone unlearn what the captions taught (results/README.md).
+    Votes alone unlearn what the captions taught (results/README.md). Returns the last losses' mean.
     """
     torch.manual_seed(REWARD_SEED + 2)
 
@@ -475,12 +473,15 @@ def _teach_votes(lesson: CaptionLesson, votes: Votes) -> float:
         margin = torch.where(votes.first_wins_N[picked], first - second, second - first)
         return -F.logsigmoid(margin).mean()
 
-    def loss(generator: torch.Generator) -> Tensor:
-        picked = torch.randint(len(votes), (REWARD_VOTES.batch,), generator=generator)
-        beside = torch.randint(CHOICES, (CAPTIONS_BESIDE,), generator=generator)
-        return bradley_terry(picked) + lesson(beside)
-
-    return fit(lesson.parameters(), loss, REWARD_VOTES, REWARD_SEED, "reward model: votes")
+    voted = of_picked(bradley_terry, len(votes), REWARD_VOTES.batch)
+    beside = of_picked(lesson, CHOICES, CAPTIONS_BESIDE)
+    return fit(
+        lesson.parameters(),
+        lambda generator: voted(generator) + beside(generator),
+        REWARD_VOTES,
+        REWARD_SEED,
+        "reward model: votes",
+    )
 
 
 def _pipeline_and_held_out(weights: Path) -> tuple[Any, Votes]:
@@ -501,7 +502,10 @@ def _together(sets: Sequence[Votes]) -> Votes:
 
 
 def train_imagereward(weights: Path) -> dict[str, Any]:
-    """Train the model of `train_blip` on votes, standardise it on pictures of the base, and save it in `weights/imagereward`. Returns the record."""
+    """Train the model of `train_blip` on votes, and save it in `weights/imagereward`. Returns the record.
+
+    Its reward is standardised on pictures of the base.
+    """
     start = time.perf_counter()
     folder = weights / "imagereward"
     pipeline, held_out = _pipeline_and_held_out(weights)
@@ -523,6 +527,10 @@ def train_imagereward(weights: Path) -> dict[str, Any]:
         "agreement": {"model": agreement(held_out, first > second), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
     }
+
+
+def _captions_record(schedule: Schedule) -> dict[str, Any]:
+    return {"choices": CHOICES, "false_captions": FALSE, "captions": asdict(schedule)}
 
 
 def _votes_record(schedule: Schedule, pairs: Sequence[Pairs], held_out: Votes, seed: int) -> dict[str, Any]:
@@ -605,13 +613,17 @@ def train_judge(weights: Path) -> dict[str, Any]:
     losses = {
         "captions": fit(
             parameters,
-            of_picked(choice_loss, CHOICES, JUDGE_CAPTIONS),
+            of_picked(choice_loss, CHOICES, JUDGE_CAPTIONS.batch),
             JUDGE_CAPTIONS,
             JUDGE_SEED,
             "judge: captions",
         ),
         "votes": fit(
-            parameters, of_picked(vote_loss, len(votes), JUDGE_VOTES), JUDGE_VOTES, JUDGE_SEED, "judge: votes"
+            parameters,
+            of_picked(vote_loss, len(votes), JUDGE_VOTES.batch),
+            JUDGE_VOTES,
+            JUDGE_SEED,
+            "judge: votes",
         ),
     }
     model.eval()
@@ -621,9 +633,7 @@ def train_judge(weights: Path) -> dict[str, Any]:
     verdict = _judge_prefers_first(model, tokenizer, held_out)
     return {
         **_votes_record(JUDGE_VOTES, [JUDGE_PAIRS], held_out, JUDGE_SEED),
-        "choices": CHOICES,
-        "false_captions": FALSE,
-        "captions": asdict(JUDGE_CAPTIONS),
+        **_captions_record(JUDGE_CAPTIONS),
         "final_losses": losses,
         "agreement": {"model": agreement(held_out, verdict), **ceilings(held_out)},
         "seconds": round(time.perf_counter() - start),
