@@ -22,11 +22,18 @@ GPUS ?= 1
 RESULTS ?= results
 DEMO_SET ?= iterations=18
 
+comma := ,
+# Names are made of these, so what is no name is refused before anything is made of it.
+refuse = $(if $(shell printf '%s\n' '$(strip $1)' | tr ' ' '\n' | grep -vxE '$2'),$(error $3))
+$(if $(SEEDS),$(call refuse,$(SEEDS),0|[1-9][0-9]{0$(comma)17},SEEDS="$(SEEDS)" must be whole numbers$(comma) such as SEEDS="0 1 2"))
+$(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model: miniature$(comma) sd15$(comma) sd2 or sdxl)
+$(call refuse,$(GPUS),[1-9][0-9]*,GPUS="$(GPUS)" must be a number of processes$(comma) 1 or more)
+$(if $(filter 1/1,$(words $(ON))/$(words $(GPUS))),,$(error ON="$(ON)" and GPUS="$(GPUS)" must be one value each))
+
 EXPERIMENTS := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
 TRAIN_SEEDS = $(or $(SEEDS),0)
 REPRODUCE_SEEDS = $(or $(SEEDS),0 1 2)
 WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as no experiment has a larger variant yet)
-comma := ,
 
 PY := .venv/bin/python
 VENV := .venv/.complete
@@ -112,11 +119,13 @@ $(RESULTS)/report.html: $(SCORES) always | $(VENV)
 	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
 
 ## pack | results/scores.csv.gz: all score rows in one small file, as the repository keeps them
-pack:
+pack: $(VENV)
 	@$(need_scores)
-	awk 'FNR > 1 || NR == 1' $(SCORES) | gzip -9n > $(RESULTS)/scores.csv.gz
+	$(PY) -m evals pack $(SCORES) --out $(RESULTS)/scores.csv.gz
 
-need_scores = $(if $(SCORES),:,echo "no scores in $(RESULTS)/scores: make eval first" >&2; exit 2)
+PACKED = $(wildcard $(RESULTS)/scores.csv.gz)
+need_scores = $(if $(SCORES),:,echo "no scores in $(RESULTS)/scores: make eval first$(INSTEAD)" >&2; exit 2)
+INSTEAD = $(if $(PACKED),; for the packed ones: $(PY) -m evals compare $(PACKED) --out FILE.md)
 
 ## reproduce-<experiment> | the three in a row, and the report: train, eval, compare
 # In steps of their own, so that each sees the files of the one before, with -j too. SET is not for the base.

@@ -1,18 +1,21 @@
-"""`python -m evals score | compare | report | picture`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | picture | pack`: score a checkpoint, print the table, write the page."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from evals import rows
+
 CSV = click.Path(path_type=Path)
 
 
 class OneSentence(click.Group):
-    """A group in which a user's mistake (`ValueError`) ends in one sentence and exit code 2, without a traceback."""
+    """A group in which a user's mistake (`ValueError`, or a file that cannot be used) ends in one sentence and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -20,7 +23,24 @@ class OneSentence(click.Group):
             return super().invoke(ctx)
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
-            sys.exit(2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}{(error.strerror or str(error)).lower()}", err=True)
+        sys.exit(2)
+
+
+def check_out(out: Path, suffix: str, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an --out of another kind, or one that would replace what is read.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not out.name.endswith(suffix):
+        raise ValueError(f"--out {out} must end in {suffix}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
+    if any(out.resolve() == path.resolve() for path in inputs):
+        raise ValueError(f"--out would write over {out}, which is read: choose another name")
 
 
 @click.group(cls=OneSentence, help="How good a checkpoint is, and what it cost elsewhere.")
@@ -34,7 +54,7 @@ def main() -> None:
     "--out",
     type=CSV,
     required=True,
-    help="Score file to write (.csv); what is there already is not scored again.",
+    help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
 )
 @click.option("--suite", default="miniature", show_default=True, help="Which prompts, scorers and sampling.")
 def score(target: str, out: Path, suite: str) -> None:
@@ -42,6 +62,9 @@ def score(target: str, out: Path, suite: str) -> None:
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a LoRA file or a hub id.
     """
+    check_out(out, ".csv")
+    if out.is_file():
+        rows.read([out])  # an older score file may be replaced, and nothing else
     from evals import harness  # here, since it imports the deep learning stack, which `compare` does not need
 
     harness.score(target, out, suite)
@@ -56,6 +79,8 @@ def compare(files: tuple[Path, ...], out: Path) -> None:
     """Compare score files with the base's, which must be among them: no GPU, seconds."""
     from evals.compare import at_a_glance, write
 
+    check_out(out, ".md", files)
+    check_out(out.with_suffix(".csv"), ".csv", files)
     comparison = write(files, out, command=_command("compare", files, "--out", out))
     for model in comparison.models():
         click.echo(
@@ -82,6 +107,7 @@ def report(files: tuple[Path, ...], runs: Path, images: Path, out: Path) -> None
     """Write one self-contained HTML page: table, pictures from the same noise, curves, cost."""
     from evals.report import write
 
+    check_out(out, ".html", files)
     write(
         files,
         runs,
@@ -100,7 +126,18 @@ def picture(base: Path, tuned: Path, out: Path) -> None:
     """Draw pairs from two folders under results/images, left BASE, right TUNED, from the same noise."""
     from evals.picture import write
 
+    check_out(out, ".png")
     write(base, tuned, out)
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("files", metavar="CSV...", type=CSV, nargs=-1, required=True)
+@click.option("--out", type=CSV, required=True, help="Compressed score file to write (.csv.gz).")
+def pack(files: tuple[Path, ...], out: Path) -> None:
+    """Put score files into one small one, once all of them have been read without a fault."""
+    check_out(out, ".csv.gz", files)
+    rows.write(rows.read(files), out)
     click.echo(f"wrote {out}")
 
 

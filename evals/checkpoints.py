@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _NAME = re.compile(r"[^A-Za-z0-9_.]+")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 
 
 # what diffusers and transformers raise for a damaged folder is any of these
@@ -239,8 +240,20 @@ def _from_run(folder: Path) -> Checkpoint:
         card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         model, seed = card["model"], int(card["seed"])
         experiment = card["name"].removesuffix(f"-{model}-{seed}")
+        for part in (experiment, model):  # they name folders
+            if not _PART.fullmatch(part):
+                raise ValueError(f"{part!r} cannot be part of a run's name")
+        if isinstance(card["rewards"], str):
+            raise TypeError("rewards is not a list")
         return Checkpoint(experiment, model, seed, tuple(card["rewards"]), card["base"], folder, str(folder))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"
         ) from error

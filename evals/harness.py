@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -141,8 +141,17 @@ class Pictures:
 
     def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path) -> None:
         self.checkpoint, self.suite, self.root = checkpoint, suite, folder
-        self.kept = _claim(folder / checkpoint.name, checkpoint, suite)
         self._painter: Painter | None = None
+        mine = folder / checkpoint.name
+        self.kept = _is_claimed(mine, checkpoint, suite)
+        if not self.kept:
+            self._painter = (
+                self._new_painter()
+            )  # before pictures are removed: weights that do not open cost nothing
+            _claim(mine, checkpoint, suite)
+
+    def _new_painter(self) -> Painter:
+        return Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
 
     def of(self, part: Part, items: Sequence[Item]) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
@@ -150,7 +159,7 @@ class Pictures:
         missing = [item for item in items if not _is_picture(item.path(folder))]
         if missing:
             if self._painter is None:
-                self._painter = Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
+                self._painter = self._new_painter()
             for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
                 _save(picture, item.path(folder))
         return torch.stack([_read(item.path(folder)) for item in items])
@@ -163,18 +172,33 @@ class Pictures:
         return Pictures(base, self.suite, self.root).of(part, items)
 
 
-def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
-    """Make the folder this checkpoint's; pictures of other weights or another suite are removed. True if any may stay."""
-    mark = folder / "source.json"
-    source = json.dumps(
-        {"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed}
-    )
-    if mark.is_file() and mark.read_text(encoding="utf-8") == source:
-        return True
+MARK = "source.json"
+
+
+def _source(checkpoint: Checkpoint, suite: Suite) -> str:
+    """What decides the pictures."""
+    return json.dumps({"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed})
+
+
+def _is_claimed(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
+    """Whether the folder's pictures are of these weights and this suite.
+
+    Raises:
+        ValueError: where it is no folder of pictures at all.
+    """
+    mark = folder / MARK
+    if mark.is_file():
+        return mark.read_bytes() == _source(checkpoint, suite).encode()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
+    return False
+
+
+def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> None:
+    """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    score_rows.write_text(source, mark)
-    return False
+    score_rows.write_text(_source(checkpoint, suite), folder / MARK)
 
 
 def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> Iterator[tuple[Item, Tensor]]:
@@ -202,7 +226,7 @@ def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             picture.verify()
-    except (FileNotFoundError, UnidentifiedImageError, SyntaxError):
+    except (OSError, SyntaxError):  # not there, cut off, no picture
         return False
     return True
 

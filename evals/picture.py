@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import io
 import random
 from pathlib import Path
 
 from PIL import Image
+
+from evals.rows import write_bytes
 
 GAP, ZOOM = 6, 2
 
@@ -17,8 +19,11 @@ def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, s
     Half the rows show portraits, half the rest.
 
     Raises:
-        ValueError: a folder has no pictures, or the two have too few in common.
+        ValueError: a folder is not there, or the two have too few pictures in common.
     """
+    for folder in (base, tuned):
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}: score that run first")
     names = _drawn(base, tuned, columns * rows, seed)
     with Image.open(base / names[0]) as first:
         width, height = (side * ZOOM for side in first.size)
@@ -30,10 +35,9 @@ def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, s
                 sheet.paste(
                     picture.resize((width, height), Image.Resampling.NEAREST), (left + side * width, top)
                 )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    sheet.save(part, format="PNG", optimize=True)
-    os.replace(part, out)
+    content = io.BytesIO()
+    sheet.save(content, format="PNG", optimize=True)
+    write_bytes(content.getvalue(), out)
 
 
 def _drawn(base: Path, tuned: Path, count: int, seed: int) -> list[Path]:

@@ -65,19 +65,25 @@ def read(paths: Sequence[Path | str]) -> pd.DataFrame:
 
 
 def write(rows: pd.DataFrame, path: Path | str) -> None:
-    """Write the rows as CSV, at once or not at all: to a file beside it, flushed to the disk, then renamed."""
+    """Write the rows as CSV, compressed where the name ends in .gz; at once or not at all."""
     text = rows.loc[:, list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(text, path)
+    content = text.encode("utf-8")
+    write_bytes(gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content, path)
 
 
 def write_text(text: str, path: Path | str) -> None:
-    """Write a text file atomically; a full disk or a kill leaves the old file as it was."""
+    """Write a text file atomically."""
+    write_bytes(text.encode("utf-8"), path)
+
+
+def write_bytes(content: bytes, path: Path | str) -> None:
+    """Write a file beside its place, flush it to the disk, rename it: a full disk or a kill leaves the old file as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
@@ -149,6 +155,9 @@ def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFram
 
 def _read_one(path: Path) -> pd.DataFrame:
     text = _cells(path)
+    if not text.columns.is_unique:
+        twice = text.columns[text.columns.duplicated()][0]
+        raise ValueError(f"{path}: has the column {twice} twice")
     missing = [name for name in COLUMNS if name not in text.columns]
     if missing:
         raise ValueError(f"{path}: lacks the column {missing[0]}; a score file has {', '.join(COLUMNS)}")

@@ -32,13 +32,14 @@ def run(
     """The command line on the toy experiment."""
     toy_one = toy.toy_experiment(tiny_pipeline_dir, toy_prompts, iterations=1)
     monkeypatch.setattr(experiments, "load", lambda _experiment, _model: toy_one)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def invoke(*arguments: str, out: Path = tmp_path / "run") -> Result:
         return CliRunner().invoke(main, ["toy", "--on", "tiny", "--out", str(out), *arguments])
 
     yield invoke
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def refused(result: Result, *parts: str) -> None:
@@ -93,6 +94,11 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["update.skip_last=4"], ["0 to 3 of 4 steps"]),
         (["sampling.eta=0"], ["no log-probability"]),
         (["update.clip=0"], ["update.clip is 0.0"]),
+        (["update.betas=0.9,1"], ["update.betas is (0.9, 1.0)"]),
+        (["update.adam_eps=-1"], ["update.adam_eps is -1.0"]),
+        (["update.weight_decay=-1"], ["update.weight_decay is -1.0"]),
+        (["pretraining.source=miniature", "pretraining.batch=0"], ["pretraining.batch is 0", "at least 1"]),
+        (["pretraining.source=miniature", "pretraining.beta=-1"], ["pretraining.beta is -1.0"]),
         (["iterations=-1"], ["iterations is -1"]),
         (["ema.decay=1"], ["ema.decay is 1.0"]),
         (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
@@ -232,6 +238,71 @@ def test_foreign_folders_and_files_are_refused(run: Run, tmp_path: Path) -> None
     refused(run(out=tmp_path / "home"), "no run directory", "thesis.txt")
     refused(run(out=tmp_path / "home" / "thesis.txt"), "is a file")
     assert (tmp_path / "home" / "thesis.txt").read_text() == "three years of work"
+    (tmp_path / "paper" / "state").mkdir(parents=True)
+    (tmp_path / "paper" / "state" / "of the art.txt").write_text("chapter two")
+    (tmp_path / "paper" / "unet").mkdir()
+    refused(run(out=tmp_path / "paper"), "no run directory", "state")
+    assert (tmp_path / "paper" / "state" / "of the art.txt").is_file()
+    (tmp_path / "paper" / "state" / "of the art.txt").unlink()
+    refused(run(out=tmp_path / "paper"), "no run directory", "unet")
+
+
+def test_a_dry_run_refuses_what_the_run_would(run: Run, tmp_path: Path) -> None:
+    refused(run("--dry-run", f"--set=tasks.prompts={tmp_path / 'nowhere.jsonl'}"), "nowhere.jsonl")
+
+
+def test_a_first_checkpoint_that_was_not_named_yet_is_taken_up(run: Run, tmp_path: Path) -> None:
+    assert run().exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "state" / "latest.json").unlink()
+    assert run().exit_code == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    (tmp_path / "run" / "run.json").unlink()
+    shutil.copytree(tmp_path / "run" / "state" / "000001-0", tmp_path / "run" / "state" / "000000-1")
+    (tmp_path / "run" / "state" / "latest.json").unlink(missing_ok=True)
+    refused(run(), "latest.json is missing", "2 checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("iteration", 7), ("iteration", -1), ("iteration", "x"), ("phase", 9), ("metrics_bytes", -5)],
+)
+def test_a_place_that_no_run_can_be_at_is_refused(
+    run: Run, tmp_path: Path, field: str, value: int | str
+) -> None:
+    assert run().exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    path = tmp_path / "run" / "state" / "000001-0" / "progress.json"
+    record = json.loads(path.read_text())
+    record["progress"][field] = value
+    path.write_text(json.dumps(record))
+    refused(run(), "progress.json", field)
+
+
+def test_tensors_of_another_run_are_refused(run: Run, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    assert run().exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    for name in ("random", "weights", "optimiser"):
+        path = tmp_path / "run" / "state" / "000001-0" / f"{name}.safetensors"
+        kept = path.read_bytes()
+        save_file({"foreign|x": torch.zeros(3)}, path)
+        refused(run(), str(path.parent), "is not of this run")
+        path.write_bytes(kept)
+    assert run().exit_code == 0
+
+
+def test_weights_that_diverge_are_never_handed_over(run: Run, tmp_path: Path) -> None:
+    for rate in ("1e300", "1e18"):
+        result = run(f"--set=lr={rate}", "--set=iterations=3", out=tmp_path / rate)
+        assert result.exit_code == 1, result.output
+        (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert "lower update.lr" in message
+        assert not (tmp_path / rate / "run.json").exists()
+        assert not (tmp_path / rate / "unet").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from evals.__main__ import main
 from evals.diffusion import Sampling
 from evals.miniature import weights_folder
 from evals.suites import Part, Suite
+from tests.synthetic_rows import study
 
 SMALL = Suite(
     parts=(Part("miniature-portraits-unseen", 1, ("skin_tone", "gold_utility", "kid")),),
@@ -171,6 +172,89 @@ def test_the_shipped_base_opens_with_diffusers_alone():
     assert made.shape == (1, 3, 64, 64)
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         assert (weights_folder("pipeline") / "tokenizer" / name).is_file()
+
+
+def test_what_is_no_folder_of_pictures_is_left_alone(base_run: Path, tmp_path: Path):
+    thesis = tmp_path / "images" / "base-miniature-0" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("three years of work")
+    code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "scores" / "x.csv"))
+    assert code == 2
+    assert "holds something else" in output
+    assert thesis.read_text() == "three years of work"
+
+
+def test_pictures_stay_where_the_new_weights_do_not_open(base_run: Path, tmp_path: Path):
+    harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    before = sorted((tmp_path / "images").rglob("*.png"))
+    run = write_run(tmp_path / "other" / "base-miniature-0", "base", [])
+    card = json.loads((run / "run.json").read_text(encoding="utf-8")) | {"base": None}
+    (run / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    weights = next((run / "unet").resolve().glob("*.safetensors"))
+    config = (run / "unet").resolve() / "config.json"
+    (run / "unet").unlink()
+    (run / "unet").mkdir()
+    (run / "unet" / "config.json").write_bytes(config.read_bytes())
+    (run / "unet" / weights.name).write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be opened"):
+        harness.score(str(run), tmp_path / "scores" / "y.csv", "small")
+    assert sorted((tmp_path / "images").rglob("*.png")) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "../../victim-miniature-0"}, {"model": ".."}, {"rewards": "objects"}, {"name": 5}]
+)
+def test_a_card_names_no_folder_but_its_own(base_run: Path, changes: dict[str, object]):
+    card = json.loads((base_run / "run.json").read_text(encoding="utf-8")) | changes
+    (base_run / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        checkpoints.resolve(str(base_run))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["compare", "{in}", "--out", "{dir}/in.md"], "would write over"),
+        (["compare", "{in}", "--out", "{dir}/table.txt"], "must end in .md"),
+        (["report", "{in}", "--out", "{in}"], "must end in .html"),
+        (["pack", "{in}", "--out", "{dir}/all.csv"], "must end in .csv.gz"),
+        (["score", "x/y", "--out", "{dir}/note.csv"], "note.csv"),
+        (["score", "x/y", "--out", "{dir}/note.txt"], "must end in .csv"),
+        (["picture", "{dir}", "{dir}", "--out", "{dir}/p.jpg"], "must end in .png"),
+        (["picture", "{dir}/no", "{dir}", "--out", "{dir}/p.png"], "there is no folder"),
+        (["compare", "{in}", "--out", "{in}/below/t.md"], "in.csv"),
+        (["compare", "{in}", "--out", "/proc/nope/t.md"], "/proc/nope"),
+    ],
+)
+def test_an_out_that_cannot_be_is_one_sentence_and_loses_nothing(
+    tmp_path: Path, arguments: list[str], part: str
+):
+    scores = tmp_path / "in.csv"
+    score_rows.write(study(prompts=3, images=2), scores)
+    (tmp_path / "note.csv").write_text("my notes", encoding="utf-8")
+    before = scores.read_bytes()
+    code, output = run_cli(*(a.format(**{"in": scores, "dir": tmp_path}) for a in arguments))
+    assert code == 2, output
+    assert output.count("error: ") == 1
+    assert part in output
+    assert scores.read_bytes() == before
+    assert (tmp_path / "note.csv").read_text(encoding="utf-8") == "my notes"
+
+
+def test_packed_scores_are_the_same_rows(tmp_path: Path):
+    rows = study(prompts=3, images=2)
+    files = [tmp_path / f"{name}.csv" for name in sorted(set(rows["experiment"]))]
+    for path in files:
+        score_rows.write(rows[rows["experiment"] == path.stem], path)
+    packed = tmp_path / "all.csv.gz"
+    code, output = run_cli("pack", *map(str, files), "--out", str(packed))
+    assert code == 0, output
+    one, other = (score_rows.read(paths).drop(columns="file") for paths in (files, [packed]))
+    assert one.equals(other)
+    files[0].write_bytes(files[0].read_bytes()[:-3])  # cut off: a number would be another
+    before = packed.read_bytes()
+    assert run_cli("pack", *map(str, files), "--out", str(packed))[0] == 2
+    assert packed.read_bytes() == before
 
 
 def test_unknown_suite_names_the_choices(monkeypatch: pytest.MonkeyPatch):

@@ -165,6 +165,25 @@ def test_list_fits_a_terminal(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variable", "part"),
+    [
+        ("SEEDS=0-2", 'SEEDS="0-2" must be whole numbers'),
+        ("SEEDS=0 -1", "must be whole numbers"),
+        ("SEEDS=01", "must be whole numbers"),
+        ("GPUS=0", "must be a number of processes"),
+        ("GPUS=", "must be one value each"),
+        ("ON=", "must be one value each"),
+        ("ON=x-y", 'ON="x-y" must be one model'),
+    ],
+)
+def test_variables_that_are_none_are_one_sentence(sandbox: Sandbox, variable: str, part: str) -> None:
+    printed = sandbox.make("train-joint", variable, fails=True)
+    assert part in printed
+    assert len(printed.splitlines()) == 1
+    assert not (sandbox.folder / "calls").exists()
+
+
+@pytest.mark.parametrize(
     ("target", "commands"),
     [
         ("test", ["pytest -q -rs"]),
@@ -275,6 +294,8 @@ def test_nothing_to_evaluate_or_compare_is_said(sandbox: Sandbox) -> None:
     )
     for target in ("compare", "report"):
         assert "no scores in results/scores: make eval first\n" in sandbox.make(target, fails=True)
+    sandbox.write("results/scores.csv.gz")
+    assert "evals compare results/scores.csv.gz --out" in sandbox.make("compare", fails=True)
 
 
 def test_reproduce_one_is_train_eval_table_and_report(sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def set_trap(trap: str) -> None:
         "pointer": before_pointer,
         "full": with_full_disk,
         "term": asked_to_stop,
+        "int": partial(asked_to_stop, by=signal.SIGINT),
     }
     traps[kind](int(at or 0))
 
@@ -100,8 +102,8 @@ def with_full_disk(_: int) -> None:
     states.save = refused_save  # type: ignore[assignment]
 
 
-def asked_to_stop(number: int) -> None:
-    """Get SIGTERM while the batch of that number is drawn."""
+def asked_to_stop(number: int, by: signal.Signals = signal.SIGTERM) -> None:
+    """Get a signal while the batch of that number is drawn."""
     from train import loop
 
     collect, calls = loop.collect, [0]
@@ -109,7 +111,7 @@ def asked_to_stop(number: int) -> None:
     def collect_and_signal(*arguments: Any) -> Any:
         calls[0] += 1
         if calls[0] == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), by)
         return collect(*arguments)
 
     loop.collect = collect_and_signal  # type: ignore[assignment]
@@ -136,7 +138,7 @@ class Runner:
         progress, _ = states.read(checkpoint)
         tensors = {
             f"{file}/{key}": t
-            for file, ts in states.read_tensors(checkpoint).items()
+            for file, ts in states.read_tensors(checkpoint, needs_ema=False).items()
             for key, t in ts.items()
         }
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -239,6 +241,13 @@ def test_sigterm_saves_and_exits_143(one: Runner, batch: int) -> None:
     assert checkpoint.name == {3: "000001-1", 4: "000002-0"}[batch]
     assert one(name) == [0]
     assert_same(one.result(name), one.result("straight"))
+
+
+def test_ctrl_c_saves_and_exits_130(one: Runner) -> None:
+    assert one("interrupted", "int:3") == [130]
+    assert states.latest(one.place / "interrupted" / "state") is not None
+    assert one("interrupted") == [0]
+    assert_same(one.result("interrupted"), one.result("straight"))
 
 
 def test_sigterm_on_one_of_two_processes_stops_both(environment: dict[str, str], tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def file(folder: Path, *lines: str, name: str = "scores.csv", header: str = HEAD
     return path
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = file(tmp_path, f"{GOOD},0.5", header=f"{HEADER},value")
+    with pytest.raises(ValueError, match="has the column value twice"):
+        rows.read([path])
+
+
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     written = rows.table(
         [

@@ -1,7 +1,7 @@
 """`python -m train EXPERIMENT --on MODEL --seed N --out DIR`: trains; the same command again resumes.
 
-Exit codes: 0 finished; 1 stopped with the state saved (a broken reward or gate, a full disk); 2 a mistake in what was asked; 143 stopped
-by SIGTERM with the state saved.
+Exit codes: 0 finished; 1 stopped (a broken reward or gate, weights that diverged, a full disk); 2 a mistake in what was asked; 143 or 130
+stopped by SIGTERM or Ctrl-C with the state saved.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
 from train.loop import Stopped, train
 from train.objective import step_weights
-from train.start import finished_card, hand_over, new_accelerator, prepare
+from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
 from train.state import Identity, Progress
-
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
 @click.command()
@@ -41,7 +39,11 @@ STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
     help="Variant of the experiment.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+    "--seed",
+    type=click.IntRange(0, 10**18 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of everything random.",
 )
 @click.option(
     "--out",
@@ -64,6 +66,7 @@ def main(
         chosen = override(experiments.load(experiment, model), settings)
         if dry_run:
             check(chosen, processes=1)
+            named_inputs(chosen, "cpu")
             click.echo(describe(chosen))
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
@@ -121,22 +124,26 @@ def say(message: str, to_stderr: bool = False) -> None:
 
 def leave(message: str, code: int) -> int:
     """Say in a sentence why."""
-    say(message if code == STOPPED_BY_SIGTERM else f"error: {message}", to_stderr=True)
+    say(message if code > 128 else f"error: {message}", to_stderr=True)
     return code
 
 
 class StopOnSignal:
-    """Remembers that SIGTERM came, so that training can save between two updates."""
+    """Remembers that SIGTERM or Ctrl-C came, so that training can save between two updates. A second Ctrl-C does not wait for that."""
 
     def __init__(self) -> None:
-        self._came = False
-        signal.signal(signal.SIGTERM, self._remember)
+        self._came = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
 
-    def _remember(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self._came = number
+        if number == signal.SIGINT:
+            say("stopping after this update; Ctrl-C again stops at once", to_stderr=True)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def requested(self) -> bool:
-        """Whether it came."""
+    def requested(self) -> int:
+        """The signal that came, 0 for none."""
         return self._came
 
 

@@ -191,13 +191,7 @@ def check(experiment: Experiment, processes: int) -> None:
         if names.count(name) > 1:
             raise ValueError(f"tasks: two tasks are called {name!r}")
     _check_update(experiment)
-    pretraining = experiment.pretraining
-    if pretraining is not None and (pretraining.batch < 1 or pretraining.batch % processes):
-        nearest = nearest_multiple(pretraining.batch, processes)
-        raise ValueError(
-            f"pretraining.batch is {pretraining.batch}, which {processes} processes cannot share evenly: "
-            f"the nearest that works is {nearest}"
-        )
+    _check_pretraining(experiment.pretraining, processes)
     at_least = {"iterations": (experiment.iterations, 0), "save_every": (experiment.save_every, 1)}
     for field, (value, least) in at_least.items():
         if value < least:
@@ -210,6 +204,21 @@ def check(experiment: Experiment, processes: int) -> None:
         raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
     if experiment.lora is not None and experiment.lora.rank < 1:
         raise ValueError(f"lora.rank is {experiment.lora.rank}, but it must be at least 1")
+
+
+def _check_pretraining(pretraining: Pretraining | None, processes: int) -> None:
+    if pretraining is None:
+        return
+    if pretraining.beta <= 0:
+        raise ValueError(f"pretraining.beta is {pretraining.beta}, but it must be above 0")
+    if pretraining.batch < 1:
+        raise ValueError(f"pretraining.batch is {pretraining.batch}, but it must be at least 1")
+    if pretraining.batch % processes:
+        nearest = nearest_multiple(pretraining.batch, processes)
+        raise ValueError(
+            f"pretraining.batch is {pretraining.batch}, which {processes} processes cannot share evenly: "
+            f"the nearest that works is {nearest}"
+        )
 
 
 def _check_task(task: Task, processes: int) -> None:
@@ -254,6 +263,21 @@ def _check_parity(task: Task, where: str) -> None:
         raise ValueError(f"{where}.classes is {task.classes}, but parity needs at least 2 classes")
 
 
+def _check_optimiser(update: Update) -> None:
+    for field in ("lr", "clip", "advantage_clip", "max_grad_norm", "adam_eps"):
+        value = getattr(update, field)
+        if value is not None and not value > 0:
+            raise ValueError(f"update.{field} is {value}, but it must be above 0")
+    for field in ("trained_steps", "micro_batch"):
+        if getattr(update, field) < 1:
+            raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 1")
+    if not all(0.0 <= beta < 1.0 for beta in update.betas):
+        raise ValueError(f"update.betas is {update.betas}, but both must lie in [0, 1)")
+    for field in ("warmup", "weight_decay"):
+        if getattr(update, field) < 0:
+            raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 0")
+
+
 def _check_update(experiment: Experiment) -> None:
     update, steps = experiment.update, experiment.sampling.steps
     if not experiment.tasks:
@@ -262,15 +286,7 @@ def _check_update(experiment: Experiment) -> None:
         raise ValueError(
             "sampling.eta is 0, but a deterministic sampler has no log-probability to train on: use 1.0"
         )
-    for field in ("lr", "clip", "advantage_clip", "max_grad_norm"):
-        value = getattr(update, field)
-        if value is not None and not value > 0:
-            raise ValueError(f"update.{field} is {value}, but it must be above 0")
-    for field in ("trained_steps", "micro_batch"):
-        if getattr(update, field) < 1:
-            raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 1")
-    if update.warmup < 0:
-        raise ValueError(f"update.warmup is {update.warmup}, but it must be at least 0 optimiser steps")
+    _check_optimiser(update)
     if not 0 <= update.skip_last < steps:
         raise ValueError(
             f"update.skip_last is {update.skip_last}, but only 0 to {steps - 1} of {steps} steps can be left out"

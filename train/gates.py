@@ -7,6 +7,7 @@ compared with diffusers' scheduler and torch's normal distribution at the run's 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ from evals.diffusion import Precision, Schedule, log_prob, transition
 
 class GateBroken(Exception):
     """An identity that training rests on does not hold; the message is one sentence."""
+
+
+class Diverged(Exception):
+    """The policy answers with what is no number; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,11 @@ def check_identity(
         summed_dims: latent dimensions where the log-probability is their sum, which scales its error; None for a mean.
 
     Raises:
-        GateBroken: beyond the tolerance, or not a number.
+        GateBroken: beyond the tolerance.
+        Diverged: where they are no numbers.
     """
+    if not (math.isfinite(ratio_max_dev) and math.isfinite(kl_max)):
+        raise Diverged(f"the denoiser's answers at timestep {timestep} are no numbers any more")
     tolerance = TOLERANCE[precision]
     allowed_ratio = tolerance.ratio * (summed_dims or 1)
     record = gates.setdefault(

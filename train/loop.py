@@ -13,6 +13,7 @@ Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of t
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +44,7 @@ from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
 from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import GateBroken, check_identity
+from train.gates import Diverged, GateBroken, check_identity
 from train.objective import clipped_share, clipped_surrogate, denoising_loss, step_weights
 from train.policy import Policy
 from train.rewards import RewardFailed, check_validity, score, shape
@@ -75,8 +76,8 @@ class Run:
     progress: states.Progress
     show: Callable[[states.Progress, str, float | None], None]
     """Progress bar: takes progress, task and its mean reward."""
-    stop_requested: Callable[[], bool] = bool
-    """Whether this process has been asked to stop."""
+    stop_requested: Callable[[], int] = int
+    """The signal that has asked this process to stop, 0 for none."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -118,7 +119,7 @@ def train(run: Run) -> None:
     """Run the iterations that are left.
 
     Raises:
-        Stopped: on a signal, a broken reward or a broken gate; the state is saved.
+        Stopped: on a signal, a broken reward or a broken gate, with the state saved; or where the weights diverged, with the state before.
         OSError: where saving fails; the previous state is untouched.
     """
     experiment, progress = run.experiment, run.progress
@@ -127,6 +128,10 @@ def train(run: Run) -> None:
             check_every_step(run)
         for iteration in range(progress.iteration, experiment.iterations):
             iterate(run, iteration)
+    except Diverged as reason:
+        raise Stopped(
+            f"{reason}: lower update.lr, and choose another --out, as this run's settings diverge again"
+        ) from reason
     except (RewardFailed, GateBroken) as reason:
         save(run)
         raise Stopped(
@@ -141,12 +146,23 @@ def iterate(run: Run, iteration: int) -> None:
     for task, batch in zip(tasks, sampled(run, tasks, iteration), strict=True):
         on_policy = experiment.update.theta_old == "task" or task is tasks[0]
         diagnostics = update(run, batch, on_policy)
+        refuse_divergence(run, task)
         progress.phase += 1
         if task is tasks[-1]:
             diagnostics |= pretraining_step(run, iteration)
             progress.iteration, progress.phase = iteration + 1, 0
         record(run, iteration, task, batch.report | diagnostics)
         save_where_due(run)
+
+
+def refuse_divergence(run: Run, task: Task) -> None:
+    """Refuse weights that are not numbers any more, before they are saved over good ones.
+
+    Raises:
+        Diverged: naming the iteration and the task.
+    """
+    if not all(bool(weight.isfinite().all()) for weight in run.policy.weights.values()):
+        raise Diverged(f"the weights diverged in iteration {run.progress.iteration}, task {task.name}")
 
 
 def order_of_tasks(experiment: Experiment, iteration: int) -> tuple[Task, ...]:
@@ -477,15 +493,17 @@ def save_where_due(run: Run) -> None:
     Between the tasks of an iteration the state is complete only where each task samples for itself.
 
     Raises:
-        Stopped: with exit code 143, on every process, where one was asked to stop.
+        Stopped: with exit code 128 + signal (143 or 130), on every process, where one was asked to stop.
     """
     progress, experiment = run.progress, run.experiment
     if progress.phase and experiment.update.theta_old == "iteration":
         return
-    if int(gather(run, torch.tensor([int(run.stop_requested())])).max()):
+    number = int(gather(run, torch.tensor([int(run.stop_requested())])).max())
+    if number:
         save(run)
+        name = signal.Signals(number).name
         raise Stopped(
-            f"stopped by SIGTERM after iteration {progress.iteration}; the same command resumes", 143
+            f"stopped by {name} after iteration {progress.iteration}; the same command resumes", 128 + number
         )
     finished = progress.iteration == experiment.iterations
     if progress.phase == 0 and (finished or progress.iteration % experiment.save_every == 0):

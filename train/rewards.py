@@ -35,7 +35,7 @@ class Shaped:
     """The rewards that are averaged for the curve: of images, or for parity of groups."""
 
 
-def load_scorers(names: Sequence[str], device: torch.device) -> dict[str, Any]:
+def load_scorers(names: Sequence[str], device: torch.device | str) -> dict[str, Any]:
     """Scorers by name, ready to be called.
 
     Raises:

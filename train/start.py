@@ -86,12 +86,30 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file")
-    if out.is_dir() and not (out / "state").is_dir():
-        strange = sorted(path.name for path in out.iterdir())
-        if strange:
-            raise ValueError(
-                f"--out {out} is not empty and no run directory (it holds {strange[0]}): choose another"
-            )
+    state = out / "state"
+    strange = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if state.is_dir() and states.is_ours(state):
+        # killed before the first checkpoint, a run has no more than these two
+        begun = states.latest(state) is not None
+        strange = [] if begun else [name for name in strange if name not in ("state", "metrics.jsonl")]
+    if strange:
+        raise ValueError(
+            f"--out {out} is not empty and no run directory (it holds {strange[0]}): choose another"
+        )
+
+
+def named_inputs(
+    experiment: Experiment, device: torch.device | str
+) -> tuple[dict[str, tuple[prompts.Prompt, ...]], dict[str, Any]]:
+    """Prompt sets and scorers that the tasks name, by name.
+
+    Raises:
+        ValueError: for one that is not there.
+    """
+    names = [term.scorer for task in experiment.tasks for term in task.rewards]
+    names += [name for task in experiment.tasks for name in task.monitors]
+    prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
+    return prompt_sets, load_scorers(list(dict.fromkeys(names)), device)
 
 
 def prepare(
@@ -101,7 +119,7 @@ def prepare(
     out: Path,
     accelerator: Accelerator,
     show: Callable[[states.Progress, str, float | None], None] = no_bar,
-    stop_requested: Callable[[], bool] = bool,
+    stop_requested: Callable[[], int] = int,
 ) -> Run:
     """Load everything, resume where there is something to resume.
 
@@ -112,10 +130,7 @@ def prepare(
     check(experiment, accelerator.num_processes)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
-    prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    names = [term.scorer for task in experiment.tasks for term in task.rewards]
-    names += [name for task in experiment.tasks for name in task.monitors]
-    scorers = load_scorers(list(dict.fromkeys(names)), accelerator.device)
+    prompt_sets, scorers = named_inputs(experiment, accelerator.device)
     checkpoint = states.latest(out / "state")
     progress = states.Progress()
     if checkpoint is not None:
@@ -150,7 +165,7 @@ def prepare(
         gate = transition_gate(policy.pipeline.scheduler, painter.schedule, experiment.sampling.eta)
         progress.gates["transition"] = gate
     if checkpoint is not None:
-        restore(run, states.read_tensors(checkpoint))
+        restore(run, checkpoint)
     return run
 
 
@@ -167,11 +182,27 @@ def check_drawable(run: Run) -> None:
         )
 
 
-def restore(run: Run, files: dict[str, dict[str, Tensor]]) -> None:
-    """Put a checkpoint's tensors back: weights, moments, average, and this process's random states."""
-    run.policy.load_state(files)
-    random = files["random"]
-    if f"cpu.{run.rank}" in random:  # with more processes than before, the new ones keep the state they have
+def restore(run: Run, checkpoint: Path) -> None:
+    """Put a checkpoint's tensors back: weights, moments, average, and this process's random states.
+
+    Raises:
+        ValueError: one sentence naming the checkpoint, where they are not this run's.
+    """
+    files = states.read_tensors(checkpoint, needs_ema=run.experiment.ema is not None)
+    try:
+        run.policy.load_state(files)
+        restore_random(run, files["random"])
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint} is not of this run ({error}): delete {checkpoint.parent} to start it again"
+        ) from None
+
+
+def restore_random(run: Run, random: dict[str, Tensor]) -> None:
+    """Put this process's random states back; with more processes than before, the new ones keep the state they have."""
+    if "cpu.0" not in random:
+        raise ValueError("random.safetensors holds no state of a generator")
+    if f"cpu.{run.rank}" in random:
         torch.set_rng_state(random[f"cpu.{run.rank}"])
     if run.accelerator.device.type == "cuda" and f"cuda.{run.rank}" in random:
         torch.cuda.set_rng_state(random[f"cuda.{run.rank}"])

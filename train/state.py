@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = 1
+_CHECKPOINT = re.compile(r"\d{6,}-\d+")
+_OURS = re.compile(r"latest\.json|\.latest\.json\.tmp|\.?\d{6,}-\d+(\.tmp)?")
 
 
 @dataclass
@@ -93,21 +96,41 @@ def save(
         write_atomically(folder / "latest.json", json.dumps({"folder": name}))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in folder.iterdir():
-        if old.is_dir() and old.name != name:
+    for old in checkpoints(folder):
+        if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint, whether it counts or not."""
+    return sorted(path for path in folder.glob("*-*") if path.is_dir() and _CHECKPOINT.fullmatch(path.name))
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `save` writes."""
+    return all(_OURS.fullmatch(path.name) for path in folder.iterdir())
 
 
 def latest(folder: Path) -> Path | None:
     """The checkpoint that counts, or None where there is none.
 
     Raises:
-        ValueError: where latest.json is damaged.
+        ValueError: where latest.json is damaged, or missing among several.
     """
     pointer = folder / "latest.json"
-    if not pointer.is_file():
-        return None
-    return folder / str(_read_json(pointer, "folder"))
+    if pointer.exists():
+        found = folder / str(_read_json(pointer, "folder"))
+        if not found.is_dir():
+            raise ValueError(
+                f"{pointer} names {found.name}, which is missing: delete {folder} to start this run again"
+            )
+        return found
+    there = checkpoints(folder)
+    if len(there) > 1:
+        raise ValueError(
+            f"{pointer} is missing, and there are {len(there)} checkpoints: delete {folder} to start this run again"
+        )
+    return there[0] if there else None  # the first of a run, killed before it was named
 
 
 def read(folder: Path) -> tuple[Progress, Identity]:
@@ -120,18 +143,37 @@ def read(folder: Path) -> tuple[Progress, Identity]:
     if _read_json(path, "format") != FORMAT:
         raise ValueError(f"{path}: written by another version of this project (format is not {FORMAT})")
     try:
-        return Progress(**_read_json(path, "progress")), Identity(**_read_json(path, "identity"))
-    except TypeError as error:
+        progress, identity = (
+            Progress(**_read_json(path, "progress")),
+            Identity(**_read_json(path, "identity")),
+        )
+        _check_counts(progress, identity)
+        return progress, identity
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint of this project ({error})") from None
 
 
-def read_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+def _check_counts(progress: Progress, identity: Identity) -> None:
+    """Refuse a place in training that no run can be at."""
+    iterations, tasks = identity.experiment["iterations"], identity.experiment["tasks"]
+    counts = {
+        "iteration": (progress.iteration, iterations),
+        "phase": (progress.phase, max(0, len(tasks) - 1)),
+    }
+    for name, (value, most) in counts.items():
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{name} is {value!r}, but must lie between 0 and {most}")
+    if not isinstance(progress.metrics_bytes, int) or progress.metrics_bytes < 0:
+        raise ValueError(f"metrics_bytes is {progress.metrics_bytes!r}")
+
+
+def read_tensors(folder: Path, needs_ema: bool) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint, by file.
 
     Raises:
         ValueError: one sentence naming the file that is missing or damaged.
     """
-    for required in ("weights", "optimiser", "random"):
+    for required in ("weights", "optimiser", "random", *(["ema"] if needs_ema else [])):
         if not (folder / f"{required}.safetensors").is_file():
             raise ValueError(
                 f"{folder / required}.safetensors is missing: delete {folder.parent} to start this run again"

@@ -52,11 +52,19 @@ def build(stage: str, folder: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What is recorded so far."""
+    """What is recorded so far.
+
+    Raises:
+        ValueError: naming the record, where it is none.
+    """
     path = folder / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    assert isinstance(record, dict)
-    return {"command": "make miniature", "stages": {}, **record}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {"command": "make miniature", **record, "stages": {**record.get("stages", {})}}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no record of this program ({error}): delete it, and all is made anew"
+        ) from None
 
 
 @contextmanager
@@ -117,21 +125,38 @@ def record_stage(folder: Path, stage: str, make: Callable[[], dict[str, Any]]) -
 def main(stage: str, out: Path, again: bool) -> None:
     """Make one stage of the miniature, or all, in their order. About three hours on two CPU cores."""
     wanted = STAGES if stage == "all" else (stage,)
-    if again and (out / RECORD).is_file():
-        with changed_record(out) as record:
-            forgotten = with_dependents(wanted)
-            record["stages"] = {
-                name: made for name, made in record["stages"].items() if name not in forgotten
-            }
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        refuse_missing(wanted, out)
+        if again:
+            forget(wanted, out)
+    except (ValueError, OSError) as mistake:
+        click.echo(f"error: {mistake}", err=True)
+        sys.exit(2)
+    for name in wanted:
+        record_stage(out, name, partial(build, name, out))
+
+
+def refuse_missing(wanted: Sequence[str], out: Path) -> None:
+    """Refuse stages whose needs are not there.
+
+    Raises:
+        ValueError: naming the first.
+    """
     for name in wanted:
         for needed in NEEDS.get(name, ()):
-            if not is_made(out, needed):
-                sys.exit(
-                    f"error: {out} has no {needed}, which {name} needs: "
+            if needed not in wanted and not is_made(out, needed):
+                raise ValueError(
+                    f"{out} has no {needed}, which {name} needs: "
                     f"run `python -m train.miniature {needed} --out {out}` first, or `all`"
                 )
-        record_stage(out, name, partial(build, name, out))
+
+
+def forget(stages: Sequence[str], out: Path) -> None:
+    """Take stages and what is made of them out of the record, so that they are made anew."""
+    with changed_record(out) as record:
+        for name in with_dependents(stages):
+            record["stages"].pop(name, None)
 
 
 if __name__ == "__main__":
