@@ -136,6 +136,10 @@ def _id(value: object, where: str) -> str:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: 'text' must be a string that is not blank, but is {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: 'text' holds half a character ({value[error.start]!r})") from error
     return value
 
 

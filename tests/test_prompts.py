@@ -181,6 +181,7 @@ GOOD = {"id": "a", "text": "a cat"}
         ({"id": "b" * 101, "text": "b"}, "'id' must be"),
         ({"id": "b"}, "'text' must be a string that is not blank, but is None"),
         ({"id": "b", "text": " "}, "'text' must be a string that is not blank"),
+        ('{"id": "b", "text": "a \\ud800"}', "'text' holds half a character ('\\ud800')"),
         ({"id": "b", "text": "b", "tags": "scene"}, "'tags' must be a list of strings, but is 'scene'"),
         ({"id": "b", "text": "b", "tags": [1]}, "'tags' must be a list of strings"),
         ({"id": "b", "text": "b", "expect": []}, "'expect' must be a JSON object, but is []"),

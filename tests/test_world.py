@@ -59,6 +59,14 @@ def test_a_third_object_is_not_right():
     assert not measure.fully_right(expect, found)
 
 
+@pytest.mark.parametrize(
+    "objects", [[], "red circle", [{"colour": "red"}], [{"colour": "mauve", "shape": "blob"}]]
+)
+def test_objects_that_the_world_has_not_are_named(objects: object):
+    with pytest.raises(ValueError, match=r"`expect\.objects` must be a list .* yellow"):
+        measure.expected_objects({"objects": objects, "relation": "and"})
+
+
 @pytest.mark.parametrize(("relation", "opposite"), [("left of", "right of"), ("above", "below")])
 def test_directions_are_told_apart(relation: str, opposite: str):
     rng = np.random.default_rng(3)

@@ -140,8 +140,22 @@ def _as_object(mask: NDArray[np.bool_], colour: str) -> Found:
 
 
 def expected_objects(expect: Mapping[str, Any]) -> list[Object]:
-    """The objects that a scene prompt names."""
-    return [Object(o["colour"], o["shape"]) for o in expect["objects"]]
+    """The objects that a scene prompt names.
+
+    Raises:
+        ValueError: where they are none of this world's.
+    """
+    try:
+        named = [Object(o["colour"], o["shape"]) for o in expect["objects"]]
+        known = all(o.colour in COLOURS and o.shape in SHAPES for o in named)
+    except (TypeError, KeyError):
+        named, known = [], False
+    if not named or not known:
+        raise ValueError(
+            f"`expect.objects` must be a list of objects with a colour ({', '.join(COLOURS)}) and a shape "
+            f"({', '.join(SHAPES)}), but is {expect['objects']!r}"
+        )
+    return named
 
 
 def best_match(what: Object, found: Sequence[Found]) -> Found | None:
