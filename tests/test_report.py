@@ -275,11 +275,9 @@ def _few_weights() -> object:
     return lambda units, _, seed, stream: plain(units, 50, seed, stream)
 
 
-@pytest.mark.parametrize("command", ["compare", "report"])
-def test_a_mistake_is_one_sentence_and_exit_code_2(command: str, tmp_path: Path) -> None:
-    made = CliRunner().invoke(
-        main, [command, str(tmp_path / "absent.csv"), "--out", str(tmp_path / "table.md")]
-    )
+@pytest.mark.parametrize(("command", "out"), [("compare", "table.md"), ("report", "report.html")])
+def test_a_mistake_is_one_sentence_and_exit_code_2(command: str, out: str, tmp_path: Path) -> None:
+    made = CliRunner().invoke(main, [command, str(tmp_path / "absent.csv"), "--out", str(tmp_path / out)])
     assert made.exit_code == 2
     assert made.output.startswith("error: ")
     assert "absent.csv" in made.output
