@@ -63,8 +63,8 @@ def score(target: str, out: Path, suite: str) -> None:
     RUN_OR_MODEL is a run directory, a diffusers folder, a LoRA file or a hub id.
     """
     check_out(out, ".csv")
-    if out.is_file():
-        rows.read([out])  # an older score file may be replaced, and nothing else
+    if out.is_file() and not rows.begins_as_scores(out):
+        raise ValueError(f"--out {out} is there, and no score file: choose another name")
     from evals import harness  # here, since it imports the deep learning stack, which `compare` does not need
 
     harness.score(target, out, suite)

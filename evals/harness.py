@@ -145,9 +145,8 @@ class Pictures:
         mine = folder / checkpoint.name
         self.kept = _is_claimed(mine, checkpoint, suite)
         if not self.kept:
-            self._painter = (
-                self._new_painter()
-            )  # before pictures are removed: weights that do not open cost nothing
+            # before pictures are removed: weights that do not open cost nothing
+            self._painter = self._new_painter()
             _claim(mine, checkpoint, suite)
 
     def _new_painter(self) -> Painter:
@@ -196,8 +195,12 @@ def _is_claimed(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
 
 def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> None:
     """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for (
+        old
+    ) in folder.iterdir():  # the mark goes last: killed here, the folder is still the earlier checkpoint's
+        if old.is_dir():
+            shutil.rmtree(old)
     score_rows.write_text(_source(checkpoint, suite), folder / MARK)
 
 

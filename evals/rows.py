@@ -92,6 +92,13 @@ def write_bytes(content: bytes, path: Path | str) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def begins_as_scores(path: Path) -> bool:
+    """Whether a file is a score file, whole or cut off, or empty: one that may be made anew."""
+    header = ",".join(COLUMNS).encode() + b"\n"
+    with path.open("rb") as file:
+        return header.startswith(file.read(len(header)))
+
+
 def versions(rows: pd.DataFrame) -> dict[str, str]:
     """The version of every scorer.
 

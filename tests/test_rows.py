@@ -24,6 +24,16 @@ def file(folder: Path, *lines: str, name: str = "scores.csv", header: str = HEAD
     return path
 
 
+def test_a_score_file_is_known_by_its_header(tmp_path: Path) -> None:
+    whole = file(tmp_path, GOOD)
+    cut = tmp_path / "cut.csv"
+    cut.write_bytes(whole.read_bytes()[:-5])
+    (tmp_path / "notes.csv").write_text("my notes\n")
+    assert rows.begins_as_scores(whole)
+    assert rows.begins_as_scores(cut)
+    assert not rows.begins_as_scores(tmp_path / "notes.csv")
+
+
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = file(tmp_path, f"{GOOD},0.5", header=f"{HEADER},value")
     with pytest.raises(ValueError, match="has the column value twice"):
