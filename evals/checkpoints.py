@@ -246,14 +246,7 @@ def _from_run(folder: Path) -> Checkpoint:
         if isinstance(card["rewards"], str):
             raise TypeError("rewards is not a list")
         return Checkpoint(experiment, model, seed, tuple(card["rewards"]), card["base"], folder, str(folder))
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"
         ) from error

@@ -196,9 +196,8 @@ def _is_claimed(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
 def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> None:
     """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (
-        old
-    ) in folder.iterdir():  # the mark goes last: killed here, the folder is still the earlier checkpoint's
+    # the mark goes last: killed here, the folder is still the earlier checkpoint's
+    for old in folder.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
     score_rows.write_text(_source(checkpoint, suite), folder / MARK)

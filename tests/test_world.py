@@ -117,7 +117,8 @@ def portraits(tone: int, finish: Finish) -> list[measure.Picture]:
     [
         (CRISP, 1.0, 1.0),
         (Finish(0.25, 0), 0.9, 1.0),
-        (Finish(0.55, 0), 0.0, 0.1),
+        (Finish(0.55, 0), 0.0, 0.0),
+        (Finish(0.6, 0), 0.0, 0.0),
         (Finish(0, 0.4), 0.9, 1.0),
         (Finish(0, 1.7), 0.0, 0.1),
     ],

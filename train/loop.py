@@ -161,7 +161,8 @@ def refuse_divergence(run: Run, task: Task) -> None:
     Raises:
         Diverged: naming the iteration and the task.
     """
-    if not all(bool(weight.isfinite().all()) for weight in run.policy.weights.values()):
+    finite = torch.stack([weight.isfinite().all() for weight in run.policy.weights.values()])
+    if not finite.all():  # one question to the device, not one for each weight
         raise Diverged(f"the weights diverged in iteration {run.progress.iteration}, task {task.name}")
 
 

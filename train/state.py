@@ -142,11 +142,9 @@ def read(folder: Path) -> tuple[Progress, Identity]:
     path = folder / "progress.json"
     if _read_json(path, "format") != FORMAT:
         raise ValueError(f"{path}: written by another version of this project (format is not {FORMAT})")
+    at, of = _read_json(path, "progress"), _read_json(path, "identity")
     try:
-        progress, identity = (
-            Progress(**_read_json(path, "progress")),
-            Identity(**_read_json(path, "identity")),
-        )
+        progress, identity = Progress(**at), Identity(**of)
         _check_counts(progress, identity)
         return progress, identity
     except (TypeError, AttributeError, KeyError, ValueError) as error:
