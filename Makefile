@@ -37,10 +37,7 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as no experiment has a
 
 PY := .venv/bin/python
 VENV := .venv/.complete
-GPU = $(shell nvidia-smi -L 2>/dev/null | head -n 1)
-LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RANKS) -m train,$(PY) -m train)
-RANKS = $(if $(GPU),,env ACCELERATE_USE_CPU=true )$(PY) -m accelerate.commands.launch --multi_gpu --num_machines 1 \
-	--num_processes $(GPUS) --mixed_precision no --dynamo_backend no
+LAUNCH = $(PY) -m train$(if $(filter-out 1,$(GPUS)),.launch $(GPUS))
 
 # A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
 part = $(word $1,$(subst -, ,$2))

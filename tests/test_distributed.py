@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,63 +136,70 @@ def test_metrics_are_those_of_one_process(runs: dict[int, Any], world: int) -> N
         assert ours["first_ratio_max_dev"] == 0.0
 
 
-@pytest.mark.slow
-def test_the_makefiles_launcher_trains_on_two_processes(
-    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
-) -> None:
-    """`accelerate launch` on CPUs, through the command line, to a finished run; and again, which says so."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_machines",
-        "1",
-        "--num_processes",
-        "2",
-    ]
-    launcher += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(toy.free_port()),
-    ]
-    command = [
-        *launcher,
-        "-m",
-        "tests.toy",
-        "toy",
-        "--on",
-        "tiny",
-        "--out",
-        str(tmp_path / "run"),
-        "--set",
-        "iterations=1",
-    ]
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "TOY_BASE": str(tiny_pipeline_dir),
-        "TOY_PROMPTS": str(toy_prompts),
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    process = subprocess.Popen(
-        command,
-        env=environment,
+def launched(out: Path, base: Path, prompts: Path, *settings: str) -> subprocess.Popen[str]:
+    """The toy experiment on two processes, as `make train-... GPUS=2` starts them, in a session of their own."""
+    arguments = ["toy", "--on", "tiny", "--out", str(out)]
+    for setting in settings:
+        arguments += ["--set", setting]
+    program = f"import sys; from train.launch import launch; sys.exit(launch(2, 'tests.toy', {arguments!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOY_BASE": str(base), "TOY_PROMPTS": str(prompts)},
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
         start_new_session=True,
     )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and standard error; whatever hangs is killed with all that it started."""
     try:
         _, stderr = process.communicate(timeout=280)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher and what it launched
+        os.killpg(process.pid, signal.SIGKILL)
         raise
-    assert process.returncode == 0, stderr[-2000:]
+    return process.returncode, stderr
+
+
+@pytest.mark.slow
+def test_the_launcher_trains_on_two_processes(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    code, stderr = ended(launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "iterations=1"))
+    assert code == 0, stderr[-2000:]
     card = json.loads((tmp_path / "run" / "run.json").read_text())
     assert card["hardware"]["processes"] == 2
     assert (tmp_path / "run" / "model_index.json").is_file()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_mistake_on_two_processes_is_one_sentence(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    code, stderr = ended(
+        launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "tasks.redness.batch=7")
+    )
+    assert code == 2
+    assert stderr.startswith("error: tasks.redness.batch is 7 images")
+    assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_and_stops(
+    number: signal.Signals, tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = launched(run, tiny_pipeline_dir, toy_prompts, "iterations=100000", "save_every=100000")
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    code, stderr = ended(process)
+    assert code == 128 + number, stderr[-2000:]
+    assert f"stopped by {number.name} after iteration" in stderr
+    assert "Traceback" not in stderr
+    assert (run / "state" / "latest.json").is_file()

@@ -38,8 +38,7 @@ def new_accelerator() -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.allow_tf32 = False
-    # a denoiser has no buffers that training changes, and gradients need no second copy
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
     return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
 
 
