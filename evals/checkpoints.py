@@ -68,6 +68,8 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
     found = find_base(base)
+    if revision is not None and Path(found).is_dir():
+        raise ValueError(f"revision is {revision}, but {found} is a folder, which has none: leave it out")
     options = {"revision": revision, "use_safetensors": True, "local_files_only": Path(found).is_dir()}
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
@@ -111,6 +113,23 @@ def _open_part(kind: Any, found: str, part: str, options: Mapping[str, Any]) -> 
             f"the weights in {part} are those of another model, {len(wrong)} of this one's are not among them"
         )
     return model
+
+
+def with_lora(pipeline: Any, lora: Path) -> Any:
+    """Put a LoRA file's adapters into a pipeline.
+
+    Raises:
+        ValueError: naming the file, where it is damaged or of another model.
+    """
+    try:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{lora} is no LoRA of {pipeline.config._name_or_path}: {first_line(error)}"
+        ) from error
+    if not pipeline.get_active_adapters():
+        raise ValueError(f"{lora} holds no adapter for {pipeline.config._name_or_path}")
+    return pipeline
 
 
 @contextmanager
@@ -178,9 +197,7 @@ class Checkpoint:
             raise ValueError(
                 f"{lora} is a LoRA, and nothing says of which base: score the run directory that it lies in"
             )
-        pipeline = load_pipeline(self.base)
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
-        return pipeline
+        return with_lora(load_pipeline(self.base), lora)
 
     def _lora_file(self) -> Path | None:
         if self.weights is None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from evals import metrics, stats
 from evals import rows as score_rows
+from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.rows import PROMPT
@@ -503,9 +504,9 @@ def write(
     if out.suffix != ".md":
         raise ValueError(f"--out must be a .md file, not {out}; the numbers go beside it as .csv")
     comparison = compare(score_rows.read(paths), resamples)
-    score_rows.write_text(markdown(comparison, command), out)
+    write_text(markdown(comparison, command), out)
     text = tidy(comparison).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    score_rows.write_text(text, out.with_suffix(".csv"))
+    write_text(text, out.with_suffix(".csv"))
     return comparison
 
 

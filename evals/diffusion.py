@@ -347,6 +347,24 @@ class PromptEncoder:
         """Embeddings [B, L, D] float32 on the encoder's device; longer texts are cut at the tokenizer's length."""
         return torch.stack([self._one(text) for text in texts])
 
+    def what_is_cut(self, name: str, texts: Sequence[str]) -> str:
+        """A sentence on texts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
+
+        Args:
+            name: of the prompt set.
+            texts: its prompts.
+        """
+        limit = self.tokenizer.model_max_length
+        lengths = [
+            len(tokens) for tokens in self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        ]
+        count = sum(length > limit for length in lengths)
+        return (
+            f"note: {count} of the {len(texts)} prompts of {name} are longer than the {limit} tokens that the model reads"
+            if count
+            else ""
+        )
+
     def _one(self, text: str) -> Tensor:
         found = self._cache.get(text)
         if found is None:

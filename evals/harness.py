@@ -27,6 +27,7 @@ from evals import rows as score_rows
 from evals import scorers, suites
 from evals.checkpoints import Checkpoint, resolve
 from evals.diffusion import Painter, decode
+from evals.files import write_text
 from evals.suites import Part, Suite
 from prompts import Prompt
 
@@ -159,9 +160,10 @@ class Pictures:
         if missing:
             if self._painter is None:
                 self._painter = self._new_painter()
+            _say_what_is_cut(self._painter, part)
             for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
                 _save(picture, item.path(folder))
-        return torch.stack([_read(item.path(folder)) for item in items])
+        return _stacked([item.path(folder) for item in items])
 
     def of_base(self, part: Part, items: Sequence[Item]) -> Tensor:
         """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
@@ -169,6 +171,28 @@ class Pictures:
             return self.of(part, items)
         base = self.checkpoint.its_base()
         return Pictures(base, self.suite, self.root).of(part, items)
+
+
+def _say_what_is_cut(painter: Painter, part: Part) -> None:
+    """Name prompts that the model will not read to their end."""
+    if note := painter.encoder.what_is_cut(part.prompt_set, [p.text for p in prompts.load(part.prompt_set)]):
+        print(note, file=sys.stderr)
+
+
+def _stacked(paths: Sequence[Path]) -> Tensor:
+    """Pictures of one size.
+
+    Raises:
+        ValueError: naming the first that is of another size than the one before.
+    """
+    pictures = [_read(path) for path in paths]
+    for before, picture, path in zip(pictures, pictures[1:], paths[1:], strict=False):
+        if picture.shape != before.shape:
+            (_, high, wide), (_, height, width) = before.shape, picture.shape
+            raise ValueError(
+                f"{path} is {width} x {height} pixels, but the one before is {wide} x {high}: delete it, and it is drawn again"
+            )
+    return torch.stack(pictures)
 
 
 MARK = "source.json"
@@ -200,7 +224,7 @@ def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> None:
     for old in folder.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
-    score_rows.write_text(_source(checkpoint, suite), folder / MARK)
+    write_text(_source(checkpoint, suite), folder / MARK)
 
 
 def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> Iterator[tuple[Item, Tensor]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evals.rows import write_bytes
+from evals.files import write_bytes
 
 GAP, ZOOM = 6, 2
 

@@ -26,6 +26,7 @@ import prompts
 from evals import compare, metrics, stats, svg
 from evals import rows as score_rows
 from evals.compare import BASE, Comparison, Estimate
+from evals.files import write_text
 from evals.metrics._parity import GROUPS
 
 SAMPLE = 6
@@ -104,7 +105,7 @@ def write(
     """
     rows = score_rows.read(paths)
     comparison = compare.compare(rows, resamples)
-    score_rows.write_text(render(rows, comparison, runs, images, command), out)
+    write_text(render(rows, comparison, runs, images, command), out)
 
 
 def render(rows: pd.DataFrame, comparison: Comparison, runs: Path, images: Path, command: str) -> str:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from evals.files import write_bytes
 
 
 class Row(NamedTuple):
@@ -69,27 +69,6 @@ def write(rows: pd.DataFrame, path: Path | str) -> None:
     text = rows.loc[:, list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
     content = text.encode("utf-8")
     write_bytes(gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content, path)
-
-
-def write_text(text: str, path: Path | str) -> None:
-    """Write a text file atomically."""
-    write_bytes(text.encode("utf-8"), path)
-
-
-def write_bytes(content: bytes, path: Path | str) -> None:
-    """Write a file beside its place, flush it to the disk, rename it: a full disk or a kill leaves the old file as it was."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def begins_as_scores(path: Path) -> bool:

@@ -178,9 +178,7 @@ def test_the_launcher_trains_on_two_processes(
 def test_a_mistake_on_two_processes_is_one_sentence(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:
-    code, stderr = ended(
-        launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "tasks.redness.batch=7")
-    )
+    code, stderr = ended(launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "tasks.redness.batch=7"))
     assert code == 2
     assert stderr.startswith("error: tasks.redness.batch is 7 images")
     assert len(stderr.splitlines()) == 1

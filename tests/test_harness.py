@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
 
+import prompts
 from evals import checkpoints, harness, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.diffusion import Sampling
 from evals.miniature import weights_folder
 from evals.suites import Part, Suite
+from prompts import Prompt
 from tests.synthetic_rows import study
 
 SMALL = Suite(
@@ -107,6 +112,47 @@ def test_pictures_of_other_weights_are_not_taken(base_run: Path, tmp_path: Path)
     before = foreign.stat().st_mtime_ns
     harness.score(str(base_run), out, "small")
     assert foreign.stat().st_mtime_ns != before
+
+
+def test_a_kept_picture_of_another_size_is_named(base_run: Path, tmp_path: Path):
+    out = tmp_path / "scores" / "x.csv"
+    harness.score(str(base_run), out, "small")
+    out.unlink()
+    picture = sorted((tmp_path / "images" / "base-miniature-0").rglob("0.png"))[3]
+    Image.new("RGB", (40, 30)).save(picture)
+    with pytest.raises(
+        ValueError, match=r"0\.png is (40 x 30|64 x 64) pixels, but the one before is .*delete it"
+    ):
+        harness.score(str(base_run), out, "small")
+
+
+def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    long = Prompt("long", "a red circle " * 40, (), {"group": "skin_tone", "occupation": "baker"})
+    short = Prompt("short", "a portrait of a baker", (), {"group": "skin_tone", "occupation": "baker"})
+    monkeypatch.setattr(prompts, "load", lambda _name: (short, long, replace(short, id="again")))
+    harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    assert (
+        "note: 1 of the 3 prompts of miniature-portraits-unseen are longer than the"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_lora_of_another_model_is_named(tmp_path: Path):
+    lora = tmp_path / checkpoints.LORA_FILE
+    for tensors in (
+        {"unet.foreign.lora_A.weight": torch.zeros(2, 3), "unet.foreign.lora_B.weight": torch.zeros(3, 2)},
+        {"text": torch.zeros(3)},
+    ):
+        save_file(tensors, lora)
+        with pytest.raises(ValueError, match=checkpoints.LORA_FILE):
+            checkpoints.with_lora(checkpoints.load_pipeline(str(weights_folder("pipeline"))), lora)
+
+
+def test_a_folder_has_no_revision():
+    with pytest.raises(ValueError, match=r"revision is main, but .* is a folder"):
+        checkpoints.load_pipeline(str(weights_folder("pipeline")), "main")
 
 
 def test_trained_on_is_marked(tmp_path: Path):

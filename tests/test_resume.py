@@ -79,14 +79,14 @@ def in_file(number: int) -> None:
 
 def before_pointer(_: int) -> None:
     """Die when the third checkpoint is whole but not yet named."""
-    write = states.write_atomically
+    write = states.write_text
 
-    def write_or_die(path: Path, text: str) -> None:
-        if path.name == "latest.json" and "000003" in text:
+    def write_or_die(text: str, path: Path | str) -> None:
+        if Path(path).name == "latest.json" and "000003" in text:
             kill()
-        write(path, text)
+        write(text, path)
 
-    states.write_atomically = write_or_die
+    states.write_text = write_or_die
 
 
 def with_full_disk(_: int) -> None:

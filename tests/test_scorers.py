@@ -172,6 +172,11 @@ def test_kid_is_its_definition_and_zero_in_the_mean_for_one_distribution():
     assert float(kid_pseudo_values(x, x).abs().max()) < 1e-6
 
 
+def test_kid_needs_three_images():
+    with pytest.raises(ValueError, match="at least 3 images"):
+        kid_pseudo_values(torch.zeros(2, 5), torch.zeros(2, 5))
+
+
 def test_kid_pseudo_values_have_the_variance_of_the_estimate():
     generator = torch.Generator().manual_seed(3)
     drawn = [torch.randn(2, 60, 4, generator=generator, dtype=torch.float64) for _ in range(300)]

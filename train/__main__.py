@@ -22,7 +22,7 @@ from evals.diffusion import Schedule
 from train import experiments
 from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
-from train.loop import Stopped, train
+from train.loop import Run, Stopped, train
 from train.objective import step_weights
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
 from train.state import Identity, Progress
@@ -90,6 +90,7 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
             return 0
         accelerator = new_accelerator()
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
+        say_what_is_cut(ready)
     except ValueError as mistake:
         return leave(str(mistake), 2)
     except GateBroken as broken:
@@ -114,6 +115,13 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
     accelerator.end_training()
     say(f"{name} is finished: {out}")
     return 0
+
+
+def say_what_is_cut(ready: Run) -> None:
+    """Name prompts that the model will not read to their end."""
+    for name, prompt_set in ready.prompt_sets.items():
+        if note := ready.policy.painter.encoder.what_is_cut(name, [prompt.text for prompt in prompt_set]):
+            say(note, to_stderr=True)
 
 
 def say(message: str, to_stderr: bool = False) -> None:

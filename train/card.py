@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ import torch
 from evals.checkpoints import ROOT
 from prompts import Prompt, digest
 from train.config import Experiment, as_json
-from train.state import Progress, write_atomically
+from train.state import Progress
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
@@ -59,11 +57,6 @@ def card(
         "sampling": as_json(experiment)["sampling"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def write_card(path: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json as a whole or not at all."""
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def git_commit() -> tuple[str | None, bool | None]:

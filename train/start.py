@@ -16,6 +16,7 @@ from torch import Tensor
 
 import prompts
 from evals.checkpoints import load_pipeline
+from evals.files import write_text
 from train import card
 from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences
@@ -233,7 +234,7 @@ def hand_over(run: Run, name: str) -> None:
             run.world,
             run.accelerator.device,
         )
-        card.write_card(run.out / "run.json", record)
+        write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
     run.accelerator.wait_for_everyone()
 
 

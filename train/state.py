@@ -24,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evals.files import sync_folder, write_text
+
 FORMAT = 1
 _CHECKPOINT = re.compile(r"\d{6,}-\d+")
-_OURS = re.compile(r"latest\.json|\.latest\.json\.tmp|\.?\d{6,}-\d+(\.tmp)?")
+_OURS = re.compile(r"latest\.json|\.latest\.json\..*\.part|\.?\d{6,}-\d+(\.tmp)?")
 
 
 @dataclass
@@ -59,17 +61,6 @@ class Identity:
     seed: int
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content as a whole: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def save(
     folder: Path, progress: Progress, identity: Identity, tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
@@ -87,13 +78,13 @@ def save(
         for file, values in tensors.items():
             _save_tensors(temporary / f"{file}.safetensors", values)
         record = {"format": FORMAT, "progress": asdict(progress), "identity": asdict(identity)}
-        write_atomically(temporary / "progress.json", json.dumps(record, indent=1))
+        write_text(json.dumps(record, indent=1), temporary / "progress.json")
         if latest(folder) == folder / name:  # the same place reached again after a resume: nothing to add
             return
         shutil.rmtree(folder / name, ignore_errors=True)  # left by a kill before it was named
         temporary.replace(folder / name)
-        _sync(folder)
-        write_atomically(folder / "latest.json", json.dumps({"folder": name}))
+        sync_folder(folder)
+        write_text(json.dumps({"folder": name}), folder / "latest.json")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in checkpoints(folder):
@@ -208,15 +199,6 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class MetricsLog:

@@ -23,9 +23,13 @@ def kid_pseudo_values(x: Tensor, y: Tensor) -> Tensor:
     With z = (x, y) and h(z_i, z_j) = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i), the estimate is the mean of h
     over i != j (Gretton et al., JMLR 2012, Eq 4). Its jackknife pseudo-values have the estimate as their mean and the
     right variance over n, so that resampling them gives the interval of a U-statistic.
+
+    Raises:
+        ValueError: for fewer than three pairs, which have no such values.
     """
     n = len(x)
-    assert n > 2
+    if n < 3:
+        raise ValueError(f"the kid scorer needs at least 3 images of a prompt set, and there are {n}")
     assert x.shape == y.shape
     x, y = x.double(), y.double()
     cross = cubic_kernel(x, y)

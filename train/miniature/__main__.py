@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from evals.rows import write_text
+from evals.files import write_text
 
 STAGES = ("autoencoder", "denoiser", "blip", "imagereward", "judge")
 NEEDS = {"denoiser": ("autoencoder",), "imagereward": ("denoiser", "blip"), "judge": ("denoiser",)}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from evals.rows import write_text
+from evals.files import write_text
 from prompts.world import OBJECTS, RELATIONS, all_captions, scene_caption
 from train.miniature.data import BINDING, FACES, NOISIER, SHIPPED, WORDS, Bias, draw_examples
 from train.miniature.fitting import Schedule, fit
