@@ -33,8 +33,21 @@ def test_crisp_scenes_are_read_back():
         found = measure.find_objects(picture)
         scores.append(measure.detection_score(expect, found))
         assert measure.fully_right(expect, found)
-    assert min(scores) > 0.7  # small stars are the hardest
+    assert min(scores) > 0.85
     assert np.mean(scores) > 0.95
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_a_crisp_drawing_of_any_shape_is_without_fault(shape: str):
+    rng = np.random.default_rng([7, world.SHAPES.index(shape)])
+    confidences = []
+    for i in range(60):
+        what = world.Object(tuple(world.COLOURS)[i % 6], shape)
+        (found,) = measure.find_objects(draw_scene(place((what,), None, rng, 0.5), CRISP, rng))
+        assert found.what == what
+        confidences.append(found.confidence)
+    assert np.mean(np.array(confidences) == 1.0) > 0.85
+    assert min(confidences) > 0.7
 
 
 def test_a_missing_object_halves_the_detection_score():

@@ -32,6 +32,13 @@ CLEAR = 0.6
 """Share of a crisp face's `eye_contrast`, at the tone read, above which a face is clear."""
 CRISP_EYES = (90, 89, 89, 88, 87, 86, 82, 74, 77, 72)
 """`eye_contrast` of crisp portraits of each Monk tone, the median of the renderer's."""
+CLEAN_OVERLAP = dict.fromkeys(SHAPES, 0.88) | {"star": 0.80}
+"""Overlap with its outline from which a shape is drawn without fault: what 19 of 20 crisp drawings of it reach, and .88 at most.
+
+A star is nearly all edge, so that half a pixel takes off it what takes a whole one off a circle.
+"""
+TOLD_APART = 0.6
+"""Overlap below which a patch is of no shape."""
 DETECTED = 0.5
 """Confidence from which an object counts as shown."""
 _GRID = 24
@@ -104,9 +111,9 @@ def _shape_overlaps(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return overlaps
 
 
-def _confidence(overlap: float) -> float:
-    """0 at an overlap of .6, where shapes stop being told apart, 1 from .88, which clean drawings reach."""
-    return float(np.clip((overlap - 0.6) / 0.28, 0, 1))
+def _confidence(shape: str, overlap: float) -> float:
+    """0 up to `TOLD_APART`, 1 from the shape's `CLEAN_OVERLAP`."""
+    return float(np.clip((overlap - TOLD_APART) / (CLEAN_OVERLAP[shape] - TOLD_APART), 0, 1))
 
 
 def find_objects(picture: Picture) -> list[Found]:
@@ -131,7 +138,7 @@ def _as_object(mask: NDArray[np.bool_], colour: str) -> Found:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return Found(
         Object(colour, SHAPES[best]),
-        _confidence(float(overlaps[best])),
+        _confidence(SHAPES[best], float(overlaps[best])),
         float(columns[0] + columns[-1]) / 2,
         float(rows[0] + rows[-1]) / 2,
         float(columns[-1] - columns[0] + 1),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from train.config import Experiment, Reward, Task
+from train.experiments.imagereward import MINIATURE_UPDATE
 from train.experiments.imagereward import MODELS as IMAGEREWARD
 
 TASK = Task(
@@ -28,5 +29,10 @@ TASK = Task(
 )
 
 MODELS: dict[str, Experiment] = {
-    "miniature": replace(IMAGEREWARD["miniature"], tasks=(TASK,), iterations=32),
+    "miniature": replace(
+        IMAGEREWARD["miniature"],
+        tasks=(TASK,),
+        update=replace(MINIATURE_UPDATE, lr=1e-4),  # twice the batch bears more
+        iterations=32,
+    ),
 }
