@@ -37,7 +37,7 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as no experiment has a
 
 PY := .venv/bin/python
 VENV := .venv/.complete
-LAUNCH = $(PY) -m train$(if $(filter-out 1,$(GPUS)),.launch $(GPUS))
+PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 
 # A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
 part = $(word $1,$(subst -, ,$2))
@@ -87,7 +87,7 @@ $(EXPERIMENTS:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs
 ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
 $(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
 	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
-	$(LAUNCH) $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D) $(SET:%=--set '%')
+	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')
 
 ## eval | scores every run that has no scores yet, and the base models they came from
 eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -24,7 +24,7 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 DAMAGE = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     RuntimeError,
@@ -119,24 +119,33 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
     """Put a LoRA file's adapters into a pipeline.
 
     Raises:
-        ValueError: naming the file, where it is damaged or of another model.
+        ValueError: naming the file, where it is damaged, or where not all of its tensors have a place in the pipeline.
     """
+    from diffusers.utils import logging as diffusers_logging
+
     try:
-        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+        with safe_open(lora, "pt") as file:
+            given = [name for name in file.keys() if not name.endswith((".alpha", ".dora_scale"))]  # noqa: SIM118
+        with _quiet(diffusers_logging):
+            pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+        models = (pipeline.unet, pipeline.text_encoder)
+        placed = sum("lora_" in name for model in models for name, _ in model.named_parameters())
+        if placed < len(given):
+            raise ValueError(f"{len(given) - placed} of its {len(given)} tensors have no place there")
+        if not placed:
+            raise ValueError("it holds no tensor")
     except DAMAGE as error:
         raise ValueError(
             f"{lora} is no LoRA of {pipeline.config._name_or_path}: {first_line(error)}"
         ) from error
-    if not pipeline.get_active_adapters():
-        raise ValueError(f"{lora} holds no adapter for {pipeline.config._name_or_path}")
     return pipeline
 
 
 @contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """Errors only from a library's log."""
+    """Nothing from a library's log: what goes wrong is raised."""
     before = library.get_verbosity()
-    library.set_verbosity_error()
+    library.set_verbosity(library.CRITICAL)
     try:
         yield
     finally:

@@ -359,8 +359,9 @@ class PromptEncoder:
             len(tokens) for tokens in self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
         ]
         count = sum(length > limit for length in lengths)
+        are = "is" if count == 1 else "are"
         return (
-            f"note: {count} of the {len(texts)} prompts of {name} are longer than the {limit} tokens that the model reads"
+            f"note: {count} of the {len(texts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
             if count
             else ""
         )

@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-UNFINISHED = ".part"
-
 
 def write_text(text: str, path: Path | str) -> None:
     """Write a text file in UTF-8."""
@@ -18,17 +16,24 @@ def write_bytes(content: bytes, path: Path | str) -> None:
     """Write a file beside its place, flush it to the disk, rename it, make the name durable."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(name, path)
         sync_folder(path.parent)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The permissions that new files do not get; reading them means setting them."""
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
 
 
 def sync_folder(folder: Path) -> None:

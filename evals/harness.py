@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,15 +184,16 @@ def _stacked(paths: Sequence[Path]) -> Tensor:
     """Pictures of one size.
 
     Raises:
-        ValueError: naming the first that is of another size than the one before.
+        ValueError: naming the first that is of another size than most.
     """
     pictures = [_read(path) for path in paths]
-    for before, picture, path in zip(pictures, pictures[1:], paths[1:], strict=False):
-        if picture.shape != before.shape:
-            (_, high, wide), (_, height, width) = before.shape, picture.shape
-            raise ValueError(
-                f"{path} is {width} x {height} pixels, but the one before is {wide} x {high}: delete it, and it is drawn again"
-            )
+    (usual, _), *others = Counter(picture.shape for picture in pictures).most_common()
+    if others:
+        odd, path = next((p.shape, path) for p, path in zip(pictures, paths, strict=True) if p.shape != usual)
+        raise ValueError(
+            f"{path} is {odd[2]} x {odd[1]} pixels, but most are {usual[2]} x {usual[1]}: "
+            f"delete this one, and it is drawn again"
+        )
     return torch.stack(pictures)
 
 

@@ -33,7 +33,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 
 SEEN_RELATIONS = ("and", "next to", "on side of", "left of", "above")
 PRACTISED_RELATIONS = ("and", "next to", "above", "on side of", "left of", "above")
-"""What the training prompts take turns with: `above` is the only one of the seen that stacks, so it comes twice."""
+"""What the training prompts take turns with: of `SEEN_RELATIONS` only `above` stacks, so it comes twice."""
 UNSEEN_RELATIONS = ("near", "beside", "right of", "below")
 RELATIONS = SEEN_RELATIONS + UNSEEN_RELATIONS
 """The paper's five (section 3.3: and, next to, near, on side of, beside) and four directions."""
@@ -218,7 +218,7 @@ def portrait_prompt(occupation: str, tags: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _scenes(seed: int, count: int, unseen: bool) -> list[dict[str, Any]]:
-    """`count` scene prompts without repetition, every relation equally often, in a seeded order; for training the vertical one twice."""
+    """`count` scene prompts without repetition, relations in turn, in a seeded order."""
     relations = UNSEEN_RELATIONS if unseen else PRACTISED_RELATIONS
     rng = random.Random(seed)  # a generator of its own: nobody's global state
     pairs = [p for p in permutations(OBJECTS, 2) if is_unseen_pair(*p) == unseen]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from tests import toy
@@ -197,7 +198,8 @@ def test_every_experiment_is_possible_on_one_and_two_processes(name: str) -> Non
 def test_joint_is_the_union_of_the_three() -> None:
     for model, joint in experiments.models("joint").items():
         three = [experiments.load(name, model) for name in ("imagereward", "compositionality", "fairness")]
-        assert joint.tasks == tuple(task for experiment in three for task in experiment.tasks)
+        tasks = [task for experiment in three for task in experiment.tasks]
+        assert joint.tasks == tuple(replace(task, batch=96) for task in tasks)
 
 
 def test_dry_run_says_what_it_would_cost(run: Run, tmp_path: Path) -> None:
@@ -245,6 +247,15 @@ def test_foreign_folders_and_files_are_refused(run: Run, tmp_path: Path) -> None
     assert (tmp_path / "paper" / "state" / "of the art.txt").is_file()
     (tmp_path / "paper" / "state" / "of the art.txt").unlink()
     refused(run(out=tmp_path / "paper"), "no run directory", "unet")
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_they_start(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run("--processes", "2", "--set", "tasks.redness.batch=7"), "tasks.redness.batch is 7 images")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused(run("--processes", "3", "--set", "tasks.batch=12"), "--processes is 3", "2 GPUs")
 
 
 def test_a_dry_run_refuses_what_the_run_would(run: Run, tmp_path: Path) -> None:

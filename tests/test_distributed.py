@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -136,68 +140,120 @@ def test_metrics_are_those_of_one_process(runs: dict[int, Any], world: int) -> N
         assert ours["first_ratio_max_dev"] == 0.0
 
 
-def launched(out: Path, base: Path, prompts: Path, *settings: str) -> subprocess.Popen[str]:
-    """The toy experiment on two processes, as `make train-... GPUS=2` starts them, in a session of their own."""
-    arguments = ["toy", "--on", "tiny", "--out", str(out)]
+@contextmanager
+def launched(out: Path, base: Path, prompts: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
+    """The toy experiment on two processes, as `make train-... GPUS=2` starts them; whatever is left of them at the end is killed."""
+    arguments = ["toy", "--on", "tiny", "--processes", "2", "--out", str(out)]
     for setting in settings:
         arguments += ["--set", setting]
-    program = f"import sys; from train.launch import launch; sys.exit(launch(2, 'tests.toy', {arguments!r}))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program],
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.toy", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOY_BASE": str(base), "TOY_PROMPTS": str(prompts)},
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
-        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for child in left:
+            child.kill()
+        process.kill()
+        process.wait()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and standard error; whatever hangs is killed with all that it started."""
-    try:
-        _, stderr = process.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    """Exit code and standard error."""
+    _, stderr = process.communicate(timeout=280)
     return process.returncode, stderr
+
+
+def has_begun(run: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a task's update is recorded."""
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 240
+    while not log.is_file() or not log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_the_launcher_trains_on_two_processes(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:
-    code, stderr = ended(launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "iterations=1"))
+    run = tmp_path / "run"
+    with launched(run, tiny_pipeline_dir, toy_prompts, "iterations=1") as process:
+        code, stderr = ended(process)
     assert code == 0, stderr[-2000:]
-    card = json.loads((tmp_path / "run" / "run.json").read_text())
+    card = json.loads((run / "run.json").read_text())
     assert card["hardware"]["processes"] == 2
-    assert (tmp_path / "run" / "model_index.json").is_file()
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (run / "model_index.json").is_file()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
 def test_a_mistake_on_two_processes_is_one_sentence(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:
-    code, stderr = ended(launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "tasks.redness.batch=7"))
+    """One that shows only once the model is there; those that show before are in test_bad_input_train."""
+    with launched(tmp_path / "run", tiny_pipeline_dir, toy_prompts, "update.trained_steps=99") as process:
+        code, stderr = ended(process)
     assert code == 2
-    assert stderr.startswith("error: tasks.redness.batch is 7 images")
-    assert len(stderr.splitlines()) == 1
+    assert [line for line in stderr.splitlines() if line.startswith("error")] == [stderr.splitlines()[-1]]
+    assert stderr.splitlines()[-1].startswith("error: update.trained_steps is 99")
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_saves_and_stops(
-    number: signal.Signals, tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+def test_ctrl_c_to_the_launcher_saves_and_stops(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = launched(run, tiny_pipeline_dir, toy_prompts, "iterations=100000", "save_every=100000")
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    code, stderr = ended(process)
-    assert code == 128 + number, stderr[-2000:]
-    assert f"stopped by {number.name} after iteration" in stderr
+    with launched(run, tiny_pipeline_dir, toy_prompts, "iterations=100000", "save_every=100000") as process:
+        has_begun(run, process)
+        process.send_signal(signal.SIGINT)
+        code, stderr = ended(process)
+    assert code == 130, stderr[-2000:]
+    assert "stopped by SIGINT after iteration" in stderr
     assert "Traceback" not in stderr
     assert (run / "state" / "latest.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_is_named(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with launched(run, tiny_pipeline_dir, toy_prompts, "iterations=100000") as process:
+        has_begun(run, process)
+        workers = psutil.Process(process.pid).children()
+        (second,) = (worker for worker in workers if worker.environ()["RANK"] == "1")
+        second.kill()
+        code, stderr = ended(process)
+        assert not any(worker.is_running() for worker in workers)
+    assert code == 128 + signal.SIGKILL
+    assert stderr.splitlines()[-1] == "error: process 1 was killed by signal 9"
+
+
+def _save_to_a_disk_that_is_full(base: str, prompts: str, out: str) -> None:
+    from train.__main__ import run as trainer
+
+    if os.environ["RANK"] == "0":
+        import train.state
+
+        train.state.save_file = _refuse  # type: ignore[assignment]
+    import evals.scorers
+
+    evals.scorers.load = toy.load_scorer  # type: ignore[assignment]
+    sys.exit(trainer(experiment_of(base, prompts, lora=False), "toy-tiny-0", "tiny", 0, Path(out)))
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_of_the_main_process_stops_both(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    arguments = (str(tiny_pipeline_dir), str(toy_prompts), str(tmp_path / "run"))
+    assert toy.launch(2, _save_to_a_disk_that_is_full, *arguments) == [1, 1]

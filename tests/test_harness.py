@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,12 +119,16 @@ def test_a_kept_picture_of_another_size_is_named(base_run: Path, tmp_path: Path)
     out = tmp_path / "scores" / "x.csv"
     harness.score(str(base_run), out, "small")
     out.unlink()
-    picture = sorted((tmp_path / "images" / "base-miniature-0").rglob("0.png"))[3]
+    first = next(iter(prompts.load("miniature-portraits-unseen"))).id
+    picture = tmp_path / "images" / "base-miniature-0" / "miniature-portraits-unseen" / first / "0.png"
+    whole = picture.read_bytes()
     Image.new("RGB", (40, 30)).save(picture)
-    with pytest.raises(
-        ValueError, match=r"0\.png is (40 x 30|64 x 64) pixels, but the one before is .*delete it"
-    ):
+    message = f"{picture} is 40 x 30 pixels, but most are 64 x 64: delete this one, and it is drawn again"
+    with pytest.raises(ValueError, match=re.escape(message)):
         harness.score(str(base_run), out, "small")
+    picture.unlink()
+    harness.score(str(base_run), out, "small")
+    assert picture.read_bytes() == whole
 
 
 def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
@@ -134,20 +139,56 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
     monkeypatch.setattr(prompts, "load", lambda _name: (short, long, replace(short, id="again")))
     harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
     assert (
-        "note: 1 of the 3 prompts of miniature-portraits-unseen are longer than the"
-        in capsys.readouterr().err
+        "note: 1 of the 3 prompts of miniature-portraits-unseen is longer than the" in capsys.readouterr().err
     )
 
 
-def test_a_lora_of_another_model_is_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("of another model", "is no LoRA of"),
+        ("half a pair", "is no LoRA of"),
+        ("no tensors", "is no LoRA of"),
+        ("partly of another model", "is no LoRA of .*: 2 of its 4 tensors have no place there"),
+    ],
+)
+def test_a_lora_of_another_model_is_named(
+    tmp_path: Path, damage: str, message: str, capfd: pytest.CaptureFixture[str]
+):
+    pipeline = checkpoints.load_pipeline(str(weights_folder("pipeline")))
+    names = {name for name, _ in pipeline.unet.named_modules()}
+    fits = f"unet.{next(name for name in sorted(names) if name.endswith('attn1.to_q'))}"
+    width = pipeline.unet.get_submodule(fits.removeprefix("unet.")).in_features
+
+    def pair(name: str, size: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.lora_A.weight": torch.zeros(2, size), f"{name}.lora_B.weight": torch.zeros(size, 2)}
+
+    tensors = {
+        "of another model": pair("unet.foreign", 3),
+        "half a pair": {f"{fits}.lora_A.weight": torch.zeros(2, width)},
+        "no tensors": {},
+        "partly of another model": pair(fits, width) | pair("unet.foreign.attn1.to_q", width),
+    }[damage]
     lora = tmp_path / checkpoints.LORA_FILE
-    for tensors in (
-        {"unet.foreign.lora_A.weight": torch.zeros(2, 3), "unet.foreign.lora_B.weight": torch.zeros(3, 2)},
-        {"text": torch.zeros(3)},
-    ):
-        save_file(tensors, lora)
-        with pytest.raises(ValueError, match=checkpoints.LORA_FILE):
-            checkpoints.with_lora(checkpoints.load_pipeline(str(weights_folder("pipeline"))), lora)
+    save_file(tensors, lora)
+    with pytest.raises(ValueError, match=message) as refused:
+        checkpoints.with_lora(pipeline, lora)
+    assert str(lora) in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_lora_that_fits_is_put_in(tmp_path: Path):
+    pipeline = checkpoints.load_pipeline(str(weights_folder("pipeline")))
+    name = next(n for n, _ in pipeline.unet.named_modules() if n.endswith("attn1.to_q"))
+    layer = pipeline.unet.get_submodule(name)
+    shapes = {"A": (2, layer.in_features), "B": (layer.out_features, 2)}
+    lora = tmp_path / checkpoints.LORA_FILE
+    save_file({f"unet.{name}.lora_{half}.weight": torch.ones(shape) for half, shape in shapes.items()}, lora)
+    with_it = checkpoints.with_lora(pipeline, lora).unet.get_submodule(name)
+    x = torch.ones(1, layer.in_features)
+    assert torch.allclose(
+        with_it(x) - with_it.base_layer(x), torch.full((1, layer.out_features), 2.0 * x.sum())
+    )
 
 
 def test_a_folder_has_no_revision():

@@ -223,9 +223,8 @@ def test_unknown_experiment_is_one_sentence(sandbox: Sandbox) -> None:
         assert printed.startswith("unknown experiment 'fairnes': choose from base fairness joint\n")
 
 
-def test_several_processes_go_through_the_launcher(sandbox: Sandbox) -> None:
-    several = train("joint-miniature-0").replace("-m train", "-m train.launch 2")
-    assert sandbox.calls("train-joint", "GPUS=2") == [several]
+def test_gpus_are_processes(sandbox: Sandbox) -> None:
+    assert sandbox.calls("train-joint", "GPUS=2") == [train("joint-miniature-0", more=" --processes 2")]
 
 
 # from runs to the table

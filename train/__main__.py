@@ -15,6 +15,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import click
+import torch
 from tqdm import tqdm
 
 from evals.checkpoints import find_base
@@ -22,6 +23,7 @@ from evals.diffusion import Schedule
 from train import experiments
 from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
+from train.launch import launch
 from train.loop import Run, Stopped, train
 from train.objective import step_weights
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
@@ -57,22 +59,48 @@ from train.state import Identity, Progress
     metavar="FIELD=VALUE",
     help="Change a field of the experiment; repeatable.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes on this host: one to a GPU, or sharing the CPU.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
 def main(
-    experiment: str, model: str, seed: int, out: Path | None, settings: tuple[str, ...], dry_run: bool
+    experiment: str,
+    model: str,
+    seed: int,
+    out: Path | None,
+    settings: tuple[str, ...],
+    processes: int,
+    dry_run: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     try:
         chosen = override(experiments.load(experiment, model), settings)
+        check(chosen, processes)
         if dry_run:
-            check(chosen, processes=1)
             named_inputs(chosen, "cpu")
             click.echo(describe(chosen))
+        else:
+            refuse_to_share_gpus(processes)
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
+    if processes > 1 and not dry_run and "RANK" not in os.environ:
+        sys.exit(launch(processes))
     if not dry_run:
         name = f"{experiment}-{model}-{seed}"
         sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name))
+
+
+def refuse_to_share_gpus(processes: int) -> None:
+    """Raise ValueError where there are GPUs, but fewer than processes."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > gpus:
+        raise ValueError(
+            f"--processes is {processes}, but this machine has {gpus} GPUs, and each process needs one"
+        )
 
 
 def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> int:

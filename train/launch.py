@@ -1,61 +1,100 @@
-"""`python -m train.launch PROCESSES EXPERIMENT ...`: what `python -m train EXPERIMENT ...` does, on several processes of this host.
+"""Several processes of this host for one command: one to a GPU; without a GPU they share the CPU.
 
-One process to a GPU; without a GPU they share the CPU. This is torchrun's launcher, but for how it ends: the exit code is that of the
-process that failed first, which has said in a sentence why, and a signal leaves the processes the time to save.
+What torchrun does, but for how it ends: signals are passed on and leave the time to save, the exit code is that of the process that
+failed first, and what that one said stays the last word. `torchrun` and `accelerate launch` work as well, and several hosts need one of them.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import torch
+from accelerate.utils import check_cuda_p2p_ib_support
 
-SECONDS_TO_SAVE = 3600
-"""Until processes that were asked to stop are killed: they first end an update, which takes minutes at the paper's batch."""
+SECONDS_TO_SPEAK = 30
+"""After one process has failed, until the others are killed: they mostly fail of the same, and the first one says why."""
 
 
-def launch(processes: int, module: str, arguments: list[str]) -> int:
-    """Run a module on several processes.
+def launch(processes: int) -> int:
+    """Run the command that this process was started with once per process, each told its rank.
 
     Returns:
         the exit code: 0, that of the first to fail, or 128 and the number of the signal that ended it.
     """
+    everyone = os.environ | {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
     # without this each process would start a thread for every core of the host
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.disable(logging.ERROR)  # torchrun's account of a process that has already said what was wrong
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        shutdown_timeout=SECONDS_TO_SAVE,
-    )
+    everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if torch.cuda.is_available() and not check_cuda_p2p_ib_support():
+        everyone |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    workers: list[subprocess.Popen[bytes]] = []
+    with _signals_passed_on(workers):
+        for rank in range(processes):
+            mine = everyone | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # a session of its own: a Ctrl-C of the terminal comes from here only, and once
+            workers.append(
+                subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=mine, start_new_session=True)
+            )
+        return _ended(workers)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _signals_passed_on(workers: Sequence[subprocess.Popen[Any]]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C go to the workers, which know what to do; this process waits for them."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"error: process {rank} was killed by signal {-failure.exitcode}", file=sys.stderr)
-            return 128 - failure.exitcode
-        return int(failure.exitcode)
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
-    return 0
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def main() -> None:
-    """Read the number of processes; the rest is the trainer's."""
-    number, *arguments = sys.argv[1:] or [""]
-    if not number.isdecimal() or int(number) < 1:
-        sys.exit(f"error: {number!r} is no number of processes: python -m train.launch 2 EXPERIMENT ...")
-    sys.exit(launch(int(number), "train", arguments))
-
-
-if __name__ == "__main__":
-    main()
+def _ended(workers: Sequence[subprocess.Popen[Any]]) -> int:
+    """Wait for all, or for the first to fail and then a little for the others. Returns the exit code."""
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if not any(code is None for code in codes) or any(codes):
+            break
+        time.sleep(0.05)
+    failed = next((rank for rank, code in enumerate(codes) if code), None)
+    if failed is None:
+        return 0
+    deadline = time.monotonic() + SECONDS_TO_SPEAK
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    spoken = bool(workers[0].poll())  # only the first process speaks
+    for worker in workers:
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
+    code = int(codes[failed] or 0)
+    if code < 0:
+        print(f"error: process {failed} was killed by signal {-code}", file=sys.stderr)
+    elif not spoken:
+        print(f"error: process {failed} ended with code {code}", file=sys.stderr)
+    return code if code > 0 else 128 - code

@@ -515,13 +515,35 @@ def save(run: Run) -> None:
     """Write a checkpoint: gathered from all processes, written by the main one.
 
     Raises:
-        OSError: on the main process, where the disk refuses; the previous checkpoint is then untouched.
+        OSError: where the disk refuses; the previous checkpoint is then untouched.
     """
     random = random_states(run)
-    if run.log is not None:
+
+    def write() -> None:
+        assert run.log is not None
         run.progress.metrics_bytes = run.log.synced_bytes()
         states.save(run.out / "state", run.progress, run.identity, {**run.policy.state(), "random": random})
-    run.accelerator.wait_for_everyone()
+
+    on_main_process(run, write)
+
+
+def on_main_process(run: Run, work: Callable[[], None]) -> None:
+    """Write something on the main process; the others wait for it, and stop with it where it fails.
+
+    Raises:
+        OSError: on every process, where the disk refuses the main one.
+    """
+    failure: OSError | None = None
+    if run.accelerator.is_main_process:
+        try:
+            work()
+        except OSError as error:
+            failure = error
+    failed = gather(run, torch.tensor([int(failure is not None)])).any()
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError("the main process could not write")
 
 
 def random_states(run: Run) -> dict[str, Tensor]:

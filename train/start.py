@@ -22,7 +22,7 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
-from train.loop import Run
+from train.loop import Run, on_main_process
 from train.policy import Policy
 from train.rewards import load_scorers
 
@@ -32,7 +32,7 @@ def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> Non
 
 
 def new_accelerator() -> Accelerator:
-    """One process, or this one of those that accelerate or torchrun has launched: CUDA where there is one, else gloo on CPUs."""
+    """One process, or this one of those that were launched together: CUDA where there is one, else gloo on CPUs."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         # the same command gives the same weights; and fp32 means fp32, not TF32
@@ -214,7 +214,8 @@ def hand_over(run: Run, name: str) -> None:
     Raises:
         OSError: where the disk refuses; the state to resume from is untouched.
     """
-    if run.accelerator.is_main_process:
+
+    def write() -> None:
         temporary = run.out / ".handing-over.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -235,7 +236,8 @@ def hand_over(run: Run, name: str) -> None:
             run.accelerator.device,
         )
         write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
-    run.accelerator.wait_for_everyone()
+
+    on_main_process(run, write)
 
 
 def replace_path(source: Path, target: Path) -> None:

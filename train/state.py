@@ -90,6 +90,8 @@ def save(
     for old in checkpoints(folder):
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
+    for half in folder.glob(".latest.json.*.part"):  # left by a kill
+        half.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

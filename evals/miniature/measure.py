@@ -38,7 +38,7 @@ CLEAN_OVERLAP = dict.fromkeys(SHAPES, 0.88) | {"star": 0.80}
 A star is nearly all edge, so that half a pixel takes off it what takes a whole one off a circle.
 """
 TOLD_APART = 0.6
-"""Overlap below which a patch is of no shape."""
+"""Overlap up to which the confidence is 0."""
 DETECTED = 0.5
 """Confidence from which an object counts as shown."""
 _GRID = 24

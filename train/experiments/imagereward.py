@@ -24,7 +24,7 @@ TASK = Task(
 # What all experiments on the miniature start from. The paper's clip belongs to 16,384 latent dimensions. At equal exact KL the noise of the
 # averaged log-ratio goes as 1/D, so for 8 x 8 x 8 = 512 dimensions it is 1e-4 x 32 = 3.2e-3.
 MINIATURE_UPDATE = Update(
-    lr=6e-5,  # 1e-4 moves three times as far each iteration, and its seeds end further apart (results/README.md)
+    lr=6e-5,
     warmup=25,  # without it the first iteration moves the policy as far as twenty later ones
     decay="linear",
     clip=3.2e-3,
