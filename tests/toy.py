@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from evals.diffusion import Sampling
 from prompts import Prompt
 from train.config import Experiment, Reward, Task, Update
+from train.launch import free_port
 
 TOKENS = 12
 TEXTS = ("red", "blue", "star", "nurse", "pilot", "a circle", "square")
@@ -271,12 +271,6 @@ def launch(world: int, work: Callable[..., None], *arguments: Any, timeout: floa
     for process in processes:
         process.join()
     return [process.exitcode or 0 for process in processes]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _work(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
