@@ -101,9 +101,26 @@ def _score_part(
         values = scorer(
             images, [item.prompt for item in items], *([base] if scorer.scope == "paired" else [])
         )
+        _refuse_out_of_range(name, scorer.range, items, values)
         rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
         score_rows.write(pd.concat(rows), _partial(out))
     return rows
+
+
+def _refuse_out_of_range(
+    name: str, bounds: tuple[float, float], items: Sequence[Item], values: Tensor
+) -> None:
+    """Hold a scorer to the range that it states; NaN, not applicable, is none.
+
+    Raises:
+        ValueError: naming the first picture whose score is outside.
+    """
+    low, high = bounds
+    for i in ((values < low) | (values > high)).nonzero().flatten().tolist()[:1]:
+        raise ValueError(
+            f"scorer {name} gave {values[i]:g} to prompt {items[i].prompt.id}, image {items[i].image}, "
+            f"but states a range of {low:g} to {high:g}: mend evals/scorers/{name}.py"
+        )
 
 
 def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:
@@ -144,6 +161,7 @@ class Pictures:
     def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path) -> None:
         self.checkpoint, self.suite, self.root = checkpoint, suite, folder
         self._painter: Painter | None = None
+        self._told: set[str] = set()  # prompt sets of which it was said what is cut
         mine = folder / checkpoint.name
         self.kept = _is_claimed(mine, checkpoint, suite)
         if not self.kept:
@@ -161,7 +179,7 @@ class Pictures:
         if missing:
             if self._painter is None:
                 self._painter = self._new_painter()
-            _say_what_is_cut(self._painter, part)
+            self._say_what_is_cut(self._painter, part)
             for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
                 _save(picture, item.path(folder))
         return _stacked([item.path(folder) for item in items])
@@ -170,14 +188,17 @@ class Pictures:
         """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
         if self.checkpoint.experiment == BASE:
             return self.of(part, items)
-        base = self.checkpoint.its_base()
-        return Pictures(base, self.suite, self.root).of(part, items)
+        base = Pictures(self.checkpoint.its_base(), self.suite, self.root)
+        base._told = self._told
+        return base.of(part, items)
 
-
-def _say_what_is_cut(painter: Painter, part: Part) -> None:
-    """Name prompts that the model will not read to their end."""
-    if note := painter.encoder.what_is_cut(part.prompt_set, [p.text for p in prompts.load(part.prompt_set)]):
-        print(note, file=sys.stderr)
+    def _say_what_is_cut(self, painter: Painter, part: Part) -> None:
+        """Name prompts that the model will not read to their end, once."""
+        texts = [prompt.text for prompt in prompts.load(part.prompt_set)]
+        note = painter.encoder.what_is_cut(part.prompt_set, texts)
+        if note and part.prompt_set not in self._told:
+            print(note, file=sys.stderr)
+        self._told.add(part.prompt_set)
 
 
 def _stacked(paths: Sequence[Path]) -> Tensor:

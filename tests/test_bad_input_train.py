@@ -19,6 +19,7 @@ from tests import toy
 from train import experiments
 from train.__main__ import main
 from train.config import Experiment, Lora, Reward, as_json, check, differences, nearest_multiple, override
+from train.launch import STOPS
 from train.state import latest
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")
@@ -33,7 +34,7 @@ def run(
     """The command line on the toy experiment."""
     toy_one = toy.toy_experiment(tiny_pipeline_dir, toy_prompts, iterations=1)
     monkeypatch.setattr(experiments, "load", lambda _experiment, _model: toy_one)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPS}
 
     def invoke(*arguments: str, out: Path = tmp_path / "run") -> Result:
         return CliRunner().invoke(main, ["toy", "--on", "tiny", "--out", str(out), *arguments])

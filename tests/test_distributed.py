@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import toy
 from train.config import Experiment, Lora, Pretraining
+from train.launch import heeded
 
 BATCH = 12  # divides among one, two and three processes in groups of two
 
@@ -141,17 +144,18 @@ def test_metrics_are_those_of_one_process(runs: dict[int, Any], world: int) -> N
 
 
 @contextmanager
-def launched(out: Path, base: Path, prompts: Path, *settings: str) -> Iterator[subprocess.Popen[str]]:
+def launched(
+    out: Path, base: Path, prompts: Path, *settings: str, processes: int = 2, **how: Any
+) -> Iterator[subprocess.Popen[str]]:
     """The toy experiment on two processes, as `make train-... GPUS=2` starts them; whatever is left of them at the end is killed."""
-    arguments = ["toy", "--on", "tiny", "--processes", "2", "--out", str(out)]
+    arguments = ["toy", "--on", "tiny", "--processes", str(processes), "--out", str(out)]
     for setting in settings:
         arguments += ["--set", setting]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.toy", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOY_BASE": str(base), "TOY_PROMPTS": str(prompts)},
-        stderr=subprocess.PIPE,
-        text=True,
         cwd=Path(__file__).parent.parent,
+        **(how or {"stderr": subprocess.PIPE, "text": True}),
     )
     try:
         yield process
@@ -217,6 +221,39 @@ def test_ctrl_c_to_the_launcher_saves_and_stops(
     assert "stopped by SIGINT after iteration" in stderr
     assert "Traceback" not in stderr
     assert (run / "state" / "latest.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_closed_terminal_saves_and_stops(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path, processes: int
+) -> None:
+    """The bar can no longer be shown, and the hang-up itself is a signal."""
+    run, (terminal, inside) = tmp_path / "run", os.openpty()
+    settings = ("iterations=100000", "save_every=100000")
+    its_own = {
+        "stdin": inside,
+        "stdout": inside,
+        "stderr": inside,
+        "start_new_session": True,
+        "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    }
+    with launched(run, tiny_pipeline_dir, toy_prompts, *settings, processes=processes, **its_own) as process:
+        os.close(inside)
+        has_begun(run, process)
+        os.close(terminal)
+        assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    assert (run / "state" / "latest.json").is_file()
+
+
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    """Under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in heeded()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in heeded()
 
 
 @pytest.mark.slow

@@ -137,10 +137,25 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
     long = Prompt("long", "a red circle " * 40, (), {"group": "skin_tone", "occupation": "baker"})
     short = Prompt("short", "a portrait of a baker", (), {"group": "skin_tone", "occupation": "baker"})
     monkeypatch.setattr(prompts, "load", lambda _name: (short, long, replace(short, id="again")))
-    harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
-    assert (
-        "note: 1 of the 3 prompts of miniature-portraits-unseen is longer than the" in capsys.readouterr().err
-    )
+    tuned = write_run(tmp_path / "runs" / "joint-miniature-0", "joint", [])
+    harness.score(str(tuned), tmp_path / "scores" / "x.csv", "small")
+    note = "note: 1 of the 3 prompts of miniature-portraits-unseen is longer than the"
+    assert capsys.readouterr().err.count(note) == 1  # though the base is drawn as well, for KID
+
+
+def test_a_score_out_of_its_scorers_range_is_refused(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from evals.scorers import gold_utility
+
+    monkeypatch.setattr(gold_utility.Scorer, "range", (0.0, 1.5))
+    with pytest.raises(
+        ValueError,
+        match=r"scorer gold_utility gave [\d.]+ to prompt .*, image 0, but states a range of 0 to 1.5",
+    ):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    kept = score_rows.read([tmp_path / "scores" / "x.csv.partial"])
+    assert set(kept["scorer"]) == {"skin_tone"}  # what was scored before is not lost
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from evals.diffusion import Schedule
 from train import experiments
 from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
-from train.launch import launch
+from train.launch import heeded, launch, leave_terminal
 from train.loop import Run, Stopped, train
 from train.objective import step_weights
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
@@ -165,15 +165,17 @@ def leave(message: str, code: int) -> int:
 
 
 class StopOnSignal:
-    """Remembers that SIGTERM or Ctrl-C came, so that training can save between two updates. A second Ctrl-C does not wait for that."""
+    """Remembers that a signal of `STOPS` came, so that training can save between two updates. A second Ctrl-C does not wait for that."""
 
     def __init__(self) -> None:
         self._came = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heeded():
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self._came = number
+        if number == signal.SIGHUP:
+            leave_terminal()
         if number == signal.SIGINT:
             say("stopping after this update; Ctrl-C again stops at once", to_stderr=True)
             signal.signal(signal.SIGINT, signal.default_int_handler)

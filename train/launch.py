@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from accelerate.utils import check_cuda_p2p_ib_support
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals on which training saves and stops: asked to end, Ctrl-C, its terminal is closed."""
 SECONDS_TO_SPEAK = 30
 """After one process has failed, until the others are killed: they mostly fail of the same, and the first one says why."""
 
@@ -51,6 +54,20 @@ def launch(processes: int) -> int:
         return _ended(workers)
 
 
+def heeded() -> tuple[signal.Signals, ...]:
+    """`STOPS`, but for a hang-up that this process was told to ignore (nohup)."""
+    return tuple(n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
+
+
+def leave_terminal() -> None:
+    """After a hang-up: what would be said on the terminal goes nowhere, instead of failing. Files and pipes stay."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 def free_port() -> int:
     """A port of this host that nobody listens on."""
     with socket.socket() as probe:
@@ -60,14 +77,16 @@ def free_port() -> int:
 
 @contextmanager
 def _signals_passed_on(workers: Sequence[subprocess.Popen[Any]]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C go to the workers, which know what to do; this process waits for them."""
+    """The signals of `STOPS` go to the workers, which know what to do; this process waits for them."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         for worker in workers:
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         yield
     finally:
