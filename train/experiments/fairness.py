@@ -25,6 +25,7 @@ TASK = Task(
     root=True,
     credit="leave_one_out",
     unusable="worst",
+    max_invalid=0.75,  # unclear faces have a credit here; half of a batch was unclear in a joint run at 1e-4
     monitors=("gold_utility",),
 )
 
