@@ -20,7 +20,7 @@ SEEDS ?=
 SET ?=
 GPUS ?= 1
 RESULTS ?= results
-DEMO_SET ?= iterations=24 update.lr=1e-4
+DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
 comma := ,
 # Names are made of these, so what is no name is refused before anything is made of it.

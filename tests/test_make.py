@@ -329,7 +329,12 @@ def test_demo_keeps_to_its_own_folder(sandbox: Sandbox) -> None:
     printed = sandbox.make("demo", "SEEDS=7", "ON=sd15", "SET=iterations=9")
     assert log.read_text().splitlines() == [
         train(names[0], results),
-        train(names[1], results, " --set iterations=24 --set update.lr=1e-4"),
+        train(
+            names[1],
+            results,
+            " --set iterations=24 --set update.lr=1e-4"
+            " --set tasks.imagereward.batch=96 --set tasks.compositionality.batch=96",
+        ),
         *(score(name, results) for name in names),
         table(*names, results=results),
         report(*names, results=results),
