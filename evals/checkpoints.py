@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 
@@ -178,15 +179,19 @@ class Checkpoint:
         return f"{self.experiment}-{self.model}-{self.seed}"
 
     def digest(self) -> str:
-        """12 hex digits over what decides the pictures: the denoiser's files, or the id where it is on a hub.
+        """12 hex digits over what decides the pictures: all files of the pipeline, a LoRA's and its base's; the id of what is on a hub.
 
         The base's own run holds a copy of the base; its digest is that of the original.
         """
         local = Path(find_base(self.base)) if self.experiment == "base" and self.base else self.weights
-        files = _weight_files(local)
-        digest = hashlib.sha256(b"" if files else self.source.encode())
-        for file in files:
-            digest.update(file.read_bytes())
+        sources = [local or self.source, *([self.base] if self._lora_file() and self.base else [])]
+        digest = hashlib.sha256()
+        for source in sources:
+            files = _pipeline_files(source if isinstance(source, Path) else Path(find_base(source)))
+            digest.update(b"" if files else str(source).encode())
+            for file in files:
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()[:12]
 
     def its_base(self) -> Checkpoint:
@@ -217,17 +222,12 @@ class Checkpoint:
         return lora if lora.is_file() else None
 
 
-def _weight_files(weights: Path | None) -> list[Path]:
-    if weights is None or not weights.exists():
-        return []
+def _pipeline_files(weights: Path) -> list[Path]:
+    """Files of a pipeline's models, tokenizer and scheduler, and of a LoRA; none of what is not there."""
     if weights.is_file():
         return [weights]
-    parts = [
-        weights / LORA_FILE,
-        *sorted(weights.glob("unet/*.safetensors")),
-        *sorted(weights.glob("scheduler/*.json")),
-    ]
-    return [file for file in parts if file.is_file()]
+    files = [file for part in PARTS for file in sorted(weights.glob(f"{part}/*"))]
+    return [file for file in [weights / LORA_FILE, *files] if file.is_file()]
 
 
 def resolve(target: str) -> Checkpoint:

@@ -18,8 +18,9 @@ from evals import metrics, stats
 from evals import rows as score_rows
 from evals.files import write_text
 from evals.metrics import Metric
+from evals.metrics._parity import parity_floor
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
-from evals.rows import PROMPT
+from evals.rows import IMAGE, PROMPT
 from evals.stats import Array, Interval
 
 BASE = "base"
@@ -30,7 +31,6 @@ GOALS = (
     *("detection", "fully_right", "parity_excess", "parity"),
 )
 """The order of columns: what no run is trained on stands before what some run is."""
-DECIMALS = {"score": 3, "small": 5}
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
@@ -196,11 +196,20 @@ def _compare_model(
     made: list[tuple[_Cell, Outcome | None]] = []
     for experiment in experiments:
         of_experiment = rows[rows["experiment"] == experiment]
+        if experiment == BASE:
+            of_experiment = _without_copies(of_experiment)
         for scorer, names in by_scorer.items():
             mine = of_experiment[of_experiment["scorer"] == scorer]
             if len(mine):
                 made += _scorer_cells(names, mine, base, resampler)
     return [cell for cell, _ in made], [outcome for _, outcome in made if outcome is not None]
+
+
+def _without_copies(base: pd.DataFrame) -> pd.DataFrame:
+    """The base's rows of its lowest seed where all seeds say the same: of a base that was not trained a seed is a copy."""
+    key = ["scorer", *IMAGE]
+    varies = base.groupby(key)["value"].agg(lambda values: values.nunique(dropna=False)).gt(1).any()
+    return base if varies else base[base["seed"] == base["seed"].min()]
 
 
 def _first_row(rows: pd.DataFrame, experiment: str) -> int:
@@ -438,13 +447,11 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
 
 
 def number(metric: Metric, value: float, signed: bool = False) -> str:
-    """A value as printed: a share in per cent, a score with three decimals, a small one with five; NaN as a dash."""
+    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
     if math.isnan(value):
         return "–"
     sign = "+" if signed else ""
-    text = (
-        f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.{DECIMALS[metric.unit]}f}"
-    )
+    text = f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.3f}"
     return text.replace("-", "−")
 
 
@@ -524,6 +531,9 @@ def method_notes(comparison: Comparison) -> list[str]:
         "difference contains 0.",
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it.",
         f"Win rates count a tie as half. A tie is a difference of at most, fixed beforehand: {margins}.",
+        "The parity gap (Eq 12) of a perfectly fair generator is not 0: its floor is "
+        + ", ".join(f"{parity_floor(n):.3f} with {n}" for n in (8, 12, 16))
+        + " usable images of a prompt, exactly. The gap over its floor takes each prompt's own number.",
         "A share that is 0 or 100 % in every prompt has Wilson's interval with the prompts as n.",
     ]
 

@@ -12,8 +12,11 @@ def write_text(text: str, path: Path | str) -> None:
     write_bytes(text.encode("utf-8"), path)
 
 
-def write_bytes(content: bytes, path: Path | str) -> None:
-    """Write a file beside its place, flush it to the disk, rename it, make the name durable."""
+def write_bytes(content: bytes, path: Path | str, durable: bool = True) -> None:
+    """Write a file beside its place, flush it to the disk, rename it, make the name durable.
+
+    Without `durable` a power cut may take it, which is right for many small files that can be made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -21,10 +24,12 @@ def write_bytes(content: bytes, path: Path | str) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(name, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -7,28 +7,30 @@ lie in `<out>.partial` until all are there.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 import prompts
 from evals import rows as score_rows
 from evals import scorers, suites
-from evals.checkpoints import Checkpoint, resolve
-from evals.diffusion import Painter, decode
-from evals.files import write_text
+from evals.checkpoints import Checkpoint, first_line, resolve
+from evals.diffusion import Painter
+from evals.files import write_bytes, write_text
 from evals.suites import Part, Suite
 from prompts import Prompt
 
@@ -98,29 +100,31 @@ def _score_part(
     bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
     for name, scorer in bar:
         bar.set_postfix_str(name)
-        values = scorer(
-            images, [item.prompt for item in items], *([base] if scorer.scope == "paired" else [])
-        )
-        _refuse_out_of_range(name, scorer.range, items, values)
+        values = _values(name, scorer, items, images, base)
         rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
         score_rows.write(pd.concat(rows), _partial(out))
     return rows
 
 
-def _refuse_out_of_range(
-    name: str, bounds: tuple[float, float], items: Sequence[Item], values: Tensor
-) -> None:
-    """Hold a scorer to the range that it states; NaN, not applicable, is none.
+def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base: Tensor | None) -> Tensor:
+    """A scorer's answers [B], held to the range that it states.
 
     Raises:
-        ValueError: naming the first picture whose score is outside.
+        ValueError: where its weights do not open, or a score is out of its range, naming the first picture.
     """
-    low, high = bounds
-    for i in ((values < low) | (values > high)).nonzero().flatten().tolist()[:1]:
+    asked = [item.prompt for item in items]
+    try:
+        values: Tensor = scorer(images, asked, *([base] if scorer.scope == "paired" else []))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the weights of scorer {name} cannot be opened: {first_line(error)}") from error
+    outside = scorers.first_outside(values, scorer.range)
+    if outside is not None:
+        low, high = scorer.range
         raise ValueError(
-            f"scorer {name} gave {values[i]:g} to prompt {items[i].prompt.id}, image {items[i].image}, "
+            f"scorer {name} gave {values[outside]:g} to prompt {items[outside].prompt.id}, image {items[outside].image}, "
             f"but states a range of {low:g} to {high:g}: mend evals/scorers/{name}.py"
         )
+    return values
 
 
 def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:
@@ -255,20 +259,17 @@ def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> 
     with tqdm(total=len(items), desc=title, unit="image", file=sys.stderr) as bar:
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
-            drawn = painter.draw([i.prompt.text for i in chunk], [i.image for i in chunk], suite.seed)
-            yield from zip(
-                chunk, decode(painter.vae, drawn.latents_BCHW, suite.sampling.micro_batch), strict=True
-            )
+            drawn = painter.paint([i.prompt.text for i in chunk], [i.image for i in chunk], suite.seed)
+            yield from zip(chunk, drawn, strict=True)
             bar.update(len(chunk))
 
 
 def _save(picture_CHW: Tensor, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    part = path.with_suffix(".part")
-    Image.fromarray(pixels).save(part, format="PNG")
-    os.replace(part, path)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG")
+    write_bytes(encoded.getvalue(), path, durable=False)
 
 
 def _is_picture(path: Path) -> bool:

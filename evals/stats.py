@@ -91,16 +91,6 @@ def p_value(draws_N: Array) -> float:
     return min(1.0, max(2 * min(below, 1 - below), 1 / (len(draws_N) + 1)))
 
 
-def cluster_standard_error(values: Array, clusters: npt.NDArray[np.int64]) -> float:
-    """Standard error of the plain mean with clustered observations (Miller, arXiv 2411.00640, section 2.2).
-
-    `SE^2 = (1/n^2) sum_c (sum_{i in c} (x_i - mean))^2`, the closed form beside which the bootstrap is tested.
-    """
-    centred = values - values.mean()
-    sums = np.bincount(clusters, weights=centred)
-    return float(np.sqrt(np.sum(sums**2)) / len(values))
-
-
 def wilson(successes: float, n: int, level: float = LEVEL) -> Interval:
     """Wilson's interval of a share. The tables use it where a share is 0 or 1 in every prompt: no resample can vary there."""
     z = float(scipy_stats.norm.ppf((1 + level) / 2))

@@ -46,7 +46,7 @@ def value(name: str, mine: pd.DataFrame, base: pd.DataFrame | None = None) -> fl
 def test_contract(name: str) -> None:
     metric = metrics.load(name)
     assert metric.title
-    assert metric.unit in ("share", "score", "small")
+    assert metric.unit in ("share", "score")
     assert metric.higher_is_better in (True, False, None)
     assert metric.specialist is None or metric.home
     frame = study(prompts=3, images=4, experiments=("imagereward",))

@@ -122,6 +122,7 @@ class Redness:
 class Tone(Redness):
     """Toy classifier: 0 to 3 by how red the picture is, and no class for the brightest."""
 
+    range = (0.0, 3.0)
     higher_is_better = None
     version = "00000001"
 
@@ -172,6 +173,13 @@ class Infinite(Redness):
         return super().__call__(images_BCHW, prompts) / 0.0
 
 
+class OutOfRange(Redness):
+    """Answers in per cent what it states as a share."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return super().__call__(images_BCHW, prompts) + 100
+
+
 class Paired(Redness):
     """Wants the base's pictures."""
 
@@ -186,6 +194,7 @@ SCORERS: dict[str, type[Redness]] = {
     "mostly_nan": MostlyNan,
     "wrong_shape": WrongShape,
     "infinite": Infinite,
+    "out_of_range": OutOfRange,
     "paired": Paired,
 }
 

@@ -1,7 +1,7 @@
 """`python -m train EXPERIMENT --on MODEL --seed N --out DIR`: trains; the same command again resumes.
 
-Exit codes: 0 finished; 1 stopped (a broken reward or gate, weights that diverged, a full disk); 2 a mistake in what was asked; 143 or 130
-stopped by SIGTERM or Ctrl-C with the state saved.
+Exit codes: 0 finished; 1 stopped (a broken reward or gate, weights that diverged, a full disk); 2 a mistake in what was asked; 143, 130 or 129
+stopped by SIGTERM, Ctrl-C or a closed terminal with the state saved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
 from train.launch import heeded, launch, leave_terminal
 from train.loop import Run, Stopped, train
-from train.objective import step_weights
+from train.objective import drawable_steps, step_weights
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
 from train.state import Identity, Progress
 
@@ -239,7 +239,7 @@ def gradient_scales(experiment: Experiment) -> list[str]:
     schedule = Schedule.of(
         SimpleNamespace(config=json.loads(config.read_text(encoding="utf-8"))), sampling.steps
     )
-    drawable = [s for s in schedule.stochastic_steps(sampling.eta) if s < len(schedule) - update.skip_last]
+    drawable = drawable_steps(schedule, sampling.eta, update.skip_last)
     weights = step_weights(schedule, drawable, sampling.eta, update.step_weight == "balanced")
     lines = ["timestep  sigma   kappa   weight (kappa: scale of the step's gradient)"]
     for step in schedule.stochastic_steps(sampling.eta):

@@ -6,6 +6,7 @@ The iteration number is the whole cursor: a resumed run goes on with the prompts
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from evals.diffusion import derive_seed
 from prompts import Prompt
 from train.config import Pretraining, Task
 
-MINIATURE_PAIRS = 2048  # enough that a run of the miniature sees none more than a few times
+MINIATURE_PAIRS = 2048  # at 48 an iteration, as in results/README.md, sixty iterations see each once or twice
 ENCODE_BATCH = 64
 
 
@@ -101,7 +103,7 @@ def miniature_pairs(vae: Any) -> tuple[Tensor, list[str]]:
     from train.miniature.pretrain import PICTURES_SEED, as_images
 
     pictures, captions = draw_examples(MINIATURE_PAIRS, PICTURES_SEED)
-    images = as_images(pictures).split(ENCODE_BATCH)
+    images = tqdm(as_images(pictures).split(ENCODE_BATCH), desc="encoding them", file=sys.stderr)
     device = next(vae.parameters()).device
     latents = torch.cat([vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images])
     return latents * vae.config.scaling_factor, captions

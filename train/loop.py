@@ -44,8 +44,14 @@ from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
 from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import Diverged, GateBroken, check_identity
-from train.objective import clipped_share, clipped_surrogate, denoising_loss, step_weights
+from train.gates import Diverged, GateBroken, check_identity, check_parts
+from train.objective import (
+    clipped_share,
+    clipped_surrogate,
+    denoising_loss,
+    drawable_steps,
+    step_weights,
+)
 from train.policy import Policy
 from train.rewards import RewardFailed, check_validity, score, shape
 
@@ -93,9 +99,8 @@ class Run:
     @property
     def drawable(self) -> tuple[int, ...]:
         """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
-        schedule, update = self.policy.painter.schedule, self.experiment.update
-        last = len(schedule) - update.skip_last
-        return tuple(step for step in schedule.stochastic_steps(self.experiment.sampling.eta) if step < last)
+        sampling, update = self.experiment.sampling, self.experiment.update
+        return drawable_steps(self.policy.painter.schedule, sampling.eta, update.skip_last)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def train(run: Run) -> None:
     experiment, progress = run.experiment, run.progress
     try:
         if experiment.iterations and not progress.iteration and not progress.phase:
-            check_every_step(run)
+            check_before(run)
         for iteration in range(progress.iteration, experiment.iterations):
             iterate(run, iteration)
     except Diverged as reason:
@@ -301,31 +306,78 @@ def surrogate(
     return loss_B, found
 
 
-def check_every_step(run: Run) -> None:
-    """Before training: ratio 1 and KL 0 at every step that can be drawn, for one micro-batch, through the path of the update.
+def check_before(run: Run) -> None:
+    """Before training, for one micro-batch, through the path of the update: what `train.gates` holds every run to.
 
     Raises:
-        GateBroken: where rollout and update are different functions.
+        GateBroken: where rollout and update are different functions, or parts do not make the whole.
     """
-    task, update = run.experiment.tasks[0], run.experiment.update
+    task, update, painter = run.experiment.tasks[0], run.experiment.update, run.policy.painter
     prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, 0)
-    texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
-    painter, device = run.policy.painter, run.accelerator.device
-    seed = derive_seed("identity", run.seed)
+    texts, seed = (
+        [prompt.text for prompt in prompts_P][: update.micro_batch],
+        derive_seed("identity", run.seed),
+    )
     drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
-    dims = drawn.latents_BCHW[0].numel() if update.reduction == "sum" else None
-    cond_BLD, advantage_B = painter.encoder(texts), torch.ones(len(texts))
-    for kept, step in enumerate(drawn.steps):
-        columns = (cond_BLD, *drawn.part(slice(None), kept), advantage_B)
-        with synchronised(run, last=False):  # the gradient is not taken
-            _, found = padded(
-                lambda *on_device, step=step: surrogate(run, step, painter.unconditional(), *on_device),
-                update.micro_batch,
-                *(column.to(device) for column in columns),
-            )
-        worst = gathered_statistics(run, found[:, : len(texts)])
-        timestep, precision = painter.schedule.timesteps[step], run.experiment.sampling.precision
-        check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
+    for step in drawn.steps:
+        check_step(run, texts, drawn, step)
+    alone = painter.draw(texts[-1:], [len(texts) - 1], seed)
+    image = (alone.latents_BCHW - drawn.latents_BCHW[-1:]).abs().max()
+    difference = torch.stack([image, difference_of_halves(run, texts, drawn)])
+    image_difference, gradient_difference = gather(run, difference[None]).amax(0).tolist()
+    check_parts(run.progress.gates, image_difference, gradient_difference, run.experiment.sampling.precision)
+
+
+def check_step(run: Run, texts: Sequence[str], drawn: Trajectory, step: int) -> None:
+    """Ratio 1 and KL 0 at one denoising step.
+
+    Raises:
+        GateBroken: where they are not.
+    """
+    with synchronised(run, last=False):  # the gradient is not taken
+        _, found = probe(run, texts, drawn, step, slice(0, len(texts)))
+    worst = gathered_statistics(run, found[:, : len(texts)])
+    timestep, precision = run.policy.painter.schedule.timesteps[step], run.experiment.sampling.precision
+    dims = drawn.latents_BCHW[0].numel() if run.experiment.update.reduction == "sum" else None
+    check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
+
+
+def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> Tensor:
+    """Largest difference between a batch's gradient and its two halves', relative to its largest entry, on this process.
+
+    Of one weight, the one whose gradient is largest: what comes after it in the network is in it too, and a copy of one weight
+    is not a copy of the model.
+    """
+    weights, size = run.policy.weights, len(texts)
+
+    def accumulate(rows_at_once: int) -> None:
+        for rows in micro_batches(size, rows_at_once):
+            with synchronised(run, last=False):
+                loss, _ = probe(run, texts, drawn, drawn.steps[0], rows)
+                run.accelerator.backward(loss.sum() / size)
+
+    accumulate(size)
+    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))
+    assert largest.grad is not None
+    whole = largest.grad.clone()
+    run.policy.forget_gradients()
+    accumulate(max(1, size // 2))
+    difference: Tensor = (largest.grad - whole).abs().max() / whole.abs().max()
+    run.policy.forget_gradients()
+    return difference.cpu()
+
+
+def probe(run: Run, texts: Sequence[str], drawn: Trajectory, step: int, rows: slice) -> tuple[Tensor, Tensor]:
+    """`surrogate` of some rows at one denoising step, where every advantage is 1."""
+    painter, device = run.policy.painter, run.accelerator.device
+    part = drawn.part(rows, drawn.steps.index(step))
+    columns = (painter.encoder(texts[rows]), *part, torch.ones(rows.stop - rows.start))
+    found: tuple[Tensor, Tensor] = padded(
+        lambda *on_device: surrogate(run, step, painter.unconditional(), *on_device),
+        run.experiment.update.micro_batch,
+        *(column.to(device) for column in columns),
+    )
+    return found
 
 
 def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
@@ -467,21 +519,28 @@ def update_report(statistics: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 
 def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None:
-    """One line of metrics.jsonl, and the progress bar."""
+    """One line of metrics.jsonl, and the progress bar.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
     progress = run.progress
     now = time.monotonic()
     progress.seconds, run.started = progress.seconds + now - run.started, now
-    if run.log is not None:
-        run.log.append(
-            {
-                "iteration": iteration,
-                "task": task.name,
-                **report,
-                "images": progress.images,
-                "denoiser_evaluations": progress.denoiser_evaluations,
-                "seconds": round(progress.seconds, 3),
-            }
-        )
+    line = {
+        "iteration": iteration,
+        "task": task.name,
+        **report,
+        "images": progress.images,
+        "denoiser_evaluations": progress.denoiser_evaluations,
+        "seconds": round(progress.seconds, 3),
+    }
+
+    def write() -> None:
+        assert run.log is not None
+        run.log.append(line)
+
+    on_main_process(run, write)
     run.show(progress, task.name, report["reward_mean"])
 
 
@@ -494,7 +553,7 @@ def save_where_due(run: Run) -> None:
     Between the tasks of an iteration the state is complete only where each task samples for itself.
 
     Raises:
-        Stopped: with exit code 128 + signal (143 or 130), on every process, where one was asked to stop.
+        Stopped: with exit code 128 + signal (143, 130 or 129), on every process, where one was asked to stop.
     """
     progress, experiment = run.progress, run.experiment
     if progress.phase and experiment.update.theta_old == "iteration":

@@ -34,6 +34,11 @@ def clipped_share(ratio_B: Tensor, advantage_B: Tensor, clip: float) -> Tensor:
     return torch.where(advantage_B >= 0, ratio_B > 1 + clip, ratio_B < 1 - clip) & (advantage_B != 0)
 
 
+def drawable_steps(schedule: Schedule, eta: float, skip_last: int) -> tuple[int, ...]:
+    """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
+    return tuple(step for step in schedule.stochastic_steps(eta) if step < len(schedule) - skip_last)
+
+
 def step_weights(schedule: Schedule, steps: Sequence[int], eta: float, balanced: bool) -> dict[int, float]:
     """Weight of each step's loss: 1 (paper), or 1/kappa_t normalised to mean 1 over the steps that can be drawn.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from evals.checkpoints import first_line
@@ -79,10 +80,14 @@ class Policy:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.update, self.steps_taken, self.steps_in_all)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.forget_gradients()
         if self.ema is not None:
             self.ema.step(self.weights)
         return norm.detach()
+
+    def forget_gradients(self) -> None:
+        """Free them."""
+        self.optimiser.zero_grad(set_to_none=True)
 
     @property
     def steps_taken(self) -> int:
@@ -139,17 +144,27 @@ class Policy:
                 _copy(live, self.weights, "weights")
 
     def save(self, folder: Path) -> None:
-        """Write what diffusers opens without this project: the whole pipeline, or `pytorch_lora_weights.safetensors`."""
-        with self._handed_over():
-            if self.lora is None:
-                self.pipeline.save_pretrained(folder, safe_serialization=True)
-                return
-            from diffusers.utils import convert_state_dict_to_diffusers
-            from peft.utils import get_peft_model_state_dict
+        """Write what diffusers opens without this project: the whole pipeline, or `pytorch_lora_weights.safetensors`.
 
-            adapters = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
-            adapters = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
-            type(self.pipeline).save_lora_weights(folder, unet_lora_layers=adapters)
+        Raises:
+            OSError: where the disk refuses.
+        """
+        with self._handed_over():
+            try:
+                if self.lora is None:
+                    self.pipeline.save_pretrained(folder, safe_serialization=True)
+                else:
+                    type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters())
+            except SafetensorError as error:  # how a full disk shows in the writer's own code
+                raise OSError(str(error)) from error
+
+    def _adapters(self) -> dict[str, Tensor]:
+        """The LoRA's tensors by diffusers' names."""
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        adapters = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        return {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
 
 
 def learning_rate(update: Update, taken: int, in_all: int) -> float:

@@ -54,7 +54,7 @@ def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Promp
     """float32 [B] from a scorer, on the CPU.
 
     Raises:
-        RewardFailed: where the scorer raises, or answers with another shape or with infinity.
+        RewardFailed: where the scorer raises, or answers with another shape, with infinity or outside its range.
     """
     try:
         value_B = scorer(images_BCHW, prompts_B)
@@ -70,7 +70,14 @@ def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Promp
         raise RewardFailed(
             f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
         )
-    return value_B.detach().float().cpu()
+    value_B = value_B.detach().float().cpu()
+    outside = scorers.first_outside(value_B, scorer.range)
+    if outside is not None:
+        low, high = scorer.range
+        raise RewardFailed(
+            f"scorer {name} gave {value_B[outside]:g} to prompt {prompts_B[outside].id}, but states a range of {low:g} to {high:g}"
+        )
+    return value_B
 
 
 def check_validity(task: Task, score_BK: Tensor) -> None:

@@ -26,6 +26,9 @@ from train.loop import Run, on_main_process
 from train.policy import Policy
 from train.rewards import load_scorers
 
+HANDING_OVER = ".handing-over.tmp"
+"""Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
+
 
 def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> None:
     """Show nothing."""
@@ -89,8 +92,8 @@ def check_out(out: Path) -> None:
     state = out / "state"
     strange = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if state.is_dir() and states.is_ours(state):
-        # killed before the first checkpoint, a run has no more than these two
-        begun = states.latest(state) is not None
+        # killed before the first checkpoint, a run has no more than these two; one without iterations never has a checkpoint
+        begun = states.latest(state) is not None or HANDING_OVER in strange
         strange = [] if begun else [name for name in strange if name not in ("state", "metrics.jsonl")]
     if strange:
         raise ValueError(
@@ -216,14 +219,16 @@ def hand_over(run: Run, name: str) -> None:
     """
 
     def write() -> None:
-        temporary = run.out / ".handing-over.tmp"
+        temporary = run.out / HANDING_OVER
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             run.policy.save(temporary)
             for made in sorted(temporary.iterdir()):
                 replace_path(made, run.out / made.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)  # half a model, on a disk that may be full
+            temporary.mkdir()
+            raise
         record = card.card(
             name,
             run.experiment,
@@ -236,6 +241,7 @@ def hand_over(run: Run, name: str) -> None:
             run.accelerator.device,
         )
         write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
+        shutil.rmtree(temporary)
 
     on_main_process(run, write)
 

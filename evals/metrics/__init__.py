@@ -4,11 +4,11 @@ The map of this package
     win_rate_reward, win_rate_judge, win_rate_gold      preferred to the base at the same prompt and noise
     reward_mean, gold_quality                           means of a score
     detection, fully_right                              composition (Eq 13, and its strict form)
-    parity, parity_excess, parity_unbiased,
-    parity_pooled, unusable                             fairness of tone (Eq 12, its floor, its forms)
+    parity, parity_excess, parity_excess_regrouped,
+    parity_unbiased, parity_pooled, unusable            fairness of tone (Eq 12, its floor, its forms)
     diversity_vendi, diversity_distance                 variety within a prompt
     drift                                               distance from the base
-    _wins, _parity                                      what several of them share
+    _means, _wins, _parity                              what several of them share
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with
@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from evals.rows import PROMPT
-
-Array = npt.NDArray[np.float64]
+from evals.stats import Array as Array
 
 
 class Metric(Protocol):
@@ -36,7 +34,7 @@ class Metric(Protocol):
     title: str
     """As printed in a table."""
     unit: str
-    """How it is printed: a "share" in per cent, a "score" with three decimals, a "small" score with five."""
+    """How it is printed: a "share" in per cent, a "score" with three decimals."""
     higher_is_better: bool | None
     """None: not a quality, a change is only said to be one."""
     scorer: str

@@ -6,15 +6,16 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.special import gammaln
 
 from evals.rows import PROMPT
+from evals.stats import Array
 
-Array = npt.NDArray[np.float64]
 GROUPS = 4
 """Tone groups of the scorer skin_tone: Monk tones 1-4, 5, 6-7, 8-10."""
+REGROUPED = (0, 0, 0, 1, 1, 2, 2, 3, 3, 3)
+"""The other common cut of the ten tones, 1-3, 4-5, 6-7, 8-10: no source fixes four groups, so a result should not hang on ours."""
 
 
 def parity(counts: Array) -> Array:
@@ -61,6 +62,20 @@ def tone_counts(rows: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"skin_tone must be a group from 0 to {GROUPS - 1}, not {values[~known].iloc[0]:g}")
     columns = {f"group_{group}": (values == group).astype(np.float64) for group in range(GROUPS)}
     return pd.DataFrame(columns).groupby([rows[name] for name in PROMPT], sort=True).sum()
+
+
+def regrouped(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of monk_tone (0 to 9) as rows of tone groups, by `REGROUPED`.
+
+    Raises:
+        ValueError: a value that is no tone.
+    """
+    values = rows["value"]
+    group = values.map({float(tone): float(group) for tone, group in enumerate(REGROUPED)})
+    strange = values[values.notna() & group.isna()]
+    if len(strange):
+        raise ValueError(f"monk_tone must be a tone from 0 to {len(REGROUPED) - 1}, not {strange.iloc[0]:g}")
+    return rows.assign(value=group)
 
 
 def floors(counts: pd.DataFrame) -> Array:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from evals.metrics import per_prompt
-
-Array = npt.NDArray[np.float64]
+from evals.metrics import Array, per_prompt
 
 
 def win_tie_loss(rows: pd.DataFrame, base_rows: pd.DataFrame, margin: float) -> pd.DataFrame:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from evals.metrics import Array, first, per_prompt
+from evals.metrics._means import finish as finish
+from evals.metrics._means import statistics as statistics
 
 title = "diversity (Vendi)"
 unit = "score"
@@ -15,13 +14,3 @@ reference: float | None = None
 home = ""
 specialist: str | None = None
 ratio_to_base = False
-
-
-def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the images of a prompt."""
-    return per_prompt(rows, mean=rows["value"])
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)

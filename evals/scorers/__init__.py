@@ -57,6 +57,13 @@ def load(name: str, device: torch.device | str = "cpu") -> Scorer:
     return cast(Scorer, import_module(f"evals.scorers.{name}").Scorer(device))
 
 
+def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
+    """Position of the first value that its scorer's `range` does not allow, or None; NaN, not applicable, is none."""
+    low, high = bounds
+    outside = ((values_B < low) | (values_B > high)).nonzero().flatten()
+    return int(outside[0]) if len(outside) else None
+
+
 def version_of(*files: Path) -> str:
     """8 hex digits over the bytes of code and weight files."""
     digest = hashlib.sha256()

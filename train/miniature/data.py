@@ -7,12 +7,14 @@ depends on the occupation (fairness).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from evals.miniature.render import TONE_GROUPS, Finish, Placed, draw_portrait, draw_scene, outline
 from prompts.world import (
@@ -244,7 +246,8 @@ def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
 
 def _drawn(count: int, seed: int, bias: Bias) -> list[Example]:
     """Examples of which the i-th depends on (seed, i) alone."""
-    return [draw_example(bias, np.random.default_rng([seed, i])) for i in range(count)]
+    numbers = tqdm(range(count), desc="drawing pictures to learn from", file=sys.stderr)
+    return [draw_example(bias, np.random.default_rng([seed, i])) for i in numbers]
 
 
 def as_pixels(images: Iterable[NDArray[np.float32]]) -> NDArray[np.uint8]:
