@@ -97,5 +97,6 @@ def _values(
     if experiment != "base":
         values["kid"] = 0.02 * (liked + composed) + 0.002 * generator.normal()
     if "portraits" in prompt_set:
-        return values | {"skin_tone": tone}
+        lightest = dict(enumerate((0.0, 4.0, 5.0, 7.0)))
+        return values | {"skin_tone": tone, "monk_tone": lightest.get(tone, np.nan)}
     return values | {"objects": objects, "fully_right": float(objects > 0.5)}

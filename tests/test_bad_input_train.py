@@ -441,6 +441,7 @@ def test_pretraining_from_files_works(run: Run, tmp_path: Path) -> None:
         ("mostly_nan", "scorer mostly_nan answered NaN (not applicable) for 6 of 8 images"),
         ("wrong_shape", "scorer wrong_shape answered with (1,) for 8 images"),
         ("infinite", "scorer infinite answered with infinity"),
+        ("out_of_range", "states a range of -1 to 1"),
     ],
 )
 def test_a_broken_reward_stops_the_run_with_its_state_saved(

@@ -67,6 +67,23 @@ def test_pairing_makes_the_difference_sharper_than_the_cells(comparison: Compari
     assert joint.difference.high - joint.difference.low < (joint.value.high - joint.value.low) / 2
 
 
+def test_a_base_that_every_seed_repeats_is_counted_once(frame: pd.DataFrame) -> None:
+    base = frame[frame["experiment"] == "base"]
+    twice = pd.concat([frame, base.assign(seed=1)], ignore_index=True)
+    ours = compare.compare(twice, resamples=200).of(experiment="base")
+    assert {e.seeds for e in ours} == {1}
+    assert [e.value for e in ours] == [
+        e.value for e in compare.compare(frame, resamples=200).of(experiment="base")
+    ]
+    other = base.assign(seed=1, value=base["value"].where(base["scorer"] != "objects", 0.9))
+    assert 2 in {
+        e.seeds
+        for e in compare.compare(pd.concat([frame, other], ignore_index=True), resamples=200).of(
+            experiment="base"
+        )
+    }
+
+
 def test_the_base_against_itself_under_another_name_is_not_distinguished(frame: pd.DataFrame) -> None:
     base = frame[frame["experiment"] == "base"]
     twin = compare.compare(pd.concat([base, base.assign(experiment="twin")]), resamples=500)
@@ -161,7 +178,7 @@ def test_no_base_is_refused(frame: pd.DataFrame) -> None:
 def test_a_base_of_another_model_is_no_base(frame: pd.DataFrame) -> None:
     other = frame[frame["experiment"] == "joint"].assign(model="sd15")
     with pytest.raises(ValueError, match="no base scores for the model sd15"):
-        compare.compare(pd.concat([frame, other]), resamples=10)
+        compare.compare(pd.concat([frame, other], ignore_index=True), resamples=10)
 
 
 def test_versions_that_differ_are_refused(frame: pd.DataFrame) -> None:
@@ -216,7 +233,7 @@ def test_a_share_of_one_everywhere_has_wilsons_interval() -> None:
 
 def test_several_models_are_compared_each_with_its_own_base(frame: pd.DataFrame) -> None:
     other = frame[frame["experiment"].isin(["base", "joint"])].assign(model="sd15")
-    made = compare.compare(pd.concat([frame, other]), resamples=50)
+    made = compare.compare(pd.concat([frame, other], ignore_index=True), resamples=50)
     assert made.models() == ["miniature", "sd15"]
     first, second = made.of(experiment="joint", metric="detection", prompt_set=SCENES)
     assert first.difference == second.difference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import prompts
 from evals import checkpoints, harness, suites
@@ -141,6 +142,49 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
     harness.score(str(tuned), tmp_path / "scores" / "x.csv", "small")
     note = "note: 1 of the 3 prompts of miniature-portraits-unseen is longer than the"
     assert capsys.readouterr().err.count(note) == 1  # though the base is drawn as well, for KID
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_pictures_belong_to_every_part_of_the_pipeline(base_run: Path, part: str):
+    """A retrained decoder draws other pictures with the same denoiser."""
+    run = write_run(base_run.parent / "joint-miniature-0", "joint", [])
+    before = checkpoints.resolve(str(run)).digest()
+    whole = run / part
+    copied = base_run.parent / "copy"
+    shutil.copytree(whole.resolve(), copied)
+    whole.unlink()
+    copied.rename(whole)
+    assert checkpoints.resolve(str(run)).digest() == before
+    changed = max((f for f in whole.iterdir() if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(changed.read_bytes())
+    content[-2] ^= 1
+    changed.write_bytes(content)
+    assert checkpoints.resolve(str(run)).digest() != before
+
+
+def test_a_lora_on_another_base_draws_other_pictures(tmp_path: Path):
+    lora = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, lora)
+    found = checkpoints.resolve(str(lora))
+    digests = {
+        replace(found, base=base).digest() for base in (None, str(weights_folder("pipeline")), "some/base")
+    }
+    assert len(digests) == 3
+
+
+def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from evals.scorers import gold_utility
+
+    def cut_off(*_: object) -> torch.Tensor:
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(b"half a file")
+        return load_file(path)["a"]
+
+    monkeypatch.setattr(gold_utility.Scorer, "__call__", cut_off)
+    with pytest.raises(ValueError, match="the weights of scorer gold_utility cannot be opened: "):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
 
 
 def test_a_score_out_of_its_scorers_range_is_refused(

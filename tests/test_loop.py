@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evals.checkpoints import ROOT, load_pipeline
-from evals.diffusion import Painter, Sampling, decode, log_prob, predict, transition
+from evals.diffusion import Painter, Sampling, decode, log_prob, padded, predict, transition
 from tests import toy
-from train import loop
+from train import gates, loop
 from train.config import Experiment, Pretraining, Reward, Task, Update, as_json
 from train.data import CachedPairs, draw_steps, image_indices, noise_seed, positions, pretraining_source
 from train.gates import GateBroken
@@ -122,6 +122,55 @@ def test_a_policy_that_moved_between_rollout_and_update_is_stopped(make_run: Mak
         update(run, batch, on_policy=True)
 
 
+def test_a_transition_that_is_not_diffusers_is_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "transition", lambda *a: (1.001 * transition(*a)[0], transition(*a)[1]))
+    with pytest.raises(GateBroken, match="the transition differs from diffusers' DDIMScheduler by"):
+        make_run()
+
+
+def test_a_log_probability_that_is_no_normal_density_is_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "log_prob", lambda *a: log_prob(*a) + 0.01)
+    with pytest.raises(GateBroken, match=r"its log-probability from torch's normal distribution by 0\.01"):
+        make_run()
+
+
+def test_an_image_that_depends_on_its_batch_is_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise drawn from one generator for the whole batch."""
+    run = make_run(iterations=1)
+    draw = run.policy.painter.draw
+
+    def shared(texts: Any, *arguments: Any, **options: Any) -> Any:
+        drawn = draw(texts, *arguments, **options)
+        return replace(drawn, latents_BCHW=drawn.latents_BCHW + 0.001 * len(texts))
+
+    monkeypatch.setattr(run.policy.painter, "draw", shared)
+    with pytest.raises(Stopped, match="an image drawn alone differs from the same one drawn in a batch by"):
+        train(run)
+    assert run.progress.gates["image"]["holds"] is False
+
+
+def test_a_loss_that_depends_on_the_micro_batch_is_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of each micro-batch, whatever its size, instead of the batch's."""
+    run = make_run(iterations=1)
+
+    def averaged(call: Any, rows: int, *columns: Tensor) -> Any:
+        loss, found = padded(call, rows, *columns)
+        return loss / len(columns[0]), found
+
+    monkeypatch.setattr(loop, "padded", averaged)
+    with pytest.raises(Stopped, match="the gradient of a batch differs from that of its halves by"):
+        train(run)
+    assert run.progress.gates["gradient"]["holds"] is False
+
+
 def test_run_card_reports_the_gates(make_run: MakeRun) -> None:
     run = make_run(iterations=1)
     train(run)
@@ -129,6 +178,11 @@ def test_run_card_reports_the_gates(make_run: MakeRun) -> None:
     card = json.loads((run.out / "run.json").read_text())
     assert card["gates"]["transition"]["transition_max_error"] < 1e-4
     assert card["gates"]["identity"]["updates"] == 4 + 2
+    assert {name: gate["holds"] for name, gate in card["gates"].items()} == dict.fromkeys(
+        ("transition", "identity", "image", "gradient"), True
+    )
+    assert card["gates"]["image"]["max_difference"] == 0.0
+    assert 0.0 < card["gates"]["gradient"]["max_difference"] < 1e-3  # another order of the same terms
     assert (card["name"], card["model"], card["seed"]) == ("toy-toy-0", "toy", 0)
     assert card["rewards"] == ["redness", "tone"]
     assert card["scorer_versions"] == {"redness": "00000000", "tone": "00000001"}

@@ -14,6 +14,7 @@ import pytest
 
 from evals import metrics, stats
 from evals.metrics import _parity, _wins
+from evals.miniature.render import TONE_GROUPS
 from evals.rows import Row, table
 from tests.synthetic_rows import study
 
@@ -108,6 +109,18 @@ def test_parity_golden() -> None:
         counts = np.array(case["counts"], dtype=float)
         assert float(_parity.parity(counts)) == pytest.approx(case["l2_parity"])
         assert float(_parity.unbiased_squared(counts)) == pytest.approx(case["unbiased_l2_sq"])
+
+
+def test_regrouping_moves_the_fourth_tone_alone() -> None:
+    """Of tones 3, 4 and 5 (0 is the lightest) our groups cut below the first, the others' above it."""
+    tones = [0.0, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0, math.nan]
+    found = _parity.regrouped(rows("monk_tone", tones))["value"].tolist()
+    assert found[:-1] == [0, 1, 1, 2, 2, 3, 3]
+    assert math.isnan(found[-1])
+    ours = dict(enumerate(TONE_GROUPS))
+    assert [tone for tone, group in enumerate(_parity.REGROUPED) if ours[tone] != group] == [3]
+    with pytest.raises(ValueError, match="monk_tone must be a tone from 0 to 9, not 10"):
+        _parity.regrouped(rows("monk_tone", [10.0]))
 
 
 def test_parity_extremes() -> None:

@@ -42,6 +42,8 @@ def set_trap(trap: str) -> None:
         "full": with_full_disk,
         "term": asked_to_stop,
         "int": partial(asked_to_stop, by=signal.SIGINT),
+        "handing": while_handing_over,
+        "handing-full": with_full_disk_at_last,
     }
     traps[kind](int(at or 0))
 
@@ -102,6 +104,35 @@ def with_full_disk(_: int) -> None:
     states.save = refused_save  # type: ignore[assignment]
 
 
+def while_handing_over(number: int) -> None:
+    """Die when that many parts of the trained model are in their places, the first of them being 0."""
+    from train import start
+
+    replace_path, moved = start.replace_path, [0]
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if moved[0] == number:
+            kill()
+        moved[0] += 1
+        replace_path(source, target)
+
+    start.replace_path = replace_or_die
+
+
+def with_full_disk_at_last(_: int) -> None:
+    """Let the disk take no more when the trained model is written."""
+    from train.policy import Policy
+
+    save = Policy.save
+
+    def refused_save(self: Policy, folder: Path) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(self, folder)
+
+    Policy.save = refused_save  # type: ignore[method-assign]
+
+
 def asked_to_stop(number: int, by: signal.Signals = signal.SIGTERM) -> None:
     """Get a signal while the batch of that number is drawn."""
     from train import loop
@@ -124,7 +155,8 @@ class Runner:
         self, environment: dict[str, str], place: Path, world: int, settings: tuple[str, ...]
     ) -> None:
         self.environment, self.place, self.world = environment, place, world
-        self.settings = [f"--set={setting}" for setting in (f"iterations={ITERATIONS}", *settings)]
+        given = dict(setting.split("=") for setting in (f"iterations={ITERATIONS}", *settings))
+        self.settings = [f"--set={field}={value}" for field, value in given.items()]
 
     def __call__(self, name: str, trap: str = "") -> list[int]:
         arguments = ["toy", "--on", "tiny", "--out", str(self.place / name), *self.settings]
@@ -274,6 +306,34 @@ def test_full_disk_keeps_the_state_before(one: Runner) -> None:
     assert [path.name for path in (one.place / "full" / "state").iterdir() if path.is_dir()] == ["000002-0"]
     assert one("full") == [0]
     assert_same(one.result("full"), one.result("straight"))
+
+
+@pytest.mark.parametrize("settings", [(), ("lora.rank=2",)])
+def test_full_disk_while_handing_over_is_resumed(
+    environment: dict[str, str], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """What writes the model raises an error of its own for it."""
+    runner = Runner(environment, tmp_path, 1, settings)
+    assert runner("full", "handing-full:") == [1]
+    assert not (tmp_path / "full" / "run.json").exists()
+    assert not list((tmp_path / "full" / ".handing-over.tmp").iterdir())
+    assert runner("full") == [0]
+    assert (tmp_path / "full" / "run.json").is_file()
+    assert not (tmp_path / "full" / ".handing-over.tmp").exists()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 4])
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_kill_while_handing_over_is_resumed(
+    environment: dict[str, str], tmp_path: Path, iterations: int, moved: int
+) -> None:
+    """A base run, of no iterations, has no checkpoint by which to know it."""
+    runner = Runner(environment, tmp_path, 1, (f"iterations={iterations}",))
+    assert runner("killed", f"handing:{moved}") == [-signal.SIGKILL]
+    assert not (tmp_path / "killed" / "run.json").exists()
+    assert runner("killed") == [0]
+    assert (tmp_path / "killed" / "run.json").is_file()
+    assert (tmp_path / "killed" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_finished_run_says_so_and_changes_nothing(one: Runner) -> None:

@@ -158,6 +158,7 @@ def prompts(count: int) -> list[Prompt]:
     [
         ("wrong_shape", r"scorer wrong_shape answered with \(1,\) for 4 images"),
         ("infinite", "scorer infinite answered with infinity for 4 of 4 images"),
+        ("out_of_range", r"scorer out_of_range gave [\d.]+ to prompt p0, but states a range of -1 to 1"),
     ],
 )
 def test_a_scorer_that_answers_nonsense_is_named(name: str, sentence: str) -> None:

@@ -1,7 +1,7 @@
 """Pretrains the miniature's base: a genuine `StableDiffusionPipeline` of a few million parameters.
 
 Autoencoder first; then tokenizer and text encoder, which learns to tell what a caption names and where (Stable Diffusion's comes
-pretrained, too); then denoiser and text encoder together on cached latents, in three phases: words, their binding, the biased web.
+pretrained, too); then denoiser and text encoder together on cached latents, in phases (`DENOISER_PHASES`): words, their binding, the biased web.
 The denoiser that ships is an exponential moving average. All randomness comes from the seeds below; a rerun on the same kind of machine, with the
 same library versions and thread count, repeats it.
 """
