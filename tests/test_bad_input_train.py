@@ -430,6 +430,15 @@ def test_pretraining_from_files_works(run: Run, tmp_path: Path) -> None:
     assert last["pretrain_loss"] > 0
 
 
+def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run(out=tmp_path / "file" / "run")
+    assert result.exit_code == 2
+    assert "cannot be prepared" in result.output
+    assert "Traceback" not in result.output
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # --------------------------------------------------------------------------------------------------------- broken rewards
 
 

@@ -42,6 +42,7 @@ def set_trap(trap: str) -> None:
         "full": with_full_disk,
         "term": asked_to_stop,
         "int": partial(asked_to_stop, by=signal.SIGINT),
+        "rank": with_a_reward_that_fails_on_one_process,
         "handing": while_handing_over,
         "handing-full": with_full_disk_at_last,
     }
@@ -102,6 +103,13 @@ def with_full_disk(_: int) -> None:
         save(folder, progress, *rest)
 
     states.save = refused_save  # type: ignore[assignment]
+
+
+def with_a_reward_that_fails_on_one_process(_: int) -> None:
+    """Break the reward of the second process, of the others not."""
+    if os.environ["RANK"] == "1":
+        toy.SCORERS["redness"] = toy.Raising
+        toy.Raising.calls = 2
 
 
 def while_handing_over(number: int) -> None:
@@ -275,6 +283,14 @@ def test_sigterm_saves_and_exits_143(one: Runner, batch: int) -> None:
     assert_same(one.result(name), one.result("straight"))
 
 
+def test_a_state_without_its_average_is_refused(one: Runner) -> None:
+    assert one("no-average", "term:3") == [143]
+    checkpoint = states.latest(one.place / "no-average" / "state")
+    assert checkpoint is not None
+    (checkpoint / "ema.safetensors").unlink()
+    assert one("no-average") == [2]
+
+
 def test_ctrl_c_saves_and_exits_130(one: Runner) -> None:
     assert one("interrupted", "int:3") == [130]
     assert states.latest(one.place / "interrupted" / "state") is not None
@@ -286,6 +302,15 @@ def test_sigterm_on_one_of_two_processes_stops_both(environment: dict[str, str],
     runner = Runner(environment, tmp_path, 2, ())
     assert runner("terminated", "term:2") == [143, 143]
     assert runner("terminated") == [0, 0]
+
+
+def test_a_reward_that_fails_on_one_of_two_processes_stops_both(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    runner = Runner(environment, tmp_path, 2, ())
+    assert runner("failed", "rank:") == [1, 1]
+    assert states.latest(tmp_path / "failed" / "state") is not None
+    assert runner("failed") == [0, 0]
 
 
 def test_sigterm_waits_for_the_iteration_where_all_was_sampled_first(
