@@ -179,7 +179,7 @@ class Checkpoint:
         return f"{self.experiment}-{self.model}-{self.seed}"
 
     def digest(self) -> str:
-        """12 hex digits over what decides the pictures: all files of the pipeline, a LoRA's and its base's; the id of what is on a hub.
+        """12 hex digits over what decides the pictures: files of the pipeline's models, tokenizer and scheduler, a LoRA's and its base's; the id of what is on a hub.
 
         The base's own run holds a copy of the base; its digest is that of the original.
         """

@@ -207,9 +207,9 @@ def _compare_model(
 
 def _without_copies(base: pd.DataFrame) -> pd.DataFrame:
     """The base's rows of its lowest seed where all seeds say the same: of a base that was not trained a seed is a copy."""
-    key = ["scorer", *IMAGE]
-    varies = base.groupby(key)["value"].agg(lambda values: values.nunique(dropna=False)).gt(1).any()
-    return base if varies else base[base["seed"] == base["seed"].min()]
+    values = base.groupby(["scorer", *IMAGE])["value"]
+    copies = values.nunique(dropna=False).eq(1) & values.size().eq(base["seed"].nunique())
+    return base[base["seed"] == base["seed"].min()] if copies.all() else base
 
 
 def _first_row(rows: pd.DataFrame, experiment: str) -> int:

@@ -427,9 +427,15 @@ def micro_batches(size: int, micro_batch: int) -> Iterator[slice]:
 
 
 def padded(call: Callable[..., Any], rows: int, *tensors: Tensor) -> Any:
-    """Call a function of batches on exactly `rows` rows, the missing ones zero; the caller cuts the result."""
+    """Call a function of batches on exactly `rows` rows, the last one again for those that are missing; the caller cuts the result.
+
+    Again, not zero: what is far from all that is ever drawn can overflow.
+    """
     return call(
-        *(t if len(t) == rows else torch.cat([t, t.new_zeros(rows - len(t), *t.shape[1:])]) for t in tensors)
+        *(
+            t if len(t) == rows else torch.cat([t, t[-1:].expand(rows - len(t), *t.shape[1:])])
+            for t in tensors
+        )
     )
 
 

@@ -7,12 +7,14 @@ lie in `<out>.partial` until all are there.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,11 +169,12 @@ class Pictures:
         self._painter: Painter | None = None
         self._told: set[str] = set()  # prompt sets of which it was said what is cut
         mine = folder / checkpoint.name
-        self.kept = _is_claimed(mine, checkpoint, suite)
-        if not self.kept:
-            # before pictures are removed: weights that do not open cost nothing
-            self._painter = self._new_painter()
-            _claim(mine, checkpoint, suite)
+        with _alone_in(mine):
+            self.kept = _is_claimed(mine, checkpoint, suite)
+            if not self.kept:
+                # before pictures are removed: weights that do not open cost nothing
+                self._painter = self._new_painter()
+                _claim(mine, checkpoint, suite)
 
     def _new_painter(self) -> Painter:
         return Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
@@ -198,11 +201,12 @@ class Pictures:
 
     def _say_what_is_cut(self, painter: Painter, part: Part) -> None:
         """Name prompts that the model will not read to their end, once."""
-        texts = [prompt.text for prompt in prompts.load(part.prompt_set)]
-        note = painter.encoder.what_is_cut(part.prompt_set, texts)
-        if note and part.prompt_set not in self._told:
-            print(note, file=sys.stderr)
+        if part.prompt_set in self._told:
+            return
         self._told.add(part.prompt_set)
+        texts = [prompt.text for prompt in prompts.load(part.prompt_set)]
+        if note := painter.encoder.what_is_cut(part.prompt_set, texts):
+            print(note, file=sys.stderr)
 
 
 def _stacked(paths: Sequence[Path]) -> Tensor:
@@ -223,6 +227,15 @@ def _stacked(paths: Sequence[Path]) -> Tensor:
 
 
 MARK = "source.json"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One scoring at a time decides whose pictures a folder holds: several may need the base's."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _source(checkpoint: Checkpoint, suite: Suite) -> str:

@@ -147,7 +147,7 @@ def test_metrics_are_those_of_one_process(runs: dict[int, Any], world: int) -> N
 def launched(
     out: Path, base: Path, prompts: Path, *settings: str, processes: int = 2, **how: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """The toy experiment on two processes, as `make train-... GPUS=2` starts them; whatever is left of them at the end is killed."""
+    """The toy experiment, as `make train-... GPUS=2` starts it; whatever is left of them at the end is killed."""
     arguments = ["toy", "--on", "tiny", "--processes", str(processes), "--out", str(out)]
     for setting in settings:
         arguments += ["--set", setting]
@@ -223,6 +223,12 @@ def test_ctrl_c_to_the_launcher_saves_and_stops(
     assert (run / "state" / "latest.json").is_file()
 
 
+def as_in_a_terminal() -> None:
+    """Standard input becomes the controlling terminal; the tests themselves may run under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_closed_terminal_saves_and_stops(
@@ -236,7 +242,7 @@ def test_a_closed_terminal_saves_and_stops(
         "stdout": inside,
         "stderr": inside,
         "start_new_session": True,
-        "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        "preexec_fn": as_in_a_terminal,
     }
     with launched(run, tiny_pipeline_dir, toy_prompts, *settings, processes=processes, **its_own) as process:
         os.close(inside)
@@ -251,9 +257,10 @@ def test_a_hang_up_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in heeded()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in heeded()
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert signal.SIGHUP in heeded()
 
 
 @pytest.mark.slow

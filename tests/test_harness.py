@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import prompts
 from evals import checkpoints, harness, suites
 from evals import rows as score_rows
 from evals.__main__ import main
+from evals.checkpoints import ROOT
 from evals.diffusion import Sampling
 from evals.miniature import weights_folder
 from evals.suites import Part, Suite
@@ -328,6 +331,24 @@ def test_what_is_no_folder_of_pictures_is_left_alone(base_run: Path, tmp_path: P
     assert code == 2
     assert "holds something else" in output
     assert thesis.read_text() == "three years of work"
+
+
+def test_two_scorings_share_the_pictures_of_the_base(base_run: Path, tmp_path: Path):
+    """Both find none of the base's and claim its folder: what one has drawn the other must not remove."""
+    runs = [write_run(tmp_path / "runs" / f"joint-miniature-{seed}", "joint", []) for seed in (1, 2)]
+    code = (
+        "import sys; from pathlib import Path; from evals import harness, suites; from tests.test_harness import SMALL; "
+        "suites.load = lambda name: SMALL; harness.score(sys.argv[1], Path(sys.argv[2]), 'small')"
+    )
+    outs = [tmp_path / "scores" / f"{seed}.csv" for seed in (1, 2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(run), str(out)], cwd=ROOT, stderr=subprocess.PIPE)
+        for run, out in zip(runs, outs, strict=True)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said.decode()[-2000:]
+    assert all(len(score_rows.read([out])) == 25 * 3 for out in outs)
 
 
 def test_pictures_stay_where_the_new_weights_do_not_open(base_run: Path, tmp_path: Path):

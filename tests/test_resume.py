@@ -308,7 +308,7 @@ def test_a_reward_that_fails_on_one_of_two_processes_stops_both(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     runner = Runner(environment, tmp_path, 2, ())
-    assert runner("failed", "rank:") == [1, 1]
+    assert 0 not in runner("failed", "rank:")
     assert states.latest(tmp_path / "failed" / "state") is not None
     assert runner("failed") == [0, 0]
 

@@ -210,3 +210,11 @@ def test_the_preference_models_agree_nearly_as_well_as_a_second_annotator():
     for part in ("imagereward", "judge"):
         agreement = stages[part]["agreement"]
         assert agreement["model"] > agreement["second_annotator"] - 0.05
+
+
+def test_a_range_allows_for_rounding_and_no_more() -> None:
+    from evals.scorers import first_outside
+
+    assert first_outside(torch.tensor([0.9999999, 5.0, torch.nan]), (1.0, float("inf"))) is None
+    assert first_outside(torch.tensor([1.0, 0.999]), (1.0, float("inf"))) == 1
+    assert first_outside(torch.tensor([1e9, -1e9]), (float("-inf"), float("inf"))) is None

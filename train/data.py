@@ -6,6 +6,7 @@ The iteration number is the whole cursor: a resumed run goes on with the prompts
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -103,7 +104,12 @@ def miniature_pairs(vae: Any) -> tuple[Tensor, list[str]]:
     from train.miniature.pretrain import PICTURES_SEED, as_images
 
     pictures, captions = draw_examples(MINIATURE_PAIRS, PICTURES_SEED)
-    images = tqdm(as_images(pictures).split(ENCODE_BATCH), desc="encoding them", file=sys.stderr)
+    images = tqdm(
+        as_images(pictures).split(ENCODE_BATCH),
+        desc="encoding them",
+        file=sys.stderr,
+        disable=os.environ.get("RANK", "0") != "0",
+    )
     device = next(vae.parameters()).device
     latents = torch.cat([vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images])
     return latents * vae.config.scaling_factor, captions

@@ -60,10 +60,13 @@ def heeded() -> tuple[signal.Signals, ...]:
 
 
 def leave_terminal() -> None:
-    """After a hang-up: what would be said on the terminal goes nowhere, instead of failing. Files and pipes stay."""
+    """After a hang-up: what would be said on the terminal goes nowhere, instead of failing; into a pipe too, as its reader went with it.
+
+    Files stay.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode):
+        if not stat.S_ISREG(os.fstat(stream).st_mode):
             os.dup2(nowhere, stream)
     os.close(nowhere)
 

@@ -273,7 +273,7 @@ def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
                 update.micro_batch,
                 *(column.to(device) for column in columns),
             )
-            run.accelerator.backward(loss.sum() * scale)
+            run.accelerator.backward(loss[: rows.stop - rows.start].sum() * scale)
         statistics.append(found[:, : rows.stop - rows.start])
     return torch.cat(statistics, 1)
 
@@ -354,7 +354,7 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
         for rows in micro_batches(size, rows_at_once):
             with synchronised(run, last=False):
                 loss, _ = probe(run, texts, drawn, drawn.steps[0], rows)
-                run.accelerator.backward(loss.sum() / size)
+                run.accelerator.backward(loss[: rows.stop - rows.start].sum() / size)
 
     accumulate(size)
     largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))

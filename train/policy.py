@@ -86,7 +86,7 @@ class Policy:
         return norm.detach()
 
     def forget_gradients(self) -> None:
-        """Free them."""
+        """Free what was accumulated."""
         self.optimiser.zero_grad(set_to_none=True)
 
     @property

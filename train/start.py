@@ -220,14 +220,13 @@ def hand_over(run: Run, name: str) -> None:
 
     def write() -> None:
         temporary = run.out / HANDING_OVER
-        shutil.rmtree(temporary, ignore_errors=True)
+        empty(temporary)
         try:
             run.policy.save(temporary)
             for made in sorted(temporary.iterdir()):
                 replace_path(made, run.out / made.name)
         except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)  # half a model, on a disk that may be full
-            temporary.mkdir()
+            empty(temporary)  # half a model, on a disk that may be full
             raise
         record = card.card(
             name,
@@ -241,9 +240,16 @@ def hand_over(run: Run, name: str) -> None:
             run.accelerator.device,
         )
         write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
     on_main_process(run, write)
+
+
+def empty(folder: Path) -> None:
+    """Make a folder, or what is in it go."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace_path(source: Path, target: Path) -> None:

@@ -22,6 +22,10 @@ from prompts import Prompt
 Scope = Literal["image", "prompt", "paired"]
 
 
+ROUNDING = 1e-5
+"""By how much of a bound, or of 1, a float32 may miss it."""
+
+
 class Scorer(Protocol):
     """What every scorer offers."""
 
@@ -58,8 +62,10 @@ def load(name: str, device: torch.device | str = "cpu") -> Scorer:
 
 
 def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
-    """Position of the first value that its scorer's `range` does not allow, or None; NaN, not applicable, is none."""
-    low, high = bounds
+    """Position of the first value that its scorer's `range` does not allow by more than rounding, or None; NaN, not applicable, is none."""
+    low, high = (
+        bound + sign * ROUNDING * max(1.0, abs(bound)) for bound, sign in zip(bounds, (-1, 1), strict=True)
+    )
     outside = ((values_B < low) | (values_B > high)).nonzero().flatten()
     return int(outside[0]) if len(outside) else None
 

@@ -7,6 +7,7 @@ depends on the occupation (fairness).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -246,7 +247,12 @@ def draw_example(bias: Bias, rng: np.random.Generator) -> Example:
 
 def _drawn(count: int, seed: int, bias: Bias) -> list[Example]:
     """Examples of which the i-th depends on (seed, i) alone."""
-    numbers = tqdm(range(count), desc="drawing pictures to learn from", file=sys.stderr)
+    numbers = tqdm(
+        range(count),
+        desc="drawing pictures to learn from",
+        file=sys.stderr,
+        disable=os.environ.get("RANK", "0") != "0",
+    )
     return [draw_example(bias, np.random.default_rng([seed, i])) for i in numbers]
 
 
