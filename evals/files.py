@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_text(text: str, path: Path | str) -> None:
@@ -48,3 +53,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of this host at a time, by a lock file that stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """OSError where the disk refuses: safetensors' writer has an error of its own for it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -7,14 +7,12 @@ lie in `<out>.partial` until all are there.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from evals import rows as score_rows
 from evals import scorers, suites
 from evals.checkpoints import Checkpoint, first_line, resolve
 from evals.diffusion import Painter
-from evals.files import write_bytes, write_text
+from evals.files import locked, write_bytes, write_text
 from evals.suites import Part, Suite
 from prompts import Prompt
 
@@ -119,13 +117,10 @@ def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base:
         values: Tensor = scorer(images, asked, *([base] if scorer.scope == "paired" else []))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the weights of scorer {name} cannot be opened: {first_line(error)}") from error
-    outside = scorers.first_outside(values, scorer.range)
-    if outside is not None:
-        low, high = scorer.range
-        raise ValueError(
-            f"scorer {name} gave {values[outside]:g} to prompt {items[outside].prompt.id}, image {items[outside].image}, "
-            f"but states a range of {low:g} to {high:g}: mend evals/scorers/{name}.py"
-        )
+    if fault := scorers.range_fault(
+        name, scorer, values, lambda i: f"prompt {items[i].prompt.id}, image {items[i].image}"
+    ):
+        raise ValueError(f"{fault}: mend evals/scorers/{name}.py")
     return values
 
 
@@ -169,12 +164,14 @@ class Pictures:
         self._painter: Painter | None = None
         self._told: set[str] = set()  # prompt sets of which it was said what is cut
         mine = folder / checkpoint.name
-        with _alone_in(mine):
-            self.kept = _is_claimed(mine, checkpoint, suite)
+        source = _source(checkpoint, suite)
+        # one scoring at a time decides whose pictures a folder holds: several may need the base's
+        with locked(folder / f".{checkpoint.name}.lock"):
+            self.kept = _is_claimed(mine, source)
             if not self.kept:
                 # before pictures are removed: weights that do not open cost nothing
                 self._painter = self._new_painter()
-                _claim(mine, checkpoint, suite)
+                _claim(mine, source)
 
     def _new_painter(self) -> Painter:
         return Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
@@ -229,42 +226,33 @@ def _stacked(paths: Sequence[Path]) -> Tensor:
 MARK = "source.json"
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One scoring at a time decides whose pictures a folder holds: several may need the base's."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _source(checkpoint: Checkpoint, suite: Suite) -> str:
     """What decides the pictures."""
     return json.dumps({"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed})
 
 
-def _is_claimed(folder: Path, checkpoint: Checkpoint, suite: Suite) -> bool:
-    """Whether the folder's pictures are of these weights and this suite.
+def _is_claimed(folder: Path, source: str) -> bool:
+    """Whether the folder's pictures are of these weights and this suite, its `_source`.
 
     Raises:
         ValueError: where it is no folder of pictures at all.
     """
     mark = folder / MARK
     if mark.is_file():
-        return mark.read_bytes() == _source(checkpoint, suite).encode()
+        return mark.read_bytes() == source.encode()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
     return False
 
 
-def _claim(folder: Path, checkpoint: Checkpoint, suite: Suite) -> None:
+def _claim(folder: Path, source: str) -> None:
     """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     # the mark goes last: killed here, the folder is still the earlier checkpoint's
     for old in folder.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
-    write_text(_source(checkpoint, suite), folder / MARK)
+    write_text(source, folder / MARK)
 
 
 def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> Iterator[tuple[Item, Tensor]]:

@@ -23,7 +23,7 @@ from evals.diffusion import Schedule
 from train import experiments
 from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
-from train.launch import heeded, launch, leave_terminal
+from train.launch import heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
 from train.objective import drawable_steps, step_weights
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
@@ -154,7 +154,7 @@ def say_what_is_cut(ready: Run) -> None:
 
 def say(message: str, to_stderr: bool = False) -> None:
     """Print on the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         click.echo(message, err=to_stderr)
 
 

@@ -6,7 +6,6 @@ The iteration number is the whole cursor: a resumed run goes on with the prompts
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from evals.diffusion import derive_seed
 from prompts import Prompt
 from train.config import Pretraining, Task
+from train.launch import speaks
 
 MINIATURE_PAIRS = 2048  # at 48 an iteration, as in results/README.md, sixty iterations see each once or twice
 ENCODE_BATCH = 64
@@ -108,7 +108,7 @@ def miniature_pairs(vae: Any) -> tuple[Tensor, list[str]]:
         as_images(pictures).split(ENCODE_BATCH),
         desc="encoding them",
         file=sys.stderr,
-        disable=os.environ.get("RANK", "0") != "0",
+        disable=not speaks(),
     )
     device = next(vae.parameters()).device
     latents = torch.cat([vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images])

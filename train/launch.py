@@ -54,6 +54,11 @@ def launch(processes: int) -> int:
         return _ended(workers)
 
 
+def speaks() -> bool:
+    """Whether this process is the one of several that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def heeded() -> tuple[signal.Signals, ...]:
     """`STOPS`, but for a hang-up that this process was told to ignore (nohup)."""
     return tuple(n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)

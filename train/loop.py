@@ -257,25 +257,36 @@ def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
     Returns:
         local statistics: see `gathered_statistics`.
     """
-    policy, update = run.policy, run.experiment.update
-    painter, kept = policy.painter, batch.trajectory.steps.index(step)
-    size, device = len(batch.advantage_B), run.accelerator.device
-    uncond_LD = painter.unconditional()
+    size = len(batch.advantage_B)
     # DDP averages over processes, the loss is a sum over all images divided by their number
     scale = weight * run.world / max(1, batch.valid)
     statistics = []
-    for rows in micro_batches(size, update.micro_batch):
-        part = batch.trajectory.part(rows, kept)
-        columns = (painter.encoder(batch.texts[rows]), *part, batch.advantage_B[rows])
+    for rows in micro_batches(size, run.experiment.update.micro_batch):
         with synchronised(run, last=rows.stop == size):
-            loss, found = padded(
-                lambda *on_device: surrogate(run, step, uncond_LD, *on_device),
-                update.micro_batch,
-                *(column.to(device) for column in columns),
-            )
-            run.accelerator.backward(loss[: rows.stop - rows.start].sum() * scale)
-        statistics.append(found[:, : rows.stop - rows.start])
+            loss, found = surrogate_of(run, batch.texts, batch.trajectory, batch.advantage_B, step, rows)
+            run.accelerator.backward(loss.sum() * scale)
+        statistics.append(found)
     return torch.cat(statistics, 1)
+
+
+def surrogate_of(
+    run: Run, texts: Sequence[str], drawn: Trajectory, advantage_B: Tensor, step: int, rows: slice
+) -> tuple[Tensor, Tensor]:
+    """`surrogate` of some rows of a local batch, on the device, at most a micro-batch."""
+    painter, device = run.policy.painter, run.accelerator.device
+    count = rows.stop - rows.start
+    columns = (
+        painter.encoder(texts[rows]),
+        *drawn.part(rows, drawn.steps.index(step)),
+        advantage_B[rows],
+    )
+    uncond_LD = painter.unconditional()
+    loss, found = padded(
+        lambda *on_device: surrogate(run, step, uncond_LD, *on_device),
+        run.experiment.update.micro_batch,
+        *(column.to(device) for column in columns),
+    )
+    return loss[:count], found[:, :count]
 
 
 def surrogate(
@@ -314,10 +325,8 @@ def check_before(run: Run) -> None:
     """
     task, update, painter = run.experiment.tasks[0], run.experiment.update, run.policy.painter
     prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, 0)
-    texts, seed = (
-        [prompt.text for prompt in prompts_P][: update.micro_batch],
-        derive_seed("identity", run.seed),
-    )
+    texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
+    seed = derive_seed("identity", run.seed)
     drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
     for step in drawn.steps:
         check_step(run, texts, drawn, step)
@@ -335,8 +344,8 @@ def check_step(run: Run, texts: Sequence[str], drawn: Trajectory, step: int) -> 
         GateBroken: where they are not.
     """
     with synchronised(run, last=False):  # the gradient is not taken
-        _, found = probe(run, texts, drawn, step, slice(0, len(texts)))
-    worst = gathered_statistics(run, found[:, : len(texts)])
+        _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, slice(0, len(texts)))
+    worst = gathered_statistics(run, found)
     timestep, precision = run.policy.painter.schedule.timesteps[step], run.experiment.sampling.precision
     dims = drawn.latents_BCHW[0].numel() if run.experiment.update.reduction == "sum" else None
     check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
@@ -353,8 +362,8 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
     def accumulate(rows_at_once: int) -> None:
         for rows in micro_batches(size, rows_at_once):
             with synchronised(run, last=False):
-                loss, _ = probe(run, texts, drawn, drawn.steps[0], rows)
-                run.accelerator.backward(loss[: rows.stop - rows.start].sum() / size)
+                loss, _ = surrogate_of(run, texts, drawn, torch.ones(size), drawn.steps[0], rows)
+                run.accelerator.backward(loss.sum() / size)
 
     accumulate(size)
     largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))
@@ -365,19 +374,6 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
     difference: Tensor = (largest.grad - whole).abs().max() / whole.abs().max()
     run.policy.forget_gradients()
     return difference.cpu()
-
-
-def probe(run: Run, texts: Sequence[str], drawn: Trajectory, step: int, rows: slice) -> tuple[Tensor, Tensor]:
-    """`surrogate` of some rows at one denoising step, where every advantage is 1."""
-    painter, device = run.policy.painter, run.accelerator.device
-    part = drawn.part(rows, drawn.steps.index(step))
-    columns = (painter.encoder(texts[rows]), *part, torch.ones(rows.stop - rows.start))
-    found: tuple[Tensor, Tensor] = padded(
-        lambda *on_device: surrogate(run, step, painter.unconditional(), *on_device),
-        run.experiment.update.micro_batch,
-        *(column.to(device) for column in columns),
-    )
-    return found
 
 
 def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from evals.checkpoints import first_line
 from evals.diffusion import Painter, derive_seed
+from evals.files import disk_errors
 from train.config import Ema, Experiment, Lora, Update
 
 
@@ -149,14 +149,11 @@ class Policy:
         Raises:
             OSError: where the disk refuses.
         """
-        with self._handed_over():
-            try:
-                if self.lora is None:
-                    self.pipeline.save_pretrained(folder, safe_serialization=True)
-                else:
-                    type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters())
-            except SafetensorError as error:  # how a full disk shows in the writer's own code
-                raise OSError(str(error)) from error
+        with self._handed_over(), disk_errors():
+            if self.lora is None:
+                self.pipeline.save_pretrained(folder, safe_serialization=True)
+            else:
+                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters())
 
     def _adapters(self) -> dict[str, Tensor]:
         """The LoRA's tensors by diffusers' names."""

@@ -71,12 +71,8 @@ def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Promp
             f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
         )
     value_B = value_B.detach().float().cpu()
-    outside = scorers.first_outside(value_B, scorer.range)
-    if outside is not None:
-        low, high = scorer.range
-        raise RewardFailed(
-            f"scorer {name} gave {value_B[outside]:g} to prompt {prompts_B[outside].id}, but states a range of {low:g} to {high:g}"
-        )
+    if fault := scorers.range_fault(name, scorer, value_B, lambda i: f"prompt {prompts_B[i].id}"):
+        raise RewardFailed(fault)
     return value_B
 
 

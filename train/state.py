@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evals.files import sync_folder, write_text
+from evals.files import disk_errors, sync_folder, write_text
 
 FORMAT = 1
 _CHECKPOINT = re.compile(r"\d{6,}-\d+")
@@ -195,10 +195,8 @@ def _read_json(path: Path, key: str) -> Any:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
+    with disk_errors():
         save_file(dict(tensors), path)
-    except SafetensorError as error:  # how a full disk shows in the writer's own code
-        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array, first
+from evals.metrics._means import finish as finish
 from evals.metrics._parity import parity, tone_counts
 
 title = "parity gap (Eq 12)"
@@ -22,8 +22,3 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Eq 12 per prompt; NaN for a prompt without a usable image."""
     counts = tone_counts(rows)
     return pd.DataFrame({"parity": parity(counts.to_numpy())}, index=counts.index)
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array, first
+from evals.metrics._means import finish as finish
 from evals.metrics._parity import floors, parity, tone_counts
 
 title = "parity gap over its floor"
@@ -22,8 +22,3 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Eq 12 less its floor, per prompt; NaN for a prompt without a usable image."""
     counts = tone_counts(rows)
     return pd.DataFrame({"excess": parity(counts.to_numpy()) - floors(counts)}, index=counts.index)
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)

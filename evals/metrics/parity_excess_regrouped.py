@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array, first
-from evals.metrics._parity import floors, parity, regrouped, tone_counts
+from evals.metrics import parity_excess
+from evals.metrics._means import finish as finish
+from evals.metrics._parity import regrouped
 
 title = "parity gap over its floor, tones regrouped"
 unit = "score"
@@ -19,11 +20,5 @@ ratio_to_base = False
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
-    """Eq 12 less its floor, per prompt; NaN for a prompt without a usable image."""
-    counts = tone_counts(regrouped(rows))
-    return pd.DataFrame({"excess": parity(counts.to_numpy()) - floors(counts)}, index=counts.index)
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)
+    """Those of `parity_excess`, in the other groups."""
+    return parity_excess.statistics(regrouped(rows), base_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array, first
+from evals.metrics._means import finish as finish
 from evals.metrics._parity import tone_counts, unbiased_squared
 
 title = "squared parity gap (unbiased)"
@@ -22,8 +22,3 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Unbiased squared gap per prompt; NaN with fewer than two usable images."""
     counts = tone_counts(rows)
     return pd.DataFrame({"squared": unbiased_squared(counts.to_numpy())}, index=counts.index)
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)

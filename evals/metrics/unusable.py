@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array, first, per_prompt
+from evals.metrics import per_prompt
+from evals.metrics._means import finish as finish
 
 title = "unusable portraits"
 unit = "share"
@@ -20,8 +21,3 @@ ratio_to_base = False
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Share of NaN tones of a prompt."""
     return per_prompt(rows, unusable=rows["value"].isna())
-
-
-def finish(mean_S: Array) -> Array:
-    """The mean itself."""
-    return first(mean_S)

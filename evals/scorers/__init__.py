@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -68,6 +68,15 @@ def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
     )
     outside = ((values_B < low) | (values_B > high)).nonzero().flatten()
     return int(outside[0]) if len(outside) else None
+
+
+def range_fault(name: str, scorer: Scorer, values_B: Tensor, whose: Callable[[int], str]) -> str:
+    """A sentence that names the first value outside the scorer's range, and by `whose(position)` what got it; "" where there is none."""
+    outside = first_outside(values_B, scorer.range)
+    if outside is None:
+        return ""
+    low, high = scorer.range
+    return f"scorer {name} gave {values_B[outside]:g} to {whose(outside)}, but states a range of {low:g} to {high:g}"
 
 
 def version_of(*files: Path) -> str:

@@ -16,7 +16,7 @@ TASK = Task(
     name="imagereward",
     prompts="miniature-preference-train",
     rewards=(Reward("imagereward"),),
-    batch=288,  # the reward is noisier than a detector: with 96, training stood still (results/README.md)
+    batch=288,  # two points of win rate more than 96 (results/README.md)
     images_per_prompt=1,
     monitors=("gold_utility",),
 )

@@ -6,7 +6,6 @@ evals/miniature/weights is only touched where `--out` says so: to ship another, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import click
 import torch
 
-from evals.files import write_text
+from evals.files import locked, write_text
 
 STAGES = ("autoencoder", "denoiser", "blip", "imagereward", "judge")
 NEEDS = {"denoiser": ("autoencoder",), "imagereward": ("denoiser", "blip"), "judge": ("denoiser",)}
@@ -73,8 +72,7 @@ def changed_record(folder: Path) -> Iterator[dict[str, Any]]:
 
     Reward model and judge may be made side by side.
     """
-    with (folder / ".record.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".record.lock"):
         record = read_record(folder)
         yield record
         stages = record["stages"]

@@ -7,7 +7,6 @@ depends on the occupation (fairness).
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from prompts.world import (
     scene_caption,
     stable_fraction,
 )
+from train.launch import speaks
 
 FINISHES = {"crisp": 0.64, "dull": 0.18, "blurred": 0.12, "both": 0.06}
 DULL, BLUR = (0.35, 0.6), (1.0, 1.7)
@@ -251,7 +251,7 @@ def _drawn(count: int, seed: int, bias: Bias) -> list[Example]:
         range(count),
         desc="drawing pictures to learn from",
         file=sys.stderr,
-        disable=os.environ.get("RANK", "0") != "0",
+        disable=not speaks(),
     )
     return [draw_example(bias, np.random.default_rng([seed, i])) for i in numbers]
 
