@@ -20,7 +20,7 @@ from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._parity import parity_floor
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
-from evals.rows import IMAGE, PROMPT
+from evals.rows import PROMPT, without_copies
 from evals.stats import Array, Interval
 
 BASE = "base"
@@ -197,19 +197,12 @@ def _compare_model(
     for experiment in experiments:
         of_experiment = rows[rows["experiment"] == experiment]
         if experiment == BASE:
-            of_experiment = _without_copies(of_experiment)
+            of_experiment = without_copies(of_experiment)
         for scorer, names in by_scorer.items():
             mine = of_experiment[of_experiment["scorer"] == scorer]
             if len(mine):
                 made += _scorer_cells(names, mine, base, resampler)
     return [cell for cell, _ in made], [outcome for _, outcome in made if outcome is not None]
-
-
-def _without_copies(base: pd.DataFrame) -> pd.DataFrame:
-    """The base's rows of its lowest seed where all seeds say the same: of a base that was not trained a seed is a copy."""
-    values = base.groupby(["scorer", *IMAGE])["value"]
-    copies = values.nunique(dropna=False).eq(1) & values.size().eq(base["seed"].nunique())
-    return base[base["seed"] == base["seed"].min()] if copies.all() else base
 
 
 def _first_row(rows: pd.DataFrame, experiment: str) -> int:

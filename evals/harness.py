@@ -110,13 +110,18 @@ def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base:
     """A scorer's answers [B], held to the range that it states.
 
     Raises:
-        ValueError: where its weights do not open, or a score is out of its range, naming the first picture.
+        ValueError: where its weights do not open, it raises, or a score is out of its range, naming the first picture.
     """
     asked = [item.prompt for item in items]
     try:
         values: Tensor = scorer(images, asked, *([base] if scorer.scope == "paired" else []))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the weights of scorer {name} cannot be opened: {first_line(error)}") from error
+    except Exception as error:  # a scorer is anybody's file: what was scored before it is kept either way
+        kind = type(error).__name__
+        raise ValueError(
+            f"scorer {name} failed with {kind}: {first_line(error)}: mend evals/scorers/{name}.py or its weights"
+        ) from error
     if fault := scorers.range_fault(
         name, scorer, values, lambda i: f"prompt {items[i].prompt.id}, image {items[i].image}"
     ):

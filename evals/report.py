@@ -484,7 +484,10 @@ def _tones(rows: pd.DataFrame, experiments: Sequence[str]) -> list[dict[str, Any
     found = []
     for prompt_set in _portrait_sets(rows):
         part = rows[(rows["scorer"] == "skin_tone") & (rows["prompt_set"] == prompt_set)]
-        shown = [(e, part[part["experiment"] == e]) for e in experiments if (part["experiment"] == e).any()]
+        of_all = [(e, part[part["experiment"] == e]) for e in experiments]
+        shown = [
+            (e, score_rows.without_copies(of_e) if e == BASE else of_e) for e, of_e in of_all if len(of_e)
+        ]
         top = max(max(_tone_shares(of_run)) for _, of_run in shown)
         columns = [_tone_column(of_run, e, max(top, 2 / GROUPS)) for e, of_run in shown]
         found.append({"prompt_set": prompt_set, "columns": columns})

@@ -96,6 +96,13 @@ def versions(rows: pd.DataFrame) -> dict[str, str]:
     return dict(zip(found["scorer"], found["version"], strict=True))
 
 
+def without_copies(base: pd.DataFrame) -> pd.DataFrame:
+    """The base's rows of its lowest seed where all seeds say the same: of a base that was not trained a seed is a copy."""
+    values = base.groupby(["scorer", *IMAGE])["value"]
+    copies = values.nunique(dropna=False).eq(1) & values.size().eq(base["seed"].nunique())
+    return base[base["seed"] == base["seed"].min()] if copies.all() else base
+
+
 def same_images(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """The base's rows beside `rows`: same scorer, prompt and image index, hence same noise; same index as `rows`.
 

@@ -104,6 +104,7 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["iterations=-1"], ["iterations is -1"]),
         (["ema.decay=1"], ["ema.decay is 1.0"]),
         (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
+        (["tasks.tone.baseline=group"], ["tasks.tone.baseline is group", "shaping pointwise"]),
         (["tasks.tone.unusable=worst", "tasks.tone.credit=shared"], ["unusable is worst", "leave_one_out"]),
         (["sampling.steps=2000"], ["1000 timesteps"]),
     ],
@@ -202,7 +203,8 @@ def test_joint_is_the_union_of_the_three() -> None:
         tasks = [task for experiment in three for task in experiment.tasks]
         assert len(joint.tasks) == 3
         for mine, task in zip(joint.tasks, tasks, strict=True):
-            assert mine == replace(task, batch=mine.batch)
+            geometry = {f: getattr(mine, f) for f in ("batch", "images_per_prompt", "baseline")}
+            assert mine == replace(task, **geometry)
 
 
 def test_dry_run_says_what_it_would_cost(run: Run, tmp_path: Path) -> None:

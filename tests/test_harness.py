@@ -190,6 +190,25 @@ def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
         harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
 
 
+def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from evals.scorers import gold_utility
+
+    def raising(*_: object) -> torch.Tensor:
+        raise RuntimeError("\nsize mismatch for head.weight")
+
+    monkeypatch.setattr(gold_utility.Scorer, "__call__", raising)
+    out = tmp_path / "scores" / "x.csv"
+    with pytest.raises(
+        ValueError,
+        match=r"scorer gold_utility failed with RuntimeError: size mismatch for head\.weight: mend",
+    ):
+        harness.score(str(base_run), out, "small")
+    assert not out.exists()
+    assert harness._partial(out).is_file()
+
+
 def test_a_score_out_of_its_scorers_range_is_refused(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

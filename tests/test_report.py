@@ -240,6 +240,12 @@ def test_wins_and_losses_are_the_extremes_and_the_sample_is_not_chosen(
     assert len({line["text"] for line in samples[0][0]["lines"]}) == report.SAMPLE
 
 
+def test_tones_of_a_base_that_every_seed_repeats_are_counted_once(frame: pd.DataFrame) -> None:
+    base = frame[frame["experiment"] == "base"]
+    repeated = pd.concat([frame, base.assign(seed=7)], ignore_index=True)
+    assert report._tones(repeated, ["base", "joint"]) == report._tones(frame, ["base", "joint"])
+
+
 def test_drawings_hold_what_they_are_given() -> None:
     scale = svg.scale_of([0.0, 1.0, math.nan])
     assert scale == (0.0, 1.0)

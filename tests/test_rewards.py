@@ -15,6 +15,7 @@ from tests import toy
 from train.config import Reward, Task
 from train.rewards import (
     RewardFailed,
+    above_others,
     check_validity,
     leave_one_out,
     load_scorers,
@@ -47,6 +48,22 @@ def test_terms_are_weighted_and_a_missing_one_masks_the_image() -> None:
     assert shaped.credit_B[[0, 2, 3]].tolist() == [1.5, -1.0, 6.0]
     assert shaped.credit_B[1].isnan()
     assert shaped.group_B is None
+
+
+def test_an_image_is_compared_with_the_others_of_its_prompt() -> None:
+    score_BK = torch.tensor([[1.0], [3.0], [101.0], [103.0]])
+    task = replace(TASK, rewards=(Reward("a"),), baseline="group")
+    shaped = shape(task, score_BK)
+    assert shaped.credit_B.tolist() == [-2.0, 2.0, -2.0, 2.0]  # what a prompt's images have in common is gone
+    assert shaped.reported.tolist() == [1.0, 3.0, 101.0, 103.0]  # the curve is of the reward itself
+    assert shape(replace(task, baseline="batch"), score_BK).credit_B.tolist() == [1.0, 3.0, 101.0, 103.0]
+
+
+def test_an_image_without_others_to_compare_it_with_is_masked() -> None:
+    reward_B = torch.tensor([1.0, NAN, 5.0, 7.0, 2.0, NAN])
+    credit = above_others(reward_B, torch.tensor([0, 0, 1, 1, 1, 2])).tolist()
+    assert credit[2:5] == pytest.approx([5 - 4.5, 7 - 3.5, 2 - 6.0])
+    assert all(math.isnan(credit[i]) for i in (0, 1, 5))
 
 
 # --------------------------------------------------------------------------------------------------------------- parity

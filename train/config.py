@@ -41,6 +41,8 @@ class Task:
     """Images per iteration over all processes (paper: 16 x 128 GPUs)."""
     images_per_prompt: int = 1
     """Group size G: images drawn of each prompt (paper, sec. 3.2: 16 for the set-level reward; others not stated)."""
+    baseline: Literal["batch", "group"] = "batch"
+    """Pointwise: an image is compared with the whole batch (paper, Eq 10), or first with the others of its prompt (ours)."""
     shaping: Literal["pointwise", "parity"] = "pointwise"
     """Scores are the reward (Eq 11, 13), or classes whose statistical parity within a group is (Eq 12)."""
     classes: int = 4
@@ -237,6 +239,11 @@ def _check_task(task: Task, processes: int) -> None:
         )
     if not task.rewards:
         raise ValueError(f"{where}.rewards is empty, but a task needs a reward")
+    if task.baseline == "group" and (task.shaping == "parity" or group < 2):
+        raise ValueError(
+            f"{where}.baseline is group, which compares each image with the others of its prompt: it needs "
+            f"{where}.images_per_prompt of at least 2 and {where}.shaping pointwise"
+        )
     if task.shaping == "parity":
         _check_parity(task, where)
     if not 0.0 <= task.max_invalid < 1.0:

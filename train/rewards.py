@@ -106,7 +106,8 @@ def shape(task: Task, score_BK: Tensor) -> Shaped:
     if task.shaping == "pointwise":
         weight_K = torch.tensor([term.weight for term in task.rewards])
         reward_B = (score_BK * weight_K).sum(1)  # NaN in any term masks the image
-        return Shaped(reward_B, None, reward_B)
+        credit_B = above_others(reward_B, group_B) if task.baseline == "group" else reward_B
+        return Shaped(credit_B, None, reward_B)
     reward_P = parity(score_BK[:, 0], group_B, task.classes, task.root)
     if task.credit == "shared":
         reward_B = reward_P[group_B].where(score_BK[:, 0].isfinite(), torch.nan)
@@ -115,6 +116,21 @@ def shape(task: Task, score_BK: Tensor) -> Shaped:
     if task.unusable == "worst":
         credit_B = worst_of_group(credit_B, group_B)
     return Shaped(credit_B, None, reward_P)
+
+
+def above_others(reward_B: Tensor, group_B: Tensor) -> Tensor:
+    """Each image's reward less the mean of the others of its group, float32 [B].
+
+    A preference model is taught from pairs of one prompt, so what it gives a prompt's images in common means nothing; near the end of training
+    most of a batch's variance is that. NaN for an image without a reward, and for the only one of its group that has one.
+    """
+    valid_B = reward_B.isfinite()
+    groups = int(group_B.max()) + 1
+    value_B = reward_B.double().where(valid_B, 0.0)
+    sum_P = torch.zeros(groups, dtype=torch.float64).index_add(0, group_B, value_B)
+    count_P = torch.zeros(groups, dtype=torch.float64).index_add(0, group_B, valid_B.double())
+    others_B = (sum_P[group_B] - value_B) / (count_P[group_B] - 1)  # 0/0 where there are none
+    return (value_B - others_B).where(valid_B, torch.nan).float()
 
 
 def class_counts(class_B: Tensor, group_B: Tensor, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from train.config import Experiment, Reward, Task
-from train.experiments.imagereward import MODELS as IMAGEREWARD
+from train.experiments.imagereward import MINIATURE
 
 TASK = Task(
     name="compositionality",
@@ -21,7 +21,7 @@ TASK = Task(
 
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
-        IMAGEREWARD["miniature"],
+        MINIATURE,
         tasks=(TASK,),
         iterations=120,  # most pictures score alike, so a batch says less
     ),

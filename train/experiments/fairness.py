@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from train.config import Experiment, Reward, Task
-from train.experiments.imagereward import MINIATURE_UPDATE
-from train.experiments.imagereward import MODELS as IMAGEREWARD
+from train.experiments.imagereward import MINIATURE, MINIATURE_UPDATE
 
 TASK = Task(
     name="fairness",
@@ -31,7 +30,7 @@ TASK = Task(
 
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
-        IMAGEREWARD["miniature"],
+        MINIATURE,
         tasks=(TASK,),
         update=replace(MINIATURE_UPDATE, lr=1e-4),  # on twelve occupations clothes do not drift at it
         iterations=32,

@@ -10,12 +10,12 @@ from dataclasses import replace
 from train.config import Experiment
 from train.experiments.compositionality import TASK as COMPOSITIONALITY
 from train.experiments.fairness import TASK as FAIRNESS
-from train.experiments.imagereward import MODELS as IMAGEREWARD
+from train.experiments.imagereward import MINIATURE
 from train.experiments.imagereward import TASK as PREFERENCE
 
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
-        IMAGEREWARD["miniature"],
+        MINIATURE,
         # fairness alone takes twice the portraits at 1e-4, lest their clothes drift; here preference looks at clothes as well.
         # The other two take what they need for the gain that they have alone.
         tasks=(
