@@ -104,6 +104,10 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["iterations=-1"], ["iterations is -1"]),
         (["ema.decay=1"], ["ema.decay is 1.0"]),
         (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
+        (
+            ["tasks.redness.images_per_prompt=1", "tasks.redness.baseline=group"],
+            ["tasks.redness.baseline is group", "images_per_prompt of at least 2"],
+        ),
         (["tasks.tone.baseline=group"], ["tasks.tone.baseline is group", "shaping pointwise"]),
         (["tasks.tone.unusable=worst", "tasks.tone.credit=shared"], ["unusable is worst", "leave_one_out"]),
         (["sampling.steps=2000"], ["1000 timesteps"]),

@@ -37,7 +37,7 @@ MINIATURE_UPDATE = Update(
 MINIATURE = replace(BASE["miniature"], update=MINIATURE_UPDATE, ema=Ema(decay=0.98))
 """What all experiments on the miniature share."""
 
-# The preference model is taught from pairs of one prompt: what it gives to all pictures of a prompt means nothing, and is two thirds of the
+# The preference model is taught from pairs of one prompt: what it gives to all pictures of a prompt means nothing, and is seven tenths of the
 # variance of faultless pictures' rewards. So an image is compared with three others of its prompt before it is with the batch.
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
