@@ -107,26 +107,27 @@ def _score_part(
 
 
 def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base: Tensor | None) -> Tensor:
-    """A scorer's answers [B], held to the range that it states.
+    """A scorer's answers [B], held to the contract.
 
     Raises:
-        ValueError: where its weights do not open, it raises, or a score is out of its range, naming the first picture.
+        ValueError: where its weights do not open, it raises, or its answer is not one number in its range for each picture.
     """
     asked = [item.prompt for item in items]
+
+    def whose(number: int) -> str:
+        return f"prompt {items[number].prompt.id}, image {items[number].image}"
+
     try:
-        values: Tensor = scorer(images, asked, *([base] if scorer.scope == "paired" else []))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the weights of scorer {name} cannot be opened: {first_line(error)}") from error
-    except Exception as error:  # a scorer is anybody's file: what was scored before it is kept either way
-        kind = type(error).__name__
-        raise ValueError(
-            f"scorer {name} failed with {kind}: {first_line(error)}: mend evals/scorers/{name}.py or its weights"
-        ) from error
-    if fault := scorers.range_fault(
-        name, scorer, values, lambda i: f"prompt {items[i].prompt.id}, image {items[i].image}"
-    ):
-        raise ValueError(f"{fault}: mend evals/scorers/{name}.py")
-    return values
+        return scorers.ask(name, scorer, images, asked, whose, base if scorer.scope == "paired" else None)
+    except scorers.ScorerFailed as failure:
+        cause = failure.__cause__
+        if isinstance(cause, OSError | SafetensorError):
+            raise ValueError(
+                f"the weights of scorer {name} cannot be opened: {first_line(cause)}"
+            ) from failure
+        if isinstance(cause, ValueError):  # a sentence of its own, on what it was given
+            raise ValueError(str(cause)) from failure
+        raise ValueError(f"{failure}: mend evals/scorers/{name}.py or its weights") from failure
 
 
 def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:

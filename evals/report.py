@@ -481,6 +481,8 @@ def _pair(
 
 def _tones(rows: pd.DataFrame, experiments: Sequence[str]) -> list[dict[str, Any]]:
     """For each portrait set and experiment, the four bins of all usable images, and each occupation's own bar."""
+    is_base = rows["experiment"] == BASE
+    rows = pd.concat([rows[~is_base], score_rows.without_copies(rows[is_base])])
     found = []
     for prompt_set in _portrait_sets(rows):
         part = rows[(rows["scorer"] == "skin_tone") & (rows["prompt_set"] == prompt_set)]

@@ -172,6 +172,15 @@ def test_differences_are_named_by_field() -> None:
     assert found == ["tasks.tone.batch (8 -> 16)", "update.lr (0.001 -> 1.0)"]
 
 
+def test_a_run_that_was_stored_before_a_field_existed_goes_on() -> None:
+    now = as_json(toy.toy_experiment("base", "prompts"))
+    stored = as_json(toy.toy_experiment("base", "prompts"))
+    del stored["task_order"], stored["update"]["theta_old"], stored["tasks"][1]["baseline"]
+    assert differences(stored, now) == []
+    del stored["update"]["clip"]  # 1e-4 unless it says otherwise, and this one does
+    assert differences(stored, now) == ["update.clip (0.0001 -> 0.01)"]
+
+
 def test_every_field_has_a_docstring_of_one_line() -> None:
     import ast
     import inspect
@@ -206,9 +215,15 @@ def test_joint_is_the_union_of_the_three() -> None:
         three = [experiments.load(name, model) for name in ("imagereward", "compositionality", "fairness")]
         tasks = [task for experiment in three for task in experiment.tasks]
         assert len(joint.tasks) == 3
+        # preference is compared with the whole batch, as in the paper
+        tasks[0] = replace(tasks[0], images_per_prompt=1, baseline="batch")
         for mine, task in zip(joint.tasks, tasks, strict=True):
-            geometry = {f: getattr(mine, f) for f in ("batch", "images_per_prompt", "baseline")}
-            assert mine == replace(task, **geometry)
+            assert mine == replace(task, batch=mine.batch)
+
+
+def test_preference_is_compared_within_its_prompts() -> None:
+    (task,) = experiments.load("imagereward", "miniature").tasks
+    assert (task.baseline, task.images_per_prompt) == ("group", 4)
 
 
 def test_dry_run_says_what_it_would_cost(run: Run, tmp_path: Path) -> None:

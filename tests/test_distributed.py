@@ -105,6 +105,9 @@ def test_images_and_advantages_are_those_of_one_process(runs: dict[int, Any], wo
         assert all(record[f"{task}.valid"] == alone[f"{task}.valid"] for record in several)
     assert 0 < alone["tone.valid"] < BATCH, "the test wants some images masked"
     assert alone["tone.advantage"].abs().sum() > 0
+    # redness is compared within its prompts, two images each
+    torch.testing.assert_close(alone["redness.advantage"][::2], -alone["redness.advantage"][1::2])
+    assert alone["redness.advantage"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("world", [2, 3])

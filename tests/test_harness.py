@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,18 +196,44 @@ def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
 ):
     from evals.scorers import gold_utility
 
-    def raising(*_: object) -> torch.Tensor:
-        raise RuntimeError("\nsize mismatch for head.weight")
+    def of_another_shape(*_: object) -> torch.Tensor:
+        torch.nn.Linear(2, 2).load_state_dict({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)})
+        raise AssertionError("it has loaded them")
 
-    monkeypatch.setattr(gold_utility.Scorer, "__call__", raising)
+    monkeypatch.setattr(gold_utility.Scorer, "__call__", of_another_shape)
     out = tmp_path / "scores" / "x.csv"
     with pytest.raises(
-        ValueError,
-        match=r"scorer gold_utility failed with RuntimeError: size mismatch for head\.weight: mend",
+        ValueError, match=r"scorer gold_utility failed with RuntimeError: .*size mismatch for weight"
     ):
         harness.score(str(base_run), out, "small")
     assert not out.exists()
-    assert harness._partial(out).is_file()
+    assert set(score_rows.read([harness._partial(out)])["scorer"]) == {"skin_tone"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda images: torch.zeros(len(images) - 1), r"answered with \(24,\) for 25 images"),
+        (lambda images: [0.0] * len(images), "answered with list for 25 images"),
+        (lambda images: torch.full((len(images),), torch.inf), "answered with infinity for 25 of 25 images"),
+    ],
+)
+def test_an_answer_that_is_not_one_number_each_is_refused(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, told: str
+):
+    from evals.scorers import gold_utility
+
+    monkeypatch.setattr(gold_utility.Scorer, "__call__", lambda _, images, *__: answer(images))
+    with pytest.raises(ValueError, match=f"scorer gold_utility {told}"):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+
+
+def test_what_a_scorer_says_of_its_input_is_said_as_it_is(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prompts, "load", lambda name, load=prompts.load: load(name)[:2])
+    with pytest.raises(ValueError, match=r"^the kid scorer needs at least 3 images"):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
 
 
 def test_a_score_out_of_its_scorers_range_is_refused(

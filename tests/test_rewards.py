@@ -66,6 +66,12 @@ def test_an_image_without_others_to_compare_it_with_is_masked() -> None:
     assert all(math.isnan(credit[i]) for i in (0, 1, 5))
 
 
+def test_a_batch_in_which_nothing_can_be_compared_is_refused() -> None:
+    task = replace(TASK, rewards=(Reward("a"),), baseline="group")
+    with pytest.raises(RewardFailed, match="no image of task t has another of its prompt"):
+        shape(task, torch.tensor([[1.0], [NAN], [NAN], [3.0]]))
+
+
 # --------------------------------------------------------------------------------------------------------------- parity
 
 

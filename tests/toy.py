@@ -217,7 +217,13 @@ def write_prompts(path: Path) -> Path:
 def toy_experiment(base: Path | str, prompts: Path | str, **changes: Any) -> Experiment:
     """Two tasks on the tiny pipeline."""
     redness = Task(
-        "redness", str(prompts), (Reward("redness"),), batch=8, images_per_prompt=2, monitors=("tone",)
+        "redness",
+        str(prompts),
+        (Reward("redness"),),
+        batch=8,
+        images_per_prompt=2,
+        baseline="group",
+        monitors=("tone",),
     )
     tone = Task(
         "tone",

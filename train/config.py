@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from evals.diffusion import Reduction, Sampling
@@ -168,6 +168,14 @@ class Experiment:
         return self.iterations * each
 
 
+_SECTIONS: dict[str, type[Any]] = {
+    "sampling": Sampling,
+    "update": Update,
+    "pretraining": Pretraining,
+    "lora": Lora,
+    "ema": Ema,
+}
+
 MEMORY_FIELDS = ("sampling.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "save_every")
 """What a resumed run may change: these cannot change a result beyond float32 rounding."""
 
@@ -242,7 +250,7 @@ def _check_task(task: Task, processes: int) -> None:
     if task.baseline == "group" and (task.shaping == "parity" or group < 2):
         raise ValueError(
             f"{where}.baseline is group, which compares each image with the others of its prompt: it needs "
-            f"{where}.images_per_prompt of at least 2 and {where}.shaping pointwise"
+            f"{where}.images_per_prompt of at least 2 and {where}.shaping pointwise; or use batch"
         )
     if task.shaping == "parity":
         _check_parity(task, where)
@@ -353,9 +361,21 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment as JSON that was stored before it had some fields, with these: their defaults are what it did then."""
+    complete = as_json(Experiment(base="")) | dict(stored)
+    task = {field.name: field.default for field in fields(Task) if field.default is not MISSING}
+    complete["tasks"] = [_plain(task) | dict(given) for given in complete["tasks"]]
+    for name, section in _SECTIONS.items():
+        if complete[name] is not None:
+            own = {field.name: field.default for field in fields(section) if field.default is not MISSING}
+            complete[name] = _plain(own) | dict(complete[name])
+    return complete
+
+
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
     """Fields of two experiments (as JSON) that differ, each as `field (stored -> now)`."""
-    before, after = flatten(stored), flatten(now)
+    before, after = flatten(with_defaults(stored)), flatten(now)
     return [
         f"{field} ({before.get(field, 'absent')} -> {after.get(field, 'absent')})"
         for field in sorted({*before, *after})
@@ -383,7 +403,6 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, ...]]:
     """Every field that `override` can set, as its dotted path."""
-    sections = {"sampling": Sampling, "update": Update, "pretraining": Pretraining, "lora": Lora, "ema": Ema}
     for field in fields(Experiment):
         if field.name == "tasks":
             for task in experiment.tasks:
@@ -395,8 +414,8 @@ def _paths(experiment: Experiment) -> Iterator[tuple[str, ...]]:
             continue
         if field.name not in ("sampling", "update"):
             yield (field.name,)
-        if field.name in sections:
-            yield from ((field.name, inner.name) for inner in fields(sections[field.name]))
+        if field.name in _SECTIONS:
+            yield from ((field.name, inner.name) for inner in fields(_SECTIONS[field.name]))
 
 
 def _resolve(experiment: Experiment, field: str) -> list[tuple[str, ...]]:

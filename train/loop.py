@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper: for every task, sample, score, compare, make the good more likely; then a step on real data.
 
 What this is: PPO's clipped policy gradient over the transitions of a DDIM sampler (Eq 7), with one optimiser step per drawn
-denoising step, a batch-wide advantage (Eq 10), and tasks that take turns instead of being added. What it is not: there is no value
+denoising step, a batch-wide advantage (Eq 10; `baseline` may take off what a prompt's images share before), and tasks that take turns instead of being added. What it is not: there is no value
 function, no KL penalty, no second copy of the denoiser. The rollout's log-probabilities, of the stored values, are the old ones.
 
 When theta_old is fixed is open in the paper: Algorithm 1 sets it once per iteration, and yet draws later tasks' samples from the policy that

@@ -1,8 +1,8 @@
 """Scorers in a training loop: terms and weights, masks, and the set-level parity reward.
 
 A scorer answers NaN where it does not apply. Such an image is masked: it counts in no mean, and its advantage is 0; or, where a parity task
-says `unusable="worst"`, it has the least credit of its group. A scorer that
-raises, or applies to too few images, stops the run with a sentence that names it; it never becomes a reward of 0.
+says `unusable="worst"`, it has the least credit of its group. So is an image that is to be compared with the others of its group and has none.
+A scorer that raises, or applies to too few images, stops the run with a sentence that names it; it never becomes a reward of 0.
 """
 
 from __future__ import annotations
@@ -57,23 +57,9 @@ def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Promp
         RewardFailed: where the scorer raises, or answers with another shape, with infinity or outside its range.
     """
     try:
-        value_B = scorer(images_BCHW, prompts_B)
-    except Exception as error:
-        what = " ".join(str(error).split())
-        raise RewardFailed(f"scorer {name} failed with {type(error).__name__}: {what}") from error
-    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts_B),):
-        shape = tuple(value_B.shape) if isinstance(value_B, Tensor) else type(value_B).__name__
-        raise RewardFailed(
-            f"scorer {name} answered with {shape} for {len(prompts_B)} images, not with one number each"
-        )
-    if value_B.isinf().any():
-        raise RewardFailed(
-            f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
-        )
-    value_B = value_B.detach().float().cpu()
-    if fault := scorers.range_fault(name, scorer, value_B, lambda i: f"prompt {prompts_B[i].id}"):
-        raise RewardFailed(fault)
-    return value_B
+        return scorers.ask(name, scorer, images_BCHW, prompts_B, lambda i: f"prompt {prompts_B[i].id}")
+    except scorers.ScorerFailed as failure:
+        raise RewardFailed(str(failure)) from failure
 
 
 def check_validity(task: Task, score_BK: Tensor) -> None:
@@ -101,7 +87,19 @@ def shape(task: Task, score_BK: Tensor) -> Shaped:
     Args:
         task: with its terms and shaping.
         score_BK: one column per term; images of a group are neighbours.
+
+    Raises:
+        RewardFailed: where that leaves no image with a credit.
     """
+    shaped = _shaped(task, score_BK)
+    if not shaped.credit_B.isfinite().any():
+        raise RewardFailed(
+            f"no image of task {task.name} has another of its prompt to be compared with: too many scores are NaN (not applicable)"
+        )
+    return shaped
+
+
+def _shaped(task: Task, score_BK: Tensor) -> Shaped:
     group_B = torch.arange(len(score_BK)) // task.images_per_prompt
     if task.shaping == "pointwise":
         weight_K = torch.tensor([term.weight for term in task.rewards])
@@ -121,8 +119,8 @@ def shape(task: Task, score_BK: Tensor) -> Shaped:
 def above_others(reward_B: Tensor, group_B: Tensor) -> Tensor:
     """Each image's reward less the mean of the others of its group, float32 [B].
 
-    A preference model is taught from pairs of one prompt, so what it gives a prompt's images in common means nothing; near the end of training
-    most of a batch's variance is that. NaN for an image without a reward, and for the only one of its group that has one.
+    For a reward that is taught from pairs of one prompt: what it gives to all images of a prompt means nothing.
+    NaN for an image without a reward, and for the only one of its group that has one.
     """
     valid_B = reward_B.isfinite()
     groups = int(group_B.max()) + 1

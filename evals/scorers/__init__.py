@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +63,61 @@ def load(name: str, device: torch.device | str = "cpu") -> Scorer:
     return cast(Scorer, import_module(f"evals.scorers.{name}").Scorer(device))
 
 
+class ScorerFailed(Exception):
+    """A scorer's answer cannot be used; the message is one sentence that names it. What it raised itself is the cause."""
+
+
+def ask(
+    name: str,
+    scorer: Scorer,
+    images_BCHW: Tensor,
+    prompts: Sequence[Prompt],
+    whose: Callable[[int], str],
+    base_images_BCHW: Tensor | None = None,
+) -> Tensor:
+    """A scorer's answers, float32 [B] on the CPU, held to the contract.
+
+    Args:
+        name: file name of the scorer.
+        scorer: to be called.
+        images_BCHW: float32 RGB in [0, 1].
+        prompts: of the images.
+        whose: position in the batch to what a message calls that image.
+        base_images_BCHW: for a scorer of scope "paired".
+
+    Raises:
+        ScorerFailed: where it raises, or answers with another shape, with infinity or outside its range.
+    """
+    try:
+        value_B = scorer(images_BCHW, prompts, *(() if base_images_BCHW is None else (base_images_BCHW,)))
+    except Exception as error:
+        raise ScorerFailed(f"scorer {name} failed with {type(error).__name__}: {_told(error)}") from error
+    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts),):
+        shape = tuple(value_B.shape) if isinstance(value_B, Tensor) else type(value_B).__name__
+        raise ScorerFailed(
+            f"scorer {name} answered with {shape} for {len(prompts)} images, not with one number each"
+        )
+    if value_B.isinf().any():
+        raise ScorerFailed(
+            f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
+        )
+    value_B = value_B.detach().float().cpu()
+    outside = first_outside(value_B, scorer.range)
+    if outside is not None:
+        low, high = scorer.range
+        raise ScorerFailed(
+            f"scorer {name} gave {value_B[outside]:g} to {whose(outside)}, but states a range of {low:g} to {high:g}"
+        )
+    return value_B
+
+
+def _told(error: BaseException) -> str:
+    """What an exception says, on one line, and where it was raised: whoever wrote the scorer needs the place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())
+    return f"{textwrap.shorten(said, 300, placeholder=' ...')} ({Path(place.filename).name}, line {place.lineno})"
+
+
 def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
     """Position of the first value that its scorer's `range` does not allow by more than rounding, or None; NaN, not applicable, is none."""
     low, high = (
@@ -68,15 +125,6 @@ def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
     )
     outside = ((values_B < low) | (values_B > high)).nonzero().flatten()
     return int(outside[0]) if len(outside) else None
-
-
-def range_fault(name: str, scorer: Scorer, values_B: Tensor, whose: Callable[[int], str]) -> str:
-    """A sentence that names the first value outside the scorer's range, and by `whose(position)` what got it; "" where there is none."""
-    outside = first_outside(values_B, scorer.range)
-    if outside is None:
-        return ""
-    low, high = scorer.range
-    return f"scorer {name} gave {values_B[outside]:g} to {whose(outside)}, but states a range of {low:g} to {high:g}"
 
 
 def version_of(*files: Path) -> str:

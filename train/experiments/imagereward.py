@@ -2,7 +2,8 @@
 
     make train-imagereward
 
-On the miniature the annotators are simulated, so what they really prefer, the gold utility, is recorded beside the reward.
+The paper compares an image with the whole batch, as `TASK` does; the experiment on the miniature compares it with three others of its prompt
+first. On the miniature the annotators are simulated, so what they really prefer, the gold utility, is recorded beside the reward.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TASK = Task(
     monitors=("gold_utility",),
 )
 
-# What all experiments on the miniature start from. The paper's clip belongs to 16,384 latent dimensions. At equal exact KL the noise of the
+# The paper's clip belongs to 16,384 latent dimensions. At equal exact KL the noise of the
 # averaged log-ratio goes as 1/D, so for 8 x 8 x 8 = 512 dimensions it is 1e-4 x 32 = 3.2e-3.
 MINIATURE_UPDATE = Update(
     lr=6e-5,
@@ -35,15 +36,15 @@ MINIATURE_UPDATE = Update(
 )
 
 MINIATURE = replace(BASE["miniature"], update=MINIATURE_UPDATE, ema=Ema(decay=0.98))
-"""What all experiments on the miniature share."""
+"""What experiments on the miniature start from; each sets its tasks and iterations."""
 
 # The preference model is taught from pairs of one prompt: what it gives to all pictures of a prompt means nothing, and is seven tenths of the
-# variance of faultless pictures' rewards. So an image is compared with three others of its prompt before it is with the batch.
+# variance of faultless pictures' rewards (results/README.md).
 MODELS: dict[str, Experiment] = {
     "miniature": replace(
         MINIATURE,
         tasks=(replace(TASK, images_per_prompt=4, baseline="group"),),
-        ema=Ema(decay=0.99),  # in single runs' weights much is noise, which leaves stains (results/README.md)
+        ema=Ema(decay=0.99),  # much of what single steps do is noise, which leaves stains (results/README.md)
         iterations=80,
     ),
 }

@@ -17,7 +17,8 @@ MODELS: dict[str, Experiment] = {
     "miniature": replace(
         MINIATURE,
         # fairness alone takes twice the portraits at 1e-4, lest their clothes drift; here preference looks at clothes as well.
-        # The other two take what they need for the gain that they have alone.
+        # The other two take what they need for the gain that they have alone. Preference is compared with the whole batch, as in the paper:
+        # four images of a prompt have not been tried in a joint run.
         tasks=(
             replace(PREFERENCE, batch=192),
             replace(COMPOSITIONALITY, batch=192),
