@@ -86,7 +86,9 @@ class BareCalls:
 
     def _denoise(self, rows: slice, timestep: int) -> Any:
         unet = self.run.policy.module
-        return unet(self.latents[rows], timestep, encoder_hidden_states=self.cond[rows], return_dict=False)[0]
+        return unet(
+            self.latents[rows], timestep, encoder_hidden_states=self.cond.text_BLD[rows], return_dict=False
+        )[0]
 
 
 @pytest.mark.benchmark(group="training")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evals.conditioning import text_encoders
+
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -53,17 +55,15 @@ def find_base(base: str) -> str:
 
 
 def load_pipeline(base: str, revision: str | None = None) -> Any:
-    """A `StableDiffusionPipeline` in float32, from safetensors only, on the CPU.
+    """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` in float32, from safetensors only, on the CPU.
 
-    The three models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
+    The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
     only log it: weights of another model would be a base of noise.
 
     Raises:
-        ValueError: missing, truncated or foreign files, in one sentence.
+        ValueError: missing, truncated or foreign files, or a pipeline of another family, in one sentence.
     """
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from diffusers.utils import logging as diffusers_logging
-    from transformers import CLIPTextModel
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
@@ -72,31 +72,62 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     if revision is not None and Path(found).is_dir():
         raise ValueError(f"revision is {revision}, but {found} is a folder, which has none: leave it out")
     options = {"revision": revision, "use_safetensors": True, "local_files_only": Path(found).is_dir()}
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
         with _quiet(diffusers_logging), _quiet(transformers_logging):
-            parts = {part: _open_part(kind, found, part, options) for part, kind in kinds.items()}
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                found,
-                dtype=torch.float32,
-                safety_checker=None,
-                requires_safety_checker=False,
-                **parts,
-                **options,
-            )
+            pipeline = _open(found, options)
     except DAMAGE as error:
         raise ValueError(
             f"base: {found} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
         ) from error
-    longest, positions = (
-        pipeline.tokenizer.model_max_length,
-        pipeline.text_encoder.config.max_position_embeddings,
-    )
-    if longest > positions:
-        raise ValueError(
-            f"base: the tokenizer of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
+    for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        if (model := getattr(pipeline, encoder, None)) is None:
+            continue
+        longest, positions = (
+            getattr(pipeline, tokenizer).model_max_length,
+            model.config.max_position_embeddings,
         )
+        if longest > positions:
+            raise ValueError(
+                f"base: the {tokenizer} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
+            )
     return pipeline
+
+
+def _open(found: str, options: Mapping[str, Any]) -> Any:
+    """A pipeline of one of the families that there are.
+
+    Raises:
+        ValueError: for another.
+    """
+    from diffusers import (
+        AutoencoderKL,
+        DiffusionPipeline,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    models = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    families: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+        "StableDiffusionPipeline": (
+            StableDiffusionPipeline,
+            models,
+            {"safety_checker": None, "requires_safety_checker": False},
+        ),
+        "StableDiffusionXLPipeline": (
+            StableDiffusionXLPipeline,
+            models | {"text_encoder_2": CLIPTextModelWithProjection},
+            {"add_watermarker": False},
+        ),
+    }
+    where = {key: options[key] for key in ("revision", "local_files_only")}
+    name = DiffusionPipeline.load_config(found, **where)["_class_name"]
+    if name not in families:
+        raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
+    family, kinds, more = families[name]
+    parts = {part: _open_part(kind, found, part, options) for part, kind in kinds.items()}
+    return family.from_pretrained(found, dtype=torch.float32, **parts, **more, **options)
 
 
 def _open_part(kind: Any, found: str, part: str, options: Mapping[str, Any]) -> Any:
@@ -129,7 +160,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
             given = [name for name in file.keys() if not name.endswith((".alpha", ".dora_scale"))]  # noqa: SIM118
         with _quiet(diffusers_logging):
             pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
-        models = (pipeline.unet, pipeline.text_encoder)
+        models = (pipeline.unet, *text_encoders(pipeline))
         placed = sum("lora_" in name for model in models for name, _ in model.named_parameters())
         if placed < len(given):
             raise ValueError(f"{len(given) - placed} of its {len(given)} tensors have no place there")

@@ -24,12 +24,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from evals.conditioning import Conditioning, PromptEncoder, latent_shape
+
 Reduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16"]
 
-EMBEDDING_CACHE_BYTES = (
-    256 * 2**20
-)  # prompts repeat and the text encoder is frozen: a bounded cache of its outputs
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
 
 
@@ -297,8 +296,8 @@ def predict(
     unet: nn.Module,
     x_BCHW: Tensor,
     timestep: int | Tensor,
-    cond_BLD: Tensor,
-    uncond_LD: Tensor | None,
+    cond: Conditioning,
+    uncond: Conditioning | None,
     guidance: float | None,
     precision: Precision = "fp32",
 ) -> Tensor:
@@ -308,8 +307,8 @@ def predict(
         unet: a `UNet2DConditionModel`, or a wrapper with its signature.
         x_BCHW: latents.
         timestep: one training timestep, or one per image [B].
-        cond_BLD: prompt embeddings.
-        uncond_LD: embedding of the empty prompt; may be None where guidance is 1 or None.
+        cond: of B prompts.
+        uncond: of the empty prompt, one row; may be None where guidance is 1 or None.
         guidance: weight w; 1 or None evaluates the conditional branch only.
         precision: of the matrix products.
 
@@ -318,80 +317,21 @@ def predict(
     """
     with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         if guidance is None or guidance == 1.0:
-            return _forward(unet, x_BCHW, timestep, cond_BLD)
-        assert uncond_LD is not None, "guidance needs the embedding of the empty prompt"
-        both = torch.cat([uncond_LD.expand_as(cond_BLD), cond_BLD])
+            return _forward(unet, x_BCHW, timestep, cond)
+        assert uncond is not None, "guidance needs the embedding of the empty prompt"
+        columns = zip(uncond.columns(), cond.columns(), strict=True)
+        both = Conditioning(*(torch.cat([empty.expand_as(given), given]) for empty, given in columns))
         twice = timestep if isinstance(timestep, int) else torch.cat([timestep, timestep])
         without, with_text = _forward(unet, torch.cat([x_BCHW, x_BCHW]), twice, both).chunk(2)
     return without + guidance * (with_text - without)
 
 
-def _forward(unet: nn.Module, x_BCHW: Tensor, timestep: int | Tensor, text_BLD: Tensor) -> Tensor:
-    output: Tensor = unet(x_BCHW, timestep, encoder_hidden_states=text_BLD, return_dict=False)[0]
+def _forward(unet: nn.Module, x_BCHW: Tensor, timestep: int | Tensor, cond: Conditioning) -> Tensor:
+    more: dict[str, Any] = {}
+    if cond.pooled_BD is not None:
+        more["added_cond_kwargs"] = {"text_embeds": cond.pooled_BD, "time_ids": cond.size_BK}
+    output: Tensor = unet(x_BCHW, timestep, encoder_hidden_states=cond.text_BLD, return_dict=False, **more)[0]
     return output.float()
-
-
-class PromptEncoder:
-    """Texts to embeddings of a frozen text encoder, cached.
-
-    Each text is encoded alone, so that its embedding cannot depend on its neighbours.
-    """
-
-    def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
-        self.tokenizer = tokenizer
-        self.text_encoder = text_encoder
-        self._cache: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, L, D] float32 on the encoder's device; longer texts are cut at the tokenizer's length."""
-        return torch.stack([self._one(text) for text in texts])
-
-    def what_is_cut(self, name: str, texts: Sequence[str]) -> str:
-        """A sentence on texts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
-
-        Args:
-            name: of the prompt set.
-            texts: its prompts.
-        """
-        limit = self.tokenizer.model_max_length
-        lengths = [
-            len(tokens) for tokens in self.tokenizer(list(texts), truncation=False, verbose=False).input_ids
-        ]
-        count = sum(length > limit for length in lengths)
-        are = "is" if count == 1 else "are"
-        return (
-            f"note: {count} of the {len(texts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
-            if count
-            else ""
-        )
-
-    def _one(self, text: str) -> Tensor:
-        found = self._cache.get(text)
-        if found is None:
-            found = self._encode(text)
-            self._bytes += found.numel() * found.element_size()
-            while self._bytes > EMBEDDING_CACHE_BYTES and self._cache:
-                oldest = self._cache.pop(next(iter(self._cache)))
-                self._bytes -= oldest.numel() * oldest.element_size()
-            self._cache[text] = found
-        return found
-
-    @torch.no_grad()
-    def _encode(self, text: str) -> Tensor:
-        tokens = self.tokenizer(
-            [text],
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        device = next(self.text_encoder.parameters()).device
-        # as StableDiffusionPipeline: padding is attended to, unless the encoder's config says otherwise
-        masked = getattr(getattr(self.text_encoder, "config", None), "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if masked else None
-        embedding: Tensor = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0][0]
-        return embedding.float()
 
 
 # ---------------------------------------------------------------------------------------------------------------- sampler
@@ -443,8 +383,8 @@ def padded(call: Callable[..., Any], rows: int, *tensors: Tensor) -> Any:
 def sample(
     unet: nn.Module,
     schedule: Schedule,
-    cond_BLD: Tensor,
-    uncond_LD: Tensor | None,
+    cond: Conditioning,
+    uncond: Conditioning | None,
     noise_of: Callable[[slice], Tensor],
     sampling: Sampling,
     keep: Sequence[int] = (),
@@ -455,8 +395,8 @@ def sample(
     Args:
         unet: the denoiser.
         schedule: `Schedule.of(scheduler, sampling.steps)`.
-        cond_BLD: prompt embeddings.
-        uncond_LD: embedding of the empty prompt, or None without guidance.
+        cond: of B prompts.
+        uncond: of the empty prompt, or None without guidance.
         noise_of: rows to their noise [rows, N, C, H, W], each from `noise`: initial latent and, where eta is above 0, one
             per step. It is asked for a micro-batch at a time: fifty steps of noise are much larger than a latent.
         sampling: how to draw.
@@ -474,12 +414,14 @@ def sample(
         if schedule.sigma(step, sampling.eta) == 0.0:
             raise ValueError(_deterministic(schedule, step, sampling.eta))
     parts: list[tuple[Tensor, ...]] = []
-    for rows in micro_batches(len(cond_BLD), sampling.micro_batch):
+    for rows in micro_batches(len(cond.text_BLD), sampling.micro_batch):
         drawn = padded(
-            lambda cond, noise_: _denoise(unet, schedule, cond, uncond_LD, noise_, sampling, kept, reduction),
+            lambda noise_, *columns: _denoise(
+                unet, schedule, Conditioning(*columns), uncond, noise_, sampling, kept, reduction
+            ),
             sampling.micro_batch,
-            cond_BLD[rows],
             noise_of(rows),
+            *cond.part(rows).columns(),
         )
         parts.append(tuple(values[: rows.stop - rows.start].cpu() for values in drawn))
     latents, x, after, mean, logp = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -489,19 +431,19 @@ def sample(
 def _denoise(
     unet: nn.Module,
     schedule: Schedule,
-    cond_BLD: Tensor,
-    uncond_LD: Tensor | None,
+    cond: Conditioning,
+    uncond: Conditioning | None,
     noise_BNCHW: Tensor,
     sampling: Sampling,
     kept: tuple[int, ...],
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One micro-batch of `sample`: final latents and, of the kept steps, latent before, after, mean and log-probability."""
-    device = cond_BLD.device
+    device = cond.text_BLD.device
     x_BCHW = noise_BNCHW[:, 0].to(device)
     stored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step, timestep in enumerate(schedule.timesteps):
-        output = predict(unet, x_BCHW, timestep, cond_BLD, uncond_LD, sampling.guidance, sampling.precision)
+        output = predict(unet, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
         mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
         next_BCHW = mean + sigma * noise_BNCHW[:, 1 + step].to(device) if sigma > 0.0 else mean
         if step in kept:
@@ -540,11 +482,11 @@ class Painter:
 
     @classmethod
     def of(cls, pipeline: Any, sampling: Sampling) -> Painter:
-        """Take unet, VAE, tokenizer, text encoder and scheduler of a `StableDiffusionPipeline`."""
+        """Take the parts of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`."""
         return cls(
             unet=pipeline.unet,
             vae=pipeline.vae,
-            encoder=PromptEncoder(pipeline.tokenizer, pipeline.text_encoder),
+            encoder=PromptEncoder.of(pipeline),
             schedule=Schedule.of(pipeline.scheduler, sampling.steps),
             sampling=sampling,
         )
@@ -552,14 +494,11 @@ class Painter:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
-        config: Any = self.unet.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(config.in_channels), int(height), int(width)
+        return latent_shape(self.unet)
 
-    def unconditional(self) -> Tensor | None:
-        """Embedding of the empty prompt, where guidance needs it."""
-        return self.encoder([""])[0] if self.sampling.guided else None
+    def unconditional(self) -> Conditioning | None:
+        """Of the empty prompt, where guidance needs it."""
+        return self.encoder.unconditional() if self.sampling.guided else None
 
     def draw(
         self,

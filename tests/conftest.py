@@ -21,6 +21,14 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_xl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `StableDiffusionXLPipeline` with random weights, in diffusers layout; read-only."""
+    folder = tmp_path_factory.mktemp("xl")
+    toy.build_tiny_xl().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_pipeline() -> Any:
     """A fresh one in memory."""

@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import nn
 
+from evals.conditioning import Conditioning
 from evals.diffusion import (
     Painter,
     Sampling,
@@ -327,7 +328,8 @@ class CountingDenoiser(nn.Module):
 
 
 def test_guidance_combines_both_branches_in_one_call() -> None:
-    x, cond, uncond = randn(2, 4, 2, 2), torch.full((2, 3, 5), 2.0), torch.full((3, 5), 1.0)
+    x = randn(2, 4, 2, 2)
+    cond, uncond = Conditioning(torch.full((2, 3, 5), 2.0)), Conditioning(torch.full((1, 3, 5), 1.0))
     guided, plain = CountingDenoiser(), CountingDenoiser()
     torch.testing.assert_close(predict(guided, x, 5, cond, uncond, 7.0), x + 1.0 + 7.0 * (2.0 - 1.0))
     torch.testing.assert_close(predict(plain, x, 5, cond, None, 1.0), x + 2.0)
@@ -344,9 +346,8 @@ def test_unconditional_branch_is_part_of_the_policy() -> None:
         ) -> Any:
             return (x * weight * encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1),)
 
-    output = predict(
-        Scaled(), torch.ones(1, 1, 1, 1), 0, torch.full((1, 1, 1), 2.0), torch.full((1, 1), 5.0), 3.0
-    )
+    cond, uncond = Conditioning(torch.full((1, 1, 1), 2.0)), Conditioning(torch.full((1, 1, 1), 5.0))
+    output = predict(Scaled(), torch.ones(1, 1, 1, 1), 0, cond, uncond, 3.0)
     (slope,) = torch.autograd.grad(output.sum(), weight)
     assert slope.item() == pytest.approx(5.0 + 3.0 * (2.0 - 5.0))  # a detached branch would leave 6
 
@@ -354,14 +355,14 @@ def test_unconditional_branch_is_part_of_the_policy() -> None:
 def test_prompts_are_encoded_once_and_as_by_diffusers(tiny_pipeline: Any) -> None:
     encoder = Painter.of(tiny_pipeline, Sampling(steps=1)).encoder
     theirs, _ = tiny_pipeline.encode_prompt(["a red circle", "nurse"], "cpu", 1, False)
-    torch.testing.assert_close(encoder(["a red circle", "nurse"]), theirs)
-    encoder.text_encoder = None  # type: ignore[assignment]
-    assert encoder(["nurse"]).shape == (1, 12, 8)  # from the cache
+    torch.testing.assert_close(encoder(["a red circle", "nurse"]).text_BLD, theirs)
+    encoder.towers = []
+    assert encoder(["nurse"]).text_BLD.shape == (1, 12, 8)  # from the cache
 
 
 def test_embedding_cache_is_bounded(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Painter.of(tiny_pipeline, Sampling(steps=1)).encoder
-    monkeypatch.setattr("evals.diffusion.EMBEDDING_CACHE_BYTES", 3 * 12 * 8 * 4)
+    monkeypatch.setattr("evals.conditioning.EMBEDDING_CACHE_BYTES", 3 * 12 * 8 * 4)
     encoder(list("abcdefgh"))
     assert list(encoder._cache) == ["f", "g", "h"]
 
@@ -376,7 +377,12 @@ def test_denoiser_is_called_with_full_micro_batches_only() -> None:
     schedule = Schedule.of(DDIMScheduler(**SD15), 2)
     sampling = Sampling(steps=2, guidance=None, micro_batch=4)
     drawn = sample(
-        denoiser, schedule, torch.zeros(5, 3, 5), None, lambda rows: randn(5, 3, 1, 2, 2)[rows], sampling
+        denoiser,
+        schedule,
+        Conditioning(torch.zeros(5, 3, 5)),
+        None,
+        lambda rows: randn(5, 3, 1, 2, 2)[rows],
+        sampling,
     )
     assert drawn.latents_BCHW.shape == (5, 1, 2, 2)
     assert denoiser.images == 2 * 2 * 4

@@ -24,67 +24,106 @@ TOKENS = 12
 TEXTS = ("red", "blue", "star", "nurse", "pilot", "a circle", "square")
 
 
+UNET = {
+    "sample_size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "cross_attention_dim": 8,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
 def build_tiny_pipeline(seed: int = 0, prediction_type: str = "epsilon") -> Any:
     """A `StableDiffusionPipeline` of some thirty thousand random parameters: 4x4 latents of 4 channels, 8x8 pictures."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=4,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8,),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            cross_attention_dim=8,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=8,
-            scaling_factor=0.5,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=64,
-                hidden_size=8,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=TOKENS,
-                bos_token_id=0,
-                eos_token_id=1,
-                pad_token_id=1,
-            )
-        )
+        unet = UNet2DConditionModel(**UNET)
+        vae = _tiny_vae()
+        text_encoder = CLIPTextModel(_tiny_text_config())
         for module in (unet, vae, text_encoder):
             module.eval()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tiny_tokenizer(),
         unet=unet,
-        scheduler=scheduler,
+        scheduler=DDIMScheduler(
+            **NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def build_tiny_xl(seed: int = 0) -> Any:
+    """A `StableDiffusionXLPipeline` as small: two text encoders, pooled text and picture size among the conditions, Euler's scheduler."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    conditions = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 8 + 6 * 8,
+        "cross_attention_dim": 8 + 8,
+        "use_linear_projection": True,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = {
+            "unet": UNet2DConditionModel(**(UNET | conditions)),
+            "vae": _tiny_vae(),
+            "text_encoder": CLIPTextModel(_tiny_text_config(num_hidden_layers=2)),
+            "text_encoder_2": CLIPTextModelWithProjection(_tiny_text_config(num_hidden_layers=2)),
+        }
+        for module in parts.values():
+            module.eval()
+    return StableDiffusionXLPipeline(
+        **parts,
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def _tiny_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+        scaling_factor=0.5,
+    )
+
+
+def _tiny_text_config(num_hidden_layers: int = 1) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=8,
+        projection_dim=8,
+        intermediate_size=16,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
     )
 
 

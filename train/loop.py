@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from evals.conditioning import Conditioning
 from evals.diffusion import (
     Trajectory,
     add_noise,
@@ -276,13 +277,15 @@ def surrogate_of(
     painter, device = run.policy.painter, run.accelerator.device
     count = rows.stop - rows.start
     columns = (
-        painter.encoder(texts[rows]),
         *drawn.part(rows, drawn.steps.index(step)),
         advantage_B[rows],
+        *painter.encoder(texts[rows]).columns(),
     )
-    uncond_LD = painter.unconditional()
+    uncond = painter.unconditional()
     loss, found = padded(
-        lambda *on_device: surrogate(run, step, uncond_LD, *on_device),
+        lambda x, after, mean, logp, advantage, *cond: surrogate(
+            run, step, x, after, mean, logp, advantage, Conditioning(*cond), uncond
+        ),
         run.experiment.update.micro_batch,
         *(column.to(device) for column in columns),
     )
@@ -292,21 +295,19 @@ def surrogate_of(
 def surrogate(
     run: Run,
     step: int,
-    uncond_LD: Tensor | None,
-    cond_BLD: Tensor,
     x_BCHW: Tensor,
     next_BCHW: Tensor,
     old_mean_BCHW: Tensor,
     old_logp_B: Tensor,
     advantage_B: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning | None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of a micro-batch [B], and what is recorded of it: rows ratio, KL, clipped, loss [4, B]."""
     policy, update, sampling = run.policy, run.experiment.update, run.experiment.sampling
     schedule = policy.painter.schedule
     timestep = schedule.timesteps[step]
-    output = predict(
-        policy.module, x_BCHW, timestep, cond_BLD, uncond_LD, sampling.guidance, sampling.precision
-    )
+    output = predict(policy.module, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
     mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
     logp_B = log_prob(next_BCHW, mean, sigma, update.reduction)
     loss_B, ratio_B = clipped_surrogate(logp_B, old_logp_B, advantage_B, update.clip)
@@ -397,13 +398,13 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     target_BCHW = denoising_target(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
     total = torch.zeros((), device=device)
     for rows in micro_batches(share, run.experiment.update.micro_batch):
-        cond_BLD = painter.encoder(captions[rows])
+        cond = painter.encoder(captions[rows])
         with synchronised(run, last=rows.stop == share):
             output = predict(
                 policy.module,
                 noisy_BCHW[rows].to(device),
                 timestep_B[rows].to(device),
-                cond_BLD,
+                cond,
                 None,
                 None,
                 sampling.precision,

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from evals.checkpoints import first_line
+from evals.conditioning import text_encoders
 from evals.diffusion import Painter, derive_seed
 from evals.files import disk_errors
 from train.config import Ema, Experiment, Lora, Update
@@ -44,7 +45,7 @@ class Policy:
         self.accelerator = accelerator
         self.update = experiment.update
         self.steps_in_all = experiment.optimiser_steps
-        for frozen in (pipeline.vae, pipeline.text_encoder):
+        for frozen in (pipeline.vae, *text_encoders(pipeline)):
             frozen.requires_grad_(False).eval().to(accelerator.device)
         self.unet: Any = pipeline.unet
         self.unet.requires_grad_(experiment.lora is None)

@@ -1,0 +1,175 @@
+"""What a denoiser is told of a prompt: the text encoders of Stable Diffusion 1 and 2, and SDXL's two with the picture's size.
+
+Tested equal to `encode_prompt` of diffusers' pipelines. Shapes: `B` images, `L D` text tokens and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDING_CACHE_BYTES = 256 * 2**20
+"""Prompts repeat and the text encoders are frozen: a bounded cache of what they say."""
+
+
+class Conditioning(NamedTuple):
+    """What the denoiser is told of B prompts. Without the last two it is Stable Diffusion 1 or 2, with them SDXL."""
+
+    text_BLD: Tensor
+    """Embedding of every token, of both text encoders side by side where there are two."""
+    pooled_BD: Tensor | None = None
+    """Embedding of the whole text (SDXL)."""
+    size_BK: Tensor | None = None
+    """Height and width of the picture as if it were of training data, where it is cut, and its height and width again: K = 6 (SDXL)."""
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """The tensors that there are, one row per image; `Conditioning(*columns)` is the same again."""
+        return tuple(column for column in self if column is not None)
+
+    def part(self, rows: slice) -> Conditioning:
+        """Some of the images."""
+        return Conditioning(*(column[rows] for column in self.columns()))
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """On another device."""
+        return Conditioning(*(column.to(device) for column in self.columns()))
+
+
+class PromptEncoder:
+    """Texts to what a pipeline's frozen text encoders make of them, cached.
+
+    Each text is encoded alone, so that its embedding cannot depend on its neighbours.
+    """
+
+    def __init__(
+        self, towers: Sequence[tuple[Any, nn.Module]], size: tuple[int, int] | None, zero_empty: bool = False
+    ) -> None:
+        """Keep the text encoders.
+
+        Args:
+            towers: tokenizer and text encoder, one pair (Stable Diffusion 1 and 2) or two (SDXL).
+            size: height and width of a picture in pixels, which SDXL's denoiser is told; None where it is not.
+            zero_empty: whether the empty prompt is all zeros (SDXL: `force_zeros_for_empty_prompt`).
+        """
+        self.towers = list(towers)
+        self.size = size
+        self.zero_empty = zero_empty
+        self._cache: dict[str, tuple[Tensor, ...]] = {}
+        self._bytes = 0
+
+    @classmethod
+    def of(cls, pipeline: Any) -> PromptEncoder:
+        """Take tokenizers and text encoders of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`."""
+        first = (pipeline.tokenizer, pipeline.text_encoder)
+        if not is_xl(pipeline):
+            return cls([first], None)
+        height, width = (pipeline.vae_scale_factor * side for side in latent_shape(pipeline.unet)[1:])
+        zero_empty = bool(pipeline.config.force_zeros_for_empty_prompt)
+        return cls([first, (pipeline.tokenizer_2, pipeline.text_encoder_2)], (height, width), zero_empty)
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """Of B texts, float32 on the encoders' device; longer texts are cut at the tokenizer's length."""
+        found = [self._one(text) for text in texts]
+        return Conditioning(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+    def unconditional(self) -> Conditioning:
+        """Of the empty prompt that guidance leads away from, one row."""
+        empty = self([""])
+        if not self.zero_empty:
+            return empty
+        assert empty.pooled_BD is not None
+        return empty._replace(
+            text_BLD=torch.zeros_like(empty.text_BLD), pooled_BD=torch.zeros_like(empty.pooled_BD)
+        )
+
+    def what_is_cut(self, name: str, texts: Sequence[str]) -> str:
+        """A sentence on texts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
+
+        Args:
+            name: of the prompt set.
+            texts: its prompts.
+        """
+        tokenizer = self.towers[0][0]
+        limit = tokenizer.model_max_length
+        lengths = [
+            len(tokens) for tokens in tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        ]
+        count = sum(length > limit for length in lengths)
+        are = "is" if count == 1 else "are"
+        return (
+            f"note: {count} of the {len(texts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
+            if count
+            else ""
+        )
+
+    def _one(self, text: str) -> tuple[Tensor, ...]:
+        found = self._cache.get(text)
+        if found is None:
+            found = self._encode(text)
+            self._bytes += _bytes_of(found)
+            while self._bytes > EMBEDDING_CACHE_BYTES and self._cache:
+                self._bytes -= _bytes_of(self._cache.pop(next(iter(self._cache))))
+            self._cache[text] = found
+        return found
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> tuple[Tensor, ...]:
+        """The columns of a text's `Conditioning`, without the batch."""
+        if self.size is None:
+            return (_last_hidden_state(*self.towers[0], text),)
+        read = [_penultimate_and_pooled(*tower, text) for tower in self.towers]
+        tokens = torch.cat([hidden for hidden, _ in read], -1)
+        # as StableDiffusionXLPipeline by default: a picture that was neither resized nor cut
+        size = torch.tensor([*self.size, 0, 0, *self.size], dtype=torch.float32, device=tokens.device)
+        return tokens, read[-1][1], size
+
+
+def is_xl(pipeline: Any) -> bool:
+    """Whether the pipeline has SDXL's second text encoder."""
+    return getattr(pipeline, "text_encoder_2", None) is not None
+
+
+def text_encoders(pipeline: Any) -> list[Any]:
+    """The one, or SDXL's two."""
+    return [pipeline.text_encoder, pipeline.text_encoder_2] if is_xl(pipeline) else [pipeline.text_encoder]
+
+
+def latent_shape(unet: Any) -> tuple[int, int, int]:
+    """(C, H, W) of one latent of a denoiser."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(unet.config.in_channels), int(height), int(width)
+
+
+def _bytes_of(columns: Sequence[Tensor]) -> int:
+    return sum(column.numel() * column.element_size() for column in columns)
+
+
+def _tokens(tokenizer: Any, text_encoder: nn.Module, text: str) -> Any:
+    tokens = tokenizer(
+        [text],
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens.to(next(text_encoder.parameters()).device)
+
+
+def _last_hidden_state(tokenizer: Any, text_encoder: nn.Module, text: str) -> Tensor:
+    """As StableDiffusionPipeline: padding is attended to, unless the encoder's config says otherwise. [L, D]."""
+    tokens = _tokens(tokenizer, text_encoder, text)
+    masked = getattr(getattr(text_encoder, "config", None), "use_attention_mask", False)
+    embedding: Tensor = text_encoder(
+        tokens.input_ids, attention_mask=tokens.attention_mask if masked else None
+    )[0][0]
+    return embedding.float()
+
+
+def _penultimate_and_pooled(tokenizer: Any, text_encoder: nn.Module, text: str) -> tuple[Tensor, Tensor]:
+    """As StableDiffusionXLPipeline: the last layer but one [L, D], and the text's own embedding [D], of which it uses the second encoder's."""
+    output = text_encoder(_tokens(tokenizer, text_encoder, text).input_ids, output_hidden_states=True)
+    return output.hidden_states[-2][0].float(), output[0][0].float()
