@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evals.conditioning import text_encoders
+from evals.hub import hub_file
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -64,6 +65,7 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
         ValueError: missing, truncated or foreign files, or a pipeline of another family, in one sentence.
     """
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
@@ -73,7 +75,7 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
         raise ValueError(f"revision is {revision}, but {found} is a folder, which has none: leave it out")
     options = {"revision": revision, "use_safetensors": True, "local_files_only": Path(found).is_dir()}
     try:
-        with _quiet(diffusers_logging), _quiet(transformers_logging):
+        with _quiet(diffusers_logging), _quiet(transformers_logging), _quiet(hub_logging):
             pipeline = _open(found, options)
     except DAMAGE as error:
         raise ValueError(
@@ -101,7 +103,6 @@ def _open(found: str, options: Mapping[str, Any]) -> Any:
     """
     from diffusers import (
         AutoencoderKL,
-        DiffusionPipeline,
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
         UNet2DConditionModel,
@@ -121,8 +122,9 @@ def _open(found: str, options: Mapping[str, Any]) -> Any:
             {"add_watermarker": False},
         ),
     }
-    where = {key: options[key] for key in ("revision", "local_files_only")}
-    name = DiffusionPipeline.load_config(found, **where)["_class_name"]
+    here = Path(found) / "model_index.json"
+    index = here if here.is_file() else hub_file(found, here.name, options["revision"])
+    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
     family, kinds, more = families[name]

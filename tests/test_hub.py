@@ -1,0 +1,65 @@
+"""What is said where something on the hub cannot be had; no hub is reached."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from evals.checkpoints import load_pipeline
+from evals.hub import hub_file
+
+
+def http(kind: type[Exception]) -> Exception:
+    """An error of the hub's client without the answer that it usually comes with."""
+    error = kind.__new__(kind)
+    error.args = ("told by the hub",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (http(errors.GatedRepoError), "a/b is gated: accept its terms at https://huggingface.co/a/b"),
+        (http(errors.RepositoryNotFoundError), "the hub has no repository a/b that you may read"),
+        (http(errors.RevisionNotFoundError), "a/b has no revision v9"),
+        (
+            errors.LocalEntryNotFoundError("x"),
+            "the hub cannot be reached, and f.json of a/b at revision v9 is not",
+        ),
+        (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached"),
+        (http(errors.RemoteEntryNotFoundError), "a/b at revision v9 has no file f.json"),
+    ],
+)
+def test_each_reason_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ValueError, match="^" + re.escape(told)):
+        hub_file("a/b", "f.json", "v9")
+
+
+def test_a_file_that_is_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def fetch(*arguments: Any, **options: Any) -> str:
+        asked.append((arguments, options))
+        return str(tmp_path / "f.json")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert hub_file("a/b", "f.json", "v9") == tmp_path / "f.json"
+    assert asked == [(("a/b", "f.json"), {"revision": "v9"})]
+
+
+def test_a_base_on_a_hub_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ValueError, match=r"base: a/b cannot be opened .*: the hub cannot be reached"):
+        load_pipeline("a/b")
