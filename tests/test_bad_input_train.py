@@ -15,10 +15,22 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from evals.diffusion import Sampling
 from tests import toy
 from train import experiments
 from train.__main__ import main
-from train.config import Experiment, Lora, Reward, as_json, check, differences, nearest_multiple, override
+from train.config import (
+    Ema,
+    Experiment,
+    Lora,
+    Reward,
+    Task,
+    as_json,
+    check,
+    differences,
+    nearest_multiple,
+    override,
+)
 from train.launch import STOPS
 from train.state import latest
 
@@ -235,8 +247,46 @@ def test_dry_run_says_what_it_would_cost(run: Run, tmp_path: Path) -> None:
         in result.output
     )
     assert "never drawn" in result.output
+    assert "192 denoiser evaluations and 4 optimiser steps in all" in result.output
     assert json.loads(result.output[result.output.index("{") :])["tasks"][1]["credit"] == "leave_one_out"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "share"), [(1, "8 images, drawn in 2 x 4"), (2, "4 images, drawn in 1 x 4")]
+)
+def test_plan_says_what_each_process_does(run: Run, processes: int, share: str) -> None:
+    result = run("--dry-run", f"--processes={processes}", "--set=update.micro_batch=3")
+    assert result.exit_code == 0
+    accumulated = {1: "3 x 3", 2: "2 x 3"}[processes]
+    assert f"on a process {share}, gradients accumulated over {accumulated}" in result.output
+
+
+def test_the_papers_setting_is_planned_on_any_machine(tiny_pipeline_dir: Path) -> None:
+    """128 GPUs of 16 images, 50 steps with guidance, 5 of them trained (paper, App. A)."""
+    from train.plan import evaluations, plan
+
+    task = Task("imagereward", "prompts", (Reward("imagereward"),))
+    sampling = Sampling(steps=50, eta=1.0, guidance=7.5, micro_batch=16)
+    paper = Experiment(base=str(tiny_pipeline_dir), tasks=(task,), sampling=sampling)
+    check(paper, 128)
+    told = plan(paper, 128)
+    assert "1000 iterations" in told
+    assert "2048 prompts x 1 images" in told
+    assert "on a process 16 images, drawn in 1 x 16, gradients accumulated over 1 x 16" in told
+    assert evaluations(paper) == 1000 * 2048 * 2 * 55
+
+
+def test_plan_counts_the_weights_that_are_trained(tiny_pipeline_dir: Path) -> None:
+    from train.plan import plan
+
+    count = sum(p.numel() for p in toy.build_tiny_pipeline().unet.parameters())
+    experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts")
+    assert f"{count / 1e6:.1f} M weights are trained: {16 * count / 2**30:.2f} GiB a process" in plan(
+        experiment, 1
+    )
+    assert "AdamW and average" in plan(replace(experiment, ema=Ema()), 1)
+    assert "weights are trained" not in plan(replace(experiment, lora=Lora()), 1)
 
 
 # ------------------------------------------------------------------------------------------------- run directories, bases

@@ -6,26 +6,23 @@ stopped by SIGTERM, Ctrl-C or a closed terminal with the state saved.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import click
 import torch
 from tqdm import tqdm
 
-from evals.checkpoints import find_base
-from evals.diffusion import Schedule
 from train import experiments
 from train.config import Experiment, as_json, check, override
 from train.gates import GateBroken
 from train.launch import heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
-from train.objective import drawable_steps, step_weights
+from train.plan import describe, plan
 from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
 from train.state import Identity, Progress
 
@@ -82,9 +79,11 @@ def main(
         check(chosen, processes)
         if dry_run:
             named_inputs(chosen, "cpu")
-            click.echo(describe(chosen))
+            click.echo(describe(chosen, processes))
         else:
             refuse_to_share_gpus(processes)
+            if "RANK" not in os.environ:  # the processes that this one starts have been told
+                click.echo(plan(chosen, processes), err=True)
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
     if processes > 1 and not dry_run and "RANK" not in os.environ:
@@ -210,45 +209,6 @@ class Bar:
     def close(self) -> None:
         """Leave the line as it is."""
         self._bar.close()
-
-
-def describe(experiment: Experiment) -> str:
-    """What would be run: sizes, cost, the scale of each denoising step's gradient, and all fields."""
-    sampling, update = experiment.sampling, experiment.update
-    branches = 2 if sampling.guided else 1
-    lines = [f"{experiment.iterations} iterations from {experiment.base}"]
-    total = 0
-    for task in experiment.tasks:
-        evaluations = task.batch * branches * (sampling.steps + update.trained_steps)
-        total += evaluations * experiment.iterations
-        lines.append(
-            f"  {task.name}: {task.prompts_per_iteration} prompts x {task.images_per_prompt} images, "
-            f"{evaluations} denoiser evaluations and {update.trained_steps} optimiser steps an iteration"
-        )
-    lines.append(f"{total} denoiser evaluations in all")
-    lines += gradient_scales(experiment)
-    return "\n".join([*lines, json.dumps(as_json(experiment), indent=2)])
-
-
-def gradient_scales(experiment: Experiment) -> list[str]:
-    """kappa_t and weight of every denoising step, where the base's scheduler can be read without a download."""
-    config = Path(find_base(experiment.base)) / "scheduler" / "scheduler_config.json"
-    if not experiment.tasks or not config.is_file():
-        return []
-    sampling, update = experiment.sampling, experiment.update
-    schedule = Schedule.of(
-        SimpleNamespace(config=json.loads(config.read_text(encoding="utf-8"))), sampling.steps
-    )
-    drawable = drawable_steps(schedule, sampling.eta, update.skip_last)
-    weights = step_weights(schedule, drawable, sampling.eta, update.step_weight == "balanced")
-    lines = ["timestep  sigma   kappa   weight (kappa: scale of the step's gradient)"]
-    for step in schedule.stochastic_steps(sampling.eta):
-        weight = f"{weights[step]:.3f}" if step in weights else "never drawn"
-        kappa = schedule.gradient_scale(step, sampling.eta)
-        lines.append(
-            f"{schedule.timesteps[step]:8d}  {schedule.sigma(step, sampling.eta):.4f}  {kappa:6.2f}  {weight}"
-        )
-    return lines
 
 
 if __name__ == "__main__":
