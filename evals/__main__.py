@@ -1,4 +1,4 @@
-"""`python -m evals score | compare | report | picture | pack`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | picture | pack | check-scorer`: score a checkpoint, print the table, write the page."""
 
 from __future__ import annotations
 
@@ -139,6 +139,31 @@ def pack(files: tuple[Path, ...], out: Path) -> None:
     check_out(out, ".csv.gz", files)
     rows.write(rows.read(files), out)
     click.echo(f"wrote {out}")
+
+
+@main.command("check-scorer")
+@click.argument("scorer", metavar="NAME_OR_FILE")
+def check_scorer(scorer: str) -> None:
+    """Hold a scorer to its contract, on a few pictures of the miniature: exit code 1 where it does not keep it."""
+    import prompts
+    from evals import scorers
+    from evals.checkpoints import load_pipeline
+    from evals.diffusion import Painter
+    from evals.miniature import weights_folder
+    from evals.scorers._contract import faults
+    from evals.suites.miniature import SUITE
+
+    loaded = scorers.load(scorer)
+    few = [*prompts.load("miniature-scenes-unseen")[:2], *prompts.load("miniature-portraits-unseen")[:2]]
+    asked = [prompt for prompt in few for _ in range(4)]
+    painter = Painter.of(load_pipeline(str(weights_folder("pipeline"))), SUITE.sampling)
+    images = painter.paint([prompt.text for prompt in asked], range(len(asked)), seed=0)
+    found = faults(scorer, loaded, images, asked)
+    for fault in found:
+        click.echo(f"error: {scorer}: {fault}", err=True)
+    if found:
+        sys.exit(1)
+    click.echo(f"{scorer} keeps the contract on {len(asked)} pictures")
 
 
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:

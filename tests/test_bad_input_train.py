@@ -30,6 +30,7 @@ from train.config import (
     differences,
     nearest_multiple,
     override,
+    with_reward,
 )
 from train.launch import STOPS
 from train.state import latest
@@ -175,6 +176,24 @@ def test_settings_reach_their_fields() -> None:
     assert override(changed, ["lora=none"]).lora is None
     assert override(experiment, ["tasks.redness.root=false"]).tasks[0].root is False
     assert override(experiment, ["root=false"]).tasks[1].root is False
+
+
+def test_another_reward_takes_the_place_of_a_tasks_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    changed = with_reward(experiment, "redness=tone")
+    assert [task.rewards for task in changed.tasks] == [(Reward("tone"),), experiment.tasks[1].rewards]
+    one = replace(experiment, tasks=experiment.tasks[:1])
+    monkeypatch.chdir(tmp_path)
+    assert with_reward(one, "mine.py").tasks[0].rewards == (Reward(str(tmp_path / "mine.py")),)
+    for refuse, given, told in (
+        (experiment, "tone", "say of which task, TASK=tone, one of redness, tone"),
+        (experiment, "rednes=tone", "unknown task 'rednes' .did you mean redness"),
+        (replace(experiment, tasks=()), "tone", "has no task to train on"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            with_reward(refuse, given)
 
 
 def test_differences_are_named_by_field() -> None:

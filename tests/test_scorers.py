@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import prompts
 from evals import scorers
+from evals.__main__ import main
 from evals.miniature import WEIGHTS
 from evals.miniature.render import Finish, draw_portrait, draw_scene
+from evals.scorers._contract import faults
 from evals.scorers.kid import cubic_kernel, kid_pseudo_values
 from evals.scorers.pairwise_distance import distances_to_siblings
 from evals.scorers.vendi import vendi_score
@@ -50,24 +54,92 @@ def drawn() -> tuple[torch.Tensor, list[prompts.Prompt]]:
 @pytest.mark.parametrize("name", scorers.names())
 def test_contract(name: str, drawn):
     images, asked = drawn
-    scorer = scorers.load(name)
-    base = [images.flip(0)] if scorer.scope == "paired" else []
-    values = scorer(images, asked, *base)
-    assert values.shape == (len(images),)
-    assert values.dtype == torch.float32
-    low, high = scorer.range
-    known = values[~values.isnan()]
-    assert len(known)
-    assert bool(((known >= low - 1e-5) & (known <= high + 1e-5)).all())
-    assert scorer.source
-    assert len(scorer.version) == 8
-    int(scorer.version, 16)
-    if scorer.scope == "image":
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        shuffled = scorer(images[order], [asked[i] for i in order])
-        assert torch.allclose(shuffled, values[order], atol=1e-4, equal_nan=True)
-        alone = torch.cat([scorer(images[i : i + 1], asked[i : i + 1]) for i in range(4)])
-        assert torch.allclose(alone, values[:4], atol=1e-4, equal_nan=True)
+    assert faults(name, scorers.load(name), images, asked) == []
+
+
+OWN = '''
+import torch
+from pathlib import Path
+
+class Scorer:
+    """How red a picture is."""
+
+    range = (0.0, 1.0)
+    higher_is_better = True
+    source = "a user's own, public domain"
+    scope = "image"
+    version = "0a1b2c3d"
+
+    def __init__(self, device="cpu"):
+        self.calls = 0
+
+    def __call__(self, images_BCHW, prompts):
+        self.calls += 1
+        return images_BCHW[:, 0].mean((1, 2))
+'''
+
+
+def own(tmp_path: Path, before: str = "", after: str = "") -> str:
+    """A scorer file with a change."""
+    assert before in OWN
+    (tmp_path / "redness.py").write_text(OWN.replace(before, after) if before else OWN)
+    return str(tmp_path / "redness.py")
+
+
+def test_a_file_of_ones_own_is_a_scorer(drawn, tmp_path: Path):
+    images, asked = drawn
+    scorer = scorers.load(own(tmp_path))
+    assert torch.equal(scorer(images, asked), images[:, 0].mean((1, 2)))
+    assert faults("redness", scorer, images, asked) == []
+
+
+MEAN = "images_BCHW[:, 0].mean((1, 2))"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (MEAN, f"{MEAN} / 2 + images_BCHW.mean() / 2", "alone has another score"),
+        (MEAN, f"{MEAN} * torch.arange(len(prompts)) / 16", "depends on its place in the batch"),
+        (MEAN, f"{MEAN} + 0.01 * self.calls", "other scores the second time"),
+        (MEAN, f"{MEAN} * torch.nan", "NaN .* for every picture"),
+        (MEAN, "images_BCHW.clamp_(max=0.1)[:, 0].mean((1, 2))", "changes the pictures"),
+        (MEAN, "images_BCHW[:, 0]", "not with one number each"),
+        (MEAN, f"{MEAN} + 1", "states a range of 0 to 1"),
+        (MEAN, "1 / 0", r"failed with ZeroDivisionError: division by zero \(redness.py, line 19\)"),
+        ("(0.0, 1.0)", "(1.0, 0.0)", r"must be \(low, high\)"),
+        ('"image"', '"picture"', "choose from image, prompt, paired"),
+        ("0a1b2c3d", "one", "8 hex digits"),
+        ("a user's own, public domain", "", "source is empty"),
+    ],
+)
+def test_what_a_scorer_does_not_keep_is_found(drawn, tmp_path: Path, before: str, after: str, told: str):
+    images, asked = drawn
+    found = faults("redness", scorers.load(own(tmp_path, before, after)), images.clone(), asked)
+    assert any(re.search(told, fault) for fault in found), found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("class Scorer", "class Other", "holds no scorer, AttributeError: .*no attribute 'Scorer'"),
+        ("import torch", "import torsch", "holds no scorer, ModuleNotFoundError: No module named 'torsch'"),
+        ("    scope = ", "    reach = ", "its Scorer has no scope"),
+    ],
+)
+def test_a_file_that_is_no_scorer_is_one_sentence(tmp_path: Path, before: str, after: str, told: str):
+    with pytest.raises(ValueError, match=told):
+        scorers.load(own(tmp_path, before, after))
+    with pytest.raises(ValueError, match="there is no scorer file"):
+        scorers.load(str(tmp_path / "nowhere.py"))
+
+
+def test_the_command_checks_a_file(tmp_path: Path):
+    good = CliRunner().invoke(main, ["check-scorer", own(tmp_path)])
+    assert (good.exit_code, "keeps the contract on 16 pictures" in good.output) == (0, True)
+    bad = CliRunner().invoke(main, ["check-scorer", own(tmp_path, MEAN, f"{MEAN} + 1")])
+    assert bad.exit_code == 1
+    assert "states a range of 0 to 1" in bad.output
 
 
 def test_unknown_scorer_names_the_choices():

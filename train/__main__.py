@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from train import experiments
-from train.config import Experiment, as_json, check, override
+from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
 from train.launch import heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
@@ -57,6 +57,11 @@ from train.state import Identity, Progress
     help="Change a field of the experiment; repeatable.",
 )
 @click.option(
+    "--reward",
+    metavar="[TASK=]SCORER",
+    help="Train on another scorer: a name, or a file of your own ending in .py.",
+)
+@click.option(
     "--processes",
     type=click.IntRange(1),
     default=1,
@@ -70,12 +75,15 @@ def main(
     seed: int,
     out: Path | None,
     settings: tuple[str, ...],
+    reward: str | None,
     processes: int,
     dry_run: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     try:
         chosen = override(experiments.load(experiment, model), settings)
+        if reward is not None:
+            chosen = with_reward(chosen, reward)
         check(chosen, processes)
         if dry_run:
             named_inputs(chosen, "cpu")

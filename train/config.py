@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from evals.diffusion import Reduction, Sampling
@@ -399,6 +400,31 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
         for path in _resolve(experiment, field):
             experiment = _with(experiment, path, value, field)
     return experiment
+
+
+def with_reward(experiment: Experiment, given: str) -> Experiment:
+    """Train on another scorer, with the task's prompts, batch and shaping.
+
+    Args:
+        experiment: with tasks.
+        given: `SCORER`, or `TASK=SCORER` where there are several tasks; a scorer is a name or a user's own file.
+
+    Raises:
+        ValueError: where there is no such task, or it is not said which.
+    """
+    task_name, _, scorer = given.rpartition("=")
+    names = [task.name for task in experiment.tasks]
+    if not names:
+        raise ValueError(f"--reward {given}: this experiment has no task to train on")
+    if not task_name and len(names) > 1:
+        raise ValueError(f"--reward {given}: say of which task, TASK={scorer}, one of {', '.join(names)}")
+    chosen = choose("task", task_name or names[0], names)
+    if scorer.endswith(".py"):
+        scorer = str(Path(scorer).resolve())  # the run is resumed from anywhere
+    tasks = tuple(
+        replace(task, rewards=(Reward(scorer),)) if task.name == chosen else task for task in experiment.tasks
+    )
+    return replace(experiment, tasks=tasks)
 
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, ...]]:

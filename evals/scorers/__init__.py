@@ -13,6 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -55,12 +56,43 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, device: torch.device | str = "cpu") -> Scorer:
-    """The scorer of that name. Raises ValueError, with the choices, for a name that is none."""
+    """The scorer of that name, or the one in a user's own file, `path/to/file.py`.
+
+    Raises:
+        ValueError: with the choices, for a name that is none; for a file that is not there, cannot be run or holds no scorer.
+    """
+    if name.endswith(".py"):
+        return _from_file(Path(name), device)
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown scorer {name!r}: choose one of {', '.join(names())}{hint}")
+        raise ValueError(
+            f"unknown scorer {name!r}: choose one of {', '.join(names())}, or a file of your own ending in .py{hint}"
+        )
     return cast(Scorer, import_module(f"evals.scorers.{name}").Scorer(device))
+
+
+CONTRACT = ("range", "higher_is_better", "source", "scope", "version")
+"""What a scorer states of itself."""
+
+
+def _from_file(path: Path, device: torch.device | str) -> Scorer:
+    if not path.is_file():
+        raise ValueError(f"there is no scorer file {path}")
+    spec = spec_from_file_location(f"scorer_{path.stem}", path)
+    assert spec is not None, "a name ending in .py has a loader"
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        scorer = module.Scorer(device)
+    except Exception as error:  # it is anybody's file
+        raise ValueError(f"{path} holds no scorer, {type(error).__name__}: {_told(error)}") from error
+    if missing := [part for part in CONTRACT if not hasattr(scorer, part)]:
+        raise ValueError(
+            f"{path}: its Scorer has no {', '.join(missing)} (CONTRIBUTING.md says what they are)"
+        )
+    return cast(Scorer, scorer)
 
 
 class ScorerFailed(Exception):

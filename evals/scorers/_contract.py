@@ -1,0 +1,87 @@
+"""Holds a scorer to what training and tables rely on: `python -m evals check-scorer NAME_OR_FILE`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from evals.scorers import Scope, Scorer, ScorerFailed, ask
+from prompts import Prompt
+
+SAME = 1e-4
+"""How far an image's score may lie from the same image's in another batch: rounding."""
+
+
+def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> list[str]:
+    """What a scorer does not keep of the contract, a sentence each; empty where it keeps all of it.
+
+    Args:
+        name: of the scorer.
+        scorer: to be held to it.
+        images_BCHW: at least four, float32 RGB in [0, 1].
+        prompts: of the images.
+    """
+    found = _of_what_it_states(scorer)
+    if found:
+        return found
+    base = images_BCHW.flip(0) if scorer.scope == "paired" else None
+    given = images_BCHW.clone()
+
+    def answer(order: Tensor) -> Tensor:
+        asked = [prompts[i] for i in order.tolist()]
+        other = None if base is None else base[order]
+        return ask(name, scorer, given[order], asked, lambda i: f"picture {int(order[i])}", other)
+
+    try:
+        # these very pictures: one that writes into them shows
+        value_B = ask(name, scorer, images_BCHW, prompts, lambda i: f"picture {i}", base)
+        again_B = answer(torch.arange(len(given)))
+        if not value_B.isfinite().any():
+            found.append("it answers NaN (not applicable) for every picture that it was shown")
+        if not _same(value_B, again_B):
+            found.append("it gives the same pictures other scores the second time")
+        if not torch.equal(given, images_BCHW):
+            found.append("it changes the pictures that it is given")
+        if scorer.scope == "image":
+            found += _of_neighbours(answer, value_B)
+    except ScorerFailed as failure:
+        found.append(str(failure))
+    return found
+
+
+def _of_what_it_states(scorer: Scorer) -> list[str]:
+    found = []
+    low, high = scorer.range
+    if not low < high:
+        found.append(f"its range is {scorer.range}, but must be (low, high)")
+    if scorer.scope not in get_args(Scope):
+        found.append(f"its scope is {scorer.scope!r}: choose from {', '.join(get_args(Scope))}")
+    if scorer.higher_is_better not in (True, False, None):
+        found.append(f"its higher_is_better is {scorer.higher_is_better!r}: choose True, False or None")
+    if not (isinstance(scorer.source, str) and scorer.source):
+        found.append("its source is empty: name model, revision, licence and paper")
+    if not re.fullmatch(r"[0-9a-f]{8}", str(scorer.version)):
+        found.append(
+            f"its version is {scorer.version!r}, but must be 8 hex digits (evals.scorers.version_of makes them)"
+        )
+    return found
+
+
+def _of_neighbours(answer: Callable[[Tensor], Tensor], value_B: Tensor) -> list[str]:
+    """In scope "image" neither order nor batch size may change a score."""
+    found = []
+    order = torch.randperm(len(value_B), generator=torch.Generator().manual_seed(0))
+    if not _same(answer(order), value_B[order]):
+        found.append('its scope is "image", but a picture\'s score depends on its place in the batch')
+    alone = torch.cat([answer(torch.tensor([i])) for i in range(4)])
+    if not _same(alone, value_B[:4]):
+        found.append('its scope is "image", but a picture alone has another score than in a batch')
+    return found
+
+
+def _same(one_B: Tensor, other_B: Tensor) -> bool:
+    return torch.allclose(one_B, other_B, atol=SAME, equal_nan=True)
