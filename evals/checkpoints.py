@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from evals.conditioning import text_encoders
+from evals.conditioning import text_encoders, towers
 from evals.hub import hub_file
 
 ROOT = Path(__file__).parent.parent
@@ -81,16 +81,11 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
         raise ValueError(
             f"base: {found} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
         ) from error
-    for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-        if (model := getattr(pipeline, encoder, None)) is None:
-            continue
-        longest, positions = (
-            getattr(pipeline, tokenizer).model_max_length,
-            model.config.max_position_embeddings,
-        )
+    for name, (tokenizer, encoder) in zip(("tokenizer", "tokenizer_2"), towers(pipeline), strict=False):
+        longest, positions = tokenizer.model_max_length, encoder.config.max_position_embeddings
         if longest > positions:
             raise ValueError(
-                f"base: the {tokenizer} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
+                f"base: the {name} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
             )
     return pipeline
 

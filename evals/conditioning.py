@@ -33,10 +33,6 @@ class Conditioning(NamedTuple):
         """Some of the images."""
         return Conditioning(*(column[rows] for column in self.columns()))
 
-    def to(self, device: torch.device | str) -> Conditioning:
-        """On another device."""
-        return Conditioning(*(column.to(device) for column in self.columns()))
-
 
 class PromptEncoder:
     """Texts to what a pipeline's frozen text encoders make of them, cached.
@@ -63,12 +59,11 @@ class PromptEncoder:
     @classmethod
     def of(cls, pipeline: Any) -> PromptEncoder:
         """Take tokenizers and text encoders of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`."""
-        first = (pipeline.tokenizer, pipeline.text_encoder)
         if not is_xl(pipeline):
-            return cls([first], None)
+            return cls(towers(pipeline), None)
         height, width = (pipeline.vae_scale_factor * side for side in latent_shape(pipeline.unet)[1:])
         zero_empty = bool(pipeline.config.force_zeros_for_empty_prompt)
-        return cls([first, (pipeline.tokenizer_2, pipeline.text_encoder_2)], (height, width), zero_empty)
+        return cls(towers(pipeline), (height, width), zero_empty)
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Of B texts, float32 on the encoders' device; longer texts are cut at the tokenizer's length."""
@@ -132,9 +127,15 @@ def is_xl(pipeline: Any) -> bool:
     return getattr(pipeline, "text_encoder_2", None) is not None
 
 
+def towers(pipeline: Any) -> list[tuple[Any, Any]]:
+    """Tokenizer and text encoder: one pair, or SDXL's two."""
+    first = (pipeline.tokenizer, pipeline.text_encoder)
+    return [first, (pipeline.tokenizer_2, pipeline.text_encoder_2)] if is_xl(pipeline) else [first]
+
+
 def text_encoders(pipeline: Any) -> list[Any]:
     """The one, or SDXL's two."""
-    return [pipeline.text_encoder, pipeline.text_encoder_2] if is_xl(pipeline) else [pipeline.text_encoder]
+    return [encoder for _, encoder in towers(pipeline)]
 
 
 def latent_shape(unet: Any) -> tuple[int, int, int]:

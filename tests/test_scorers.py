@@ -54,7 +54,13 @@ def drawn() -> tuple[torch.Tensor, list[prompts.Prompt]]:
 @pytest.mark.parametrize("name", scorers.names())
 def test_contract(name: str, drawn):
     images, asked = drawn
-    assert faults(name, scorers.load(name), images, asked) == []
+    scorer = scorers.load(name)
+    assert faults(name, scorer, images, asked) == []
+    values = scorer(images, asked, *([images.flip(0)] if scorer.scope == "paired" else []))
+    assert values.dtype == torch.float32
+    low, high = scorer.range
+    known = values[~values.isnan()]
+    assert bool(((known >= low - 1e-5) & (known <= high + 1e-5)).all())
 
 
 OWN = '''

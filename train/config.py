@@ -365,13 +365,16 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment as JSON that was stored before it had some fields, with these: their defaults are what it did then."""
     complete = as_json(Experiment(base="")) | dict(stored)
-    task = {field.name: field.default for field in fields(Task) if field.default is not MISSING}
-    complete["tasks"] = [_plain(task) | dict(given) for given in complete["tasks"]]
+    complete["tasks"] = [_defaults(Task) | dict(given) for given in complete["tasks"]]
     for name, section in _SECTIONS.items():
         if complete[name] is not None:
-            own = {field.name: field.default for field in fields(section) if field.default is not MISSING}
-            complete[name] = _plain(own) | dict(complete[name])
+            complete[name] = _defaults(section) | dict(complete[name])
     return complete
+
+
+def _defaults(section: type[Any]) -> dict[str, Any]:
+    """Defaults of the fields that have one, as JSON holds them."""
+    return {f.name: _plain(f.default) for f in fields(section) if f.default is not MISSING}
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
