@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evals import rows
+
+if TYPE_CHECKING:
+    from evals.scorers import Domain
 
 CSV = click.Path(path_type=Path)
 
@@ -57,7 +60,13 @@ def main() -> None:
     help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
 )
 @click.option("--suite", default="miniature", show_default=True, help="Which prompts, scorers and sampling.")
-def score(target: str, out: Path, suite: str) -> None:
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
+def score(target: str, out: Path, suite: str, accept_terms: tuple[str, ...]) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures.
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a LoRA file or a hub id.
@@ -65,8 +74,9 @@ def score(target: str, out: Path, suite: str) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
-    from evals import harness  # here, since it imports the deep learning stack, which `compare` does not need
+    from evals import harness, weights  # here: the deep learning stack, which `compare` does not need
 
+    weights.accept_terms(accept_terms)
     harness.score(target, out, suite)
 
 
@@ -141,9 +151,32 @@ def pack(files: tuple[Path, ...], out: Path) -> None:
     click.echo(f"wrote {out}")
 
 
+@main.command()
+def licences() -> None:
+    """List the weights of others that scorers use: repository, revision, licence, SHA-256."""
+    from evals import scorers
+
+    for name in scorers.names("photo"):
+        for weights in scorers.weights_of(scorers.load(name, domain="photo", terms=False)):
+            terms = "free for every use" if weights.free else f"needs --accept-terms {weights.repository}"
+            click.echo(
+                f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
+            )
+            for number, file in enumerate(weights.files):
+                digest = weights.sha256[number] if weights.sha256 else "recorded at first use"
+                click.echo(f"    {file}  sha256 {digest}")
+
+
 @main.command("check-scorer")
 @click.argument("scorer", metavar="NAME_OR_FILE")
-def check_scorer(scorer: str) -> None:
+@click.option(
+    "--domain",
+    type=click.Choice(["photo", "miniature"]),
+    default="miniature",
+    show_default=True,
+    help="Of the scorer of that name.",
+)
+def check_scorer(scorer: str, domain: Domain) -> None:
     """Hold a scorer to its contract, on a few pictures of the miniature: exit code 1 where it does not keep it."""
     import prompts
     from evals import scorers
@@ -153,7 +186,7 @@ def check_scorer(scorer: str) -> None:
     from evals.scorers._contract import faults
     from evals.suites.miniature import SUITE
 
-    loaded = scorers.load(scorer)
+    loaded = scorers.load(scorer, domain=domain)
     few = [*prompts.load("miniature-scenes-unseen")[:2], *prompts.load("miniature-portraits-unseen")[:2]]
     asked = [prompt for prompt in few for _ in range(4)]
     painter = Painter.of(load_pipeline(str(weights_folder("pipeline"))), SUITE.sampling)

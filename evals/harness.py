@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from evals import scorers, suites
 from evals.checkpoints import Checkpoint, first_line, resolve
 from evals.diffusion import Painter
 from evals.files import locked, write_bytes, write_text
+from evals.scorers import Scorer
 from evals.suites import Part, Suite
 from prompts import Prompt
 
@@ -64,11 +65,13 @@ def score(target: str, out: Path, suite: str) -> None:
         ValueError: the target or the suite is none, in one sentence.
     """
     chosen, checkpoint = suites.load(suite), resolve(target)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     images = out.parent.parent / "images"
-    pictures = Pictures(checkpoint, chosen, images)
+    pictures = Pictures(checkpoint, chosen, images, device)
     rows = _unfinished(out, checkpoint) if pictures.kept else []
     for part in chosen.parts:
-        rows = _score_part(part, checkpoint, pictures, rows, out)
+        loaded = {name: scorers.load(name, device, chosen.domain) for name in part.scorers}
+        rows = _score_part(part, loaded, checkpoint, pictures, rows, out)
     score_rows.write(pd.concat(rows), out)
     _partial(out).unlink(missing_ok=True)
 
@@ -87,10 +90,14 @@ def _unfinished(out: Path, checkpoint: Checkpoint) -> list[pd.DataFrame]:
 
 
 def _score_part(
-    part: Part, checkpoint: Checkpoint, pictures: Pictures, rows: list[pd.DataFrame], out: Path
+    part: Part,
+    loaded: Mapping[str, Scorer],
+    checkpoint: Checkpoint,
+    pictures: Pictures,
+    rows: list[pd.DataFrame],
+    out: Path,
 ) -> list[pd.DataFrame]:
     items = items_of(part)
-    loaded = {name: scorers.load(name) for name in part.scorers}
     there = pd.concat(rows) if rows else pd.DataFrame(columns=list(score_rows.COLUMNS))
     todo = {name: s for name, s in loaded.items() if not _is_there(there, part, name, s.version, len(items))}
     if not todo:
@@ -127,7 +134,7 @@ def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base:
             ) from failure
         if isinstance(cause, ValueError):  # a sentence of its own, on what it was given
             raise ValueError(str(cause)) from failure
-        raise ValueError(f"{failure}: mend evals/scorers/{name}.py or its weights") from failure
+        raise ValueError(f"{failure}: mend the scorer or its weights") from failure
 
 
 def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:
@@ -165,8 +172,8 @@ def _rows_of(
 class Pictures:
     """The pictures of one checkpoint and of its base, on disk, drawn where they are missing."""
 
-    def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path) -> None:
-        self.checkpoint, self.suite, self.root = checkpoint, suite, folder
+    def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path, device: str = "cpu") -> None:
+        self.checkpoint, self.suite, self.root, self.device = checkpoint, suite, folder, device
         self._painter: Painter | None = None
         self._told: set[str] = set()  # prompt sets of which it was said what is cut
         mine = folder / checkpoint.name
@@ -180,7 +187,7 @@ class Pictures:
                 _claim(mine, source)
 
     def _new_painter(self) -> Painter:
-        return Painter.of(self.checkpoint.pipeline(), self.suite.sampling)
+        return Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
 
     def of(self, part: Part, items: Sequence[Item]) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
@@ -198,7 +205,7 @@ class Pictures:
         """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
         if self.checkpoint.experiment == BASE:
             return self.of(part, items)
-        base = Pictures(self.checkpoint.its_base(), self.suite, self.root)
+        base = Pictures(self.checkpoint.its_base(), self.suite, self.root, self.device)
         base._told = self._told
         return base.of(part, items)
 

@@ -79,21 +79,29 @@ def begins_as_scores(path: Path) -> bool:
 
 
 def versions(rows: pd.DataFrame) -> dict[str, str]:
-    """The version of every scorer.
+    """The version of every scorer; with the models beside them where another model has another, as the miniature has beside photographs.
 
     Raises:
-        ValueError: two versions of one scorer, whose numbers cannot be compared; names both, and a file of each.
+        ValueError: two versions of one scorer for one model, whose numbers cannot be compared; names both, and a file of each.
     """
     where = "file" if "file" in rows.columns else "experiment"
-    found = rows[["scorer", "version", where]].drop_duplicates(["scorer", "version"])
-    for scorer, group in found.groupby("scorer", sort=True):
+    found = rows[["model", "scorer", "version", where]].drop_duplicates(["model", "scorer", "version"])
+    for (_, scorer), group in found.groupby(["model", "scorer"], sort=True):
         if len(group) > 1:
             first, second = group.iloc[0], group.iloc[1]
             raise ValueError(
                 f"scorer {scorer} has version {first.version} in {first[where]} but {second.version} in "
                 f"{second[where]}; scores of different versions cannot be compared: score both again"
             )
-    return dict(zip(found["scorer"], found["version"], strict=True))
+    return {str(scorer): _version_by_model(group) for scorer, group in found.groupby("scorer", sort=False)}
+
+
+def _version_by_model(found: pd.DataFrame) -> str:
+    """The version of a scorer, or those that there are, each with its models."""
+    models = found.groupby("version", sort=False)["model"].agg(", ".join)
+    if len(models) == 1:
+        return str(models.index[0])
+    return " and ".join(f"{version} ({names})" for version, names in models.items())
 
 
 def without_copies(base: pd.DataFrame) -> pd.DataFrame:

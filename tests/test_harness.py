@@ -179,7 +179,7 @@ def test_a_lora_on_another_base_draws_other_pictures(tmp_path: Path):
 def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from evals.scorers import gold_utility
+    from evals.miniature.scorers import gold_utility
 
     def cut_off(*_: object) -> torch.Tensor:
         path = tmp_path / "model.safetensors"
@@ -194,7 +194,7 @@ def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
 def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from evals.scorers import gold_utility
+    from evals.miniature.scorers import gold_utility
 
     def of_another_shape(*_: object) -> torch.Tensor:
         torch.nn.Linear(2, 2).load_state_dict({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)})
@@ -221,7 +221,7 @@ def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
 def test_an_answer_that_is_not_one_number_each_is_refused(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, told: str
 ):
-    from evals.scorers import gold_utility
+    from evals.miniature.scorers import gold_utility
 
     monkeypatch.setattr(gold_utility.Scorer, "__call__", lambda _, images, *__: answer(images))
     with pytest.raises(ValueError, match=f"scorer gold_utility {told}"):
@@ -239,7 +239,7 @@ def test_what_a_scorer_says_of_its_input_is_said_as_it_is(
 def test_a_score_out_of_its_scorers_range_is_refused(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from evals.scorers import gold_utility
+    from evals.miniature.scorers import gold_utility
 
     monkeypatch.setattr(gold_utility.Scorer, "range", (0.0, 1.5))
     with pytest.raises(

@@ -154,7 +154,7 @@ def test_every_stage_of_the_pipeline_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_both_preference_models_are_made_of_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evals.miniature import weights_folder
-    from evals.scorers.imagereward import load_imagereward
+    from evals.scorers._imagereward import load_imagereward
 
     (tmp_path / "pipeline").symlink_to(weights_folder("pipeline"))
     for name in ("NAMES", "CAPTIONS", "REWARD_VOTES", "JUDGE_CAPTIONS", "JUDGE_VOTES"):

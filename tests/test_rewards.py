@@ -211,4 +211,4 @@ def test_too_many_missing_scores_stop_the_run() -> None:
 def test_training_refuses_a_scorer_that_needs_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evals.scorers.load", toy.load_scorer)
     with pytest.raises(ValueError, match="scorer paired compares with the base"):
-        load_scorers(["redness", "paired"], torch.device("cpu"))
+        load_scorers(["redness", "paired"], torch.device("cpu"), "photo")

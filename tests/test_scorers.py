@@ -17,10 +17,10 @@ from evals import scorers
 from evals.__main__ import main
 from evals.miniature import WEIGHTS
 from evals.miniature.render import Finish, draw_portrait, draw_scene
+from evals.miniature.scorers.kid import cubic_kernel, kid_pseudo_values
+from evals.miniature.scorers.pairwise_distance import distances_to_siblings
+from evals.miniature.scorers.vendi import vendi_score
 from evals.scorers._contract import faults
-from evals.scorers.kid import cubic_kernel, kid_pseudo_values
-from evals.scorers.pairwise_distance import distances_to_siblings
-from evals.scorers.vendi import vendi_score
 from prompts.world import Object, dress_of
 from train.miniature.data import place
 
@@ -51,10 +51,10 @@ def drawn() -> tuple[torch.Tensor, list[prompts.Prompt]]:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), asked
 
 
-@pytest.mark.parametrize("name", scorers.names())
+@pytest.mark.parametrize("name", scorers.names("miniature"))
 def test_contract(name: str, drawn):
     images, asked = drawn
-    scorer = scorers.load(name)
+    scorer = scorers.load(name, domain="miniature")
     assert faults(name, scorer, images, asked) == []
     values = scorer(images, asked, *([images.flip(0)] if scorer.scope == "paired" else []))
     assert values.dtype == torch.float32
@@ -150,22 +150,25 @@ def test_the_command_checks_a_file(tmp_path: Path):
 
 def test_unknown_scorer_names_the_choices():
     with pytest.raises(ValueError, match="did you mean 'objects'"):
-        scorers.load("object")
+        scorers.load("object", domain="miniature")
 
 
 def test_loading_a_scorer_opens_no_weights(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("weights were opened")
 
-    monkeypatch.setattr("evals.scorers.imagereward.load_imagereward", refuse)
-    monkeypatch.setattr("evals.scorers._judge.load_judge", refuse)
-    for name in scorers.names():
-        scorers.load(name)
+    monkeypatch.setattr("evals.miniature.scorers.imagereward.load_imagereward", refuse)
+    monkeypatch.setattr("evals.miniature.scorers._judge.load_judge", refuse)
+    for name in scorers.names("miniature"):
+        scorers.load(name, domain="miniature")
 
 
 def test_composition_and_tone_apply_to_their_prompts_only(drawn):
     images, asked = drawn
-    detection, tone = scorers.load("objects")(images, asked), scorers.load("skin_tone")(images, asked)
+    detection, tone = (
+        scorers.load("objects", domain="miniature")(images, asked),
+        scorers.load("skin_tone", domain="miniature")(images, asked),
+    )
     assert detection[:8].isfinite().all()
     assert detection[8:].isnan().all()
     assert tone[:8].isnan().all()
@@ -180,14 +183,14 @@ def test_the_reward_model_and_the_judge_prefer_the_picture_that_fits(name: str):
         rng, objects = np.random.default_rng(number), tuple(Object(**o) for o in prompt.expect["objects"])
         images.append(draw_scene(place(objects, prompt.expect["relation"], rng, 1.0), Finish(), rng))
     fitting = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    scorer = scorers.load(name)
+    scorer = scorers.load(name, domain="miniature")
     assert int((scorer(fitting, asked) > scorer(fitting.roll(1, 0), asked)).sum()) >= 30
 
 
 def test_imagereward_is_differentiable(drawn):
     images, asked = drawn
     leaf = images[:2].clone().requires_grad_()
-    scorers.load("imagereward").model(leaf, [p.text for p in asked[:2]]).sum().backward()
+    scorers.load("imagereward", domain="miniature").model(leaf, [p.text for p in asked[:2]]).sum().backward()
     assert leaf.grad is not None
     assert float(leaf.grad.abs().sum()) > 0
 
@@ -211,9 +214,11 @@ def test_vendi_means_the_number_of_different_images():
 def test_identical_images_have_no_diversity(drawn):
     images, asked = drawn
     same = images[:1].expand(4, -1, -1, -1)
-    assert scorers.load("vendi")(same, asked[:4])[0] == pytest.approx(1, abs=1e-4)
-    assert scorers.load("pairwise_distance")(same, asked[:4])[0] == pytest.approx(0, abs=1e-4)
-    assert scorers.load("pairwise_distance")(images[:4], asked[:4]).min() > 0.01
+    assert scorers.load("vendi", domain="miniature")(same, asked[:4])[0] == pytest.approx(1, abs=1e-4)
+    assert scorers.load("pairwise_distance", domain="miniature")(same, asked[:4])[0] == pytest.approx(
+        0, abs=1e-4
+    )
+    assert scorers.load("pairwise_distance", domain="miniature")(images[:4], asked[:4]).min() > 0.01
 
 
 def test_pairwise_distance_is_its_definition():

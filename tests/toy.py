@@ -238,7 +238,7 @@ SCORERS: dict[str, type[Redness]] = {
 }
 
 
-def load_scorer(name: str, device: torch.device | str = "cpu") -> Redness:
+def load_scorer(name: str, device: torch.device | str = "cpu", domain: str = "photo") -> Redness:
     """What `evals.scorers.load` is replaced by."""
     return SCORERS[name](device)
 

@@ -17,6 +17,7 @@ import click
 import torch
 from tqdm import tqdm
 
+from evals import weights
 from train import experiments
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
@@ -68,6 +69,12 @@ from train.state import Identity, Progress
     show_default=True,
     help="Processes on this host: one to a GPU, or sharing the CPU.",
 )
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
 def main(
     experiment: str,
@@ -77,9 +84,11 @@ def main(
     settings: tuple[str, ...],
     reward: str | None,
     processes: int,
+    accept_terms: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
+    weights.accept_terms(accept_terms)
     try:
         chosen = override(experiments.load(experiment, model), settings)
         if reward is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.diffusion import Reduction, Sampling
+from evals.scorers import Domain
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Reward:
     """One term of a task's reward."""
 
     scorer: str
-    """File name in evals/scorers."""
+    """Name of a scorer of the experiment's domain, or a file of one's own."""
     weight: float = 1.0
     """Factor before terms of one task are added (ours; the paper's tasks have one term each)."""
 
@@ -143,6 +144,8 @@ class Experiment:
     """Pipeline to start from: a folder in diffusers layout (relative to the repository) or a hub id."""
     tasks: tuple[Task, ...] = ()
     """Tasks in order of their updates; none is the base model, handed over as it is."""
+    domain: Domain = "photo"
+    """What the pictures show, which says by which weights a scorer sees them: `imagereward` has some for each (ours)."""
     iterations: int = 1000
     """Iterations of Algorithm 1 (paper, sec. 4.1: about 1,000 to converge)."""
     revision: str | None = None
@@ -364,7 +367,9 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment as JSON that was stored before it had some fields, with these: their defaults are what it did then."""
-    complete = as_json(Experiment(base="")) | dict(stored)
+    complete = as_json(Experiment(base="", domain="miniature")) | dict(
+        stored
+    )  # before `domain` there was nothing else
     complete["tasks"] = [_defaults(Task) | dict(given) for given in complete["tasks"]]
     for name, section in _SECTIONS.items():
         if complete[name] is not None:

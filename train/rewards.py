@@ -35,13 +35,13 @@ class Shaped:
     """The rewards that are averaged for the curve: of images, or for parity of groups."""
 
 
-def load_scorers(names: Sequence[str], device: torch.device | str) -> dict[str, Any]:
+def load_scorers(names: Sequence[str], device: torch.device | str, domain: scorers.Domain) -> dict[str, Any]:
     """Scorers by name, ready to be called.
 
     Raises:
         ValueError: for an unknown name (with the choices), or one that compares with the base's pictures, which training has not.
     """
-    loaded = {name: scorers.load(name, device) for name in names}
+    loaded = {name: scorers.load(name, device, domain) for name in names}
     for name, scorer in loaded.items():
         if scorer.scope == "paired":
             raise ValueError(

@@ -112,7 +112,7 @@ def named_inputs(
     names = [term.scorer for task in experiment.tasks for term in task.rewards]
     names += [name for task in experiment.tasks for name in task.monitors]
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    return prompt_sets, load_scorers(list(dict.fromkeys(names)), device)
+    return prompt_sets, load_scorers(list(dict.fromkeys(names)), device, experiment.domain)
 
 
 def prepare(

@@ -1,5 +1,8 @@
 """Scorers: one float per image. One file each; the file name is the registry.
 
+A scorer of the same name exists in up to two domains: for photographs, and whatever looks like one, in this folder, and for the pictures of
+the miniature in `evals/miniature/scorers`. An experiment or a suite names a scorer and says its domain.
+
 A scorer file holds `class Scorer` with `range`, `higher_is_better`, `source`, `scope` and `version`, and is called as
 `scorer(images_BCHW, prompts)` (a scorer of scope "paired" takes the base model's images as a third argument). It returns
 float32 [B]; NaN means "not applicable". Weights load at the first call. Files with a leading underscore are not scorers.
@@ -7,6 +10,7 @@ float32 [B]; NaN means "not applicable". Weights load at the first call. Files w
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import textwrap
@@ -20,10 +24,14 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from evals.weights import Weights, refuse_unaccepted
 from prompts import Prompt
 
 Scope = Literal["image", "prompt", "paired"]
+Domain = Literal["photo", "miniature"]
+"""What pictures show: the world as in photographs, or the miniature's own."""
 
+_PACKAGES: dict[str, str] = {"photo": "evals.scorers", "miniature": "evals.miniature.scorers"}
 
 ROUNDING = 1e-5
 """By how much of a bound, or of 1, a float32 may miss it."""
@@ -43,33 +51,52 @@ class Scorer(Protocol):
     "paired": against the base model's image of the same prompt and noise."""
     version: str
     """8 hex digits of code and weights; rows of different versions are not compared."""
+    # and, where its weights are others', `weights: tuple[Weights, ...]`
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
     ) -> Tensor: ...
 
 
-def names() -> tuple[str, ...]:
-    """Every scorer: the files of this folder."""
-    files = Path(__file__).parent.glob("*.py")
+def names(domain: Domain) -> tuple[str, ...]:
+    """Every scorer of a domain: the files of its folder."""
+    files = Path(str(import_module(_PACKAGES[domain]).__file__)).parent.glob("*.py")
     return tuple(sorted(f.stem for f in files if not f.stem.startswith("_")))
 
 
-def load(name: str, device: torch.device | str = "cpu") -> Scorer:
-    """The scorer of that name, or the one in a user's own file, `path/to/file.py`.
+def load(
+    name: str, device: torch.device | str = "cpu", domain: Domain = "photo", terms: bool = True
+) -> Scorer:
+    """The scorer of that name in a domain, or the one in a user's own file, `path/to/file.py`.
+
+    Args:
+        name: of the scorer, or file.
+        device: where it is to work.
+        domain: of the pictures.
+        terms: whether to refuse weights with terms that were not accepted (see `evals.weights`).
 
     Raises:
-        ValueError: with the choices, for a name that is none; for a file that is not there, cannot be run or holds no scorer.
+        ValueError: terms that were not accepted; the choices, for a name that is none; for a file that is not there, cannot be run or holds no scorer.
     """
     if name.endswith(".py"):
         return _from_file(Path(name), device)
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
+    known = names(domain)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"unknown scorer {name!r}: choose one of {', '.join(names())}, or a file of your own ending in .py{hint}"
+            f"there is no scorer {name!r} for the domain {domain}: choose one of {', '.join(known)}, "
+            f"or a file of your own ending in .py{hint}"
         )
-    return cast(Scorer, import_module(f"evals.scorers.{name}").Scorer(device))
+    scorer = import_module(f"{_PACKAGES[domain]}.{name}").Scorer(device)
+    if terms:
+        refuse_unaccepted(weights_of(scorer))
+    return cast(Scorer, scorer)
+
+
+def weights_of(scorer: Scorer) -> tuple[Weights, ...]:
+    """What a scorer takes from others; nothing where it brings its own."""
+    return tuple(getattr(scorer, "weights", ()))
 
 
 CONTRACT = ("range", "higher_is_better", "source", "scope", "version")
@@ -159,9 +186,33 @@ def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
     return int(outside[0]) if len(outside) else None
 
 
-def version_of(*files: Path) -> str:
-    """8 hex digits over the bytes of code and weight files."""
+def version_of(*parts: Path | Weights) -> str:
+    """8 hex digits over code and weight files: of Python files what they do, without comments, docstrings and imports, of others their bytes.
+
+    So a version is another one where scores may be, and stays where a file was moved or explained.
+    """
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for part in parts:
+        if isinstance(part, Weights):
+            digest.update(part.digest().encode())
+            continue
+        content = part.read_bytes()
+        digest.update(_what_it_does(content).encode() if part.suffix == ".py" else content)
     return digest.hexdigest()[:8]
+
+
+def _what_it_does(source: bytes) -> str:
+    """The statements of a module, as the parser sees them, but for imports and strings that stand alone."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for block in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(node, block, None), list):
+                setattr(node, block, [statement for statement in statements if not _says_only(statement)])
+    return ast.unparse(tree)
+
+
+def _says_only(statement: ast.stmt) -> bool:
+    """Whether a statement is an import, or a string that stands alone."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    return isinstance(statement, ast.Import | ast.ImportFrom)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from evals.diffusion import Sampling
+from evals.scorers import Domain
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Part:
     images_per_prompt: int
     """Images of each prompt; set-level scores are only comparable at equal numbers."""
     scorers: tuple[str, ...]
-    """Names in evals/scorers."""
+    """Names of scorers, of the suite's domain."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Suite:
     parts: tuple[Part, ...]
     sampling: Sampling
     seed: int
+    domain: Domain = "photo"
 
 
 def names() -> tuple[str, ...]:

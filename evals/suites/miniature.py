@@ -19,4 +19,5 @@ SUITE = Suite(
     ),
     sampling=Sampling(steps=10, eta=1.0, guidance=None, micro_batch=48),
     seed=20240120,
+    domain="miniature",
 )

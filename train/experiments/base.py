@@ -14,5 +14,7 @@ MINIATURE_PIPELINE = "evals/miniature/weights/pipeline"
 MINIATURE_SAMPLING = Sampling(steps=10, eta=1.0, guidance=None, micro_batch=48)
 
 MODELS = {
-    "miniature": Experiment(base=MINIATURE_PIPELINE, iterations=0, sampling=MINIATURE_SAMPLING),
+    "miniature": Experiment(
+        base=MINIATURE_PIPELINE, domain="miniature", iterations=0, sampling=MINIATURE_SAMPLING
+    ),
 }

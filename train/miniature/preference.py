@@ -33,8 +33,8 @@ from evals.checkpoints import load_pipeline
 from evals.diffusion import Painter, Sampling, decode
 from evals.miniature.annotators import Annotator, Parts, parts_of
 from evals.miniature.measure import expected_objects
-from evals.scorers._judge import normalise
-from evals.scorers.imagereward import ImageReward
+from evals.miniature.scorers._judge import normalise
+from evals.scorers._imagereward import ImageReward
 from prompts import Prompt
 from prompts.world import (
     CLOTHES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evals.miniature import measure
 from evals.miniature.measure import Picture
 from evals.miniature.render import TONE_GROUPS
-from evals.scorers._pictures import NAN, PixelScorer
+from evals.miniature.scorers._pictures import NAN, PixelScorer
 from prompts import Prompt
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evals.miniature.scorers._judge import groups_of, judge_version, stage_features
 from evals.scorers import Scope
-from evals.scorers._judge import groups_of, judge_version, stage_features
 from prompts import Prompt
 
 

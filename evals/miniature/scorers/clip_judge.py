@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evals.miniature.scorers._judge import image_features, judge_version, text_features
 from evals.scorers import Scope
-from evals.scorers._judge import image_features, judge_version, text_features
 from prompts import Prompt
 
 

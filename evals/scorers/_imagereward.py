@@ -1,8 +1,4 @@
-"""ImageReward: a BLIP encoder of image and text with a scalar head (Xu et al., NeurIPS 2023, arXiv 2304.05977).
-
-Built on transformers' BLIP classes. A folder of weights holds `config.json`, `model.safetensors` and a BERT tokenizer.
-The miniature ships its own, small, trained on simulated votes by `train.miniature.preference`.
-"""
+"""ImageReward: a BLIP encoder of image and text with a scalar head (Xu et al., NeurIPS 2023, arXiv 2304.05977), on transformers' BLIP classes."""
 
 from __future__ import annotations
 
@@ -16,10 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
-
-from evals.miniature import weights_folder
-from evals.scorers import Scope, version_of
-from prompts import Prompt
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -109,38 +101,3 @@ def load_imagereward(folder: Path) -> ImageReward:
     model = ImageReward(config, BertTokenizer.from_pretrained(folder))
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval()
-
-
-class Scorer:
-    """Standardised ImageReward of an image for its prompt; larger is better, about -2.5 to 2.5."""
-
-    range: tuple[float, float] = (-20.0, 20.0)
-    higher_is_better: bool | None = True
-    source = "ImageReward architecture (arXiv 2304.05977), weights of the miniature, Apache-2.0"
-    scope: Scope = "image"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.folder = weights_folder("imagereward")
-        self.device = device
-        self._model: ImageReward | None = None
-
-    @property
-    def version(self) -> str:
-        return version_of(Path(__file__), self.folder / "config.json", self.folder / "model.safetensors")
-
-    @property
-    def model(self) -> ImageReward:
-        """The network, loaded at first use."""
-        if self._model is None:
-            self._model = load_imagereward(self.folder).to(self.device)
-        return self._model
-
-    @torch.no_grad()
-    def __call__(
-        self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
-    ) -> Tensor:
-        texts = [p.text for p in prompts]
-        parts = [
-            self.model(images_BCHW[i : i + 64].float(), texts[i : i + 64]) for i in range(0, len(texts), 64)
-        ]
-        return torch.cat(parts).float().cpu()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evals.miniature.scorers._judge import groups_of, image_features, judge_version
 from evals.scorers import Scope
-from evals.scorers._judge import groups_of, image_features, judge_version
 from prompts import Prompt
 
 

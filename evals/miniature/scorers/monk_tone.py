@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evals.miniature import measure
 from evals.miniature.measure import Picture
-from evals.scorers._pictures import NAN, PixelScorer
+from evals.miniature.scorers._pictures import NAN, PixelScorer
 from prompts import Prompt
 
 

@@ -1,0 +1,135 @@
+"""Weights that others have published: where they lie, which ones exactly, and under what terms they may be used.
+
+A file is looked for in the folder named by T2I_WEIGHTS_DIR, as `<repository>/<file>`, and then on the hub and among its earlier downloads. What is
+opened is a safetensors file, or a pickle in the reader that runs no code of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle  # noqa: TID251  for the name of its error only
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from evals.hub import hub_file
+
+FOLDER = "T2I_WEIGHTS_DIR"
+_accepted: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files of a repository on the hub that belong together."""
+
+    repository: str
+    """Its id, `owner/name`."""
+    files: tuple[str, ...]
+    """Names in the repository, all of them needed."""
+    licence: str
+    """As its owner states it, and where that is not plain, what is unclear."""
+    free: bool
+    """Whether anybody may use them for anything, commerce included. Others need --accept-terms."""
+    revision: str | None = None
+    """Commit; None takes the newest, and what was taken is recorded."""
+    sha256: tuple[str, ...] = ()
+    """Of the files, in their order; empty where they are not known beforehand, and then what was found is recorded."""
+
+    def __post_init__(self) -> None:
+        assert not self.sha256 or len(self.sha256) == len(self.files)
+
+    def paths(self) -> list[Path]:
+        """The files on this machine, fetched where they are not there yet, and checked.
+
+        Raises:
+            ValueError: terms that were not accepted, files that cannot be had (see `evals.hub`), or another content than is expected.
+        """
+        refuse_unaccepted([self])
+        found = [self._find(name) for name in self.files]
+        for path, expected in zip(found, self.sha256, strict=False):
+            if (digest := sha256_of(path)) != expected:
+                raise ValueError(
+                    f"{path} is not the {path.name} of {self.repository} that is expected (sha256 {digest[:12]} instead of {expected[:12]}), "
+                    "or was not downloaded to its end: delete it, and it is fetched again"
+                )
+        return found
+
+    def folder(self) -> Path:
+        """The folder that holds all of them, as `from_pretrained` takes it."""
+        first, *_ = self.paths()
+        return first.parents[len(Path(self.files[0]).parts) - 1]
+
+    def digest(self) -> str:
+        """Over the content of all files: 64 hex digits. Fetches them only where their hashes are not known beforehand."""
+        hashes = self.sha256 or [sha256_of(path) for path in self.paths()]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _find(self, name: str) -> Path:
+        if FOLDER in os.environ:
+            here = Path(os.environ[FOLDER]) / self.repository / name
+            if here.is_file():
+                return here
+        return hub_file(self.repository, name, self.revision)
+
+
+def accept_terms(repositories: Iterable[str]) -> None:
+    """Note that the user has read the terms of these repositories and may use them."""
+    _accepted.update(repositories)
+
+
+def refuse_unaccepted(weights: Iterable[Weights]) -> None:
+    """Refuse weights with terms that not everybody can accept, unless `accept_terms` was called for them.
+
+    Raises:
+        ValueError: naming the repository, its licence and the option.
+    """
+    for one in weights:
+        if not one.free and one.repository not in _accepted:
+            raise ValueError(
+                f"the weights of {one.repository} are not free for every use ({one.licence}): "
+                f"if you may use them, say --accept-terms {one.repository}"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """64 hex digits over a file's content, taken once for as long as the file stays as it is."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU: of a safetensors file, or of a pickle that holds nothing else.
+
+    Raises:
+        ValueError: naming the file, where it is damaged, no file of tensors, or a pickle that wants to run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  runs no code of the file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or not downloaded to its end") from error
+    tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds no dictionary of tensors")
+    return tensors
