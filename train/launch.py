@@ -163,22 +163,22 @@ class Line:
                 self.beats[number], self.heard[number] = beats, now
             patience = SECONDS_OF_SILENCE if beats else SECONDS_TO_MEET
             if now - self.heard[number] > patience:
-                return self.tell(
-                    f"host {number} has fallen silent" if beats else f"host {number} has not come"
-                )
+                why = f"host {number} has fallen silent" if beats else f"host {number} has not come"
+                self.tell(why, is_cause=True)
+                return why
         return ""
 
-    def tell(self, why: str, is_cause: bool = True) -> str:
+    def tell(self, why: str, is_cause: bool) -> str:
         """Let all know that something has failed. A process that was killed, or a silent host, is a cause; one that ended may be its consequence.
 
         Returns:
-            what failed first, the cause where it is known.
+            the first cause, empty where none is known.
         """
         try:
             if is_cause:
                 self.store.compare_set("cause", "", why)
             self.store.compare_set("failed", "", why)
-            return self.store.get("cause" if self.store.check(["cause"]) else "failed").decode()
+            return self.store.get("cause").decode() if self.store.check(["cause"]) else ""
         except DistError:
             return GONE
 
@@ -257,17 +257,18 @@ def _ended(workers: Sequence[subprocess.Popen[Any]], first_rank: int, line: Line
         return _stopped(trouble) if trouble else 0
     code = 0 if failed is None else int(workers[failed].returncode)
     why = trouble if failed is None else _why(first_rank + failed, code)
+    is_cause = code < 0
     if line:
-        line.tell(why, is_cause=code <= 0)
+        line.tell(why, is_cause)
     _end(workers)
+    cause = line.tell(why, is_cause) if line else ""  # by now the others have told what they know
     if line:
-        trouble = line.tell(why, is_cause=code <= 0)  # by now the others have told what they know
         line.leave(in_trouble=True)
     if failed is None:
-        return _stopped(trouble)
+        return _stopped(cause or trouble)
     spoken = first_rank == 0 and workers[0].returncode > 0  # only the first process of all speaks
-    if trouble not in ("", why):
-        _stopped(trouble)
+    if cause and cause != why:
+        _stopped(cause)
     elif code < 0 or not spoken:
         print(f"error: {why}", file=sys.stderr)
     return code if code > 0 else 128 - code
