@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 from safetensors import SafetensorError, safe_open
 
-from evals.checkpoints import find_base
+from evals.checkpoints import find_base, weight_files
 from evals.diffusion import Schedule
+from evals.families import UNET
 from train.config import Experiment, Task, as_json
 from train.objective import drawable_steps, step_weights
 
@@ -87,16 +88,20 @@ def _memory(experiment: Experiment) -> list[str]:
 
 def _denoiser_weights(experiment: Experiment) -> int | None:
     """Number of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
-    files = sorted((Path(find_base(experiment.base)) / "unet").glob("*.safetensors"))
+    base = Path(find_base(experiment.base))
     try:
-        return sum(map(_count, files)) or None
-    except (OSError, SafetensorError):
+        if base.is_file():
+            return _count(base, UNET)
+        return sum(map(_count, weight_files(base, "unet")[1]))
+    except (OSError, SafetensorError, ValueError):
         return None  # loading it says why
 
 
-def _count(file: Path) -> int:
+def _count(file: Path, beginning: str = "") -> int:
+    """Numbers in a file's tensors, of those whose names begin so."""
     with safe_open(file, "pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        names = [name for name in tensors.keys() if name.startswith(beginning)]  # noqa: SIM118
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
 def describe(experiment: Experiment, processes: int) -> str:
