@@ -61,7 +61,7 @@ def test_each_reason_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exc
         hub_file("a/b", "f.json", "v9")
     assert "\n" not in str(refused.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ValueError, match="^" + re.escape(told.replace("f.json of", "a part of")[:40])):
+    with pytest.raises(ValueError, match="^" + re.escape(told.replace("f.json", "a part")[:40])):
         hub_folder("a/b", ["*.json"], "v9")
 
 
