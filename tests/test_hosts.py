@@ -48,9 +48,9 @@ def hosts(out: Path, base: Path, prompts: Path, *settings: str) -> Iterator[list
 
 
 def ended(host: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and the last line of standard error."""
+    """Exit code and the last error on standard error, which may follow on what was there of a progress bar."""
     _, stderr = host.communicate(timeout=240)
-    return host.returncode, (stderr.splitlines() or [""])[-1]
+    return host.returncode, stderr[stderr.rfind("error: ") :].rstrip() if "error: " in stderr else ""
 
 
 def has_begun(run: Path, started: list[subprocess.Popen[str]]) -> None:

@@ -24,7 +24,7 @@ from train.gates import GateBroken
 from train.launch import Hosts, heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
 from train.plan import describe, plan
-from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
+from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
 
@@ -114,8 +114,8 @@ def main(
         if reward is not None:
             chosen = with_reward(chosen, reward)
         check(chosen, processes * hosts)
+        check_names(chosen)
         if dry_run:
-            named_inputs(chosen, "cpu")
             click.echo(describe(chosen, processes * hosts))
         else:
             together = Hosts.of(hosts, host, first)

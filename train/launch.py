@@ -16,8 +16,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -135,10 +136,10 @@ class Line:
             wait_for_workers=False,
             timeout=timedelta(seconds=SECONDS_TO_MEET),
         )
-        self.store.set_timeout(timedelta(seconds=SECONDS_OF_SILENCE))
-        self.asked = self.began = time.monotonic()
+        self.gone = False
+        self.asked = time.monotonic()
         self.beats = dict.fromkeys(range(1, hosts.count), 0)
-        self.heard = dict.fromkeys(self.beats, self.began)
+        self.heard = dict.fromkeys(self.beats, self.asked)
 
     def trouble(self) -> str:
         """Why this host has to stop, empty where it has not to; asks once a second."""
@@ -146,23 +147,24 @@ class Line:
         if now - self.asked < 1:
             return ""
         self.asked = now
-        try:
-            self.store.add(f"beat {self.hosts.number}", 1)
-            if self.store.check(["failed"]):
-                return self.store.get("failed").decode()
-            return self._silent(now) if self.hosts.number == 0 else ""
-        except DistError:
-            return GONE
+        return (
+            self._answer(self._trouble)
+            if self.hosts.number
+            else self._answer(self._trouble) or self._silent()
+        )
 
-    def _silent(self, now: float) -> str:
-        """On the first host: a host that lives no more, and all are told."""
+    def _trouble(self) -> str:
+        self.store.add(f"beat {self.hosts.number}", 1)
+        return self.store.get("failed").decode() if self.store.check(["failed"]) else ""
+
+    def _silent(self) -> str:
+        """On the first host: one that lives no more, and all are told."""
+        now = time.monotonic()
         for number, before in self.beats.items():
             beats = self.store.add(f"beat {number}", 0)
-            done = self.store.check([f"done {number}"])
-            if beats > before or done:
+            if beats > before or self.store.check([f"done {number}"]):
                 self.beats[number], self.heard[number] = beats, now
-            patience = SECONDS_OF_SILENCE if beats else SECONDS_TO_MEET
-            if now - self.heard[number] > patience:
+            if now - self.heard[number] > (SECONDS_OF_SILENCE if beats else SECONDS_TO_MEET):
                 why = f"host {number} has fallen silent" if beats else f"host {number} has not come"
                 self.tell(why, is_cause=True)
                 return why
@@ -174,13 +176,14 @@ class Line:
         Returns:
             the first cause, empty where none is known.
         """
-        try:
+
+        def ask() -> str:
             if is_cause:
                 self.store.compare_set("cause", "", why)
             self.store.compare_set("failed", "", why)
             return self.store.get("cause").decode() if self.store.check(["cause"]) else ""
-        except DistError:
-            return GONE
+
+        return self._answer(ask)
 
     def leave(self, in_trouble: bool = False) -> str:
         """This host is done. The first stays until all are, as they ask it; in trouble for a little only.
@@ -188,17 +191,36 @@ class Line:
         Returns:
             why the run failed after all, empty where it has not.
         """
-        try:
+
+        def ask() -> str:
             self.store.set(f"done {self.hosts.number}", "")
-            others = [f"done {number}" for number in self.beats]
-            deadline = time.monotonic() + (SECONDS_TO_PART if in_trouble else math.inf)
-            while self.hosts.number == 0 and not self.store.check(others) and time.monotonic() < deadline:
-                if (why := self.trouble()) and not in_trouble:
-                    return why
-                time.sleep(0.1)
-        except DistError:
-            return GONE
-        return ""
+            return "" if self.store.check([f"done {number}" for number in self.beats]) else "not yet"
+
+        deadline = time.monotonic() + (SECONDS_TO_PART if in_trouble else math.inf)
+        while (
+            (said := self._answer(ask)) == "not yet" and not self.hosts.number and time.monotonic() < deadline
+        ):
+            if (why := self.trouble()) and not in_trouble:
+                return why
+            time.sleep(0.1)
+        return said if said == GONE else ""
+
+    def _answer(self, ask: Callable[[], str]) -> str:
+        """What is asked of the store, or `GONE`: a host that lost its power closes no connection, and a call to it would never return."""
+        said: list[str] = []
+
+        def call() -> None:
+            try:
+                said.append(ask())
+            except DistError:
+                said.append(GONE)
+
+        if not self.gone:
+            thread = threading.Thread(target=call, daemon=True)
+            thread.start()
+            thread.join(SECONDS_OF_SILENCE)
+            self.gone = said in ([], [GONE])
+        return GONE if self.gone else said[0]
 
 
 def speaks() -> bool:

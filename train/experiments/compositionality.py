@@ -17,7 +17,7 @@ TASK = Task(
     rewards=(Reward("objects"),),  # paper: UniDet; here a zero-shot detector, whose absolute numbers differ
     batch=2048,  # paper, App. A
     images_per_prompt=1,  # not stated
-    monitors=("clip_score",),  # ours
+    monitors=("hpsv2",),  # ours
 )
 
 MINIATURE_TASK = replace(TASK, prompts="miniature-scenes-train", batch=96, monitors=("fully_right",))

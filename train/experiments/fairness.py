@@ -25,7 +25,7 @@ TASK = Task(
     root=True,  # paper, Eq 12, as its prose reads
     credit="shared",  # paper, sec. 3.2
     unusable="masked",  # not stated
-    monitors=("aesthetic",),  # ours
+    monitors=("hpsv2",),  # ours
 )
 
 MINIATURE_TASK = replace(

@@ -20,7 +20,7 @@ TASK = Task(
     rewards=(Reward("imagereward"),),
     batch=2048,  # paper, App. A
     images_per_prompt=1,  # not stated
-    monitors=("aesthetic",),  # paper, Table 1: the independent signal beside ImageReward
+    monitors=("hpsv2",),  # the paper watches the aesthetic score (Table 1), whose weights not everybody may use
 )
 
 MINIATURE_TASK = replace(
