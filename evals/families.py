@@ -1,8 +1,7 @@
 """Checkpoints in one file: Stable Diffusion 1, 2 and XL in the layout of CompVis and Stability AI.
 
-Such a file has tensors and little else. Architecture, noise levels and tokenizer are the family's as published (the configs beside the weights of
-stable-diffusion-v1-5, stable-diffusion-2-base, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 on the hub) and stand here, so that opening one asks no hub.
-The sampler is DDIM's, which this project trains, whatever sampler a family ships: the noise levels are the same.
+Such a file has tensors and little else. Architecture and noise levels are the family's as published (`evals.architectures`), and open_clip carries the vocabulary, so that
+opening one asks no hub. The sampler is DDIM's, which this project trains, whatever sampler a family ships: the noise levels are the same.
 
 What the denoiser predicts is not in the tensors. It is taken from, in this order,
 
@@ -17,13 +16,15 @@ import gzip
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from evals.architectures import ARCHITECTURES, Architecture
 
 UNET = "model.diffusion_model."
 """What the names of a denoiser's tensors begin with."""
@@ -40,132 +41,49 @@ class Family:
     """Class of diffusers."""
     text: str
     """What the names of the (last) text encoder's tensors begin with."""
-    configs: Mapping[str, Mapping[str, Any]]
-    """Of each model, in the words of diffusers and transformers."""
     padding: tuple[str, ...]
     """What each tokenizer fills up with."""
+    architectures: Mapping[str, Architecture]
+    """By what the denoiser predicts."""
     prediction: str | None
     """What every published denoiser of the family predicts, None where there are both kinds."""
-    of_v: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """In what the published one that predicts v differs."""
 
 
-_DOWN = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
-_UP = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
-_UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": _DOWN,
-    "up_block_types": _UP,
-}
-_VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
-_CLIP_L: dict[str, Any] = {
-    "model_type": "clip_text_model",
-    "vocab_size": 49408,
-    "hidden_act": "quick_gelu",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "projection_dim": 768,
-    "max_position_embeddings": 77,
-    "bos_token_id": 0,
-    "eos_token_id": 2,  # as published: transformers reads it as "the token of the largest number"
-    "pad_token_id": 1,
-}
-_CLIP_H = {  # the last of 24 layers is not used
-    "hidden_act": "gelu",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 23,
-    "projection_dim": 512,
-}
-_CLIP_G = {
-    "hidden_act": "gelu",
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_attention_heads": 20,
-    "num_hidden_layers": 32,
-    "projection_dim": 1280,
-}
-_END, _ZERO = "<|endoftext|>", "!"
+_END = "<|endoftext|>"
 
 SD1 = Family(
     name="Stable Diffusion 1",
     pipeline="StableDiffusionPipeline",
     text="cond_stage_model.transformer.",
-    configs={
-        "unet": {**_UNET, "cross_attention_dim": 768, "attention_head_dim": 8},
-        "vae": _VAE,
-        "text_encoder": _CLIP_L,
-    },
     padding=(_END,),
+    architectures={EPSILON: ARCHITECTURES["sd15"], V: ARCHITECTURES["sd15"]},
     prediction=EPSILON,
 )
 SD2 = Family(
     name="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
     text="cond_stage_model.model.",
-    configs={
-        "unet": {
-            **_UNET,
-            "cross_attention_dim": 1024,
-            "attention_head_dim": [5, 10, 20, 20],
-            "use_linear_projection": True,
-        },
-        "vae": _VAE,
-        "text_encoder": {**_CLIP_L, **_CLIP_H},
-    },
-    padding=(_ZERO,),
+    padding=("!",),
+    architectures={EPSILON: ARCHITECTURES["sd2"], V: ARCHITECTURES["sd2v"]},
     prediction=None,
-    of_v={"unet": {"sample_size": 96, "upcast_attention": True}, "vae": {"sample_size": 768}},
 )
 SDXL = Family(
     name="Stable Diffusion XL",
     pipeline="StableDiffusionXLPipeline",
     text="conditioner.embedders.1.model.",
-    configs={
-        "unet": {
-            **_UNET,
-            "sample_size": 128,
-            "block_out_channels": [320, 640, 1280],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2, 10],
-            "cross_attention_dim": 2048,
-            "attention_head_dim": [5, 10, 20],
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        "vae": {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": {**_CLIP_L, **_CLIP_G},
-    },
-    padding=(_END, _ZERO),
+    padding=(_END, "!"),
+    architectures={EPSILON: ARCHITECTURES["sdxl"], V: ARCHITECTURES["sdxl"]},
     prediction=EPSILON,
 )
 FAMILIES = (SD1, SD2, SDXL)
 
-NOISE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
+WORDS = 49408
+_TEXT = {
+    "model_type": "clip_text_model",
+    "max_position_embeddings": 77,
+    "bos_token_id": 0,
+    "eos_token_id": 2,  # as published: transformers reads it as "the token of the largest number"
+    "pad_token_id": 1,
 }
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Noise levels that end without signal (arXiv 2305.08891), drawn from the last timestep on."""
@@ -190,11 +108,8 @@ class Header:
         """
         try:
             with safe_open(path, "pt") as file:
-                names, metadata, first = (
-                    frozenset(file.keys()),
-                    file.metadata(),
-                    f"{UNET}input_blocks.0.0.weight",
-                )
+                names, metadata = frozenset(file.keys()), file.metadata()
+                first = f"{UNET}input_blocks.0.0.weight"
                 channels = file.get_slice(first).get_shape()[1] if first in names else 0
         except SafetensorError as error:
             raise ValueError(
@@ -297,10 +212,10 @@ def open_single_file(path: Path) -> Any:
 
     header = Header.of(path)
     family = family_of(header)
-    scheduler = diffusers.DDIMScheduler(
-        **noise_levels(prediction_of(header, family), "ztsnr" in header.names)
-    )
-    given: dict[str, Any] = {"scheduler": scheduler}
+    prediction = prediction_of(header, family)
+    architecture = family.architectures[prediction]
+    noise = noise_levels(architecture, prediction, "ztsnr" in header.names)
+    given: dict[str, Any] = {"scheduler": diffusers.DDIMScheduler(**noise)}
     for name, filling in zip(("tokenizer", "tokenizer_2"), family.padding, strict=False):
         given[name] = clip_tokenizer(filling)
     if len(family.padding) == 2:  # SDXL
@@ -310,7 +225,7 @@ def open_single_file(path: Path) -> Any:
     averaged = sum(name.startswith("model_ema.") for name in header.names) > 100  # diffusers' own measure
     try:
         with TemporaryDirectory() as folder:
-            write_configs(family, scheduler.config.prediction_type, Path(folder))
+            write_configs(family, architecture, Path(folder))
             pipeline = getattr(diffusers, family.pipeline).from_single_file(
                 str(path),
                 config=folder,
@@ -322,9 +237,9 @@ def open_single_file(path: Path) -> Any:
     except (SingleFileComponentError, NotImplementedError, TypeError, AttributeError, LookupError) as error:
         # diffusers met a hole where it wanted a tensor
         raise ValueError(f"for a {family.name} it lacks tensors") from error
-    for part in family.configs:
-        model = getattr(pipeline, part)
-        missing = [name for name, weight in model.named_parameters() if weight.is_meta]
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2")[: 2 + len(family.padding)]:
+        weights = getattr(pipeline, part).named_parameters()
+        missing = [name for name, weight in weights if weight.is_meta]
         if missing:
             raise ValueError(
                 f"for a {family.name} it lacks {len(missing)} tensors of the {part}, such as {missing[0]}"
@@ -336,24 +251,33 @@ def open_single_file(path: Path) -> Any:
     return pipeline
 
 
-def noise_levels(prediction: str, zero_snr: bool) -> dict[str, Any]:
+def noise_levels(architecture: Architecture, prediction: str, zero_snr: bool) -> dict[str, Any]:
     """Config of the sampler."""
-    return NOISE | {"prediction_type": prediction} | (ZERO_SNR if zero_snr else {})
+    return architecture.scheduler | {"prediction_type": prediction} | (ZERO_SNR if zero_snr else {})
 
 
-def write_configs(family: Family, prediction: str, folder: Path) -> None:
+def write_configs(family: Family, architecture: Architecture, folder: Path) -> None:
     """A folder in diffusers layout with the models' configs, as diffusers wants them."""
-    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    parts: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "unet": ("diffusers", "UNet2DConditionModel", architecture.unet),
+        "vae": ("diffusers", "AutoencoderKL", architecture.vae),
+    }
+    kinds = zip(
+        ("text_encoder", "text_encoder_2"), ("CLIPTextModel", "CLIPTextModelWithProjection"), strict=True
+    )
+    for (part, kind), config in zip(kinds, architecture.text_encoders, strict=False):
+        parts[part] = ("transformers", kind, _TEXT | config)
     index: dict[str, Any] = {"_class_name": family.pipeline, "scheduler": ["diffusers", "DDIMScheduler"]}
     index |= {
         name: ["transformers", "CLIPTokenizer"]
         for name in ("tokenizer", "tokenizer_2")[: len(family.padding)]
     }
-    for part, published in family.configs.items():
-        config = {**published, **(family.of_v.get(part, {}) if prediction == V else {})}
-        index[part] = ["transformers", kinds[part]] if part in kinds else ["diffusers", config["_class_name"]]
+    for part, (library, kind, config) in parts.items():
+        index[part] = [library, kind]
         (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / part / "config.json").write_text(
+            json.dumps({"_class_name": kind, **config}), encoding="utf-8"
+        )
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -365,7 +289,7 @@ def clip_tokenizer(padding: str) -> Any:
     letters = list(bytes_to_unicode().values())
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
-    count = _CLIP_L["vocab_size"] - 2 * len(letters) - 2  # the file has more than CLIP uses
+    count = WORDS - 2 * len(letters) - 2  # the file has more than CLIP uses
     merges = [tuple(line.split()) for line in lines[1 : count + 1]]
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", _END])}

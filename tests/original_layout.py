@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,13 +36,13 @@ def tiny(family: Family) -> Family:
     xl = len(family.padding) == 2
     unet = {
         "sample_size": 4,
-        "block_out_channels": [8, 8],
+        "block_out_channels": (8, 8),
         "layers_per_block": 1,
         "norm_num_groups": 4,
         "attention_head_dim": 4,
         "cross_attention_dim": 8 + 16 * xl,
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
     if xl:
         unet |= {
@@ -54,50 +52,53 @@ def tiny(family: Family) -> Family:
         }
     vae = {
         "sample_size": 8,
-        "block_out_channels": [8, 8],
+        "block_out_channels": (8, 8),
         "layers_per_block": 1,
         "norm_num_groups": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
     }
-    small = {"unet": unet, "vae": vae, "text_encoder": _text_config(8), "text_encoder_2": _text_config(16)}
-    configs = {part: {**config, **small[part]} for part, config in family.configs.items()}
-    return replace(family, configs=configs, of_v={})
-
-
-def _text_config(width: int) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-        "projection_dim": width,
+    text = [
+        {
+            "hidden_size": width,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "projection_dim": width,
+        }
+        for width in (8, 16)
+    ]
+    small = {
+        prediction: replace(
+            whole,
+            unet=whole.unet | unet,
+            vae=whole.vae | vae,
+            text_encoders=tuple(config | text[i] for i, config in enumerate(whole.text_encoders)),
+            pixels=8,
+        )
+        for prediction, whole in family.architectures.items()
     }
+    return replace(family, architectures=small)
 
 
-def build(family: Family, prediction: str = "epsilon", zero_snr: bool = False) -> Any:
+def build(family: Family, prediction: str = "epsilon") -> Any:
     """A pipeline of it with random weights."""
-    kinds = {
-        "unet": diffusers.UNet2DConditionModel,
-        "vae": diffusers.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
-        "text_encoder_2": transformers.CLIPTextModelWithProjection,
-    }
-    parts: dict[str, Any] = {}
-    with torch.random.fork_rng(), TemporaryDirectory() as folder:
+    architecture = family.architectures[prediction]
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        families.write_configs(family, prediction, Path(folder))
-        for part in family.configs:
-            kind, where = kinds[part], Path(folder) / part
-            config = kind.config_class.from_pretrained(where) if "text" in part else kind.load_config(where)
-            parts[part] = (kind(config) if "text" in part else kind.from_config(config)).eval()
+        parts: dict[str, Any] = architecture.models()
     for name, filling in zip(("tokenizer", "tokenizer_2"), family.padding, strict=False):
         parts[name] = families.clip_tokenizer(filling)
-    parts["scheduler"] = diffusers.DDIMScheduler(**families.noise_levels(prediction, zero_snr))
+    parts["scheduler"] = diffusers.DDIMScheduler(**families.noise_levels(architecture, prediction, False))
     if len(family.padding) == 2:
         return diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
     off = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return diffusers.StableDiffusionPipeline(**parts, **off)
+
+
+def models(pipeline: Any) -> dict[str, Any]:
+    """Its models by their parts' names."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
 def save_original(
