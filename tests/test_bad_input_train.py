@@ -114,6 +114,10 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["update.weight_decay=-1"], ["update.weight_decay is -1.0"]),
         (["pretraining.source=miniature", "pretraining.batch=0"], ["pretraining.batch is 0", "at least 1"]),
         (["pretraining.source=miniature", "pretraining.beta=-1"], ["pretraining.beta is -1.0"]),
+        (
+            ["pretraining.source=miniature", "max_unreadable=1"],
+            ["pretraining.max_unreadable is 1.0", "[0, 1)"],
+        ),
         (["iterations=-1"], ["iterations is -1"]),
         (["ema.decay=1"], ["ema.decay is 1.0"]),
         (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
@@ -518,6 +522,28 @@ def test_pretraining_from_files_works(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["pretrain_loss"] > 0
+
+
+def test_pretraining_on_pictures_works_and_stops_where_they_are_damaged(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (folder := tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 8), (80 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("red")
+    settings = [f"--set=pretraining.source={folder}", "--set=pretraining.batch=2", "--set=iterations=2"]
+    assert run(*settings, "--set=save_every=1").exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"gone")
+    assert run(*settings, "--set=save_every=1").exit_code == 0, "it has nothing more to learn"
+    result = run(*settings, out=tmp_path / "another")
+    assert result.exit_code == 1
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "20 pictures in a row cannot be read, the last is " in message
+    assert message.endswith("the state saved before is intact, and the same command resumes")
+    assert "Traceback" not in result.output
+    refused(run(f"--set=pretraining.source={tmp_path / 'nowhere'}"), "pretraining.source: there is no folder")
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:

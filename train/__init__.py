@@ -9,6 +9,7 @@ The map of this package
     objective.py    the clipped policy gradient (Eq 7) and the denoising loss (Eq 9)
     rewards.py      scorers in a training loop: weights, masks, the set-level parity reward (Eq 12)
     data.py         the prompts of an iteration, and the pretraining pairs
+    images.py       pictures with captions on disk: a folder, or WebDataset shards
     policy.py       pipeline in, full UNet or LoRA, AdamW, EMA, pipeline out
     gates.py        what every run checks about itself: ratio 1 and KL 0 before the first update, transition, log-probability
     state.py        checkpoints that a kill or a full disk cannot break, and exact resuming

@@ -109,11 +109,13 @@ class Pretraining:
     """The denoising step on pretraining data that ends an iteration (Eq 9)."""
 
     source: str
-    """Folder with latents.safetensors and captions.jsonl, or `miniature`."""
+    """Pictures with captions (a folder, or WebDataset shards: `train.images`), a folder with latents.safetensors and captions.jsonl, or `miniature`."""
     batch: int = 2048
     """Pairs per iteration over all processes (paper: 16 x 128 GPUs)."""
     beta: float = 1.0
     """Factor on the loss (Eq 8 has beta without a value; Algorithm 1's separate step has none, which is 1)."""
+    max_unreadable: float = 0.05
+    """Share of pictures without a caption, or that cannot be read, above which the run stops (ours: broken data must not train quietly)."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,10 @@ def _check_pretraining(pretraining: Pretraining | None, processes: int) -> None:
         return
     if pretraining.beta <= 0:
         raise ValueError(f"pretraining.beta is {pretraining.beta}, but it must be above 0")
+    if not 0.0 <= pretraining.max_unreadable < 1.0:
+        raise ValueError(
+            f"pretraining.max_unreadable is {pretraining.max_unreadable}, but it is a share and must lie in [0, 1)"
+        )
     if pretraining.batch < 1:
         raise ValueError(f"pretraining.batch is {pretraining.batch}, but it must be at least 1")
     if pretraining.batch % processes:

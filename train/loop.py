@@ -44,7 +44,7 @@ from prompts import Prompt
 from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
-from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
+from train.data import DataFailed, PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
 from train.gates import Diverged, GateBroken, check_identity, check_parts
 from train.objective import (
     clipped_share,
@@ -125,7 +125,7 @@ def train(run: Run) -> None:
     """Run the iterations that are left.
 
     Raises:
-        Stopped: on a signal, a broken reward or a broken gate, with the state saved; or where the weights diverged, with the state before.
+        Stopped: on a signal, a broken reward or a broken gate, with the state saved; or where the weights diverged or data cannot be read, with the state before.
         OSError: where saving fails; the previous state is untouched.
     """
     experiment, progress = run.experiment, run.progress
@@ -138,6 +138,8 @@ def train(run: Run) -> None:
         raise Stopped(
             f"{reason}: lower update.lr, and choose another --out, as this run's settings diverge again"
         ) from reason
+    except DataFailed as reason:  # in the middle of an iteration, which no state can describe
+        raise Stopped(f"{reason}; the state saved before is intact, and the same command resumes") from reason
     except (RewardFailed, GateBroken) as reason:
         save(run)
         raise Stopped(
@@ -383,7 +385,7 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     if pretraining is None or run.source is None:
         return {}
     painter, sampling, device = policy.painter, run.experiment.sampling, run.accelerator.device
-    x0_BCHW, captions = run.source.batch(iteration, pretraining.batch, run.rank, run.world)
+    (x0_BCHW, captions), skipped = pretraining_pairs(run, run.source, iteration, pretraining.batch)
     share, first = len(captions), iteration * pretraining.batch + run.rank * len(captions)
     seed = derive_seed("pretraining", run.seed)
     z_BCHW = torch.stack(
@@ -415,7 +417,30 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     norm = policy.optimiser_step()
     run.progress.denoiser_evaluations += pretraining.batch
     mean = run.accelerator.gather(total.reshape(1)).mean()
-    return {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
+    report = {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
+    return report | ({"pretrain_skipped": skipped} if skipped else {})
+
+
+def pretraining_pairs(
+    run: Run, source: PretrainingSource, iteration: int, size: int
+) -> tuple[tuple[Tensor, list[str]], int]:
+    """This process's share of an iteration's pairs, and how many of all processes' had to be replaced.
+
+    Raises:
+        DataFailed: on all processes, where too many cannot be read on one.
+    """
+    failure: DataFailed | None = None
+    pairs = torch.empty(0), list[str]()
+    try:
+        pairs = source.batch(iteration, size, run.rank, run.world)
+    except DataFailed as reason:
+        failure = reason
+    failed, skipped = gather(run, torch.tensor([[int(failure is not None), source.skipped]])).unbind(1)
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise DataFailed(f"pretraining data cannot be read on process {int(failed.argmax())}")
+    return pairs, int(skipped.sum())
 
 
 def synchronised(run: Run, last: bool) -> AbstractContextManager[Any]:
