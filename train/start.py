@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def scorer_names(experiment: Experiment) -> list[str]:
 
 def named_inputs(
     experiment: Experiment, device: torch.device | str
-) -> tuple[dict[str, tuple[prompts.Prompt, ...]], dict[str, Any]]:
+) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
     """Prompt sets and scorers that the tasks name, by name.
 
     Raises:
