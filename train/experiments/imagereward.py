@@ -20,7 +20,9 @@ TASK = Task(
     rewards=(Reward("imagereward"),),
     batch=2048,  # paper, App. A
     images_per_prompt=1,  # not stated
-    monitors=("hpsv2",),  # the paper watches the aesthetic score (Table 1), whose weights not everybody may use
+    monitors=(
+        "hpsv2",
+    ),  # the paper watches the aesthetic score (Table 1), whose weights not everybody may use
 )
 
 MINIATURE_TASK = replace(
