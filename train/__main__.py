@@ -186,7 +186,7 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
 def say_what_is_cut(ready: Run) -> None:
     """Name prompts that the model will not read to their end."""
     for name, prompt_set in ready.prompt_sets.items():
-        if note := ready.policy.painter.encoder.what_is_cut(name, [prompt.text for prompt in prompt_set]):
+        if note := ready.policy.painter.encoder.what_is_cut(name, prompt_set):
             say(note, to_stderr=True)
 
 
