@@ -543,7 +543,8 @@ def test_pretraining_on_pictures_works_and_stops_where_they_are_damaged(run: Run
     assert "20 pictures in a row cannot be read, the last is " in message
     assert message.endswith("the state saved before is intact, and the same command resumes")
     assert "Traceback" not in result.output
-    refused(run(f"--set=pretraining.source={tmp_path / 'nowhere'}"), "pretraining.source: there is no folder")
+    nowhere = f"--set=pretraining.source={tmp_path / 'nowhere'}"
+    refused(run(nowhere, out=tmp_path / "third"), "pretraining.source: there is no folder")
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:
