@@ -69,7 +69,7 @@ def main() -> None:
 def score(target: str, out: Path, suite: str, accept_terms: tuple[str, ...]) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures.
 
-    RUN_OR_MODEL is a run directory, a diffusers folder, a LoRA file or a hub id.
+    RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.
     """
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):

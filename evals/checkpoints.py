@@ -167,6 +167,10 @@ def _open(found: str, revision: str | None) -> Any:
     variants = {part: weight_files(folder, part)[0] for part in kinds}
     if halves := [part for part, variant in variants.items() if variant]:
         say(f"note: {found} has the weights of {', '.join(halves)} in float16 only")
+    more |= {
+        "feature_extractor": None,
+        "image_encoder": None,
+    }  # of the safety checker, and of prompts that are images
     options = {"use_safetensors": True, "local_files_only": True}
     parts = {
         part: _open_part(kind, folder, part, {**options, "variant": variants[part]})

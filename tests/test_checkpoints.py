@@ -200,6 +200,12 @@ def test_of_a_repository_only_what_is_opened_is_fetched(
     before = weights(load_pipeline(str(folder)))
     in_float16(folder, "unet", keep=True)
     in_float16(folder, "vae")
+    rewrite(
+        folder / "model_index.json",  # as stable-diffusion-v1-5 has it
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        requires_safety_checker=None,
+    )
     (folder / "safety_checker").mkdir()
     for name in ("unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "v1-5.safetensors"):
         (folder / name).write_bytes(b"gigabytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from evals.architectures import ARCHITECTURES
 from evals.checkpoints import load_pipeline, resolve
 from evals.diffusion import Painter, Sampling, Schedule, log_prob, transition
 from evals.families import FAMILIES, SD1, SD2, SDXL
+from tests import toy
 from tests.original_layout import build, models, original_tensors, save_original, tiny
+from train.config import Lora
+from train.loop import train
+from train.start import hand_over, new_accelerator, prepare
 
 # scheduler/scheduler_config.json of the repositories on the hub
 _LATENT = {
@@ -242,6 +247,23 @@ def test_a_single_file_is_scored_by_itself_and_is_a_lora_only_where_it_is_one(
         resolve(str(other)).pipeline()
 
 
+@pytest.mark.usefixtures("toy_scorers")
+def test_a_run_starts_from_a_single_file(files: dict[str, Path], toy_prompts: Path, tmp_path: Path) -> None:
+    experiment = toy.toy_experiment(
+        files["sd1"], toy_prompts, iterations=1, sampling=Sampling(steps=2, guidance=None, micro_batch=4)
+    )
+    experiment = replace(experiment, tasks=experiment.tasks[:1], lora=Lora(rank=2))
+    run = prepare(experiment, "toy", 0, tmp_path / "run", new_accelerator())
+    train(run)
+    hand_over(run, "toy-toy-0")
+    tuned = resolve(str(tmp_path / "run"))
+    assert (tuned.base, tuned.revision) == (str(files["sd1"]), None)
+    assert tuned.its_base().digest() == resolve(str(files["sd1"])).digest() != tuned.digest()
+    base, after = drawn(tuned.its_base().pipeline()), drawn(tuned.pipeline())
+    assert torch.equal(base, drawn(build(BY_NAME["sd1"])))
+    assert (after - base).abs().max() > 1e-5
+
+
 def test_a_single_file_and_what_stands_beside_it_decide_the_pictures(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -439,4 +461,6 @@ def test_the_layout_covers_every_tensor_of_the_models() -> None:
         pipeline = build(family)
         fused = sum(3 * name.count(".attn.in_proj_") for name in original_tensors(pipeline)) * 2 // 3
         count = sum(len(model.state_dict()) for model in models(pipeline).values())
+        unet = sum(name.startswith(families.UNET) for name in original_tensors(pipeline))
+        assert unet == (1680 if family.name.endswith("XL") else 686)  # as in the published files
         assert len(original_tensors(pipeline)) + fused == count

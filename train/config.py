@@ -143,7 +143,7 @@ class Experiment:
     """A whole run but for its seed."""
 
     base: str
-    """Pipeline to start from: a folder in diffusers layout (relative to the repository) or a hub id."""
+    """Pipeline to start from: a folder in diffusers layout or a checkpoint in one file (relative to the repository), or a hub id."""
     tasks: tuple[Task, ...] = ()
     """Tasks in order of their updates; none is the base model, handed over as it is."""
     domain: Domain = "photo"
