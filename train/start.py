@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,36 @@ def check_out(out: Path) -> None:
         )
 
 
+def check_names(experiment: Experiment) -> None:
+    """Refuse prompt sets and scorers that are not there, while nothing is fetched or loaded.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    known = prompts.names()
+    for task in experiment.tasks:
+        if task.prompts not in known:  # a file of one's own, or none
+            prompts.load(task.prompts)
+    load_scorers(scorer_names(experiment), "cpu", experiment.domain)
+
+
+def scorer_names(experiment: Experiment) -> list[str]:
+    """Rewards and monitors of all tasks, each once."""
+    names = [term.scorer for task in experiment.tasks for term in task.rewards]
+    names += [name for task in experiment.tasks for name in task.monitors]
+    return list(dict.fromkeys(names))
+
+
 def named_inputs(
     experiment: Experiment, device: torch.device | str
-) -> tuple[dict[str, tuple[prompts.Prompt, ...]], dict[str, Any]]:
+) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
     """Prompt sets and scorers that the tasks name, by name.
 
     Raises:
         ValueError: for one that is not there.
     """
-    names = [term.scorer for task in experiment.tasks for term in task.rewards]
-    names += [name for task in experiment.tasks for name in task.monitors]
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    return prompt_sets, load_scorers(list(dict.fromkeys(names)), device, experiment.domain)
+    return prompt_sets, load_scorers(scorer_names(experiment), device, experiment.domain)
 
 
 def prepare(
