@@ -111,7 +111,7 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
         kind = "folder" if path.is_dir() else "file"
         raise ValueError(f"revision is {revision}, but {found} is a {kind}, which has none: leave it out")
     try:
-        with _quiet(diffusers_logging), _quiet(transformers_logging), _quiet(hub_logging):
+        with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
             pipeline = open_single_file(path) if path.is_file() else _open(found, revision)
             _refuse_another_diffusion(pipeline)
     except DAMAGE as error:
@@ -288,7 +288,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
     try:
         with safe_open(lora, "pt") as file:
             given = [name for name in file.keys() if not name.endswith((".alpha", ".dora_scale"))]  # noqa: SIM118
-        with _quiet(diffusers_logging):
+        with quiet(diffusers_logging):
             pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
         models = (pipeline.unet, *text_encoders(pipeline))
         placed = sum("lora_" in name for model in models for name, _ in model.named_parameters())
@@ -304,7 +304,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
 
 
 @contextmanager
-def _quiet(library: Any) -> Iterator[None]:
+def quiet(library: Any) -> Iterator[None]:
     """Nothing from a library's log: what goes wrong is raised."""
     before = library.get_verbosity()
     library.set_verbosity(library.CRITICAL)

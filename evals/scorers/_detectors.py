@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.checkpoints import _quiet, first_line
+from evals.checkpoints import quiet, first_line
 from evals.geneval import CLASSES, Detection
 from evals.scorers import Scope, _preprocess
 from evals.scorers._preprocess import resize, to_8bit
@@ -432,7 +432,7 @@ def open_part(kind: Any, weights: Weights) -> Any:
     for_models = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     logging.disable_progress_bar()
     try:
-        with _quiet(logging):
+        with quiet(logging):
             opened = kind.from_pretrained(folder, local_files_only=True, **(for_models if is_model else {}))
     except Exception as error:  # the libraries have no common kind, and tokenizers has none at all
         raise ValueError(f"{folder} cannot be opened as {weights.repository}: {first_line(error)}") from error
