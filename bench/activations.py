@@ -41,7 +41,9 @@ def peak_bytes(architecture: Architecture, evaluations: int, checkpointing: bool
         if checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()  # which is what switches it on; there is no dropout
-        for weight in unet.parameters():  # those of an earlier micro-batch: the peak is that of what comes on top
+        for (
+            weight
+        ) in unet.parameters():  # those of an earlier micro-batch: the peak is that of what comes on top
             weight.grad = torch.zeros_like(weight)
         tracker = MemTracker()
         tracker.track_external(unet)

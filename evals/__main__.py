@@ -59,14 +59,16 @@ def main() -> None:
     required=True,
     help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
 )
-@click.option("--suite", default="miniature", show_default=True, help="Which prompts, scorers and sampling.")
+@click.option(
+    "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
+)
 @click.option(
     "--accept-terms",
     metavar="REPOSITORY",
     multiple=True,
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
-def score(target: str, out: Path, suite: str, accept_terms: tuple[str, ...]) -> None:
+def score(target: str, out: Path, suite: str | None, accept_terms: tuple[str, ...]) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures.
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.

@@ -335,6 +335,8 @@ class Checkpoint:
     source: str
     revision: str | None = None
     """Of the base, where that is a hub id."""
+    domain: str | None = None
+    """What its pictures show (see `evals.scorers`), None where that is not known."""
 
     @property
     def name(self) -> str:
@@ -363,7 +365,7 @@ class Checkpoint:
             raise ValueError(
                 f"{self.source}: nothing says what its base is, so drift from it cannot be scored"
             )
-        return Checkpoint("base", self.model, 0, (), self.base, None, self.base, self.revision)
+        return Checkpoint("base", self.model, 0, (), self.base, None, self.base, self.revision, self.domain)
 
     def pipeline(self) -> Any:
         """Open it."""
@@ -449,8 +451,19 @@ def _from_run(folder: Path) -> Checkpoint:
                 raise ValueError(f"{part!r} cannot be part of a run's name")
         if isinstance(card["rewards"], str):
             raise TypeError("rewards is not a list")
-        rewards, revision = tuple(card["rewards"]), card.get("experiment", {}).get("revision")
-        return Checkpoint(experiment, model, seed, rewards, card["base"], folder, str(folder), revision)
+        rewards, settings = tuple(card["rewards"]), card.get("experiment", {})
+        domain = settings.get("domain", "miniature")  # before `domain` there was nothing else
+        return Checkpoint(
+            experiment,
+            model,
+            seed,
+            rewards,
+            card["base"],
+            folder,
+            str(folder),
+            settings.get("revision"),
+            domain,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"

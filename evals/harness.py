@@ -58,13 +58,19 @@ def items_of(part: Part) -> list[Item]:
     ]
 
 
-def score(target: str, out: Path, suite: str) -> None:
+def score(target: str, out: Path, suite: str | None) -> None:
     """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
 
+    Args:
+        target: what `evals.checkpoints.resolve` takes.
+        out: the file.
+        suite: its name; None takes that of the domain of a run.
+
     Raises:
-        ValueError: the target or the suite is none, in one sentence.
+        ValueError: the target or the suite is none, or it is not said which, in one sentence.
     """
-    chosen, checkpoint = suites.load(suite), resolve(target)
+    checkpoint = resolve(target)
+    chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = out.parent.parent / "images"
     pictures = Pictures(checkpoint, chosen, images, device)

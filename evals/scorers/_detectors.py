@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.checkpoints import quiet, first_line
+from evals.checkpoints import first_line, quiet
 from evals.geneval import CLASSES, Detection
 from evals.scorers import Scope, _preprocess
 from evals.scorers._preprocess import resize, to_8bit
