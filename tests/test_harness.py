@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import prompts
-from evals import checkpoints, harness, suites
+from evals import checkpoints, harness, scorers, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.checkpoints import ROOT
