@@ -63,6 +63,11 @@ class Sampling:
         """Whether the unconditional branch is evaluated, which doubles the cost."""
         return self.guidance is not None and self.guidance != 1.0
 
+    @property
+    def branches(self) -> int:
+        """Denoiser evaluations of one latent at one step: the conditional branch, and the unconditional one where guided."""
+        return 2 if self.guided else 1
+
 
 # --------------------------------------------------------------------------------------------------------------- schedule
 

@@ -337,6 +337,13 @@ def test_guidance_combines_both_branches_in_one_call() -> None:
     assert (guided.images, plain.images) == (4, 6)
 
 
+@pytest.mark.parametrize(("guidance", "branches"), [(None, 1), (1.0, 1), (7.0, 2), (0.5, 2)])
+def test_branches_are_the_evaluations_of_one_latent(guidance: float | None, branches: int) -> None:
+    denoiser, empty = CountingDenoiser(), Conditioning(torch.zeros(1, 3, 5))
+    predict(denoiser, randn(3, 4, 2, 2), 5, Conditioning(torch.zeros(3, 3, 5)), empty, guidance)
+    assert denoiser.images == 3 * Sampling(guidance=guidance).branches == 3 * branches
+
+
 def test_unconditional_branch_is_part_of_the_policy() -> None:
     weight = torch.ones((), requires_grad=True)
 

@@ -207,7 +207,7 @@ def collect(run: Run, task: Task, iteration: int) -> Batch:
     advantage_B = advantages(shaped.credit_B, run.experiment.update.advantage_clip, shaped.group_B)
 
     run.progress.images += task.batch
-    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * (1 + painter.sampling.guided)
+    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * painter.sampling.branches
     valid = int(shaped.credit_B.isfinite().sum())
     report = reward_report(task, scores, shaped.reported, advantage_B, int(score_BK.isnan().any(1).sum()))
     return Batch(trajectory, tuple(order), texts, advantage_B[mine], valid, report)
@@ -244,8 +244,8 @@ def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
             )
         found["grad_norm"] = float(policy.optimiser_step())
         statistics[str(timestep)] = found
-    branches = 1 + policy.painter.sampling.guided
-    run.progress.denoiser_evaluations += len(batch.advantage_B) * run.world * len(batch.order) * branches
+    trained = len(batch.advantage_B) * run.world * len(batch.order)
+    run.progress.denoiser_evaluations += trained * experiment.sampling.branches
     return update_report(statistics)
 
 

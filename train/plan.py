@@ -59,8 +59,7 @@ def _parts(count: int, size: int) -> str:
 def _evaluations_of(task: Task, experiment: Experiment) -> int:
     """Denoiser evaluations that an iteration's images of a task take, over all processes."""
     sampling = experiment.sampling
-    branches = 2 if sampling.guided else 1
-    return task.batch * branches * (sampling.steps + experiment.update.trained_steps)
+    return task.batch * sampling.branches * (sampling.steps + experiment.update.trained_steps)
 
 
 def evaluations(experiment: Experiment) -> int:
