@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from evals.conditioning import Conditioning, PromptEncoder, latent_shape
 
 Reduction = Literal["mean", "sum"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
 
@@ -45,7 +46,8 @@ class Sampling:
     micro_batch: int = 16
     """Images the denoiser and decoder hold at a time: memory only, results agree within float32 rounding (paper: 16 per GPU)."""
     precision: Precision = "fp32"
-    """Arithmetic of the denoiser's matrix products; latents, transition and log-probability are float32 in both."""
+    """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them, and so is
+    the decoder: SDXL's overflows in fp16."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -320,7 +322,8 @@ def predict(
     Returns:
         output_BCHW float32.
     """
-    with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    dtype = AUTOCAST[precision]
+    with torch.autocast(x_BCHW.device.type, dtype=dtype, enabled=dtype is not None):
         if guidance is None or guidance == 1.0:
             return _forward(unet, x_BCHW, timestep, cond)
         assert uncond is not None, "guidance needs the embedding of the empty prompt"

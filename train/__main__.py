@@ -135,6 +135,8 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
         accelerator = new_accelerator()
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
         say_what_is_cut(ready)
+        if ready.experiment.tasks and (note := ready.rounding.note(ready.drawable)):
+            say(f"note: {note}", to_stderr=True)
     except ValueError as mistake:
         return leave(str(mistake), 2)
     except GateBroken as broken:

@@ -13,13 +13,15 @@ Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of t
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -45,7 +47,7 @@ from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
 from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import Diverged, GateBroken, check_identity, check_parts
+from train.gates import Diverged, GateBroken, Rounding, check_identity, check_parts
 from train.objective import (
     clipped_share,
     clipped_surrogate,
@@ -55,6 +57,8 @@ from train.objective import (
 )
 from train.policy import Policy
 from train.rewards import RewardFailed, check_validity, score, shape
+
+Found = TypeVar("Found")
 
 
 class Stopped(Exception):
@@ -102,6 +106,21 @@ class Run:
         """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
         sampling, update = self.experiment.sampling, self.experiment.update
         return drawable_steps(self.policy.painter.schedule, sampling.eta, update.skip_last)
+
+    @property
+    def rounding(self) -> Rounding:
+        """How far rollout and update may be apart: see `gates`."""
+        sampling, update, painter = self.experiment.sampling, self.experiment.update, self.policy.painter
+        return Rounding(
+            schedule=painter.schedule,
+            sampling=sampling,
+            reduction=update.reduction,
+            clip=update.clip,
+            dims=math.prod(painter.latent_shape),
+            longest_sum=self.policy.longest_sum,
+            same_kernels=sampling.micro_batch == update.micro_batch,
+            on_cpu=self.accelerator.device.type == "cpu",
+        )
 
 
 @dataclass(frozen=True)
@@ -229,24 +248,23 @@ def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
     weights = step_weights(schedule, run.drawable, eta, experiment.update.step_weight == "balanced")
     statistics: dict[str, dict[str, float]] = {}
     for place, step in enumerate(batch.order):
-        sums = policy_gradient(run, batch, step, weights[step])
+        sums = accumulated(run, partial(policy_gradient, run, batch, step, weights[step]))
         found = gathered_statistics(run, sums)
-        timestep = schedule.timesteps[step]
         if on_policy and place == 0:
-            dims = batch.trajectory.latents_BCHW[0].numel() if experiment.update.reduction == "sum" else None
-            check_identity(
-                run.progress.gates,
-                timestep,
-                found["ratio_max_dev"],
-                found["kl_max"],
-                experiment.sampling.precision,
-                dims,
-            )
+            check_identity(run.progress.gates, step, found["ratio_max_dev"], found["kl_max"], run.rounding)
         found["grad_norm"] = float(policy.optimiser_step())
-        statistics[str(timestep)] = found
+        statistics[str(schedule.timesteps[step])] = found
     trained = len(batch.advantage_B) * run.world * len(batch.order)
     run.progress.denoiser_evaluations += trained * experiment.sampling.branches
     return update_report(statistics)
+
+
+def accumulated(run: Run, accumulate: Callable[[], Found]) -> Found:
+    """The gradient of one optimiser step, and what `accumulate` finds on the way; in fp16 taken again for as long as it overflows."""
+    while True:
+        found = accumulate()
+        if run.policy.gradients_fit():
+            return found
 
 
 def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
@@ -265,7 +283,7 @@ def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
     for rows in micro_batches(size, run.experiment.update.micro_batch):
         with synchronised(run, last=rows.stop == size):
             loss, found = surrogate_of(run, batch.texts, batch.trajectory, batch.advantage_B, step, rows)
-            run.accelerator.backward(loss.sum() * scale)
+            run.policy.backward(loss.sum() * scale)
         statistics.append(found)
     return torch.cat(statistics, 1)
 
@@ -347,9 +365,7 @@ def check_step(run: Run, texts: Sequence[str], drawn: Trajectory, step: int) -> 
     with synchronised(run, last=False):  # the gradient is not taken
         _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, slice(0, len(texts)))
     worst = gathered_statistics(run, found)
-    timestep, precision = run.policy.painter.schedule.timesteps[step], run.experiment.sampling.precision
-    dims = drawn.latents_BCHW[0].numel() if run.experiment.update.reduction == "sum" else None
-    check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
+    check_identity(run.progress.gates, step, worst["ratio_max_dev"], worst["kl_max"], run.rounding)
 
 
 def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> Tensor:
@@ -364,14 +380,14 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
         for rows in micro_batches(size, rows_at_once):
             with synchronised(run, last=False):
                 loss, _ = surrogate_of(run, texts, drawn, torch.ones(size), drawn.steps[0], rows)
-                run.accelerator.backward(loss.sum() / size)
+                run.policy.backward(loss.sum() / size)
 
-    accumulate(size)
+    accumulated(run, partial(accumulate, size))
     largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))
     assert largest.grad is not None
     whole = largest.grad.clone()
     run.policy.forget_gradients()
-    accumulate(max(1, size // 2))
+    accumulated(run, partial(accumulate, max(1, size // 2)))
     difference: Tensor = (largest.grad - whole).abs().max() / whole.abs().max()
     run.policy.forget_gradients()
     return difference.cpu()
@@ -396,22 +412,27 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     ]
     noisy_BCHW = add_noise(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
     target_BCHW = denoising_target(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
-    total = torch.zeros((), device=device)
-    for rows in micro_batches(share, run.experiment.update.micro_batch):
-        cond = painter.encoder(captions[rows])
-        with synchronised(run, last=rows.stop == share):
-            output = predict(
-                policy.module,
-                noisy_BCHW[rows].to(device),
-                timestep_B[rows].to(device),
-                cond,
-                None,
-                None,
-                sampling.precision,
-            )
-            loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
-            run.accelerator.backward(pretraining.beta * loss)
-        total += loss.detach()
+
+    def accumulate() -> Tensor:
+        total = torch.zeros((), device=device)
+        for rows in micro_batches(share, run.experiment.update.micro_batch):
+            cond = painter.encoder(captions[rows])
+            with synchronised(run, last=rows.stop == share):
+                output = predict(
+                    policy.module,
+                    noisy_BCHW[rows].to(device),
+                    timestep_B[rows].to(device),
+                    cond,
+                    None,
+                    None,
+                    sampling.precision,
+                )
+                loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
+                policy.backward(pretraining.beta * loss)
+            total += loss.detach()
+        return total
+
+    total = accumulated(run, accumulate)
     norm = policy.optimiser_step()
     run.progress.denoiser_evaluations += pretraining.batch
     mean = run.accelerator.gather(total.reshape(1)).mean()

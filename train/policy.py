@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from evals.checkpoints import first_line
 from evals.conditioning import text_encoders
-from evals.diffusion import Painter, derive_seed
+from evals.diffusion import Painter, Reduction, derive_seed
 from evals.files import disk_errors
 from train.config import Ema, Experiment, Lora, Update
+from train.gates import Diverged
 
 
 class AveragedWeights:
@@ -31,6 +33,64 @@ class AveragedWeights:
         torch._foreach_lerp_(
             list(self.average.values()), [weights[name] for name in self.average], 1 - self.decay
         )
+
+
+class LossScale:
+    """Factor on the loss, so that fp16 holds its gradients: halved where they overflow, doubled after `PATIENCE` steps in which they did not.
+
+    A power of two, so that taking it off again rounds nothing. No step is lost to an overflow: its gradient is taken again.
+    """
+
+    PATIENCE = 2000
+    """Steps, as in torch's GradScaler."""
+    LEAST = 2.0**-14
+    """Below it no gradient is too large for fp16 that is not too large for anything."""
+
+    def __init__(self, start: float) -> None:
+        self.value = start
+        self.steps = 0
+        """Steps since it was changed."""
+
+    def kept(self) -> None:
+        """The gradients of a step are numbers."""
+        self.steps += 1
+        if self.steps == self.PATIENCE:
+            self.value, self.steps = 2 * self.value, 0
+
+    def overflowed(self) -> None:
+        """They are not.
+
+        Raises:
+            Diverged: where they are not for any factor.
+        """
+        self.value, self.steps = self.value / 2, 0
+        if self.value < self.LEAST:
+            raise Diverged("the gradients are no numbers, and it is not that fp16 is too small for them")
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {
+            "value": torch.tensor(self.value, dtype=torch.float64),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+        }
+
+    def load_state(self, stored: Mapping[str, Tensor]) -> None:
+        """Restore `state`."""
+        self.value, self.steps = float(stored["value"]), int(stored["steps"])
+
+
+def first_loss_scale(dims: int, images: int, reduction: Reduction) -> float:
+    """The power of two nearest to what makes a unit of advantage a gradient of kappa_t in each dimension of the denoiser's output.
+
+    The loss is a mean over images, and where the log-probability is averaged over latent dimensions as well: for 2,048 images of 16,384
+    dimensions a gradient is 3e-8 kappa_t without it, less than the smallest number of fp16.
+
+    Args:
+        dims: of a latent.
+        images: of a process's share of the largest batch.
+        reduction: of the log-probability.
+    """
+    return float(2.0 ** round(math.log2(images * (dims if reduction == "mean" else 1))))
 
 
 class Policy:
@@ -56,6 +116,8 @@ class Policy:
         self.lora = experiment.lora
         self.unet.eval().to(accelerator.device)  # no dropout: rollout and update must be the same function
         self.weights = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        # terms of the longest sum in a matrix product or convolution: what comes into one output
+        self.longest_sum = max(p[0].numel() for p in self.unet.parameters() if p.dim() > 1)
         self.module: nn.Module = accelerator.prepare(self.unet) if experiment.tasks else self.unet
         self.optimiser = torch.optim.AdamW(
             self.weights.values(),
@@ -67,6 +129,32 @@ class Policy:
         )
         self.ema = _averaged(self.weights, experiment.ema)
         self.painter = Painter.of(pipeline, experiment.sampling)
+        self.loss_scale: LossScale | None = None
+        if experiment.tasks and experiment.sampling.precision == "fp16":
+            share = max(task.batch for task in experiment.tasks) // accelerator.num_processes
+            dims = math.prod(self.painter.latent_shape)
+            self.loss_scale = LossScale(first_loss_scale(dims, share, experiment.update.reduction))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient to what is accumulated, scaled in fp16."""
+        self.accelerator.backward(loss if self.loss_scale is None else loss * self.loss_scale.value)
+
+    def gradients_fit(self) -> bool:
+        """Whether what is accumulated is the gradient: in fp16 the scale is taken off, or what has overflowed is forgotten, to be taken again.
+
+        Raises:
+            Diverged: where it overflows at any scale.
+        """
+        if self.loss_scale is None:
+            return True
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        if not nn.utils.get_total_norm(gradients).isfinite():
+            self.forget_gradients()
+            self.loss_scale.overflowed()
+            return False
+        torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        self.loss_scale.kept()
+        return True
 
     def optimiser_step(self) -> Tensor:
         """One AdamW step on the gradients there are, then forget them.
@@ -99,7 +187,7 @@ class Policy:
     # ------------------------------------------------------------------------------------------------------ state and saving
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA."""
+        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA, fp16's loss scale."""
         moments = {
             f"{name}|{key}": value
             for name, p in self.weights.items()
@@ -108,6 +196,8 @@ class Policy:
         files = {"weights": dict(self.weights), "optimiser": moments}
         if self.ema is not None:
             files["ema"] = self.ema.average
+        if self.loss_scale is not None:
+            files["loss_scale"] = self.loss_scale.state()
         return {
             file: {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             for file, tensors in files.items()
@@ -123,6 +213,10 @@ class Policy:
         _copy(files["weights"], self.weights, "weights")
         if self.ema is not None:
             _copy(files["ema"], self.ema.average, "ema")
+        if self.loss_scale is not None:
+            if "loss_scale" not in files:
+                raise ValueError("it has no loss_scale.safetensors")
+            self.loss_scale.load_state(files["loss_scale"])
         for key, value in files["optimiser"].items():
             name, _, moment = key.rpartition("|")
             if name not in self.weights:
