@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -48,6 +48,9 @@ class Sampling:
     precision: Precision = "fp32"
     """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them, and so is
     the decoder: SDXL's overflows in fp16."""
+    # not in repr, by which `evals.harness` knows kept pictures: rounding of a decoder is less than a grey level
+    decode_batch: int | None = field(default=None, repr=False)
+    """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -57,8 +60,9 @@ class Sampling:
             raise ValueError(f"sampling.eta is {self.eta}, but DDIM's noise share lies in [0, 1]")
         if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance > 0):
             raise ValueError(f"sampling.guidance is {self.guidance}, but it must be positive, or none")
-        if self.micro_batch < 1:
-            raise ValueError(f"sampling.micro_batch is {self.micro_batch}, but at least 1 image is needed")
+        for name, size in (("micro_batch", self.micro_batch), ("decode_batch", self.decode_batch)):
+            if size is not None and size < 1:
+                raise ValueError(f"sampling.{name} is {size}, but at least 1 image is needed")
 
     @property
     def guided(self) -> bool:
@@ -538,4 +542,8 @@ class Painter:
 
     def paint(self, texts: Sequence[str], image_indices: Sequence[int], seed: int) -> Tensor:
         """Images [B, 3, H, W] float32 in [0, 1] on the CPU, one per (text, image index)."""
-        return decode(self.vae, self.draw(texts, image_indices, seed).latents_BCHW, self.sampling.micro_batch)
+        return self.decode(self.draw(texts, image_indices, seed).latents_BCHW)
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """See `decode`."""
+        return decode(self.vae, latents_BCHW, self.sampling.decode_batch or self.sampling.micro_batch)

@@ -180,8 +180,14 @@ _SECTIONS: dict[str, type[Any]] = {
     "ema": Ema,
 }
 
-MEMORY_FIELDS = ("sampling.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "save_every")
-"""What a resumed run may change: these cannot change a result beyond float32 rounding."""
+MEMORY_FIELDS = (
+    "sampling.micro_batch",
+    "sampling.decode_batch",
+    "update.micro_batch",
+    "update.gradient_checkpointing",
+    "save_every",
+)
+"""What a resumed run may change: these cannot change a result beyond rounding."""
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry

@@ -31,7 +31,6 @@ from evals.conditioning import Conditioning
 from evals.diffusion import (
     Trajectory,
     add_noise,
-    decode,
     denoising_target,
     derive_seed,
     gaussian_kl,
@@ -217,7 +216,7 @@ def collect(run: Run, task: Task, iteration: int) -> Batch:
     indices = image_indices(task, iteration)[mine]
     reduction = run.experiment.update.reduction
     trajectory = painter.draw(texts, indices, noise_seed(task, run.seed), keep=order, reduction=reduction)
-    images = decode(painter.vae, trajectory.latents_BCHW, painter.sampling.micro_batch)
+    images = painter.decode(trajectory.latents_BCHW)
 
     scores = gathered_scores(run, task, images, prompts_B[mine])
     score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
