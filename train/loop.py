@@ -54,7 +54,7 @@ from train.objective import (
     drawable_steps,
     step_weights,
 )
-from train.policy import Policy
+from train.policy import Policy, whole
 from train.rewards import RewardFailed, check_validity, score, shape
 
 Found = TypeVar("Found")
@@ -377,17 +377,17 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
 
     def accumulate(rows_at_once: int) -> None:
         for rows in micro_batches(size, rows_at_once):
-            with synchronised(run, last=False):
+            with synchronised(run, last=rows.stop == size):  # every process has the same images
                 loss, _ = surrogate_of(run, texts, drawn, torch.ones(size), drawn.steps[0], rows)
                 run.policy.backward(loss.sum() / size)
 
     accumulated(run, partial(accumulate, size))
-    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))
+    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(whole(w.grad.norm())))
     assert largest.grad is not None
-    whole = largest.grad.clone()
+    at_once = whole(largest.grad).clone()
     run.policy.forget_gradients()
     accumulated(run, partial(accumulate, max(1, size // 2)))
-    difference: Tensor = (largest.grad - whole).abs().max() / whole.abs().max()
+    difference = (whole(largest.grad) - at_once).abs().max() / at_once.abs().max()
     run.policy.forget_gradients()
     return difference.cpu()
 
@@ -593,12 +593,12 @@ def save(run: Run) -> None:
     Raises:
         OSError: where the disk refuses; the previous checkpoint is then untouched.
     """
-    random = random_states(run)
+    tensors = {**run.policy.state(), "random": random_states(run)}
 
     def write() -> None:
         assert run.log is not None
         run.progress.metrics_bytes = run.log.synced_bytes()
-        states.save(run.out / "state", run.progress, run.identity, {**run.policy.state(), "random": random})
+        states.save(run.out / "state", run.progress, run.identity, tensors)
 
     on_main_process(run, write)
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.checkpoints import first_line
 from evals.conditioning import text_encoders
@@ -18,6 +20,19 @@ from evals.diffusion import Painter, Reduction, derive_seed
 from evals.files import disk_errors
 from train.config import Ema, Experiment, Lora, Update
 from train.gates import Diverged
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Where each process holds a share of it, all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor as another one lies: on its device, and this process's share where that is one."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor.to(like.device)
+    # without a source each process takes its share of what it has
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 class AveragedWeights:
@@ -96,8 +111,9 @@ def first_loss_scale(dims: int, images: int, reduction: Reduction) -> float:
 class Policy:
     """The denoiser under training, with its optimiser.
 
-    `unet` is the module itself, which samples; `module` is what accelerate made of it (DDP on several processes), through which
-    every forward that is differentiated goes, as only that one averages gradients.
+    `unet` is the module itself, which samples; `module` is what accelerate made of it, through which every forward that is
+    differentiated goes: DDP on several processes, as only that one averages gradients. Where weights are shared out (FSDP2) both are
+    the same, and `weights`, gradients, moments and average are DTensors; then every process takes part in whatever asks for one whole.
     """
 
     def __init__(self, pipeline: Any, experiment: Experiment, accelerator: Accelerator, seed: int) -> None:
@@ -118,7 +134,6 @@ class Policy:
         self.weights = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
         # terms of the longest sum in a matrix product or convolution: what comes into one output
         self.longest_sum = max(p[0].numel() for p in self.unet.parameters() if p.dim() > 1)
-        self.module: nn.Module = accelerator.prepare(self.unet) if experiment.tasks else self.unet
         self.optimiser = torch.optim.AdamW(
             self.weights.values(),
             lr=self.update.lr,
@@ -127,6 +142,7 @@ class Policy:
             weight_decay=self.update.weight_decay,
             fused=True,  # one pass over the weights instead of ten
         )
+        self.module: nn.Module = self._prepared() if experiment.tasks else self.unet
         self.ema = _averaged(self.weights, experiment.ema)
         self.painter = Painter.of(pipeline, experiment.sampling)
         self.loss_scale: LossScale | None = None
@@ -134,6 +150,18 @@ class Policy:
             share = max(task.batch for task in experiment.tasks) // accelerator.num_processes
             dims = math.prod(self.painter.latent_shape)
             self.loss_scale = LossScale(first_loss_scale(dims, share, experiment.update.reduction))
+
+    def _prepared(self) -> nn.Module:
+        """The denoiser as several processes train it; `weights` become their shares where they are shared out."""
+        module: nn.Module
+        if not self.accelerator.is_fsdp2:
+            module = self.accelerator.prepare(self.unet)
+            return module
+        module, _ = self.accelerator.prepare(self.unet, self.optimiser)  # the optimiser moves to the shares
+        # the root's weights too go after each forward: whole ones that outlive a change of their shares would be old
+        self.unet.set_reshard_after_forward(True, recurse=False)
+        self.weights = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        return module
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradient to what is accumulated, scaled in fp16."""
@@ -148,7 +176,7 @@ class Policy:
         if self.loss_scale is None:
             return True
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        if not nn.utils.get_total_norm(gradients).isfinite():
+        if not whole(nn.utils.get_total_norm(gradients)).isfinite():
             self.forget_gradients()
             self.loss_scale.overflowed()
             return False
@@ -163,7 +191,7 @@ class Policy:
             their norm before any bound, a scalar tensor on the device.
         """
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         if self.update.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.weights.values(), self.update.max_grad_norm, norm)
         for group in self.optimiser.param_groups:
@@ -187,7 +215,10 @@ class Policy:
     # ------------------------------------------------------------------------------------------------------ state and saving
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA, fp16's loss scale."""
+        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA, fp16's loss scale.
+
+        Whole and on the CPU of the main process, whatever lies where: a run may be resumed on any number of processes. Nothing on the others.
+        """
         moments = {
             f"{name}|{key}": value
             for name, p in self.weights.items()
@@ -198,10 +229,16 @@ class Policy:
             files["ema"] = self.ema.average
         if self.loss_scale is not None:
             files["loss_scale"] = self.loss_scale.state()
-        return {
-            file: {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            for file, tensors in files.items()
-        }
+        return {file: self._gathered(tensors) for file, tensors in files.items()}
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU of the main process, one after the other; nothing on the others, which must ask as well."""
+        found = {}
+        for name, tensor in tensors.items():
+            value = whole(tensor.detach())
+            if self.accelerator.is_main_process:
+                found[name] = value.cpu().contiguous()
+        return found
 
     @torch.no_grad()
     def load_state(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -221,11 +258,14 @@ class Policy:
             name, _, moment = key.rpartition("|")
             if name not in self.weights:
                 raise ValueError(f"the stored optimiser has a parameter {name} that this model has not")
-            self.optimiser.state[self.weights[name]][moment] = value.to(self.accelerator.device, copy=True)
+            weight = self.weights[name]
+            # AdamW also counts its steps: one number, which every process has
+            mine = placed_as(weight, value) if value.shape == weight.shape else value.to(weight.device)
+            self.optimiser.state[weight][moment] = mine.clone()
 
     @contextmanager
-    def _handed_over(self) -> Iterator[None]:
-        """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards."""
+    def handed_over(self) -> Iterator[None]:
+        """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards. On every process."""
         if self.ema is None:
             yield
             return
@@ -238,25 +278,46 @@ class Policy:
             with torch.no_grad():
                 _copy(live, self.weights, "weights")
 
-    def save(self, folder: Path) -> None:
+    def weights_to_hand_over(self) -> dict[str, Tensor]:
+        """The trained weights, averaged where there is an average: whole on the main process, nothing on the others, which must ask as well."""
+        return self._gathered(self.weights if self.ema is None else self.ema.average)
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write what diffusers opens without this project: the whole pipeline, or `pytorch_lora_weights.safetensors`.
+
+        Args:
+            folder: to write to.
+            weights: `weights_to_hand_over`.
 
         Raises:
             OSError: where the disk refuses.
         """
-        with self._handed_over(), disk_errors():
-            if self.lora is None:
+        with disk_errors():
+            if self.lora is not None:
+                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters(weights))
+                return
+            trained, self.pipeline.unet = self.pipeline.unet, self._alone(weights)
+            try:
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
-            else:
-                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters())
+            finally:
+                self.pipeline.unet = trained
 
-    def _adapters(self) -> dict[str, Tensor]:
+    def _alone(self, weights: Mapping[str, Tensor]) -> Any:
+        """A denoiser of these weights that is no part of any training."""
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet.load_state_dict(weights, assign=True)
+        return unet.eval()
+
+    def _adapters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA's tensors by diffusers' names."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        adapters = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
-        return {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
+        found: dict[str, Tensor] = convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(self.unet, state_dict=dict(weights))
+        )
+        return found
 
 
 def learning_rate(update: Update, taken: int, in_all: int) -> float:
@@ -303,4 +364,4 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str)
     for name, tensor in target.items():
         if source[name].shape != tensor.shape:
             raise ValueError(f"the stored {what} are those of another model: {name} has another shape")
-        tensor.copy_(source[name])
+        tensor.copy_(placed_as(tensor, source[name]))
