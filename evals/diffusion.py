@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from evals.conditioning import Conditioning, PromptEncoder, latent_shape
 
 Reduction = Literal["mean", "sum"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
 
@@ -45,7 +46,11 @@ class Sampling:
     micro_batch: int = 16
     """Images the denoiser and decoder hold at a time: memory only, results agree within float32 rounding (paper: 16 per GPU)."""
     precision: Precision = "fp32"
-    """Arithmetic of the denoiser's matrix products; latents, transition and log-probability are float32 in both."""
+    """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them, and so is
+    the decoder: SDXL's overflows in fp16."""
+    # not in repr, by which `evals.harness` knows kept pictures: rounding of a decoder is less than a grey level
+    decode_batch: int | None = field(default=None, repr=False)
+    """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -55,13 +60,19 @@ class Sampling:
             raise ValueError(f"sampling.eta is {self.eta}, but DDIM's noise share lies in [0, 1]")
         if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance > 0):
             raise ValueError(f"sampling.guidance is {self.guidance}, but it must be positive, or none")
-        if self.micro_batch < 1:
-            raise ValueError(f"sampling.micro_batch is {self.micro_batch}, but at least 1 image is needed")
+        for name, size in (("micro_batch", self.micro_batch), ("decode_batch", self.decode_batch)):
+            if size is not None and size < 1:
+                raise ValueError(f"sampling.{name} is {size}, but at least 1 image is needed")
 
     @property
     def guided(self) -> bool:
         """Whether the unconditional branch is evaluated, which doubles the cost."""
         return self.guidance is not None and self.guidance != 1.0
+
+    @property
+    def branches(self) -> int:
+        """Denoiser evaluations of one latent at one step: the conditional branch, and the unconditional one where guided."""
+        return 2 if self.guided else 1
 
 
 # --------------------------------------------------------------------------------------------------------------- schedule
@@ -315,7 +326,8 @@ def predict(
     Returns:
         output_BCHW float32.
     """
-    with torch.autocast(x_BCHW.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    dtype = AUTOCAST[precision]
+    with torch.autocast(x_BCHW.device.type, dtype=dtype, enabled=dtype is not None):
         if guidance is None or guidance == 1.0:
             return _forward(unet, x_BCHW, timestep, cond)
         assert uncond is not None, "guidance needs the embedding of the empty prompt"
@@ -530,4 +542,8 @@ class Painter:
 
     def paint(self, texts: Sequence[str], image_indices: Sequence[int], seed: int) -> Tensor:
         """Images [B, 3, H, W] float32 in [0, 1] on the CPU, one per (text, image index)."""
-        return decode(self.vae, self.draw(texts, image_indices, seed).latents_BCHW, self.sampling.micro_batch)
+        return self.decode(self.draw(texts, image_indices, seed).latents_BCHW)
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """See `decode`."""
+        return decode(self.vae, latents_BCHW, self.sampling.decode_batch or self.sampling.micro_batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -337,6 +338,13 @@ def test_guidance_combines_both_branches_in_one_call() -> None:
     assert (guided.images, plain.images) == (4, 6)
 
 
+@pytest.mark.parametrize(("guidance", "branches"), [(None, 1), (1.0, 1), (7.0, 2), (0.5, 2)])
+def test_branches_are_the_evaluations_of_one_latent(guidance: float | None, branches: int) -> None:
+    denoiser, empty = CountingDenoiser(), Conditioning(torch.zeros(1, 3, 5))
+    predict(denoiser, randn(3, 4, 2, 2), 5, Conditioning(torch.zeros(3, 3, 5)), empty, guidance)
+    assert denoiser.images == 3 * Sampling(guidance=guidance).branches == 3 * branches
+
+
 def test_unconditional_branch_is_part_of_the_policy() -> None:
     weight = torch.ones((), requires_grad=True)
 
@@ -372,6 +380,29 @@ def test_decoding_is_batch_size_independent(tiny_pipeline: Any) -> None:
     assert torch.equal(decode(tiny_pipeline.vae, latents, 2)[4:], decode(tiny_pipeline.vae, latents[4:], 2))
 
 
+def test_decoder_holds_as_many_as_it_is_told_and_paints_the_same(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL's decoder takes far more memory for a picture than its denoiser for a latent."""
+    texts, indices, decoder = list("abcde"), range(5), tiny_pipeline.vae.decode
+    held: list[int] = []
+
+    def watched(z: torch.Tensor, **options: Any) -> Any:
+        held.append(len(z))
+        return decoder(z, **options)
+
+    monkeypatch.setattr(tiny_pipeline.vae, "decode", watched)
+    sampling = Sampling(steps=2, guidance=None, micro_batch=4)
+    images = []
+    for decode_batch, sizes in ((None, {4}), (1, {1}), (2, {2})):
+        held.clear()
+        painter = Painter.of(tiny_pipeline, replace(sampling, decode_batch=decode_batch))
+        images.append(painter.paint(texts, indices, seed=1))
+        assert set(held) == sizes
+        torch.testing.assert_close(images[-1], images[0], rtol=0, atol=1e-6)
+    assert repr(replace(sampling, decode_batch=1)) == repr(sampling)  # pictures that are kept stay
+
+
 def test_denoiser_is_called_with_full_micro_batches_only() -> None:
     denoiser = CountingDenoiser()
     schedule = Schedule.of(DDIMScheduler(**SD15), 2)
@@ -389,7 +420,15 @@ def test_denoiser_is_called_with_full_micro_batches_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"steps": 0}, {"eta": 1.5}, {"guidance": 0.0}, {"guidance": math.nan}, {"micro_batch": 0}]
+    "field",
+    [
+        {"steps": 0},
+        {"eta": 1.5},
+        {"guidance": 0.0},
+        {"guidance": math.nan},
+        {"micro_batch": 0},
+        {"decode_batch": 0},
+    ],
 )
 def test_impossible_sampling_is_refused_by_name(field: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"sampling.{next(iter(field))}"):

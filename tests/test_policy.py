@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evals.checkpoints import find_base, load_pipeline
-from evals.diffusion import Painter, Sampling
+from evals.diffusion import Painter, Precision, Sampling, predict
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
 from train.config import Ema, Experiment, Lora, Update
@@ -69,7 +69,7 @@ def test_average_is_handed_over_and_the_live_weights_stay(tiny_pipeline_dir: Pat
     policy = policy_of(tiny_pipeline_dir, ema=Ema(decay=0.9))
     push(policy)
     live = copies(policy.weights)
-    policy.save(tmp_path / "run")
+    policy.save(tmp_path / "run", policy.weights_to_hand_over())
     assert policy.ema is not None
     saved = dict(load_pipeline(str(tmp_path / "run")).unet.named_parameters())
     assert all(torch.equal(saved[name], average) for name, average in policy.ema.average.items())
@@ -120,7 +120,7 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     push(policy)
     after = pictures(policy.unet, policy.pipeline)
     assert not torch.equal(before, after)
-    policy.save(tmp_path / "run")
+    policy.save(tmp_path / "run", policy.weights_to_hand_over())
     opened = DiffusionPipeline.from_pretrained(tmp_path / "run")
     assert torch.equal(pictures(opened.unet, opened), after)
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
@@ -137,7 +137,7 @@ def test_adapters_start_as_the_base_and_are_saved_for_diffusers(
     push(policy)
     after = pictures(policy.unet, policy.pipeline)
     assert not torch.equal(after, start)
-    policy.save(tmp_path / "run")
+    policy.save(tmp_path / "run", policy.weights_to_hand_over())
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
     opened = load_pipeline(str(tiny_pipeline_dir))
     opened.load_lora_weights(tmp_path / "run")
@@ -181,6 +181,59 @@ def test_gradient_norm_is_bounded_only_where_asked(tiny_pipeline_dir: Path) -> N
     )
     assert policy.optimiser_step().item() == pytest.approx(total, rel=1e-4)
     assert seen == [pytest.approx(0.5, rel=1e-3)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+def gradients_held(
+    policy: Policy, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Tensor], int, int]:
+    """Gradients of a made-up loss, numbers that autograd kept for them, and how often a late block of the denoiser ran."""
+    held, ran = 0, 0
+    block = policy.unet.up_blocks[0].resnets[
+        -1
+    ]  # behind the first adapter: what is before it needs no gradient
+    forward = block.forward
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        return forward(*arguments)
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal held
+        held += tensor.numel()
+        return tensor
+
+    monkeypatch.setattr(block, "forward", counted)
+    told = policy.painter.encoder(["red", "nurse"])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = predict(policy.module, randn(2, 4, 4, 4), 500, told, None, None, precision)
+        loss = (output * randn(2, 4, 4, 4, seed=1)).sum()
+    policy.backward(loss)
+    return {n: w.grad.clone() for n, w in policy.weights.items() if w.grad is not None}, held, ran
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_checkpointing_changes_memory_and_nothing_else(
+    tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None, precision: Precision
+) -> None:
+    """The denoiser is in eval mode, in which libraries have left checkpointing out."""
+    found = {}
+    for checkpointed in (False, True):
+        update = Update(gradient_checkpointing=checkpointed)
+        policy = policy_of(tiny_pipeline_dir, lora=lora, update=update)
+        assert not policy.unet.training
+        found[checkpointed] = gradients_held(policy, precision, monkeypatch)
+    (plain, held, ran), (recomputed, held_less, ran_twice) = found[False], found[True]
+    assert plain.keys() == recomputed.keys()
+    assert len(plain) > 4
+    assert all(torch.equal(gradient, recomputed[name]) for name, gradient in plain.items())
+    assert any(bool(gradient.any()) for gradient in plain.values())
+    assert (ran, ran_twice) == (1, 2)
+    assert held_less < 0.7 * held
 
 
 # ----------------------------------------------------------------------------------------------------------------- state

@@ -133,10 +133,10 @@ def with_full_disk_at_last(_: int) -> None:
 
     save = Policy.save
 
-    def refused_save(self: Policy, folder: Path) -> None:
+    def refused_save(*arguments: Any) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        save(self, folder)
+        save(*arguments)
 
     Policy.save = refused_save  # type: ignore[method-assign]
 

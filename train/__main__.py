@@ -154,9 +154,11 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
         if done is not None:
             say(f"{name} is finished ({out}, {done.get('finished')}): nothing to do")
             return 0
-        accelerator = new_accelerator()
+        accelerator = new_accelerator(experiment.update.sharding)
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
         say_what_is_cut(ready)
+        if ready.experiment.tasks and (note := ready.rounding.note(ready.drawable)):
+            say(f"note: {note}", to_stderr=True)
     except ValueError as mistake:
         return leave(str(mistake), 2)
     except GateBroken as broken:

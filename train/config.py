@@ -18,6 +18,8 @@ from typing import Any, Literal
 from evals.diffusion import Reduction, Sampling
 from evals.scorers import Domain
 
+Sharding = Literal["none", "fsdp2"]
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -102,6 +104,8 @@ class Update:
     """Images per backward pass: memory only (paper: 16 per GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: memory only (released code: on)."""
+    sharding: Sharding = "none"
+    """Where weights, gradients and moments lie: whole on every process (DDP; released code), or a share on each (FSDP2): memory only."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,15 @@ _SECTIONS: dict[str, type[Any]] = {
     "ema": Ema,
 }
 
-MEMORY_FIELDS = ("sampling.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "save_every")
-"""What a resumed run may change: these cannot change a result beyond float32 rounding."""
+MEMORY_FIELDS = (
+    "sampling.micro_batch",
+    "sampling.decode_batch",
+    "update.micro_batch",
+    "update.gradient_checkpointing",
+    "update.sharding",
+    "save_every",
+)
+"""What a resumed run may change: these cannot change a result beyond rounding."""
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry

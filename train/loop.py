@@ -13,13 +13,15 @@ Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of t
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +31,6 @@ from evals.conditioning import Conditioning
 from evals.diffusion import (
     Trajectory,
     add_noise,
-    decode,
     denoising_target,
     derive_seed,
     gaussian_kl,
@@ -45,7 +46,7 @@ from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
 from train.data import DataFailed, PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import Diverged, GateBroken, check_identity, check_parts
+from train.gates import Diverged, GateBroken, Rounding, check_identity, check_parts
 from train.objective import (
     clipped_share,
     clipped_surrogate,
@@ -53,8 +54,10 @@ from train.objective import (
     drawable_steps,
     step_weights,
 )
-from train.policy import Policy
+from train.policy import Policy, whole
 from train.rewards import RewardFailed, check_validity, score, shape
+
+Found = TypeVar("Found")
 
 
 class Stopped(Exception):
@@ -102,6 +105,21 @@ class Run:
         """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
         sampling, update = self.experiment.sampling, self.experiment.update
         return drawable_steps(self.policy.painter.schedule, sampling.eta, update.skip_last)
+
+    @property
+    def rounding(self) -> Rounding:
+        """How far rollout and update may be apart: see `gates`."""
+        sampling, update, painter = self.experiment.sampling, self.experiment.update, self.policy.painter
+        return Rounding(
+            schedule=painter.schedule,
+            sampling=sampling,
+            reduction=update.reduction,
+            clip=update.clip,
+            dims=math.prod(painter.latent_shape),
+            longest_sum=self.policy.longest_sum,
+            same_kernels=sampling.micro_batch == update.micro_batch,
+            on_cpu=self.accelerator.device.type == "cpu",
+        )
 
 
 @dataclass(frozen=True)
@@ -200,7 +218,7 @@ def collect(run: Run, task: Task, iteration: int) -> Batch:
     indices = image_indices(task, iteration)[mine]
     reduction = run.experiment.update.reduction
     trajectory = painter.draw(texts, indices, noise_seed(task, run.seed), keep=order, reduction=reduction)
-    images = decode(painter.vae, trajectory.latents_BCHW, painter.sampling.micro_batch)
+    images = painter.decode(trajectory.latents_BCHW)
 
     scores = gathered_scores(run, task, images, prompts_B[mine])
     score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
@@ -209,7 +227,7 @@ def collect(run: Run, task: Task, iteration: int) -> Batch:
     advantage_B = advantages(shaped.credit_B, run.experiment.update.advantage_clip, shaped.group_B)
 
     run.progress.images += task.batch
-    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * (1 + painter.sampling.guided)
+    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * painter.sampling.branches
     valid = int(shaped.credit_B.isfinite().sum())
     report = reward_report(task, scores, shaped.reported, advantage_B, int(score_BK.isnan().any(1).sum()))
     return Batch(trajectory, tuple(order), texts, advantage_B[mine], valid, report)
@@ -231,24 +249,23 @@ def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
     weights = step_weights(schedule, run.drawable, eta, experiment.update.step_weight == "balanced")
     statistics: dict[str, dict[str, float]] = {}
     for place, step in enumerate(batch.order):
-        sums = policy_gradient(run, batch, step, weights[step])
+        sums = accumulated(run, partial(policy_gradient, run, batch, step, weights[step]))
         found = gathered_statistics(run, sums)
-        timestep = schedule.timesteps[step]
         if on_policy and place == 0:
-            dims = batch.trajectory.latents_BCHW[0].numel() if experiment.update.reduction == "sum" else None
-            check_identity(
-                run.progress.gates,
-                timestep,
-                found["ratio_max_dev"],
-                found["kl_max"],
-                experiment.sampling.precision,
-                dims,
-            )
+            check_identity(run.progress.gates, step, found["ratio_max_dev"], found["kl_max"], run.rounding)
         found["grad_norm"] = float(policy.optimiser_step())
-        statistics[str(timestep)] = found
-    branches = 1 + policy.painter.sampling.guided
-    run.progress.denoiser_evaluations += len(batch.advantage_B) * run.world * len(batch.order) * branches
+        statistics[str(schedule.timesteps[step])] = found
+    trained = len(batch.advantage_B) * run.world * len(batch.order)
+    run.progress.denoiser_evaluations += trained * experiment.sampling.branches
     return update_report(statistics)
+
+
+def accumulated(run: Run, accumulate: Callable[[], Found]) -> Found:
+    """The gradient of one optimiser step, and what `accumulate` finds on the way; in fp16 taken again for as long as it overflows."""
+    while True:
+        found = accumulate()
+        if run.policy.gradients_fit():
+            return found
 
 
 def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
@@ -267,7 +284,7 @@ def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
     for rows in micro_batches(size, run.experiment.update.micro_batch):
         with synchronised(run, last=rows.stop == size):
             loss, found = surrogate_of(run, batch.texts, batch.trajectory, batch.advantage_B, step, rows)
-            run.accelerator.backward(loss.sum() * scale)
+            run.policy.backward(loss.sum() * scale)
         statistics.append(found)
     return torch.cat(statistics, 1)
 
@@ -349,9 +366,7 @@ def check_step(run: Run, texts: Sequence[str], drawn: Trajectory, step: int) -> 
     with synchronised(run, last=False):  # the gradient is not taken
         _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, slice(0, len(texts)))
     worst = gathered_statistics(run, found)
-    timestep, precision = run.policy.painter.schedule.timesteps[step], run.experiment.sampling.precision
-    dims = drawn.latents_BCHW[0].numel() if run.experiment.update.reduction == "sum" else None
-    check_identity(run.progress.gates, timestep, worst["ratio_max_dev"], worst["kl_max"], precision, dims)
+    check_identity(run.progress.gates, step, worst["ratio_max_dev"], worst["kl_max"], run.rounding)
 
 
 def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> Tensor:
@@ -364,17 +379,17 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
 
     def accumulate(rows_at_once: int) -> None:
         for rows in micro_batches(size, rows_at_once):
-            with synchronised(run, last=False):
+            with synchronised(run, last=rows.stop == size):  # every process has the same images
                 loss, _ = surrogate_of(run, texts, drawn, torch.ones(size), drawn.steps[0], rows)
-                run.accelerator.backward(loss.sum() / size)
+                run.policy.backward(loss.sum() / size)
 
-    accumulate(size)
-    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(w.grad.norm()))
+    accumulated(run, partial(accumulate, size))
+    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(whole(w.grad.norm())))
     assert largest.grad is not None
-    whole = largest.grad.clone()
+    at_once = whole(largest.grad).clone()
     run.policy.forget_gradients()
-    accumulate(max(1, size // 2))
-    difference: Tensor = (largest.grad - whole).abs().max() / whole.abs().max()
+    accumulated(run, partial(accumulate, max(1, size // 2)))
+    difference = (whole(largest.grad) - at_once).abs().max() / at_once.abs().max()
     run.policy.forget_gradients()
     return difference.cpu()
 
@@ -398,22 +413,27 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     ]
     noisy_BCHW = add_noise(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
     target_BCHW = denoising_target(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
-    total = torch.zeros((), device=device)
-    for rows in micro_batches(share, run.experiment.update.micro_batch):
-        cond = painter.encoder(captions[rows])
-        with synchronised(run, last=rows.stop == share):
-            output = predict(
-                policy.module,
-                noisy_BCHW[rows].to(device),
-                timestep_B[rows].to(device),
-                cond,
-                None,
-                None,
-                sampling.precision,
-            )
-            loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
-            run.accelerator.backward(pretraining.beta * loss)
-        total += loss.detach()
+
+    def accumulate() -> Tensor:
+        total = torch.zeros((), device=device)
+        for rows in micro_batches(share, run.experiment.update.micro_batch):
+            cond = painter.encoder(captions[rows])
+            with synchronised(run, last=rows.stop == share):
+                output = predict(
+                    policy.module,
+                    noisy_BCHW[rows].to(device),
+                    timestep_B[rows].to(device),
+                    cond,
+                    None,
+                    None,
+                    sampling.precision,
+                )
+                loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
+                policy.backward(pretraining.beta * loss)
+            total += loss.detach()
+        return total
+
+    total = accumulated(run, accumulate)
     norm = policy.optimiser_step()
     run.progress.denoiser_evaluations += pretraining.batch
     mean = run.accelerator.gather(total.reshape(1)).mean()
@@ -598,12 +618,12 @@ def save(run: Run) -> None:
     Raises:
         OSError: where the disk refuses; the previous checkpoint is then untouched.
     """
-    random = random_states(run)
+    tensors = {**run.policy.state(), "random": random_states(run)}
 
     def write() -> None:
         assert run.log is not None
         run.progress.metrics_bytes = run.log.synced_bytes()
-        states.save(run.out / "state", run.progress, run.identity, {**run.policy.state(), "random": random})
+        states.save(run.out / "state", run.progress, run.identity, tensors)
 
     on_main_process(run, write)
 

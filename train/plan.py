@@ -37,7 +37,7 @@ def plan(experiment: Experiment, processes: int) -> str:
         lines.append(
             f"{evaluations(experiment)} denoiser evaluations and {experiment.optimiser_steps} optimiser steps in all"
         )
-        lines += _memory(experiment)
+        lines += _memory(experiment, processes)
     return "\n".join(lines)
 
 
@@ -60,8 +60,7 @@ def _parts(count: int, size: int) -> str:
 def _evaluations_of(task: Task, experiment: Experiment) -> int:
     """Denoiser evaluations that an iteration's images of a task take, over all processes."""
     sampling = experiment.sampling
-    branches = 2 if sampling.guided else 1
-    return task.batch * branches * (sampling.steps + experiment.update.trained_steps)
+    return task.batch * sampling.branches * (sampling.steps + experiment.update.trained_steps)
 
 
 def evaluations(experiment: Experiment) -> int:
@@ -71,7 +70,7 @@ def evaluations(experiment: Experiment) -> int:
     return experiment.iterations * (of_tasks + of_data)
 
 
-def _memory(experiment: Experiment) -> list[str]:
+def _memory(experiment: Experiment, processes: int) -> list[str]:
     """What the denoiser and its training state take, where the base's weights can be counted without a download.
 
     A bound from below: activations come on top, and text encoders and decoder.
@@ -80,8 +79,9 @@ def _memory(experiment: Experiment) -> list[str]:
     if count is None or experiment.lora is not None:
         return []
     copies = 4 + (experiment.ema is not None)  # weights, gradients, two moments, average
+    size = copies * BYTES * count / GIB / (processes if experiment.update.sharding == "fsdp2" else 1)
     return [
-        f"{count / 1e6:.1f} M weights are trained: {copies * BYTES * count / GIB:.2f} GiB a process for weights, gradients, "
+        f"{count / 1e6:.1f} M weights are trained: {size:.2f} GiB a process for weights, gradients, "
         f"AdamW{' and average' if experiment.ema is not None else ''}, activations on top"
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.checkpoints import first_line
 from evals.conditioning import text_encoders
-from evals.diffusion import Painter, derive_seed
+from evals.diffusion import Painter, Reduction, derive_seed
 from evals.files import disk_errors
 from train.config import Ema, Experiment, Lora, Update
+from train.gates import Diverged
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor. Where each process holds a share of it, all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor as another one lies: on its device, and this process's share where that is one."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor.to(like.device)
+    # without a source each process takes its share of what it has
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 class AveragedWeights:
@@ -33,11 +50,70 @@ class AveragedWeights:
         )
 
 
+class LossScale:
+    """Factor on the loss, so that fp16 holds its gradients: halved where they overflow, doubled after `PATIENCE` steps in which they did not.
+
+    A power of two, so that taking it off again rounds nothing. No step is lost to an overflow: its gradient is taken again.
+    """
+
+    PATIENCE = 2000
+    """Steps, as in torch's GradScaler."""
+    LEAST = 2.0**-14
+    """Below it no gradient is too large for fp16 that is not too large for anything."""
+
+    def __init__(self, start: float) -> None:
+        self.value = start
+        self.steps = 0
+        """Steps since it was changed."""
+
+    def kept(self) -> None:
+        """The gradients of a step are numbers."""
+        self.steps += 1
+        if self.steps == self.PATIENCE:
+            self.value, self.steps = 2 * self.value, 0
+
+    def overflowed(self) -> None:
+        """They are not.
+
+        Raises:
+            Diverged: where they are not for any factor.
+        """
+        self.value, self.steps = self.value / 2, 0
+        if self.value < self.LEAST:
+            raise Diverged("the gradients are no numbers, and it is not that fp16 is too small for them")
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {
+            "value": torch.tensor(self.value, dtype=torch.float64),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+        }
+
+    def load_state(self, stored: Mapping[str, Tensor]) -> None:
+        """Restore `state`."""
+        self.value, self.steps = float(stored["value"]), int(stored["steps"])
+
+
+def first_loss_scale(dims: int, images: int, reduction: Reduction) -> float:
+    """The power of two nearest to what makes a unit of advantage a gradient of kappa_t in each dimension of the denoiser's output.
+
+    The loss is a mean over images, and where the log-probability is averaged over latent dimensions as well: for 2,048 images of 16,384
+    dimensions a gradient is 3e-8 kappa_t without it, less than the smallest number of fp16.
+
+    Args:
+        dims: of a latent.
+        images: of a process's share of the largest batch.
+        reduction: of the log-probability.
+    """
+    return float(2.0 ** round(math.log2(images * (dims if reduction == "mean" else 1))))
+
+
 class Policy:
     """The denoiser under training, with its optimiser.
 
-    `unet` is the module itself, which samples; `module` is what accelerate made of it (DDP on several processes), through which
-    every forward that is differentiated goes, as only that one averages gradients.
+    `unet` is the module itself, which samples; `module` is what accelerate made of it, through which every forward that is
+    differentiated goes: DDP on several processes, as only that one averages gradients. Where weights are shared out (FSDP2) both are
+    the same, and `weights`, gradients, moments and average are DTensors; then every process takes part in whatever asks for one whole.
     """
 
     def __init__(self, pipeline: Any, experiment: Experiment, accelerator: Accelerator, seed: int) -> None:
@@ -56,7 +132,8 @@ class Policy:
         self.lora = experiment.lora
         self.unet.eval().to(accelerator.device)  # no dropout: rollout and update must be the same function
         self.weights = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
-        self.module: nn.Module = accelerator.prepare(self.unet) if experiment.tasks else self.unet
+        # terms of the longest sum in a matrix product or convolution: what comes into one output
+        self.longest_sum = max(p[0].numel() for p in self.unet.parameters() if p.dim() > 1)
         self.optimiser = torch.optim.AdamW(
             self.weights.values(),
             lr=self.update.lr,
@@ -65,8 +142,47 @@ class Policy:
             weight_decay=self.update.weight_decay,
             fused=True,  # one pass over the weights instead of ten
         )
+        self.module: nn.Module = self._prepared() if experiment.tasks else self.unet
         self.ema = _averaged(self.weights, experiment.ema)
         self.painter = Painter.of(pipeline, experiment.sampling)
+        self.loss_scale: LossScale | None = None
+        if experiment.tasks and experiment.sampling.precision == "fp16":
+            share = max(task.batch for task in experiment.tasks) // accelerator.num_processes
+            dims = math.prod(self.painter.latent_shape)
+            self.loss_scale = LossScale(first_loss_scale(dims, share, experiment.update.reduction))
+
+    def _prepared(self) -> nn.Module:
+        """The denoiser as several processes train it; `weights` become their shares where they are shared out."""
+        module: nn.Module
+        if not self.accelerator.is_fsdp2:
+            module = self.accelerator.prepare(self.unet)
+            return module
+        module, _ = self.accelerator.prepare(self.unet, self.optimiser)  # the optimiser moves to the shares
+        # the root's weights too go after each forward: whole ones that outlive a change of their shares would be old
+        self.unet.set_reshard_after_forward(True, recurse=False)
+        self.weights = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        return module
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient to what is accumulated, scaled in fp16."""
+        self.accelerator.backward(loss if self.loss_scale is None else loss * self.loss_scale.value)
+
+    def gradients_fit(self) -> bool:
+        """Whether what is accumulated is the gradient: in fp16 the scale is taken off, or what has overflowed is forgotten, to be taken again.
+
+        Raises:
+            Diverged: where it overflows at any scale.
+        """
+        if self.loss_scale is None:
+            return True
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        if not whole(nn.utils.get_total_norm(gradients)).isfinite():
+            self.forget_gradients()
+            self.loss_scale.overflowed()
+            return False
+        torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+        self.loss_scale.kept()
+        return True
 
     def optimiser_step(self) -> Tensor:
         """One AdamW step on the gradients there are, then forget them.
@@ -75,7 +191,7 @@ class Policy:
             their norm before any bound, a scalar tensor on the device.
         """
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         if self.update.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.weights.values(), self.update.max_grad_norm, norm)
         for group in self.optimiser.param_groups:
@@ -99,7 +215,10 @@ class Policy:
     # ------------------------------------------------------------------------------------------------------ state and saving
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA."""
+        """Everything that training changes, as named tensors per file: weights, AdamW's moments, EMA, fp16's loss scale.
+
+        Whole and on the CPU of the main process, whatever lies where: a run may be resumed on any number of processes. Nothing on the others.
+        """
         moments = {
             f"{name}|{key}": value
             for name, p in self.weights.items()
@@ -108,10 +227,18 @@ class Policy:
         files = {"weights": dict(self.weights), "optimiser": moments}
         if self.ema is not None:
             files["ema"] = self.ema.average
-        return {
-            file: {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            for file, tensors in files.items()
-        }
+        if self.loss_scale is not None:
+            files["loss_scale"] = self.loss_scale.state()
+        return {file: self._gathered(tensors) for file, tensors in files.items()}
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the CPU of the main process, one after the other; nothing on the others, which must ask as well."""
+        found = {}
+        for name, tensor in tensors.items():
+            value = whole(tensor.detach())
+            if self.accelerator.is_main_process:
+                found[name] = value.cpu().contiguous()
+        return found
 
     @torch.no_grad()
     def load_state(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -123,15 +250,22 @@ class Policy:
         _copy(files["weights"], self.weights, "weights")
         if self.ema is not None:
             _copy(files["ema"], self.ema.average, "ema")
+        if self.loss_scale is not None:
+            if "loss_scale" not in files:
+                raise ValueError("it has no loss_scale.safetensors")
+            self.loss_scale.load_state(files["loss_scale"])
         for key, value in files["optimiser"].items():
             name, _, moment = key.rpartition("|")
             if name not in self.weights:
                 raise ValueError(f"the stored optimiser has a parameter {name} that this model has not")
-            self.optimiser.state[self.weights[name]][moment] = value.to(self.accelerator.device, copy=True)
+            weight = self.weights[name]
+            # AdamW also counts its steps: one number, which every process has
+            mine = placed_as(weight, value) if value.shape == weight.shape else value.to(weight.device)
+            self.optimiser.state[weight][moment] = mine.clone()
 
     @contextmanager
-    def _handed_over(self) -> Iterator[None]:
-        """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards."""
+    def handed_over(self) -> Iterator[None]:
+        """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards. On every process."""
         if self.ema is None:
             yield
             return
@@ -144,25 +278,46 @@ class Policy:
             with torch.no_grad():
                 _copy(live, self.weights, "weights")
 
-    def save(self, folder: Path) -> None:
+    def weights_to_hand_over(self) -> dict[str, Tensor]:
+        """The trained weights, averaged where there is an average: whole on the main process, nothing on the others, which must ask as well."""
+        return self._gathered(self.weights if self.ema is None else self.ema.average)
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write what diffusers opens without this project: the whole pipeline, or `pytorch_lora_weights.safetensors`.
+
+        Args:
+            folder: to write to.
+            weights: `weights_to_hand_over`.
 
         Raises:
             OSError: where the disk refuses.
         """
-        with self._handed_over(), disk_errors():
-            if self.lora is None:
+        with disk_errors():
+            if self.lora is not None:
+                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters(weights))
+                return
+            trained, self.pipeline.unet = self.pipeline.unet, self._alone(weights)
+            try:
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
-            else:
-                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters())
+            finally:
+                self.pipeline.unet = trained
 
-    def _adapters(self) -> dict[str, Tensor]:
+    def _alone(self, weights: Mapping[str, Tensor]) -> Any:
+        """A denoiser of these weights that is no part of any training."""
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet.load_state_dict(weights, assign=True)
+        return unet.eval()
+
+    def _adapters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The LoRA's tensors by diffusers' names."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        adapters = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
-        return {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
+        found: dict[str, Tensor] = convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(self.unet, state_dict=dict(weights))
+        )
+        return found
 
 
 def learning_rate(update: Update, taken: int, in_all: int) -> float:
@@ -209,4 +364,4 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str)
     for name, tensor in target.items():
         if source[name].shape != tensor.shape:
             raise ValueError(f"the stored {what} are those of another model: {name} has another shape")
-        tensor.copy_(source[name])
+        tensor.copy_(placed_as(tensor, source[name]))

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+)
 from torch import Tensor
 
 import prompts
@@ -19,7 +23,7 @@ from evals.checkpoints import load_pipeline
 from evals.files import write_text
 from train import card
 from train import state as states
-from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences
+from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
 from train.loop import Run, on_main_process
@@ -34,8 +38,16 @@ def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> Non
     """Show nothing."""
 
 
-def new_accelerator() -> Accelerator:
-    """One process, or this one of those that were launched together: CUDA where there is one, else gloo on CPUs."""
+SHARDED = ("BasicTransformerBlock", "ResnetBlock2D")
+"""Parts of a denoiser whose weights come together for their turn only; what is beside them is little."""
+
+
+def new_accelerator(sharding: Sharding = "none") -> Accelerator:
+    """One process, or this one of those that were launched together: CUDA where there is one, else gloo on CPUs.
+
+    Args:
+        sharding: whether several processes share out the weights. One has nobody to share with.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         # the same command gives the same weights; and fp32 means fp32, not TF32
@@ -43,7 +55,21 @@ def new_accelerator() -> Accelerator:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.allow_tf32 = False
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
-    return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+    if sharding == "none":
+        return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=list(SHARDED),
+        cpu_ram_efficient_loading=False,  # every process has loaded the base
+    )
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no", fsdp_plugin=plugin)
+    if not on_gpu and accelerator.num_processes > 1:
+        # accelerate takes the plugin on GPUs only; on a CPU torch shards as well
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    return accelerator
 
 
 def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None:
@@ -247,12 +273,13 @@ def hand_over(run: Run, name: str) -> None:
     Raises:
         OSError: where the disk refuses; the state to resume from is untouched.
     """
+    weights = run.policy.weights_to_hand_over()
 
     def write() -> None:
         temporary = run.out / HANDING_OVER
         empty(temporary)
         try:
-            run.policy.save(temporary)
+            run.policy.save(temporary, weights)
             for made in sorted(temporary.iterdir()):
                 replace_path(made, run.out / made.name)
         except OSError:

@@ -3,7 +3,7 @@
     <run>/state/latest.json         names the folder that counts; replaced atomically, after that folder is safe on disk
     <run>/state/<iteration>-<phase>/
         progress.json               where training stands, and of what experiment
-        weights.safetensors, optimiser.safetensors, ema.safetensors, random.safetensors
+        weights.safetensors, optimiser.safetensors, ema.safetensors, loss_scale.safetensors (fp16), random.safetensors
 
 A checkpoint is written to a temporary folder, synchronised, renamed, and only then named in `latest.json`; the one before is
 deleted last. Whatever interrupts this, `latest.json` names a complete checkpoint.
