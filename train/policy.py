@@ -130,7 +130,7 @@ class Policy:
             self.optimiser.state[self.weights[name]][moment] = value.to(self.accelerator.device, copy=True)
 
     @contextmanager
-    def _handed_over(self) -> Iterator[None]:
+    def handed_over(self) -> Iterator[None]:
         """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards."""
         if self.ema is None:
             yield
@@ -150,7 +150,7 @@ class Policy:
         Raises:
             OSError: where the disk refuses.
         """
-        with self._handed_over(), disk_errors():
+        with self.handed_over(), disk_errors():
             if self.lora is None:
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
             else:
