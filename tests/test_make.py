@@ -44,6 +44,8 @@ class Sandbox:
         for name in ("bench/bench_loop.py", "requirements.lock", ".ci/setup", ".venv/.complete"):
             self.write(name)
         self.program(".venv/bin/python", PYTHON)
+        self.program("bin/nvidia-smi", "#!/bin/sh\nexit 9\n")  # no GPU, whatever machine this is
+        self.program("bin/ls", "#!/bin/sh\nexit 2\n")
 
     def write(self, name: str, text: str = "") -> Path:
         """A file, newer than every one before."""
@@ -74,7 +76,8 @@ class Sandbox:
             "PYTHON",
             "RESULTS",
         )
-        return {key: value for key, value in os.environ.items() if key not in ours}
+        kept = {key: value for key, value in os.environ.items() if key not in ours}
+        return kept | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
 
     def make(self, *arguments: str, fails: bool = False) -> str:
         """What make prints."""
@@ -199,8 +202,17 @@ def test_dry_run_prints_the_command(sandbox: Sandbox, target: str, commands: lis
 
 
 def test_train_names_the_model_and_why(sandbox: Sandbox) -> None:
-    assert "joint, seed 0, on miniature (the default, as no experiment" in sandbox.make("train-joint")
+    because = "(the default, as this machine has no GPU)"
+    assert f"joint, seed 0, on miniature {because}" in sandbox.make("train-joint")
     assert "joint, seed 0, on sd15 (as asked)" in sandbox.make("train-joint", "ON=sd15")
+
+
+def test_where_there_is_a_gpu_the_default_is_the_papers_base(sandbox: Sandbox) -> None:
+    sandbox.program("bin/nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-0)'\n")
+    assert "joint, seed 0, on sd2 (the default, as this machine has a GPU; ON=miniature" in sandbox.make(
+        "train-joint"
+    )
+    assert sandbox.calls("train-fairness", "ON=miniature") == [train("fairness-miniature-0")]
 
 
 def test_train_takes_model_seeds_and_settings(sandbox: Sandbox) -> None:
