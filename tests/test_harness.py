@@ -480,7 +480,9 @@ def test_unknown_suite_names_the_choices(monkeypatch: pytest.MonkeyPatch):
 def test_a_run_is_scored_on_the_suite_of_its_domain_and_others_must_be_told(base_run: Path, tmp_path: Path):
     assert suites.of_domain(checkpoints.resolve(str(base_run)).domain, "") == "miniature"
     assert suites.of_domain("photo", "") == "paper"
-    with pytest.raises(ValueError, match=r"pipeline is no run of this project, .*: --suite miniature or paper"):
+    with pytest.raises(
+        ValueError, match=r"pipeline is no run of this project, .*: --suite miniature or paper"
+    ):
         harness.score("evals/miniature/weights/pipeline", tmp_path / "scores" / "x.csv", None)
 
 

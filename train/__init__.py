@@ -14,6 +14,9 @@ The map of this package
     gates.py        what every run checks about itself: ratio 1 and KL 0 before the first update, transition, log-probability
     state.py        checkpoints that a kill or a full disk cannot break, and exact resuming
     card.py         run.json: what was run, with which versions, at what cost
+    grids.py        sheets of samples: the same prompts from the same noise, at intervals
+    trackers.py     TensorBoard and others, which follow metrics.jsonl
+    push.py         a finished run on the hub; model_card.py writes its README
     miniature/      makes the miniature's models
 
 Shape suffixes: P prompts, G images per prompt, B = P*G images, T denoising steps, K reward terms, C H W a latent.

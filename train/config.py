@@ -170,6 +170,8 @@ class Experiment:
     """Order of tasks in an iteration: as listed (the paper does not say), or starting one later each time."""
     save_every: int = 10
     """Iterations between states to resume from (ours; released config: 200)."""
+    samples_every: int = 50
+    """Iterations between sheets of samples, the first before training and one at its end (ours); 0 for none."""
 
     @property
     def optimiser_steps(self) -> int:
@@ -193,6 +195,7 @@ MEMORY_FIELDS = (
     "update.gradient_checkpointing",
     "update.sharding",
     "save_every",
+    "samples_every",
 )
 """What a resumed run may change: these cannot change a result beyond rounding."""
 
@@ -219,9 +222,8 @@ def check(experiment: Experiment, processes: int) -> None:
             raise ValueError(f"tasks: two tasks are called {name!r}")
     _check_update(experiment)
     _check_pretraining(experiment.pretraining, processes)
-    at_least = {"iterations": (experiment.iterations, 0), "save_every": (experiment.save_every, 1)}
-    for field, (value, least) in at_least.items():
-        if value < least:
+    for field, least in {"iterations": 0, "save_every": 1, "samples_every": 0}.items():
+        if (value := getattr(experiment, field)) < least:
             raise ValueError(f"{field} is {value}, but it must be at least {least}")
     if experiment.iterations and not experiment.tasks:
         raise ValueError(

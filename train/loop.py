@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,7 @@ from evals.diffusion import (
     transition,
 )
 from prompts import Prompt
+from train import grids
 from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
@@ -56,6 +57,9 @@ from train.objective import (
 )
 from train.policy import Policy, whole
 from train.rewards import RewardFailed, check_validity, score, shape
+
+if TYPE_CHECKING:
+    from train.trackers import Trackers
 
 Found = TypeVar("Found")
 
@@ -88,6 +92,8 @@ class Run:
     """Progress bar: takes progress, task and its mean reward."""
     stop_requested: Callable[[], int] = int
     """The signal that has asked this process to stop, 0 for none."""
+    trackers: Trackers | None = None
+    """On the main process, where there are any."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -147,11 +153,15 @@ def train(run: Run) -> None:
         OSError: where saving fails; the previous state is untouched.
     """
     experiment, progress = run.experiment, run.progress
+    begins = not progress.iteration and not progress.phase
+    on_main_process(run, lambda: grids.forget_after(run.out, -1 if begins else progress.iteration))
     try:
-        if experiment.iterations and not progress.iteration and not progress.phase:
+        if experiment.iterations and begins:
             check_before(run)
+        watch(run)
         for iteration in range(progress.iteration, experiment.iterations):
             iterate(run, iteration)
+            watch(run)
     except Diverged as reason:
         raise Stopped(
             f"{reason}: lower update.lr, and choose another --out, as this run's settings diverge again"
@@ -568,7 +578,9 @@ def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None
     """
     progress = run.progress
     now = time.monotonic()
-    progress.seconds, run.started = progress.seconds + now - run.started, now
+    elapsed, run.started = now - run.started, now
+    progress.seconds += elapsed
+    progress.gpu_seconds += elapsed * run.world if run.accelerator.device.type == "cuda" else 0.0
     line = {
         "iteration": iteration,
         "task": task.name,
@@ -584,6 +596,22 @@ def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None
 
     on_main_process(run, write)
     run.show(progress, task.name, report["reward_mean"])
+
+
+def watch(run: Run) -> None:
+    """What one looks at while it trains, between two iterations: the sheet of samples where one is due, then the trackers. No result depends on it.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    iteration, out = run.progress.iteration, run.out
+    if run.progress.phase == 0 and grids.is_due(run.experiment, iteration):
+        there = gather(run, torch.tensor([int(grids.sheet_path(out, iteration).is_file())]))[0]
+        if not there:  # as the main process sees it: the hosts of the others may have another disk
+            rows = grids.shown(run.experiment, run.prompt_sets)
+            images = grids.paint(run.policy, rows)
+            on_main_process(run, lambda: grids.write(images, rows, out, iteration))
+    on_main_process(run, lambda: run.trackers.follow() if run.trackers is not None else None)
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

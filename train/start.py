@@ -21,7 +21,7 @@ from torch import Tensor
 import prompts
 from evals.checkpoints import load_pipeline
 from evals.files import write_text
-from train import card
+from train import card, grids, trackers
 from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
@@ -32,6 +32,10 @@ from train.rewards import load_scorers
 
 HANDING_OVER = ".handing-over.tmp"
 """Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
+
+
+BEGUN = ("state", "metrics.jsonl", grids.FOLDER, trackers.ID_FILE, *trackers.NAMES)
+"""What a run directory may hold before the first checkpoint."""
 
 
 def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> None:
@@ -118,9 +122,9 @@ def check_out(out: Path) -> None:
     state = out / "state"
     strange = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if state.is_dir() and states.is_ours(state):
-        # killed before the first checkpoint, a run has no more than these two; one without iterations never has a checkpoint
+        # killed before the first checkpoint, a run has no more than these; one without iterations never has a checkpoint
         begun = states.latest(state) is not None or HANDING_OVER in strange
-        strange = [] if begun else [name for name in strange if name not in ("state", "metrics.jsonl")]
+        strange = [] if begun else [name for name in strange if name not in BEGUN]
     if strange:
         raise ValueError(
             f"--out {out} is not empty and no run directory (it holds {strange[0]}): choose another"
@@ -295,6 +299,7 @@ def hand_over(run: Run, name: str) -> None:
             run.scorers,
             run.world,
             run.accelerator.device,
+            run.policy.pipeline.scheduler,
         )
         write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
         shutil.rmtree(temporary, ignore_errors=True)
