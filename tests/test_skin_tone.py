@@ -201,9 +201,12 @@ def test_pictures_without_a_face():
 
 
 def test_a_face_that_is_too_small(astronaut):
-    canvas = np.full((2200, 2200, 3), 0.5, dtype=np.float32)
+    canvas = np.full((2000, 2000, 3), 0.5, dtype=np.float32)
     canvas[:512, :512] = astronaut
-    assert not unknown(canvas[:1000, :1000])
+    assert not unknown(canvas[:1600, :1600])
+    found = FaceDetector().largest(_skin.scaled_down(canvas)[0])
+    assert found is not None
+    assert found.between_eyes < _skin.MIN_EYES
     assert unknown(canvas)
 
 
