@@ -1,4 +1,4 @@
-"""`python -m evals score | compare | report | picture | pack | check-scorer`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | picture | pack | check-scorer | calibrate`: score a checkpoint, print the table, write the page."""
 
 from __future__ import annotations
 
@@ -202,6 +202,29 @@ def check_scorer(scorer: str, domain: Domain) -> None:
     if found:
         sys.exit(1)
     click.echo(f"{scorer} keeps the contract on {len(asked)} pictures")
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["skin-tone"]))
+@click.option(
+    "--photographs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of portraits, recoloured in memory, beside the drawn heads and scikit-image's astronaut.",
+)
+@click.option(
+    "--out", type=CSV, required=True, help="Tables to write (.md); the counts go beside them as .csv."
+)
+def calibrate(what: str, photographs: Path | None, out: Path) -> None:
+    """Measure how often a scorer is right where the truth is known: minutes.
+
+    skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures.
+    """
+    from evals.skin import write
+
+    check_out(out, ".md")
+    options = () if photographs is None else ("--photographs", photographs)
+    write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
 
 
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
