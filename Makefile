@@ -8,14 +8,17 @@
 # The list of experiments is the listing of train/experiments. Works with GNU make from 3.81, which macOS has.
 
 ##@ Variables (make train-joint ON=miniature SEEDS="0 1 2" SET="update.lr=2e-5 iterations=50")
-## ON=MODEL | miniature, sd15, sd2 or sdxl, where there is that variant; eval, compare: every model
+## ON=MODEL | miniature, sd15, sd2, sdxl, or with _8gpus, _1gpu; eval, compare: every model
 ## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
 ## SET="field=value ..." | changes fields of the experiment
 ## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
 ## PYTHON=python3.12 | makes .venv with this Python (3.11 or newer)
 
 ON_IS_GIVEN := $(filter-out undefined default,$(origin ON))
-ON ?= miniature
+ifeq ($(ON_IS_GIVEN),)
+GPU := $(shell { nvidia-smi -L || ls -d /dev/kfd; } 2>/dev/null | head -n 1)
+ON := $(if $(GPU),sd2,miniature)
+endif
 SEEDS ?=
 SET ?=
 GPUS ?= 1
@@ -26,14 +29,14 @@ comma := ,
 # Names are made of these, so what is no name is refused before anything is made of it.
 refuse = $(if $(shell printf '%s\n' '$(strip $1)' | tr ' ' '\n' | grep -vxE '$2'),$(error $3))
 $(if $(SEEDS),$(call refuse,$(SEEDS),0|[1-9][0-9]{0$(comma)17},SEEDS="$(SEEDS)" must be whole numbers$(comma) such as SEEDS="0 1 2"))
-$(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model: miniature$(comma) sd15$(comma) sd2 or sdxl)
+$(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model$(comma) such as miniature$(comma) sd2 or sdxl_1gpu)
 $(call refuse,$(GPUS),[1-9][0-9]*,GPUS="$(GPUS)" must be a number of processes$(comma) 1 or more)
 $(if $(filter 1/1,$(words $(ON))/$(words $(GPUS))),,$(error ON="$(ON)" and GPUS="$(GPUS)" must be one value each))
 
 EXPERIMENTS := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
 TRAIN_SEEDS = $(or $(SEEDS),0)
 REPRODUCE_SEEDS = $(or $(SEEDS),0 1 2)
-WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as no experiment has a larger variant yet)
+WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(if $(GPU),a GPU; ON=miniature is small,no GPU))
 
 PY := .venv/bin/python
 VENV := .venv/.complete
@@ -152,7 +155,7 @@ check: $(VENV)
 	$(PY) -m mypy
 	$(PY) -m pytest -q -rs -m "not slow"
 
-## parity | scorers against the implementations of their authors, which need an environment of their own: some 6 GB
+## parity | scorers against their authors' code, in an environment of its own: some 6 GB
 parity: $(VENV_PARITY)
 	$(PY) -m tests.parity
 

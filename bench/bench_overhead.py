@@ -12,7 +12,6 @@ import math
 import resource
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench.bare import BareCalls, now
 from evals.checkpoints import ROOT
-from evals.diffusion import decode, micro_batches
 from train import experiments
 from train.config import Experiment
 from train.loop import Run, iterate, save
@@ -56,55 +55,18 @@ def run(experiment: Experiment, tmp_path: Path) -> Run:
     return ready
 
 
-class BareCalls:
-    """The denoiser, decoder and reward calls of an iteration, and nothing else."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        (self.task,) = run.experiment.tasks
-        self.prompts = [*run.prompt_sets[self.task.prompts]][: self.task.batch]
-        self.prompts += self.prompts[: self.task.batch - len(self.prompts)]
-        generator = torch.Generator().manual_seed(0)
-        self.latents = torch.randn(self.task.batch, *run.policy.painter.latent_shape, generator=generator)
-        self.cond = run.policy.painter.encoder([prompt.text for prompt in self.prompts])
-
-    def __call__(self) -> None:
-        painter, experiment = self.run.policy.painter, self.run.experiment
-        assert not painter.sampling.guided, "this benchmark has no unconditional branch"
-        steps = painter.schedule.timesteps
-        with torch.no_grad():
-            for rows in micro_batches(len(self.latents), painter.sampling.micro_batch):
-                for timestep in steps:
-                    self._denoise(rows, timestep)
-            images = decode(painter.vae, self.latents, painter.sampling.micro_batch)
-            for name in [*(term.scorer for term in self.task.rewards), *self.task.monitors]:
-                self.run.scorers[name](images, self.prompts)
-        for timestep in steps[: experiment.update.trained_steps]:
-            for rows in micro_batches(len(self.latents), experiment.update.micro_batch):
-                self._denoise(rows, timestep).mean().backward()
-            self.run.policy.optimiser.zero_grad(set_to_none=True)
-
-    def _denoise(self, rows: slice, timestep: int) -> Any:
-        unet = self.run.policy.module
-        return unet(
-            self.latents[rows], timestep, encoder_hidden_states=self.cond.text_BLD[rows], return_dict=False
-        )[0]
-
-
 @pytest.mark.benchmark(group="training")
 def test_an_iteration_costs_little_more_than_its_bare_calls(run: Run, benchmark: Any) -> None:
     bare, bare_seconds, seconds = BareCalls(run), [], []
     bare()
 
     def before() -> None:
-        start = time.perf_counter()
-        bare()
-        bare_seconds.append(time.perf_counter() - start)
+        bare_seconds.append(bare().total)
 
     def iteration() -> None:
-        start = time.perf_counter()
+        start = now()
         iterate(run, run.progress.iteration)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
 
     benchmark.pedantic(iteration, setup=before, rounds=ROUNDS, iterations=1)
     overhead = statistics.median(ours / theirs for ours, theirs in zip(seconds, bare_seconds, strict=True))

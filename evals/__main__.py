@@ -153,7 +153,8 @@ def pack(files: tuple[Path, ...], out: Path) -> None:
 
 @main.command()
 def licences() -> None:
-    """List the weights of others that scorers use: repository, revision, licence, SHA-256."""
+    """List what is used of others: weights of scorers (repository, revision, licence, SHA-256) and prompt sets."""
+    import prompts
     from evals import scorers
 
     for name in scorers.names("photo"):
@@ -165,6 +166,8 @@ def licences() -> None:
             for number, file in enumerate(weights.files):
                 digest = weights.sha256[number] if weights.sha256 else "recorded at first use"
                 click.echo(f"    {file}  sha256 {digest}")
+    for prompt_set, source, licence in prompts.sources():
+        click.echo(f"{prompt_set}: {source}; {licence}")
 
 
 @main.command("check-scorer")

@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prompts import Prompt
+
 EMBEDDING_CACHE_BYTES = 256 * 2**20
 """Prompts repeat and the text encoders are frozen: a bounded cache of what they say."""
+COUNTED = 10_000
+"""Prompts of a set of which it is counted whether they are too long: tokenizing millions would take minutes."""
 
 
 class Conditioning(NamedTuple):
@@ -80,25 +84,27 @@ class PromptEncoder:
             text_BLD=torch.zeros_like(empty.text_BLD), pooled_BD=torch.zeros_like(empty.pooled_BD)
         )
 
-    def what_is_cut(self, name: str, texts: Sequence[str]) -> str:
-        """A sentence on texts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
+    def what_is_cut(self, name: str, prompts: Sequence[Prompt]) -> str:
+        """A sentence on prompts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
+
+        Of a set of more than `COUNTED`, that many are counted, evenly spaced, and the sentence says "about".
 
         Args:
             name: of the prompt set.
-            texts: its prompts.
+            prompts: all of it.
         """
+        counted = min(len(prompts), COUNTED)
+        texts = [prompts[i * len(prompts) // counted].text for i in range(counted)]
         tokenizer = self.towers[0][0]
         limit = tokenizer.model_max_length
-        lengths = [
-            len(tokens) for tokens in tokenizer(list(texts), truncation=False, verbose=False).input_ids
-        ]
-        count = sum(length > limit for length in lengths)
-        are = "is" if count == 1 else "are"
-        return (
-            f"note: {count} of the {len(texts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
-            if count
-            else ""
-        )
+        tokens = tokenizer(texts, truncation=False, verbose=False).input_ids
+        found = sum(len(one) > limit for one in tokens)
+        if not found:
+            return ""
+        of_all = float(f"{found * len(prompts) / counted:.2g}")  # to two digits: more are not known
+        count = str(found) if counted == len(prompts) else f"about {of_all:.0f}"
+        are = "is" if count == "1" else "are"
+        return f"note: {count} of the {len(prompts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
 
     def _one(self, text: str) -> tuple[Tensor, ...]:
         found = self._cache.get(text)

@@ -214,8 +214,7 @@ class Pictures:
         if part.prompt_set in self._told:
             return
         self._told.add(part.prompt_set)
-        texts = [prompt.text for prompt in prompts.load(part.prompt_set)]
-        if note := painter.encoder.what_is_cut(part.prompt_set, texts):
+        if note := painter.encoder.what_is_cut(part.prompt_set, prompts.load(part.prompt_set)):
             print(note, file=sys.stderr)
 
 

@@ -1,12 +1,14 @@
 """What we ask: prompts and prompt sets.
 
 The map of this package
-    __init__.py     `Prompt`, and `load`, `names`, `digest` for prompt sets
-    <name>.jsonl    one prompt set: one JSON object with id, text, tags, expect to a line
-    world.py        the vocabulary of the miniature world, and the sets that are sampled from it
+    __init__.py         `Prompt`, and `load`, `names`, `sources`, `digest` for prompt sets
+    <name>.jsonl        one prompt set: one JSON object with id, text, tags, expect to a line
+    sets/<family>.py    prompt sets that are computed, or fetched from those who wrote them
+    fetched.py          files of others: their commit and SHA-256, the folder T2I_PROMPTS_DIR, the cache
+    world.py            the vocabulary of the miniature world, and the sets that are sampled from it
 
-The file name is the registry: a new `prompts/<name>.jsonl` is a new prompt set. This module needs the standard
-library only, so that reading prompts never waits for a deep learning framework.
+The listing is the registry: a new `prompts/<name>.jsonl` is a new prompt set, a new `prompts/sets/<family>.py` is as many as its `SETS`
+has. To import this package takes the standard library only, so that reading prompts never waits for a deep learning framework.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 HERE = Path(__file__).parent
 KEYS = ("id", "text", "tags", "expect")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,124 @@ class Prompt:
     """What can be checked in the picture: objects, counts, colours, relation; or the group, for fairness."""
 
 
+class LazyPrompts(Sequence[Prompt]):
+    """Prompts that are made when they are asked for: a set of millions takes no memory, and any of them is at hand by its number."""
+
+    def __init__(
+        self, make: Callable[[int], Prompt], count: int, recipe: str, numbers: range | None = None
+    ) -> None:
+        """Keep how they are made.
+
+        Args:
+            make: the prompt of a number in [0, count), always the same one.
+            count: how many there are.
+            recipe: all that `make` depends on, in words and hashes: equal recipes give equal prompts.
+            numbers: those that are in this part of the set; all unless given.
+        """
+        self._make, self._count, self._recipe = make, count, recipe
+        self._numbers = range(count) if numbers is None else numbers
+
+    @property
+    def digest(self) -> str:
+        """12 hex characters of the SHA-256 of the recipe, and of the part taken."""
+        return hashlib.sha256(f"{self._recipe} {self._numbers}".encode()).hexdigest()[:12]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazyPrompts: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | LazyPrompts:
+        if isinstance(index, slice):
+            return LazyPrompts(self._make, self._count, self._recipe, self._numbers[index])
+        return self._make(self._numbers[index])
+
+
+class Source(NamedTuple):
+    """Where a prompt set comes from."""
+
+    prompt_set: str
+    source: str
+    """Who wrote it: this project, or a repository with its commit."""
+    licence: str
+
+
 def names() -> tuple[str, ...]:
-    """The prompt sets that ship with the repository, in alphabetical order."""
-    return tuple(sorted(path.stem for path in HERE.glob("*.jsonl")))
+    """The prompt sets that there are, in alphabetical order."""
+    return tuple(sorted([*_files(), *_families()]))
 
 
-def load(name: str | Path) -> tuple[Prompt, ...]:
-    """The prompts of a set, in file order.
+def sources() -> Iterator[Source]:
+    """Where each prompt set comes from and under which licence, in alphabetical order. Fetches nothing."""
+    families = _families()
+    for name in names():
+        if name in families:
+            yield Source(name, families[name].SOURCE, families[name].LICENCE)
+        else:
+            yield Source(name, "written for this project", "Apache-2.0")
+
+
+def load(name: str | Path) -> Sequence[Prompt]:
+    """The prompts of a set, in file order; a tuple, or `LazyPrompts` where there are very many.
 
     Args:
         name: a name out of `names()`, or a path to a .jsonl file (id, text and optionally tags, expect per line) or
             to a .txt file (one prompt a line, whose id is its line number). Blank lines are skipped.
 
     Raises:
-        ValueError: unknown name, unreadable, empty or non-UTF-8 file, broken line, unknown key, duplicate id. The
-            message is one sentence that names the file and, where there is one, the line.
+        ValueError: unknown name, unreadable, empty or non-UTF-8 file, broken line, unknown key, duplicate id, and whatever keeps a set
+            of others from being had (see `prompts.fetched`). The message is one sentence that names the file and, where there is one,
+            the line.
     """
-    path = _resolve(name)
+    path = Path(name)
+    if path.suffix in (".jsonl", ".txt"):
+        return _read_set(path)
+    if str(name) in _files():
+        return _read_set(HERE / f"{name}.jsonl")
+    families = _families()
+    if str(name) in families:
+        prompts: Sequence[Prompt] = families[str(name)].SETS[str(name)]()
+        return prompts
+    raise ValueError(
+        f"unknown prompt set {str(name)!r}: give one of {', '.join(names())}, or a path to a .jsonl or .txt file"
+    )
+
+
+def digest(prompts: Iterable[Prompt]) -> str:
+    """12 hex characters of the SHA-256 of the prompts as canonical JSON: equal if and only if the prompts are equal.
+
+    Of `LazyPrompts`, that of the recipe that they are made by: to make millions for it would take minutes.
+    """
+    if isinstance(prompts, LazyPrompts):
+        return prompts.digest
+    records = [{"id": p.id, "text": p.text, "tags": list(p.tags), "expect": dict(p.expect)} for p in prompts]
+    canonical = json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def normalised(text: str) -> str:
+    """What makes two prompts the same question: the words, whatever their case, punctuation and spaces."""
+    return _NO_WORD.sub(" ", text.casefold()).strip()
+
+
+def _files() -> list[str]:
+    """The prompt sets that are files here."""
+    return [path.stem for path in HERE.glob("*.jsonl")]
+
+
+def _families() -> dict[str, Any]:
+    """The module of each prompt set that is written in Python."""
+    files = sorted((HERE / "sets").glob("[!_]*.py"))
+    modules = [import_module(f"prompts.sets.{path.stem}") for path in files]
+    return {name: module for module in modules for name in module.SETS}
+
+
+def _read_set(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of a .jsonl or .txt file."""
     text = _read(path)
     parse = _from_text if path.suffix == ".txt" else _from_json
     # split("\n"), not splitlines(): U+2028 and its like are legal inside a JSON string
@@ -66,26 +171,6 @@ def load(name: str | Path) -> tuple[Prompt, ...]:
         raise ValueError(f"{path}: no prompts in this file")
     _check_unique(prompts, path)
     return prompts
-
-
-def digest(prompts: Iterable[Prompt]) -> str:
-    """12 hex characters of the SHA-256 of the prompts as canonical JSON: equal if and only if the prompts are equal."""
-    records = [{"id": p.id, "text": p.text, "tags": list(p.tags), "expect": dict(p.expect)} for p in prompts]
-    canonical = json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def _resolve(name: str | Path) -> Path:
-    """The file of a prompt set: anything with a folder or a suffix is a path, the rest is a name."""
-    path = Path(name)
-    if path.suffix in (".jsonl", ".txt"):
-        return path
-    if str(name) in names():
-        return HERE / f"{name}.jsonl"
-    choices = ", ".join(names()) or "none ship yet"
-    raise ValueError(
-        f"unknown prompt set {str(name)!r}: give one of {choices}, or a path to a .jsonl or .txt file"
-    )
 
 
 def _read(path: Path) -> str:

@@ -32,6 +32,7 @@ SMALL = Suite(
     parts=(Part("miniature-portraits-unseen", 1, ("skin_tone", "gold_utility", "kid")),),
     sampling=Sampling(steps=2, eta=1.0, guidance=None, micro_batch=8),
     seed=3,
+    domain="miniature",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,10 +51,56 @@ def test_imports_point_left(path: Path) -> None:
     assert not wrong_way(path.parts[0], (ROOT / path).read_text(encoding="utf-8"))
 
 
+OPENS_PARQUET = {"datasets", "pyarrow"}
+
+
+class _WithoutFunctions(ast.NodeTransformer):
+    """What runs when a module is imported."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
+        return ast.Pass()
+
+
+def beyond_the_standard_library(source: str) -> set[str]:
+    """What a module of prompts imports and must not: libraries, but for those that open Parquet, in functions."""
+
+    def libraries(source: str) -> set[str]:
+        return {name.split(".")[0] for name in imported(source)} - {*sys.stdlib_module_names, "prompts"}
+
+    on_import = libraries(ast.unparse(_WithoutFunctions().visit(ast.parse(source))))
+    return on_import | libraries(source) - OPENS_PARQUET
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "prompts"], ids=str)
 def test_prompts_need_the_standard_library_only(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imported((ROOT / path).read_text(encoding="utf-8"))}
-    assert tops <= {*sys.stdlib_module_names, "prompts"}
+    assert not beyond_the_standard_library((ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import torch", "import datasets", "class A:\n    import pyarrow", "def f():\n    import pandas as pd"],
+)
+def test_a_library_in_prompts_is_seen(source: str) -> None:
+    assert beyond_the_standard_library(source)
+
+
+def test_a_function_of_prompts_may_open_parquet() -> None:
+    source = "import csv\nclass A:\n    def f(self):\n        from pyarrow.parquet import ParquetFile"
+    assert not beyond_the_standard_library(source)
+
+
+def test_prompt_sets_are_listed_and_loaded_without_a_library() -> None:
+    """As a light command does it: in a Python that has not imported anything yet."""
+    program = """if True:
+        import sys, prompts
+        list(prompts.sources())
+        prompts.load("miniature-scenes-train"), prompts.load("composition-train")[12345]
+        print(*sorted({name.split(".")[0] for name in sys.modules} - sys.stdlib_module_names))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [name for name in run.stdout.split() if not name.startswith("_")] == ["prompts"]
 
 
 @pytest.mark.parametrize(

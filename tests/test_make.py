@@ -43,7 +43,11 @@ class Sandbox:
             self.write(f"train/experiments/{name}.py")
         for name in ("bench/bench_loop.py", "requirements.lock", ".ci/setup", ".venv/.complete"):
             self.write(name)
+        for name in ("tests/parity/requirements.lock", ".venv-parity/.complete"):
+            self.write(name)
         self.program(".venv/bin/python", PYTHON)
+        self.program("bin/nvidia-smi", "#!/bin/sh\nexit 9\n")  # no GPU, whatever machine this is
+        self.program("bin/ls", "#!/bin/sh\nexit 2\n")
 
     def write(self, name: str, text: str = "") -> Path:
         """A file, newer than every one before."""
@@ -74,7 +78,8 @@ class Sandbox:
             "PYTHON",
             "RESULTS",
         )
-        return {key: value for key, value in os.environ.items() if key not in ours}
+        kept = {key: value for key, value in os.environ.items() if key not in ours}
+        return kept | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
 
     def make(self, *arguments: str, fails: bool = False) -> str:
         """What make prints."""
@@ -139,7 +144,7 @@ def test_plain_make_prints_the_list(sandbox: Sandbox) -> None:
         "reproduce-<experiment>",
         "reproduce",
     )
-    for target in (*targets, "bench", "check", "miniature", "lock", "clean"):
+    for target in (*targets, "bench", "check", "parity", "miniature", "lock", "clean"):
         assert f"\n  {target} " in printed
     assert "Experiments: base fairness joint\n" in printed
     assert not (sandbox.folder / "calls").exists()
@@ -199,8 +204,17 @@ def test_dry_run_prints_the_command(sandbox: Sandbox, target: str, commands: lis
 
 
 def test_train_names_the_model_and_why(sandbox: Sandbox) -> None:
-    assert "joint, seed 0, on miniature (the default, as no experiment" in sandbox.make("train-joint")
+    because = "(the default, as this machine has no GPU)"
+    assert f"joint, seed 0, on miniature {because}" in sandbox.make("train-joint")
     assert "joint, seed 0, on sd15 (as asked)" in sandbox.make("train-joint", "ON=sd15")
+
+
+def test_where_there_is_a_gpu_the_default_is_the_papers_base(sandbox: Sandbox) -> None:
+    sandbox.program("bin/nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-0)'\n")
+    assert "joint, seed 0, on sd2 (the default, as this machine has a GPU; ON=miniature" in sandbox.make(
+        "train-joint"
+    )
+    assert sandbox.calls("train-fairness", "ON=miniature") == [train("fairness-miniature-0")]
 
 
 def test_train_takes_model_seeds_and_settings(sandbox: Sandbox) -> None:
@@ -386,6 +400,18 @@ def test_environment_is_made_once_and_again_when_the_lock_changes(sandbox: Sandb
     assert sandbox.calls("test") == ["setup", "-m pytest -q -rs"]
 
 
+def test_the_environment_of_parity_is_made_when_its_lock_changes(sandbox: Sandbox) -> None:
+    assert sandbox.calls("parity") == ["-m tests.parity"]
+    sandbox.age(".venv-parity/.complete", 60)
+    sandbox.write("tests/parity/requirements.lock", "changed")
+    made = sandbox.calls("parity")
+    assert [call.split(" --")[0] for call in made] == ["-m uv venv", "-m uv pip install", "-m tests.parity"]
+    assert made[1].endswith(
+        "--python .venv-parity/bin/python --require-hashes -r tests/parity/requirements.lock"
+    )
+    assert sandbox.calls("parity") == ["-m tests.parity"]
+
+
 def test_a_failed_setup_stops_there(sandbox: Sandbox) -> None:
     sandbox.program(".ci/setup", "#!/bin/sh\nexit 2\n")
     assert sandbox.calls("train-joint", fails=True) == []
@@ -403,4 +429,4 @@ def test_ci_runs_the_test_command_from_anywhere_without_input(sandbox: Sandbox) 
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert (sandbox.folder / "calls").read_text() == "-m pytest -q -rs\n"
+    assert (sandbox.folder / "calls").read_text() == "-m pytest -q -rs\n-m tests.parity\n"

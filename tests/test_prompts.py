@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import prompts
 from prompts import Prompt
 
-SETS = prompts.names()
+SETS = sorted(path.stem for path in prompts.HERE.glob("*.jsonl"))
 
 
 def write(folder: Path, *records: Any, name: str = "set.jsonl") -> Path:
@@ -29,10 +31,6 @@ def refusal(path: Path | str) -> str:
     return message
 
 
-def normalised(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 # the files that ship
 
 
@@ -41,7 +39,7 @@ def test_shipped_set_is_valid_and_asks_no_scene_twice(name: str) -> None:
     loaded = prompts.load(name)
     repeats = name == "miniature-preference-train"
     once = [p for p in loaded if not (repeats and "portrait" in p.tags)]
-    assert len({normalised(prompt.text) for prompt in once}) == len(once)
+    assert len({prompts.normalised(prompt.text) for prompt in once}) == len(once)
     assert len({prompt.id for prompt in loaded}) == len(loaded)
 
 
@@ -55,15 +53,27 @@ def test_preference_prompts_are_three_scenes_to_one_portrait() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SETS if name.endswith("-unseen")])
 def test_evaluation_prompts_are_not_trained_on(name: str) -> None:
-    asked = {normalised(prompt.text) for prompt in prompts.load(name)}
+    asked = {prompts.normalised(prompt.text) for prompt in prompts.load(name)}
     for training in (other for other in SETS if other.endswith("-train")):
-        assert not asked & {normalised(prompt.text) for prompt in prompts.load(training)}, training
+        assert not asked & {prompts.normalised(prompt.text) for prompt in prompts.load(training)}, training
 
 
-def test_file_name_is_the_registry() -> None:
-    assert set(SETS) == {path.stem for path in prompts.HERE.glob("*.jsonl")}
-    assert list(SETS) == sorted(SETS)
+def test_the_listing_is_the_registry() -> None:
+    files = (prompts.HERE / "sets").glob("[!_]*.py")
+    families = [import_module(f"prompts.sets.{path.stem}").SETS for path in files]
+    assert list(prompts.names()) == sorted([*SETS, *(name for family in families for name in family)])
+    assert len(set(prompts.names())) == len(prompts.names()), "a name is there twice"
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in prompts.names())
     assert len(SETS) >= 6
+
+
+def test_every_set_has_source_and_licence() -> None:
+    found = list(prompts.sources())
+    assert [one.prompt_set for one in found] == list(prompts.names())
+    assert all(one.source and one.licence for one in found)
+    licences = {one.prompt_set: one.licence for one in found}
+    assert licences["diffusiondb-train"] == "CC0-1.0"
+    assert licences["miniature-scenes-train"] == "Apache-2.0"
 
 
 # reading
@@ -120,13 +130,68 @@ def test_digest_is_the_hash_of_canonical_json() -> None:
     assert prompts.digest([Prompt("a", "a café", ("t",), {"count": 1})]) == expected
 
 
+def test_digests_of_earlier_runs_stay() -> None:
+    assert prompts.digest(prompts.load("miniature-scenes-train")) == "21d18a237e4a"
+    assert prompts.digest(prompts.load("miniature-portraits-unseen")) == "d4415f97ff7f"
+
+
+# many prompts
+
+
+def numbered(count: int, recipe: str = "numbers") -> prompts.LazyPrompts:
+    return prompts.LazyPrompts(lambda number: Prompt(str(number), f"number {number}"), count, recipe)
+
+
+def test_lazy_prompts_are_a_sequence() -> None:
+    lazy, whole = numbered(10), [Prompt(str(n), f"number {n}") for n in range(10)]
+    assert list(lazy) == whole
+    assert (len(lazy), lazy[3], lazy[-1]) == (10, whole[3], whole[-1])
+    for part in (slice(2, 5), slice(None, None, 3), slice(-3, None), slice(None, None, -1), slice(7, 2)):
+        assert list(lazy[part]) == whole[part]
+    assert list(lazy[2:9][1:3]) == whole[2:9][1:3]
+    assert whole[4] in lazy
+    for beyond in (10, -11):
+        with pytest.raises(IndexError):
+            lazy[beyond]
+
+
+def test_lazy_prompts_are_made_when_they_are_asked_for() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> Prompt:
+        made.append(number)
+        return Prompt(str(number), "text")
+
+    lazy = prompts.LazyPrompts(make, 10**9, "many")
+    part = lazy[:: 10**6]
+    assert (len(lazy), len(part), made) == (10**9, 1000, [])
+    assert part[2].id == "2000000"
+    assert made == [2_000_000]
+    assert len(prompts.digest(lazy)) == 12
+    assert made == [2_000_000], "not even for the digest"
+
+
+def test_digest_of_lazy_prompts_is_of_recipe_and_part() -> None:
+    lazy = numbered(10)
+    assert prompts.digest(lazy) == prompts.digest(numbered(10)) == prompts.digest(lazy[:])
+    others = [lazy, lazy[1:], lazy[:5], lazy[::2], numbered(11), numbered(10, "other")]
+    assert len({prompts.digest(other) for other in others}) == len(others)
+
+
+def test_normalised_is_the_words() -> None:
+    assert prompts.normalised("  A  Cat,\non—the_mat! ") == prompts.normalised("a cat on the mat")
+    assert prompts.normalised("STRASSE") == prompts.normalised("straße")
+    assert prompts.normalised("a cat") != prompts.normalised("a cats")
+    assert prompts.normalised("(!)") == ""
+
+
 # what is refused
 
 
 def test_unknown_name_lists_the_choices() -> None:
     message = refusal("miniature-scenes")
     assert "'miniature-scenes'" in message
-    assert all(name in message for name in SETS)
+    assert all(name in message for name in prompts.names())
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "nothing.txt"])

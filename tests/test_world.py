@@ -187,8 +187,9 @@ def test_annotators_vote_with_the_utility_but_not_always():
 
 
 def test_nothing_unseen_is_in_a_training_set():
-    train = [p for name in prompts.names() if name.endswith("train") for p in prompts.load(name)]
-    unseen = [p for name in prompts.names() if name.endswith("unseen") for p in prompts.load(name)]
+    names = [name for name in prompts.names() if name.startswith("miniature-")]
+    train = [p for name in names if name.endswith("train") for p in prompts.load(name)]
+    unseen = [p for name in names if name.endswith("unseen") for p in prompts.load(name)]
     assert not {p.text for p in train} & {p.text for p in unseen}
 
     def pairs(which):

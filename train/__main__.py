@@ -21,10 +21,10 @@ from evals import weights
 from train import experiments
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
-from train.launch import heeded, launch, leave_terminal, speaks
+from train.launch import Hosts, heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
 from train.plan import describe, plan
-from train.start import finished_card, hand_over, named_inputs, new_accelerator, prepare
+from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
 
@@ -70,6 +70,23 @@ from train.state import Identity, Progress
     help="Processes on this host: one to a GPU, or sharing the CPU.",
 )
 @click.option(
+    "--hosts",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Hosts that run this command, with as many processes each (train/hosts.sh, train/slurm.sh).",
+)
+@click.option(
+    "--host",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Number of this one among them, from 0.",
+)
+@click.option(
+    "--first", metavar="HOST:PORT", help="Address of the first of several hosts, and a free port there."
+)
+@click.option(
     "--accept-terms",
     metavar="REPOSITORY",
     multiple=True,
@@ -84,6 +101,9 @@ def main(
     settings: tuple[str, ...],
     reward: str | None,
     processes: int,
+    hosts: int,
+    host: int,
+    first: str | None,
     accept_terms: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -93,21 +113,23 @@ def main(
         chosen = override(experiments.load(experiment, model), settings)
         if reward is not None:
             chosen = with_reward(chosen, reward)
-        check(chosen, processes)
+        check(chosen, processes * hosts)
+        check_names(chosen)
         if dry_run:
-            named_inputs(chosen, "cpu")
-            click.echo(describe(chosen, processes))
+            click.echo(describe(chosen, processes * hosts))
         else:
+            together = Hosts.of(hosts, host, first)
             refuse_to_share_gpus(processes)
-            if "RANK" not in os.environ:  # the processes that this one starts have been told
-                click.echo(plan(chosen, processes), err=True)
+            if host == 0 and "RANK" not in os.environ:  # the processes that this one starts have been told
+                click.echo(plan(chosen, processes * hosts), err=True)
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
-    if processes > 1 and not dry_run and "RANK" not in os.environ:
-        sys.exit(launch(processes))
-    if not dry_run:
-        name = f"{experiment}-{model}-{seed}"
-        sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name))
+    if dry_run:
+        return
+    if processes * hosts > 1 and "RANK" not in os.environ:
+        sys.exit(launch(processes, together))
+    name = f"{experiment}-{model}-{seed}"
+    sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name))
 
 
 def refuse_to_share_gpus(processes: int) -> None:
@@ -164,7 +186,7 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
 def say_what_is_cut(ready: Run) -> None:
     """Name prompts that the model will not read to their end."""
     for name, prompt_set in ready.prompt_sets.items():
-        if note := ready.policy.painter.encoder.what_is_cut(name, [prompt.text for prompt in prompt_set]):
+        if note := ready.policy.painter.encoder.what_is_cut(name, prompt_set):
             say(note, to_stderr=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,7 +26,7 @@ def card(
     model: str,
     seed: int,
     progress: Progress,
-    prompt_sets: Mapping[str, tuple[Prompt, ...]],
+    prompt_sets: Mapping[str, Sequence[Prompt]],
     scorers: Mapping[str, Any],
     processes: int,
     device: torch.device,

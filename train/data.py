@@ -32,13 +32,13 @@ def _generator(*parts: str | int) -> torch.Generator:
 
 
 @lru_cache(maxsize=8)
-def _permutation(size: int, *parts: str | int) -> tuple[int, ...]:
-    return tuple(torch.randperm(size, generator=_generator(*parts)).tolist())
+def _permutation(size: int, *parts: str | int) -> Tensor:
+    return torch.randperm(size, generator=_generator(*parts))  # a tensor: of a million, 8 MB in every process
 
 
 def positions(size: int, start: int, count: int, *parts: str | int) -> list[int]:
     """Items `start` .. `start + count` of endless passes over `size` things, each pass in an order of its own."""
-    return [_permutation(size, *parts, at // size)[at % size] for at in range(start, start + count)]
+    return [int(_permutation(size, *parts, at // size)[at % size]) for at in range(start, start + count)]
 
 
 def prompts_of(task: Task, prompts: Sequence[Prompt], seed: int, iteration: int) -> list[Prompt]:

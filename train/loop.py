@@ -75,7 +75,7 @@ class Run:
     seed: int
     accelerator: Accelerator
     policy: Policy
-    prompt_sets: dict[str, tuple[Prompt, ...]]
+    prompt_sets: dict[str, Sequence[Prompt]]
     scorers: dict[str, Any]
     source: PretrainingSource | None
     log: states.MetricsLog | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,36 @@ def check_out(out: Path) -> None:
         )
 
 
+def check_names(experiment: Experiment) -> None:
+    """Refuse prompt sets and scorers that are not there, while nothing is fetched or loaded.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    known = prompts.names()
+    for task in experiment.tasks:
+        if task.prompts not in known:  # a file of one's own, or none
+            prompts.load(task.prompts)
+    load_scorers(scorer_names(experiment), "cpu", experiment.domain)
+
+
+def scorer_names(experiment: Experiment) -> list[str]:
+    """Rewards and monitors of all tasks, each once."""
+    names = [term.scorer for task in experiment.tasks for term in task.rewards]
+    names += [name for task in experiment.tasks for name in task.monitors]
+    return list(dict.fromkeys(names))
+
+
 def named_inputs(
     experiment: Experiment, device: torch.device | str
-) -> tuple[dict[str, tuple[prompts.Prompt, ...]], dict[str, Any]]:
+) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
     """Prompt sets and scorers that the tasks name, by name.
 
     Raises:
         ValueError: for one that is not there.
     """
-    names = [term.scorer for task in experiment.tasks for term in task.rewards]
-    names += [name for task in experiment.tasks for name in task.monitors]
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    return prompt_sets, load_scorers(list(dict.fromkeys(names)), device, experiment.domain)
+    return prompt_sets, load_scorers(scorer_names(experiment), device, experiment.domain)
 
 
 def prepare(
@@ -123,8 +141,19 @@ def prepare(
     accelerator: Accelerator,
     show: Callable[[states.Progress, str, float | None], None] = no_bar,
     stop_requested: Callable[[], int] = int,
+    pipeline: Any | None = None,
 ) -> Run:
     """Load everything, resume where there is something to resume.
+
+    Args:
+        experiment: to be run.
+        model: name of its variant.
+        seed: of everything random.
+        out: run directory.
+        accelerator: of this process.
+        show: takes progress, task and its mean reward.
+        stop_requested: the signal that asks to stop, 0 for none.
+        pipeline: to be trained in place of the experiment's base.
 
     Raises:
         ValueError: one sentence, for whatever the user can mend.
@@ -140,7 +169,8 @@ def prepare(
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
 
-    policy = Policy(load_pipeline(experiment.base, experiment.revision), experiment, accelerator, seed)
+    pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
+    policy = Policy(pipeline, experiment, accelerator, seed)
     source = None
     if experiment.pretraining is not None:
         source = pretraining_source(experiment.pretraining, policy.painter, seed)

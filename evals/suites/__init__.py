@@ -32,6 +32,10 @@ class Suite:
     domain: Domain = "photo"
 
 
+DEFAULTS: dict[Domain, str] = {"photo": "paper", "miniature": "miniature"}
+"""The suite that a run is scored on unless another is named, by the domain of its experiment."""
+
+
 def names() -> tuple[str, ...]:
     """Every suite: the files of this folder."""
     return tuple(sorted(f.stem for f in Path(__file__).parent.glob("[!_]*.py")))

@@ -5,8 +5,11 @@ make train-base
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evals.diffusion import Sampling
 from train.config import Experiment
+from train.experiments._stable_diffusion import variants
 
 MINIATURE_PIPELINE = "evals/miniature/weights/pipeline"
 
@@ -17,4 +20,5 @@ MODELS = {
     "miniature": Experiment(
         base=MINIATURE_PIPELINE, domain="miniature", iterations=0, sampling=MINIATURE_SAMPLING
     ),
+    **{name: replace(paper, iterations=0, lora=None) for name, paper in variants().items()},
 }

@@ -1,0 +1,50 @@
+"""CLIPScore: how well a picture fits its prompt, by an encoder that was trained on neither preferences nor a generator's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evals.scorers import Scope, _clip
+from evals.scorers._clip import OPENAI_VIT_L_14, OpenClip, clip_version, cosine, load_clip
+from evals.weights import Weights
+from prompts import Prompt
+
+
+class Scorer:
+    """100 max(cosine, 0), about 15 to 35.
+
+    Form and encoder are those of text-to-image work and of torchmetrics' default: Hessel et al. multiply by 2.5, put "A photo depicts" before a
+    caption, and took OpenAI's ViT-B/32. LAION's ViT-H/14, the other common one, would be a judge in its own cause: PickScore and HPSv2 are
+    tuned from it, and its text tower is the one that SD2 is conditioned on.
+    """
+
+    range: tuple[float, float] = (0.0, 100.0)
+    higher_is_better: bool | None = True
+    source = "CLIPScore (Hessel et al., arXiv 2104.08718) as 100 max(cos, 0), on OpenAI's CLIP ViT-L/14 (arXiv 2103.00020)"
+    scope: Scope = "image"
+    weights: tuple[Weights, ...] = (OPENAI_VIT_L_14,)
+    architecture = "ViT-L-14-quickgelu"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+
+    @property
+    def version(self) -> str:
+        return clip_version(__file__, self.weights)
+
+    @cached_property
+    def clip(self) -> OpenClip:
+        return load_clip(OpenClip, self.architecture, self.weights[0], self.device)
+
+    def __call__(
+        self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
+    ) -> Tensor:
+        return 100 * cosine(self.clip, images_BCHW, [p.text for p in prompts]).clamp(min=0)
+
+    def cut_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """How many tokens of each prompt are not read."""
+        return _clip.cut_tokens([p.text for p in prompts])

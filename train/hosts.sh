@@ -1,0 +1,39 @@
+#!/bin/sh
+# One training run on several hosts: plain ones, that ssh reaches without a password and that see this folder at the same path.
+#
+#   HOSTS="node1 node2" GPUS=8 train/hosts.sh imagereward --on sd2 --seed 0
+#   DRY_RUN=1 HOSTS=... prints what would be run on each.
+#
+# Ctrl-C, or the end of this terminal, saves on all of them, and the same command resumes. PORT (29500) and the next one must be free on the first.
+set -eu
+cd "$(dirname "$0")/.."
+[ -n "${HOSTS:-}" ] || { echo 'HOSTS="..." must name the hosts, separated by spaces' >&2; exit 2; }
+[ "$#" -gt 0 ] || { echo 'give the arguments of `python -m train`, such as: imagereward --on sd2' >&2; exit 2; }
+case "${GPUS:-1}" in '' | *[!0-9]* | 0*) echo "GPUS=\"$GPUS\" must be the number of GPUs of each host" >&2; exit 2 ;; esac
+
+quote() { for word; do printf " '%s'" "$(printf %s "$word" | sed "s/'/'\\\\''/g")"; done; }
+
+first=${HOSTS%% *} count=0 number=0
+for host in $HOSTS; do count=$((count + 1)); done
+arguments=$(quote "$@")
+for host in $HOSTS; do
+  command="cd $(quote "$PWD") && exec .venv/bin/python -m train$arguments --processes ${GPUS:-1} --hosts $count --host $number --first $first:${PORT:-29500}"
+  if [ -n "${DRY_RUN:-}" ]; then
+    echo "$host: $command"
+  else
+    # -tt: when this ssh goes, the terminal there closes, and training saves
+    ssh -tt "$host" "$command" </dev/null &
+    workers="${workers:-} $!"
+  fi
+  number=$((number + 1))
+done
+trap 'kill -TERM ${workers:-} 2>/dev/null || true' INT TERM HUP
+worst=0
+for worker in ${workers:-}; do
+  code=0
+  wait "$worker" || code=$?
+  # interrupted by a signal of ours, the hosts are still saving
+  [ "$code" -lt 128 ] || { again=0; wait "$worker" 2>/dev/null || again=$?; [ "$again" = 127 ] || code=$again; }
+  [ "$worst" -ne 0 ] || worst=$code
+done
+exit "$worst"
