@@ -157,7 +157,7 @@ def test_parts_of_a_batch_change_nothing(scorer: Scorer, monkeypatch: pytest.Mon
 def test_the_gradient_to_pictures_is_that_of_the_model(scorer: Scorer) -> None:
     """Of the right size there is nothing to resize, and rounding lets the gradient through."""
     images = pictures(4, 32, 32).requires_grad_()
-    (ours,) = torch.autograd.grad(scorer.reward(images, PROMPTS[:4]).sum(), images)
+    (ours,) = torch.autograd.grad(scorer(images, PROMPTS[:4]).sum(), images)
     texts = [prompt.text for prompt in PROMPTS[:4]]
     (wanted,) = torch.autograd.grad(scorer.model(images, texts).sum(), images)
     assert torch.allclose(ours, wanted, rtol=1e-4, atol=1e-7)
@@ -166,10 +166,10 @@ def test_the_gradient_to_pictures_is_that_of_the_model(scorer: Scorer) -> None:
 
 def test_a_step_along_the_gradient_raises_the_reward(scorer: Scorer) -> None:
     images = (0.25 + pictures(8) / 2).requires_grad_()
-    reward = scorer.reward(images, PROMPTS)
+    reward = scorer(images, PROMPTS)
     (gradient,) = torch.autograd.grad(reward.sum(), images)
     stepped = images.detach() + 4 / 255 * gradient.sign()
-    assert bool((scorer.reward(stepped, PROMPTS) > reward).all())
+    assert bool((scorer(stepped, PROMPTS) > reward).all())
 
 
 def test_pictures_are_read_as_8_bit(scorer: Scorer) -> None:
@@ -248,3 +248,20 @@ def test_the_packages_lock_has_names_versions_and_hashes_only() -> None:
     assert [line for line in locked if not re.fullmatch(form, line)] == []
     pinned = [line.replace(" ", "") for line in requirements("tests/parity/requirements.in") if "==" in line]
     assert {line.split("#")[0] for line in pinned} <= {line.split(" ")[0] for line in locked}
+
+
+def test_parity_fails_where_scores_differ_or_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.parity.__main__ import PROMPTS as ASKED
+    from tests.parity.__main__ import choose_pairs, scores_agree
+
+    pairs = choose_pairs(["one", "two", "three"])
+    assert {pair.prompt for pair in pairs} == set(ASKED)
+    cut = [0] * len(pairs)
+    scores = [0.3 * (i % 5) for i in range(len(pairs))]
+    assert scores_agree(pairs, [score + 1e-5 for score in scores], scores, cut) == []
+    wrong = [*scores[:-1], scores[-1] + 1e-4]
+    assert scores_agree(pairs, wrong, scores, cut) == ["scores differ by 1.0e-04"]
+    alike = scores_agree(pairs, cut, cut, cut)
+    assert alike == ["scores hardly depend on prompts", "scores hardly depend on pictures"]
+    assert scores_agree(pairs, [float("nan")] * len(pairs), scores, cut)
+    capsys.readouterr()

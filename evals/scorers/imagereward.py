@@ -113,7 +113,7 @@ class Scorer:
 
         Args:
             device: for the network.
-            dtype: of the matrix products, float32, or bfloat16, several times as fast where there is hardware for it; its scores are about 0.01 off,
+            dtype: of the matrix products, float32, or bfloat16, several times as fast where there is hardware for it; its scores are some hundredths off,
                 and so of another version.
 
         Raises:
@@ -148,19 +148,18 @@ class Scorer:
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
     ) -> Tensor:
-        with torch.no_grad():
-            parts = [
-                self.reward(images_BCHW[i : i + PART], prompts[i : i + PART])
-                for i in range(0, len(prompts), PART)
-            ]
+        texts = [prompt.text for prompt in prompts]
+        parts = [
+            self.reward(images_BCHW[i : i + PART], texts[i : i + PART]) for i in range(0, len(texts), PART)
+        ]
         return torch.cat(parts).cpu()
 
-    def reward(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """The same, all pictures at once, with a gradient to them: that of the pictures before they are rounded to 8 bit. The weights are frozen.
+    def reward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
+        """The same, all pictures at once. A gradient, where one is asked for, is that of the pictures, and does not see that they are rounded to 8 bit.
 
         Args:
             images_BCHW: in [0, 1].
-            prompts: of the pictures.
+            texts: of the pictures.
 
         Returns:
             float32 [B], on the scorer's device.
@@ -168,8 +167,7 @@ class Scorer:
         model = self.model
         pixels_BCHW = model.preprocess(to_8bit(images_BCHW.to(self.device, torch.float32)))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != torch.float32):
-            seen_BLD = model.vision(pixels_BCHW).last_hidden_state
-            read_BLD = model.read(seen_BLD, [prompt.text for prompt in prompts])
+            read_BLD = model.read(model.vision(pixels_BCHW).last_hidden_state, texts)
         with torch.autocast(self.device.type, enabled=False):  # the head in float32, wherever it is called
             return model.judge(read_BLD.float())
 

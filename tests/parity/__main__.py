@@ -18,11 +18,13 @@ import numpy as np
 import skimage
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.package import ENVIRONMENT, Package
 from evals.scorers import imagereward
+from evals.scorers._preprocess import CLIP_STD
 from evals.scorers.imagereward import MAX_LENGTH, VOCABULARY, Scorer
 from evals.weights import sha256_of
 from prompts import Prompt
@@ -186,14 +188,79 @@ def mistakes(scorer: Scorer) -> dict[str, Callable[[], object]]:
 
 
 def differing(ours: list[float], theirs: list[float]) -> float:
+    """The largest difference."""
     return max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+
+
+# the comparisons: each prints what it finds, and returns a sentence for what is wrong
+
+
+def scores_agree(pairs: list[Pair], ours: list[float], theirs: list[float], cut: list[int]) -> list[str]:
+    """The table, the largest difference, and whether there was anything to find."""
+    faults = []
+    print(f"{'picture':26} {'prompt':42} {'package':>10} {'here':>10} {'difference':>11} {'tokens cut':>10}")
+    for pair, their, our, tokens in zip(pairs, theirs, ours, cut, strict=True):
+        prompt = pair.prompt if len(pair.prompt) <= 40 else f"{pair.prompt[:37]}..."
+        print(f"{pair.picture:26} {prompt!r:42} {their:10.5f} {our:10.5f} {our - their:11.1e} {tokens:10}")
+    largest = differing(ours, theirs)
+    print(f"\nlargest difference {largest:.1e} of {len(pairs)} scores, {TOLERANCE:g} allowed")
+    if not largest <= TOLERANCE:
+        faults.append(f"scores differ by {largest:.1e}")
+    scored = list(zip(pairs, theirs, strict=True))
+    of_one_picture = [score for pair, score in scored if pair.picture == pairs[0].picture]
+    of_one_prompt = [score for pair, score in scored if pair.prompt == PROMPTS[0]]
+    for what, chosen in {"prompts": of_one_picture, "pictures": of_one_prompt}.items():
+        spread = float(np.std(chosen))
+        print(f"standard deviation over {len(chosen)} {what} {spread:.3f}, {DEPENDS:g} needed")
+        if not spread >= DEPENDS:
+            faults.append(f"scores hardly depend on {what}")
+    return faults
+
+
+def tokens_agree(package: Package, scorer: Scorer) -> list[str]:
+    """Of the prompts, and of odd texts."""
+    texts = [*PROMPTS, *odd_texts(500)]
+    theirs, ours = package("tokens", prompts=texts), scorer.model.tokenizer(texts).input_ids
+    other = sum(one != another for one, another in zip(theirs, ours, strict=True))
+    print(f"tokens of {len(texts) - other} of {len(texts)} texts are the same")
+    return [f"{other} texts have other tokens"] if other else []
+
+
+def gradients_agree(package: Package, scorer: Scorer, path: Path, prompt: str) -> list[str]:
+    """To the pixels of a picture that needs no resize, over the largest value."""
+    to = path.with_suffix(".safetensors")
+    package("gradient", picture=str(path), prompt=prompt, to=str(to))
+    theirs_BCHW = load_file(to)["gradient"]
+    images_BCHW = read_picture(path).requires_grad_()
+    reward = scorer(images_BCHW, [Prompt("one", prompt)])
+    (gradient_BCHW,) = torch.autograd.grad(reward.sum(), images_BCHW)
+    ours_BCHW = gradient_BCHW * torch.tensor(CLIP_STD).view(3, 1, 1)  # theirs is that to normalised pixels
+    off = float((ours_BCHW - theirs_BCHW).abs().max() / theirs_BCHW.abs().max())
+    print(f"gradient to the pixels: largest difference {off:.1e} of the largest value, {TOLERANCE:g} allowed")
+    return [] if off <= TOLERANCE else [f"gradients differ by {off:.1e} of their largest value"]
+
+
+def mistakes_show(scorer: Scorer, paths: dict[str, Path], pairs: list[Pair], ours: list[float]) -> list[str]:
+    """Whether this comparison would have found what somebody might get wrong."""
+    faults = []
+    telling = [next(pair for pair in pairs if pair.prompt == LONG), pairs[1]]
+    right = [ours[pairs.index(pair)] for pair in telling]
+    for mistake, wrong in mistakes(scorer).items():
+        with wrong():
+            difference = differing(our_scores(scorer, paths, telling), right)
+        print(f"deliberate mistake, {mistake}: a score differs by {difference:.1e}")
+        if not difference > TOLERANCE:
+            faults.append(f"a mistake goes unnoticed: {mistake}")
+    return faults
 
 
 def main() -> int:
     """Compare, print the table, and return the exit code."""
-    threads = torch.get_num_threads()
     faults = []
-    with tempfile.TemporaryDirectory() as name, Package(Path(name), threads) as package:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Package(Path(name), torch.get_num_threads()) as package,
+    ):
         if sha256_of(package.vocabulary) != VOCABULARY.sha256[0]:
             faults.append(f"{package.vocabulary.name} is not BERT's")
         scorer = Scorer()
@@ -202,56 +269,21 @@ def main() -> int:
         )
         paths = write_pictures(Path(name))
         pairs = choose_pairs(list(paths))
-        asked = {"pictures": [str(paths[p.picture]) for p in pairs], "prompts": [p.prompt for p in pairs]}
-        theirs = package("score", **asked)["scores"]
+        pictures, prompts = [str(paths[pair.picture]) for pair in pairs], [pair.prompt for pair in pairs]
+        theirs = package("score", pictures=pictures, prompts=prompts)["scores"]
         ours = our_scores(scorer, paths, pairs)
-        cut = imagereward.cut_tokens(scorer.model.tokenizer, [pair.prompt for pair in pairs], MAX_LENGTH)
-
-        print(
-            f"{'picture':26} {'prompt':42} {'package':>10} {'here':>10} {'difference':>11} {'tokens cut':>10}"
-        )
-        for pair, their, our, tokens in zip(pairs, theirs, ours, cut, strict=True):
-            prompt = pair.prompt if len(pair.prompt) <= 40 else f"{pair.prompt[:37]}..."
-            print(
-                f"{pair.picture:26} {prompt!r:42} {their:10.5f} {our:10.5f} {our - their:11.1e} {tokens:10}"
-            )
-
-        largest = differing(ours, theirs)
-        print(f"\nlargest difference {largest:.1e} of {len(pairs)} scores, {TOLERANCE:g} allowed")
-        if not largest <= TOLERANCE:
-            faults.append(f"scores differ by {largest:.1e}")
-        for what, chosen in {
-            "prompts": [s for s, pair in zip(theirs, pairs, strict=True) if pair.picture == pairs[0].picture],
-            "pictures": [s for s, pair in zip(theirs, pairs, strict=True) if pair.prompt == PROMPTS[0]],
-        }.items():
-            spread = float(np.std(chosen))
-            print(f"standard deviation over {len(chosen)} {what} {spread:.3f}, {DEPENDS:g} needed")
-            if not spread >= DEPENDS:
-                faults.append(f"scores hardly depend on {what}")
-
-        texts = [*PROMPTS, *odd_texts(500)]
-        other = sum(
-            a != b
-            for a, b in zip(
-                package("tokens", prompts=texts), scorer.model.tokenizer(texts).input_ids, strict=True
-            )
-        )
-        print(f"tokens of {len(texts) - other} of {len(texts)} texts are the same")
-        if other:
-            faults.append(f"{other} texts have other tokens")
-
-        telling = [pair for pair in pairs if pair.prompt == LONG][:1] + pairs[1:2]
-        right = [ours[pairs.index(pair)] for pair in telling]
-        for mistake, wrong in mistakes(scorer).items():
-            with wrong():
-                difference = differing(our_scores(scorer, paths, telling), right)
-            print(f"made a mistake of it, {mistake}: {difference:.1e}")
-            if not difference > TOLERANCE:
-                faults.append(f"a mistake goes unnoticed: {mistake}")
+        cut = imagereward.cut_tokens(scorer.model.tokenizer, prompts, MAX_LENGTH)
+        faults += scores_agree(pairs, ours, theirs, cut)
+        faults += tokens_agree(package, scorer)
+        faults += gradients_agree(package, scorer, paths["astronaut, small 224x224"], PROMPTS[3])
+        faults += mistakes_show(scorer, paths, pairs, ours)
     for fault in faults:
         print(f"parity fails: {fault}", file=sys.stderr)
     return int(bool(faults))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(str(error))

@@ -58,6 +58,15 @@ class Package:
         """Numbers of the tokens of each prompt, not cut."""
         return [self.model.blip.tokenizer(prompt).input_ids for prompt in prompts]
 
+    def gradient(self, picture: str, prompt: str, to: str) -> None:
+        """Write the gradient of a score to the normalised pixels, as the package's ReFL takes it."""
+        pixels = self.model.preprocess(Image.open(picture).convert("RGB"))[None].requires_grad_()
+        tokens = self.model.blip.tokenizer(
+            prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+        )
+        reward = self.model.score_gard(tokens.input_ids, tokens.attention_mask, pixels)
+        save_file({"gradient": torch.autograd.grad(reward.sum(), pixels)[0]}, to)
+
     def move(self, device: str) -> None:
         """Work on another device."""
         self.model.to(device)
