@@ -188,8 +188,8 @@ def mistakes(scorer: Scorer) -> dict[str, Callable[[], object]]:
 
 
 def differing(ours: list[float], theirs: list[float]) -> float:
-    """The largest difference."""
-    return max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+    """The largest difference; NaN where there is one."""
+    return float(np.abs(np.subtract(ours, theirs)).max())
 
 
 # the comparisons: each prints what it finds, and returns a sentence for what is wrong
