@@ -40,6 +40,7 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(
 
 PY := .venv/bin/python
 VENV := .venv/.complete
+VENV_PARITY := .venv-parity/.complete
 PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 
 # A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
@@ -54,7 +55,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help pack demo test check bench eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test check parity bench eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(EXPERIMENTS:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -154,6 +155,15 @@ check: $(VENV)
 	$(PY) -m mypy
 	$(PY) -m pytest -q -rs -m "not slow"
 
+## parity | scorers against their authors' code, in an environment of its own: some 6 GB
+parity: $(VENV_PARITY)
+	$(PY) -m tests.parity
+
+$(VENV_PARITY): tests/parity/requirements.lock | $(VENV)
+	$(PY) -m uv venv --quiet --clear --python $(PY) $(@D)
+	$(PY) -m uv pip install --python $(@D)/bin/python --require-hashes -r $<
+	@touch $@
+
 ## miniature | rebuilds the miniature's models from their seeds, in results/miniature: hours
 miniature: $(VENV)
 	$(PY) -m train.miniature all
@@ -165,10 +175,13 @@ $(VENV): requirements.lock .ci/setup
 	@PYTHON="$(PYTHON)" .ci/setup
 	@touch $@
 
-## lock | resolves requirements.in into requirements.lock
+## lock | resolves requirements.in into requirements.lock, also in tests/parity
 lock: $(VENV)
-	$(PY) -m uv pip compile requirements.in --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements.lock
+	$(RESOLVE) -o requirements.lock requirements.in
+	$(RESOLVE) -o tests/parity/requirements.lock tests/parity/requirements.in
+
+RESOLVE = $(PY) -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 
 ## clean | removes the demo's results and the caches; keeps runs, scores and .venv
 clean:
