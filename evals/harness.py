@@ -113,6 +113,8 @@ def _score_part(
     bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
     for name, scorer in bar:
         bar.set_postfix_str(name)
+        if note := scorers.what_is_cut(name, scorer, part.prompt_set, prompts.load(part.prompt_set)):
+            bar.write(note, file=sys.stderr)
         values = _values(name, scorer, items, images, base)
         rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
         score_rows.write(pd.concat(rows), _partial(out))

@@ -301,3 +301,15 @@ def test_a_range_allows_for_rounding_and_no_more() -> None:
     assert first_outside(torch.tensor([0.9999999, 5.0, torch.nan]), (1.0, float("inf"))) is None
     assert first_outside(torch.tensor([1.0, 0.999]), (1.0, float("inf"))) == 1
     assert first_outside(torch.tensor([1e9, -1e9]), (float("-inf"), float("inf"))) is None
+
+
+def test_prompts_that_a_scorer_does_not_read_to_their_end_are_counted():
+    class Reader:
+        def cut_tokens(self, prompts):
+            return [max(0, len(prompt.text) - 4) for prompt in prompts]
+
+    asked = [prompts.Prompt("a", "cat"), prompts.Prompt("b", "a cat"), prompts.Prompt("c", "two cats")]
+    told = scorers.what_is_cut("reader", Reader(), "cats", asked)
+    assert told == "note: 2 of the 3 prompts of cats are longer than scorer reader reads"
+    assert scorers.what_is_cut("reader", Reader(), "cats", asked[:1]) == ""
+    assert scorers.what_is_cut("blind", object(), "cats", asked) == ""

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from evals import weights
+from evals.scorers import what_is_cut
 from train import experiments, trackers
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
@@ -224,9 +225,16 @@ def run(
 
 
 def say_what_is_cut(ready: Run) -> None:
-    """Name prompts that the model will not read to their end."""
+    """Name prompts that the model or a scorer will not read to their end."""
+    if not speaks():
+        return
     for name, prompt_set in ready.prompt_sets.items():
-        if note := ready.policy.painter.encoder.what_is_cut(name, prompt_set):
+        notes = [ready.policy.painter.encoder.what_is_cut(name, prompt_set)]
+        for task in ready.experiment.tasks:
+            if task.prompts == name:
+                asked = dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors])
+                notes += [what_is_cut(scorer, ready.scorers[scorer], name, prompt_set) for scorer in asked]
+        for note in filter(None, notes):
             say(note, to_stderr=True)
 
 
