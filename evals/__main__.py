@@ -179,23 +179,22 @@ def licences() -> None:
     type=click.Choice(["photo", "miniature"]),
     default="miniature",
     show_default=True,
-    help="Of the scorer of that name.",
+    help="Of the scorer of that name, and of the pictures that it is shown.",
 )
-def check_scorer(scorer: str, domain: Domain) -> None:
-    """Hold a scorer to its contract, on a few pictures of the miniature: exit code 1 where it does not keep it."""
-    import prompts
-    from evals import scorers
-    from evals.checkpoints import load_pipeline
-    from evals.diffusion import Painter
-    from evals.miniature import weights_folder
-    from evals.scorers._contract import faults
-    from evals.suites.miniature import SUITE
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
+def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> None:
+    """Hold a scorer to its contract, on a few pictures: exit code 1 where it does not keep it."""
+    from evals import scorers, weights
+    from evals.scorers._contract import faults, pictures
 
+    weights.accept_terms(accept_terms)
     loaded = scorers.load(scorer, domain=domain)
-    few = [*prompts.load("miniature-scenes-unseen")[:2], *prompts.load("miniature-portraits-unseen")[:2]]
-    asked = [prompt for prompt in few for _ in range(4)]
-    painter = Painter.of(load_pipeline(str(weights_folder("pipeline"))), SUITE.sampling)
-    images = painter.paint([prompt.text for prompt in asked], range(len(asked)), seed=0)
+    images, asked = pictures(domain)
     found = faults(scorer, loaded, images, asked)
     for fault in found:
         click.echo(f"error: {scorer}: {fault}", err=True)
