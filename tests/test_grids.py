@@ -289,6 +289,7 @@ def one_iteration(base: str, prompts: str, out: str) -> None:
     run.accelerator.wait_for_everyone()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_sheets_of_one(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:

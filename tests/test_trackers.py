@@ -279,6 +279,7 @@ def on_two(base: str, prompts: str, out: str) -> None:
     sys.exit(tracked(replace(experiment_of(base, prompts), iterations=1), Path(out)))
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes(toy_one: Experiment, toy_prompts: Path, tmp_path: Path) -> None:
     assert toy.launch(2, on_two, toy_one.base, str(toy_prompts), str(tmp_path / "run")) == [0, 0]
     assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1

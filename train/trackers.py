@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NONE = "none"
 NAMES = tuple(LOGGER_TYPE_TO_CLASS)
-"""Trackers that accelerate knows; those that write files do so in a folder of that name in the run directory."""
+"""Trackers that accelerate knows. Files of tensorboard, wandb, swanlab, aim and dvclive are in a folder of that name in the run directory."""
 PROJECT = "text-to-image-rl"
 """Under what a tracker with projects files all runs."""
 ID_FILE = "trackers.json"
@@ -204,8 +204,7 @@ def _maker(name: str, out: Path, title: str, fresh: bool) -> Callable[[], Any]:
     def anew() -> Any:
         if folder.is_dir():
             shutil.rmtree(folder)
-        # the step: a TensorBoard that is open on these files forgets what it has read of them
-        return kind(name, str(out), purge_step=0)
+        return kind(name, str(out))
 
     def continued(**options: Any) -> Any:
         return kind(PROJECT, id=run_id(out, fresh), resume="allow", name=title, **options)
