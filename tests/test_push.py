@@ -28,7 +28,7 @@ from tests.synthetic_rows import study
 from train import experiments
 from train.__main__ import main
 from train.card import ddim_options, origin
-from train.config import Experiment, Lora
+from train.config import Experiment, Lora, as_json
 from train.loop import train
 from train.model_card import usage
 from train.start import hand_over, new_accelerator, prepare
@@ -555,3 +555,15 @@ def test_the_other_command_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None
         "Usage: python -m train push [OPTIONS] RUN OWNER/NAME"
         in CliRunner().invoke(main, ["push", "--help"]).output
     )
+
+
+def test_readme_has_these_lines() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for on in ("sd2", "sd2_1gpu"):
+        record = {
+            "experiment": as_json(experiments.load("imagereward", on)),
+            "scheduler": {"clip_sample": False, "set_alpha_to_one": False},
+            "example": "a red cube on a blue sphere",
+        }
+        for line in usage(record, f"results/runs/imagereward-{on}-0").splitlines():
+            assert line in text
