@@ -161,7 +161,7 @@ SCORER = "aesthetic"
 def scored(tmp_path: Path, *options: str) -> Result:
     out = str(tmp_path / "scores" / "x.csv")
     return CliRunner().invoke(
-        evals_command, ["score", str(weights_folder("pipeline")), "--out", out, *options]
+        evals_command, ["score", str(weights_folder("pipeline")), "--out", out, "--suite", "few", *options]
     )
 
 
