@@ -11,6 +11,8 @@ The map of this package
     data.py         the prompts of an iteration, and the pretraining pairs
     images.py       pictures with captions on disk: a folder, or WebDataset shards
     policy.py       pipeline in, full UNet or LoRA, AdamW, EMA, pipeline out
+    plan.py         what would be run, told before anything loads; resources.py: memory and time, records.py: of measured devices
+    launch.py       several processes, on one host or several; hosts.sh, slurm.sh start it on each
     gates.py        what every run checks about itself: ratio 1 and KL 0 before the first update, transition, log-probability
     state.py        checkpoints that a kill or a full disk cannot break, and exact resuming
     card.py         run.json: what was run, with which versions, at what cost
