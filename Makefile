@@ -11,6 +11,7 @@
 ## ON=MODEL | miniature, sd15, sd2, sdxl, or with _8gpus, _1gpu; eval, compare: every model
 ## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
 ## SET="field=value ..." | changes fields of the experiment
+## TERMS="owner/name ..." | weights whose terms you may accept (python -m evals licences)
 ## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
 ## PYTHON=python3.12 | makes .venv with this Python (3.11 or newer)
 
@@ -22,6 +23,7 @@ endif
 SEEDS ?=
 SET ?=
 GPUS ?= 1
+TERMS ?=
 RESULTS ?= results
 DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
@@ -41,6 +43,7 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(
 PY := .venv/bin/python
 VENV := .venv/.complete
 VENV_PARITY := .venv-parity/.complete
+ACCEPT = $(if $(TERMS), $(TERMS:%=--accept-terms '%'))
 PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 
 # A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
@@ -91,7 +94,7 @@ $(EXPERIMENTS:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs
 ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
 $(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
 	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
-	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')
+	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')$(ACCEPT)
 
 ## eval | scores every run that has no scores yet, and the base models they came from
 eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
@@ -102,7 +105,7 @@ eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
 .SECONDEXPANSION:
 $(RESULTS)/scores/%.csv: \
 		$$(if $$(wildcard $(RESULTS)/scores/$$*.csv),$$(wildcard $(RESULTS)/runs/$$*/run.json),$(RESULTS)/runs/$$*/run.json) | $(VENV)
-	$(PY) -m evals score $(RESULTS)/runs/$* --out $@
+	$(PY) -m evals score $(RESULTS)/runs/$* --out $@$(ACCEPT)
 
 ## compare | the results table from the scores: no GPU, seconds
 compare: $(RESULTS)/table.md

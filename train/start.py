@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
 )
 from torch import Tensor
 
 import prompts
 from evals.checkpoints import load_pipeline
+from evals.diffusion import exact_device
 from evals.files import write_text
+from evals.scorers import weights_of
 from train import card, grids, trackers
 from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
@@ -52,15 +55,12 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
     Args:
         sharding: whether several processes share out the weights. One has nobody to share with.
     """
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        # the same command gives the same weights; and fp32 means fp32, not TF32
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False
+    on_gpu = exact_device().type == "cuda"
+    # the main process alone writes, and a dead one is the launcher's matter
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
     if sharding == "none":
-        return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+        return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp, patience])
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
@@ -68,7 +68,9 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
         transformer_cls_names_to_wrap=list(SHARDED),
         cpu_ram_efficient_loading=False,  # every process has loaded the base
     )
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no", fsdp_plugin=plugin)
+    accelerator = Accelerator(
+        cpu=not on_gpu, mixed_precision="no", fsdp_plugin=plugin, kwargs_handlers=[patience]
+    )
     if not on_gpu and accelerator.num_processes > 1:
         # accelerate takes the plugin on GPUs only; on a CPU torch shards as well
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -199,6 +201,9 @@ def prepare(
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
 
+    for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
+        for weights in weights_of(scorer):
+            weights.paths()
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
     policy = Policy(pipeline, experiment, accelerator, seed)
     source = None
