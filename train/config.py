@@ -104,6 +104,8 @@ class Update:
     """Images per backward pass: memory only (paper: 16 per GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: memory only (released code: on)."""
+    compile: bool = False
+    """Compile the denoiser, in rollout and update alike: time only, after minutes in which it is compiled (ours)."""
     sharding: Sharding = "none"
     """Where weights, gradients and moments lie: whole on every process (DDP; released code), or a share on each (FSDP2): memory only."""
 
@@ -189,6 +191,7 @@ MEMORY_FIELDS = (
     "sampling.decode_batch",
     "update.micro_batch",
     "update.gradient_checkpointing",
+    "update.compile",
     "update.sharding",
     "save_every",
 )
