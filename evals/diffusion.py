@@ -350,6 +350,11 @@ def predict(
 
 
 def _forward(unet: nn.Module, x_BCHW: Tensor, timestep: int | Tensor, cond: Conditioning) -> Tensor:
+    if isinstance(
+        timestep, int
+    ):  # a tensor, and latents in one layout: a compiled denoiser is compiled for each number and layout
+        timestep = torch.full((len(x_BCHW),), timestep, device=x_BCHW.device)
+    x_BCHW = x_BCHW.contiguous()
     more: dict[str, Any] = {}
     if cond.pooled_BD is not None:
         more["added_cond_kwargs"] = {"text_embeds": cond.pooled_BD, "time_ids": cond.size_BK}

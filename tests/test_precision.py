@@ -48,7 +48,7 @@ from train.gates import (
 )
 from train.launch import STOPS
 from train.loop import Run, Stopped, accumulated, collect, policy_gradient, train
-from train.policy import LossScale, first_loss_scale
+from train.loss_scale import LossScale, first_loss_scale
 from train.start import new_accelerator, prepare
 
 MakeRun = Callable[..., Run]

@@ -32,8 +32,9 @@ class Diverged(Exception):
 ROUNDOFF: dict[Precision, float] = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
 """Unit roundoff: largest relative error of rounding a number to nearest."""
 ROUNDOFFS = 8.0
-"""How many roundoffs every bound here allows. Measured on a CPU, rms over an image, the worst of them, in units of `output_error` / 8: 0.8 to 1.9
-in float32 (tiny pipelines, the miniature, Stable Diffusion 1.5's architecture with random weights), 1.1 to 3.3 in bf16 and fp16."""
+"""How many roundoffs every bound here allows. Measured on a CPU, the worst step and image of a run: 0.9 to 2.5 in float32 between two sizes of
+batch, 0.7 to 1.5 in bf16 and fp16 against float32 (tiny pipelines, the miniature; tests/test_precision.py); of the output of Stable Diffusion
+1.5's architecture with random weights 1.7 and 3.3."""
 STRANDS = 16.0
 """A sum of K terms is off by about sqrt(K) roundoffs where it is taken term by term (Higham and Mary, 2019), and by this
 many times less as kernels take it, in lanes and blocks."""
@@ -108,7 +109,7 @@ class Rounding:
     longest_sum: int
     """See `output_error`."""
     same_kernels: bool
-    """Whether the denoiser runs on batches of one size and in one form in both."""
+    """Whether the denoiser runs on batches of one size in both."""
     on_cpu: bool
     """Whether equal shapes mean equal results to the last bit."""
 
@@ -154,7 +155,7 @@ class Rounding:
         )
 
     def ways_out(self, steps: Sequence[int]) -> list[str]:
-        """What would bring rounding within half of the clip at these steps: a finer precision, less guidance, one form of the denoiser, a wider clip."""
+        """What would bring rounding within half of the clip at these steps: a finer precision, less guidance, batches of one size, a wider clip."""
         sampling = self.sampling
         finer = [p for p in ROUNDOFF if ROUNDOFF[p] < ROUNDOFF[sampling.precision]]
         found = [
@@ -167,7 +168,7 @@ class Rounding:
         within = next((each.sampling.guidance for each in weaker if each.holds(steps)), None)
         found += [f"sampling.guidance up to {within:g}"] if within is not None else []
         if not self.same_kernels:
-            found.append("equal sampling.micro_batch and update.micro_batch without compile")
+            found.append("equal sampling.micro_batch and update.micro_batch")
         return [*found, f"update.clip from {2 * max(map(self.ratio_error, steps)):.2g}"]
 
     @property
@@ -204,7 +205,8 @@ def check_identity(
     """
     timestep, precision = rounding.schedule.timesteps[step], rounding.sampling.precision
     if not (math.isfinite(ratio_max_dev) and math.isfinite(kl_max)):
-        raise Diverged(f"the denoiser's answers at timestep {timestep} are no numbers any more")
+        why = " (fp16 ends at 65,504, bf16 does not)" if precision == "fp16" else ""
+        raise Diverged(f"the denoiser's answers at timestep {timestep} are no numbers any more{why}")
     allowed = rounding.tolerance(step)
     record = gates.setdefault("identity", {"precision": precision, "updates": 0, "steps": {}})
     record["exact"] = rounding.exact

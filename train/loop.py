@@ -427,17 +427,15 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     def accumulate() -> Tensor:
         total = torch.zeros((), device=device)
         for rows in micro_batches(share, run.experiment.update.micro_batch):
-            cond = painter.encoder(captions[rows])
+            given = (noisy_BCHW[rows], timestep_B[rows], *painter.encoder(captions[rows]).columns())
             with synchronised(run, last=rows.stop == share):
-                output = predict(
-                    policy.module,
-                    noisy_BCHW[rows].to(device),
-                    timestep_B[rows].to(device),
-                    cond,
-                    None,
-                    None,
-                    sampling.precision,
-                )
+                output = padded(
+                    lambda x, timestep, *cond: predict(
+                        policy.module, x, timestep, Conditioning(*cond), None, None, sampling.precision
+                    ),
+                    run.experiment.update.micro_batch,
+                    *(column.to(device) for column in given),
+                )[: rows.stop - rows.start]
                 loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
                 policy.backward(pretraining.beta * loss)
             total += loss.detach()
