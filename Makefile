@@ -158,7 +158,7 @@ check: $(VENV)
 	$(PY) -m mypy
 	$(PY) -m pytest -q -rs -m "not slow"
 
-## parity | scorers against their authors' code, in an environment of its own: some 6 GB
+## parity | imagereward against its authors' code, in an environment of its own: some 6 GB
 parity: $(VENV_PARITY)
 	$(PY) -m tests.parity
 

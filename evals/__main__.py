@@ -166,7 +166,7 @@ def licences() -> None:
                 f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
             )
             for number, file in enumerate(weights.files):
-                digest = weights.sha256[number] if weights.sha256 else "recorded at first use"
+                digest = weights.sha256[number] if weights.sha256 else "in the card of a run that uses it"
                 click.echo(f"    {file}  sha256 {digest}")
     for prompt_set, source, licence in prompts.sources():
         click.echo(f"{prompt_set}: {source}; {licence}")

@@ -38,9 +38,9 @@ class Weights:
     free: bool
     """Whether anybody may use them for anything, commerce included. Others need --accept-terms."""
     revision: str | None = None
-    """Commit; None takes the newest, and what was taken is recorded."""
+    """Commit; None takes the newest."""
     sha256: tuple[str, ...] = ()
-    """Of the files, in their order; empty where they are not known beforehand, and then what was found is recorded."""
+    """Of the files, in their order; empty where they are not known beforehand; a run's card has those of what it used."""
 
     def __post_init__(self) -> None:
         assert not self.sha256 or len(self.sha256) == len(self.files)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,16 +302,54 @@ def test_the_papers_setting_is_planned_on_any_machine(tiny_pipeline_dir: Path) -
     assert evaluations(paper) == 1000 * 2048 * 2 * 55
 
 
-def test_plan_counts_the_weights_that_are_trained(tiny_pipeline_dir: Path) -> None:
+def test_plan_counts_the_weights_that_are_trained(
+    tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import resources
     from train.plan import plan
 
     count = sum(p.numel() for p in toy.build_tiny_pipeline().unet.parameters())
     experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts")
-    assert f"{count / 1e6:.1f} M weights are trained: {16 * count / 2**30:.2f} GiB a process" in plan(
-        experiment, 1
-    )
-    assert "AdamW and average" in plan(replace(experiment, ema=Ema()), 1)
-    assert "weights are trained" not in plan(replace(experiment, lora=Lora()), 1)
+    assert resources._denoiser_weights(experiment) == count
+    monkeypatch.setattr(resources, "_denoiser_weights", lambda _: 2**28)
+    told = plan(experiment, 1)
+    assert "memory of a process: 4.0 GiB (268.4 M trained weights 1.0, gradients 1.0, AdamW 2.0)" in told
+    assert told.endswith("on top: activations, text encoders and decoder, the reward")
+    assert "AdamW 2.0, average 1.0)" in plan(replace(experiment, ema=Ema()), 1)
+    assert "1.0 GiB (268.4 M frozen weights 1.0)" in plan(replace(experiment, lora=Lora()), 1)
+
+
+def test_plan_knows_published_architectures_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight counts as published; SD2's text encoder and decoder are 424 M weights."""
+    from train.plan import plan
+
+    paper = experiments.load("imagereward", "sd2")
+    told = plan(paper, 128)
+    assert "865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5" in told
+    assert "text encoders and decoder 1.6" in told
+    assert "frozen weights 9.6" in plan(experiments.load("imagereward", "sdxl_1gpu"), 1)
+
+
+def test_plan_tells_the_time_where_such_a_device_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import records
+    from train.plan import plan
+
+    paper = experiments.load("imagereward", "sd2")
+    monkeypatch.setattr(records, "everything", partial(records.everything, tmp_path))
+    assert "time on" not in plan(paper, 128)
+    case = records.Case.of(paper, "sd2")
+    record = records.Record(case, 0.01, 0.03, 0.1, 1.1, 1.0, "made up", None, 40.0, "2026-01-01", "c", "t")
+    path = records.add("A GPU", record, tmp_path)
+    # 16 images on each: (2 branches x (50 x .01 + 5 x .03) + .1) x 16 x 1.1
+    told = f"time on A GPU, measured 2026-01-01: {16 * (2 * (0.5 + 0.15) + 0.1) * 1.1:.3g} s an iteration and 6.84 h in all"
+    assert told in plan(paper, 128)
+    assert "time on" not in plan(experiments.load("imagereward", "sd15"), 128)
+    assert "time on" not in plan(replace(paper, update=replace(paper.update, compile=True)), 128)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
+        plan(paper, 128)
 
 
 # ------------------------------------------------------------------------------------------------- run directories, bases

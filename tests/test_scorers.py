@@ -313,3 +313,21 @@ def test_prompts_that_a_scorer_does_not_read_to_their_end_are_counted():
     assert told == "note: 2 of the 3 prompts of cats are longer than scorer reader reads"
     assert scorers.what_is_cut("reader", Reader(), "cats", asked[:1]) == ""
     assert scorers.what_is_cut("blind", object(), "cats", asked) == ""
+
+
+@pytest.mark.parametrize("name", scorers.names("photo"))
+def test_a_scorer_of_photographs_says_what_it_is_and_opens_nothing_before_it_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("weights were looked for")
+
+    monkeypatch.setattr("evals.weights.Weights.paths", refuse)
+    scorer = scorers.load(name, domain="photo", terms=False)
+    low, high = scorer.range
+    assert low < high
+    assert scorer.scope == "image"
+    assert scorer.higher_is_better in (True, None)
+    assert scorer.source
+    assert scorers.weights_of(scorer)
+    assert all(w.licence and w.repository.count("/") == 1 for w in scorers.weights_of(scorer))

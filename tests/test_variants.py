@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests import toy
 from train import experiments
 from train.config import Experiment, check
 from train.experiments._stable_diffusion import BASES
-from train.loop import train
+from train.loop import Stopped, train
 from train.start import hand_over, new_accelerator, prepare
 
 EXPERIMENTS = ("imagereward", "compositionality", "fairness", "joint")
@@ -130,17 +131,19 @@ def test_trains_resumes_is_scored_and_opens_in_diffusers(
     base, lora, xl = bases[family.removesuffix("-lora")], family.endswith("-lora"), family.startswith("sdxl")
     experiment = small(experiments.load(name, FAMILIES[family]), base, toy_prompts)
     out = tmp_path / "results" / "runs" / f"{name}-tiny-0"
-    first = prepare(replace(experiment, iterations=1), "tiny", 0, tmp_path / "one", new_accelerator())
-    train(first)
-    run = prepare(experiment, "tiny", 0, out, new_accelerator())
-    train(run)
+    straight = prepare(experiment, "tiny", 0, tmp_path / "straight", new_accelerator())
+    train(straight)
+    stopped = prepare(experiment, "tiny", 0, out, new_accelerator(), stop_requested=lambda: signal.SIGTERM)
+    with pytest.raises(Stopped):
+        train(stopped)
     again = prepare(experiment, "tiny", 0, out, new_accelerator())
-    assert again.progress.iteration == 2
-    for weight, kept in run.policy.weights.items():
+    assert (again.progress.iteration, again.progress.phase) < (2, 0)
+    train(again)
+    for weight, kept in straight.policy.weights.items():
         assert torch.equal(again.policy.weights[weight], kept)
-    assert any(not torch.equal(first.policy.weights[w], kept) for w, kept in run.policy.weights.items())
+    assert any(not torch.equal(stopped.policy.weights[w], kept) for w, kept in again.policy.weights.items())
     hand_over(again, f"{name}-tiny-0")
-    assert run.progress.gates["identity"]["holds"]
+    assert again.progress.gates["identity"]["holds"]
 
     harness.score(str(out), tmp_path / "results" / "scores" / "run.csv", None)
     rows = score_rows.read([tmp_path / "results" / "scores" / "run.csv"])

@@ -14,6 +14,7 @@ import torch
 
 from evals.checkpoints import ROOT
 from evals.scorers import weights_of
+from evals.weights import sha256_of
 from prompts import Prompt, digest
 from train.config import Experiment, as_json
 from train.state import Progress
@@ -64,9 +65,15 @@ def card(
 
 
 def origin(scorer: Any) -> dict[str, Any]:
-    """Where a scorer comes from: its own words, and the weights of others in it with revision and licence."""
+    """Where a scorer comes from: its own words, and the weights of others in it with revision, content and licence."""
     weights = [
-        {"repository": w.repository, "revision": w.revision, "licence": w.licence, "free": w.free}
+        {
+            "repository": w.repository,
+            "revision": w.revision,
+            "sha256": {path.name: sha256_of(path) for path in w.paths()},
+            "licence": w.licence,
+            "free": w.free,
+        }
         for w in weights_of(scorer)
     ]
     return {"source": scorer.source, "weights": weights}

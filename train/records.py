@@ -15,6 +15,8 @@ from evals.files import write_text
 from train.config import Experiment
 
 FOLDER = ROOT / "results" / "bench"
+ACTIVATIONS = FOLDER / "activations.json"
+"""Counted by `python -m bench.activations`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def everything(folder: Path = FOLDER) -> list[tuple[str, list[Record]]]:
     Raises:
         ValueError: naming the file, where one is damaged.
     """
-    return [_opened(path) for path in sorted(folder.glob("*.json")) if path.stem != "activations"]
+    return [_opened(path) for path in sorted(folder.glob("*.json")) if path.name != ACTIVATIONS.name]
 
 
 def add(device: str, record: Record, folder: Path = FOLDER) -> Path:

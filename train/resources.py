@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base, weight_files
 from evals.families import UNET
+from evals.miniature import weights_folder
 from train import records
 from train.config import Experiment
 from train.records import Case, Record
@@ -18,14 +19,13 @@ from train.records import Case, Record
 GIB = 2**30
 BYTES = 4
 """Weights, gradients, moments and average are float32."""
-ACTIVATIONS = records.FOLDER / "activations.json"
-"""Counted by `python -m bench.activations`."""
 
 
 def memory(experiment: Experiment, processes: int) -> list[str]:
-    """A line on what a process holds at the most, where the base's sizes are known without a download; nothing where they are not.
+    """A line on what a process holds in a pass of the update, where the base's sizes are known without a download; nothing where they are not.
 
-    Activations were counted in bf16, the models' other weights are known of published architectures: a line names what comes on top.
+    Activations were counted in bf16, the models' other weights are known of published architectures. The line names what comes on top: the
+    decoder works in float32 while there are no activations, and `sampling.decode_batch` bounds what it holds.
     """
     count, known = _denoiser_weights(experiment), REPOSITORIES.get(experiment.base)
     if count is None and known is not None:
@@ -61,9 +61,9 @@ def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str
 
 def _activations(experiment: Experiment, known: str | None) -> float | None:
     """Bytes that a pass of the update holds beside weights and gradients; None where they were not counted."""
-    if known is None or experiment.sampling.precision == "fp32" or not ACTIVATIONS.is_file():
+    if known is None or experiment.sampling.precision == "fp32" or not records.ACTIVATIONS.is_file():
         return None
-    counted = json.loads(ACTIVATIONS.read_text(encoding="utf-8")).get(known, {})
+    counted = json.loads(records.ACTIVATIONS.read_text(encoding="utf-8")).get(known, {})
     way = counted.get("checkpointing" if experiment.update.gradient_checkpointing else "plain")
     if way is None:
         return None
@@ -73,7 +73,10 @@ def _activations(experiment: Experiment, known: str | None) -> float | None:
 
 def time_needed(experiment: Experiment, processes: int) -> list[str]:
     """A line for every device that was measured with this model: time of an iteration and of the run, without the reward's."""
-    architecture = REPOSITORIES.get(experiment.base) or Path(experiment.base).parent.parent.name
+    miniature = Path(find_base(experiment.base)) == weights_folder("pipeline")
+    architecture = REPOSITORIES.get(experiment.base, "miniature" if miniature else None)
+    if architecture is None:
+        return []
     case = Case.of(experiment, architecture)
     found = ((device, records.nearest(kept, case)) for device, kept in records.everything())
     return [

@@ -160,7 +160,7 @@ class DetectionScore:
             return value_B
         if self._opened is None:
             self._opened = self.detector(self.weights[0], self.device)
-        best = self._opened.best(images_BCHW[list(names)].to(self.device), list(names.values()))
+        best = self._opened.best(images_BCHW[list(names)], list(names.values()))
         for (i, named), confidence in zip(names.items(), best, strict=True):
             seen = [confidence[name] for name in named]
             value_B[i] = detection_score([c if c > self._opened.threshold else 0.0 for c in seen])
@@ -195,7 +195,7 @@ class Owlv2(ZeroShot):
         for start in range(0, len(names), self.batch):
             few = slice(start, start + self.batch)
             distinct = sorted({name for named in names[few] for name in named})
-            confidence_BN = self._confidences(images_BCHW[few], distinct).tolist()
+            confidence_BN = self._confidences(images_BCHW[few].to(self.device), distinct).tolist()
             for named, confidence_N in zip(names[few], confidence_BN, strict=True):
                 of = dict(zip(distinct, confidence_N, strict=True))
                 found.append({name: of[name] for name in named})
@@ -270,7 +270,9 @@ class GroundingDino(ZeroShot):
             for start in range(0, len(alike), self.batch):
                 few = alike[start : start + self.batch]
                 ids_BL = torch.tensor([tokens[name] for _, name in few], device=self.device)
-                confidence_B = self._confidences(images_BCHW[[i for i, _ in few]], ids_BL).tolist()
+                confidence_B = self._confidences(
+                    images_BCHW[[i for i, _ in few]].to(self.device), ids_BL
+                ).tolist()
                 for (i, name), confidence in zip(few, confidence_B, strict=True):
                     found[i][name] = confidence
         return found

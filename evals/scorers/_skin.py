@@ -44,7 +44,8 @@ from torch import Tensor
 
 from evals.miniature import render
 from evals.miniature.render import MONK_TONES
-from evals.scorers import Scope
+from evals.scorers import Scope, _preprocess
+from evals.scorers._preprocess import to_8bit
 from evals.weights import Weights
 from prompts import Prompt
 
@@ -324,7 +325,7 @@ class ToneScorer:
     )
     scope: Scope = "image"
     weights = (YUNET,)
-    read_with = (Path(__file__), Path(render.__file__), YUNET)
+    read_with = (Path(__file__), Path(str(_preprocess.__file__)), Path(render.__file__), YUNET)
     """Code and weights that a score hangs on, for `version_of`."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -342,7 +343,7 @@ class ToneScorer:
         values = torch.full((len(prompts),), torch.nan)
         for number, prompt in enumerate(prompts):
             if prompt.expect.get("group") == "skin_tone":
-                picture = images_BCHW[number].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+                picture = to_8bit(images_BCHW[number].detach().float()).permute(1, 2, 0).cpu().numpy()
                 skin = skin_of(np.ascontiguousarray(picture), self._faces)
                 if skin is not None:
                     values[number] = self.value(skin.tone())
