@@ -78,8 +78,12 @@ class Weights:
 
     def digest(self) -> str:
         """Over the content of all files: 64 hex digits. Fetches them only where their hashes are not known beforehand."""
-        hashes = self.sha256 or [sha256_of(path) for path in self.paths()]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return hashlib.sha256("".join(self.hashes().values()).encode()).hexdigest()
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file by its name, as they are expected, or else as they are."""
+        found = self.sha256 or [sha256_of(path) for path in self.paths()]
+        return dict(zip(self.files, found, strict=True))
 
     def _find(self, name: str) -> Path:
         if FOLDER in os.environ:

@@ -229,8 +229,9 @@ def test_card_of_a_lora_from_the_hub(finished: Path, runs: Path) -> None:
 
 
 def test_rewards_are_told_with_revision_and_licence(finished: Path) -> None:
-    weights = Weights("they/reward", ("a.safetensors",), "CC-BY-NC-4.0", free=False, revision="f00")
+    weights = Weights("they/reward", ("a.bin",), "CC-BY-NC-4.0", free=False, revision="f00", sha256=("ab",))
     source = origin(SimpleNamespace(source="A reward, paper", weights=(weights,)))
+    assert source["weights"][0]["sha256"] == {"a.bin": "ab"}
     assert origin(SimpleNamespace(source="its own")) == {"source": "its own", "weights": []}
     change(finished, scorer_sources=record_of(finished)["scorer_sources"] | {"redness": source})
     told = card(finished)

@@ -14,7 +14,6 @@ import torch
 
 from evals.checkpoints import ROOT
 from evals.scorers import weights_of
-from evals.weights import sha256_of
 from prompts import Prompt, digest
 from train.config import Experiment, as_json
 from train.state import Progress
@@ -70,7 +69,7 @@ def origin(scorer: Any) -> dict[str, Any]:
         {
             "repository": w.repository,
             "revision": w.revision,
-            "sha256": {path.name: sha256_of(path) for path in w.paths()},
+            "sha256": w.hashes(),
             "licence": w.licence,
             "free": w.free,
         }
