@@ -211,7 +211,7 @@ def test_the_list_of_licences_has_every_scorer_and_fetches_nothing(monkeypatch: 
         f"    model.bin  sha256 {'a' * 64}",
         f"    sub/config.json  sha256 {'b' * 64}",
         "second: other/one at the newest revision; not for commerce; needs --accept-terms other/one",
-        "    w.pt  sha256 recorded at first use",
+        "    w.pt  sha256 in the card of a run that uses it",
     ]
     assert result.output.splitlines()[: len(expected)] == expected
     rest = result.output.splitlines()[len(expected) :]
