@@ -11,6 +11,7 @@
 ## ON=MODEL | miniature, sd15, sd2, sdxl, or with _8gpus, _1gpu; eval, compare: every model
 ## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
 ## SET="field=value ..." | changes fields of the experiment
+## TERMS="owner/name ..." | weights whose terms you may accept (python -m evals licences)
 ## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
 ## PYTHON=python3.12 | makes .venv with this Python (3.11 or newer)
 
@@ -22,6 +23,7 @@ endif
 SEEDS ?=
 SET ?=
 GPUS ?= 1
+TERMS ?=
 RESULTS ?= results
 DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
@@ -40,6 +42,8 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(
 
 PY := .venv/bin/python
 VENV := .venv/.complete
+VENV_PARITY := .venv-parity/.complete
+ACCEPT = $(if $(TERMS), $(TERMS:%=--accept-terms '%'))
 PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 
 # A name is <experiment>-<model>-<seed>, and none of the three has a dash in it.
@@ -54,7 +58,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help pack demo test check bench eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test check parity bench eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(EXPERIMENTS:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -90,7 +94,7 @@ $(EXPERIMENTS:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs
 ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
 $(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
 	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
-	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')
+	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')$(ACCEPT)
 
 ## eval | scores every run that has no scores yet, and the base models they came from
 eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
@@ -101,7 +105,7 @@ eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
 .SECONDEXPANSION:
 $(RESULTS)/scores/%.csv: \
 		$$(if $$(wildcard $(RESULTS)/scores/$$*.csv),$$(wildcard $(RESULTS)/runs/$$*/run.json),$(RESULTS)/runs/$$*/run.json) | $(VENV)
-	$(PY) -m evals score $(RESULTS)/runs/$* --out $@
+	$(PY) -m evals score $(RESULTS)/runs/$* --out $@$(ACCEPT)
 
 ## compare | the results table from the scores: no GPU, seconds
 compare: $(RESULTS)/table.md
@@ -154,6 +158,15 @@ check: $(VENV)
 	$(PY) -m mypy
 	$(PY) -m pytest -q -rs -m "not slow"
 
+## parity | imagereward against its authors' code, in an environment of its own: some 6 GB
+parity: $(VENV_PARITY)
+	$(PY) -m tests.parity
+
+$(VENV_PARITY): tests/parity/requirements.lock | $(VENV)
+	$(PY) -m uv venv --quiet --clear --python $(PY) $(@D)
+	$(PY) -m uv pip install --python $(@D)/bin/python --require-hashes -r $<
+	@touch $@
+
 ## miniature | rebuilds the miniature's models from their seeds, in results/miniature: hours
 miniature: $(VENV)
 	$(PY) -m train.miniature all
@@ -165,10 +178,13 @@ $(VENV): requirements.lock .ci/setup
 	@PYTHON="$(PYTHON)" .ci/setup
 	@touch $@
 
-## lock | resolves requirements.in into requirements.lock
+## lock | resolves requirements.in into requirements.lock, also in tests/parity
 lock: $(VENV)
-	$(PY) -m uv pip compile requirements.in --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet -o requirements.lock
+	$(RESOLVE) -o requirements.lock requirements.in
+	$(RESOLVE) -o tests/parity/requirements.lock tests/parity/requirements.in
+
+RESOLVE = $(PY) -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 
 ## clean | removes the demo's results and the caches; keeps runs, scores and .venv
 clean:

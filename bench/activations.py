@@ -3,7 +3,7 @@
 Counted, not measured: PyTorch's own tracker follows every allocation of the pass on tensors without content, on any machine. It counts for the CPU's kernels in bf16
 autocast, whose attention, like a GPU's, keeps no matrix of all pairs; a GPU's workspaces come on top. Two micro-batches give the slope, which is
 what a micro-batch takes for each denoiser evaluation, and the constant, which is mostly the copy of the weights in bf16. Written to
-`results/bench/activations.json`, from which `train.plan` tells the memory of a run.
+`results/bench/activations.json`, from which `train.resources` tells the memory of a run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import torch
 from tqdm import tqdm
 
 from evals.architectures import ARCHITECTURES, Architecture
-from evals.checkpoints import ROOT
 from evals.files import write_text
-
-FILE = ROOT / "results" / "bench" / "activations.json"
+from train.records import ACTIVATIONS
 
 
 def peak_bytes(architecture: Architecture, evaluations: int, checkpointing: bool) -> int:
@@ -40,7 +38,10 @@ def peak_bytes(architecture: Architecture, evaluations: int, checkpointing: bool
         unet = UNet2DConditionModel(**config)
         if checkpointing:
             unet.enable_gradient_checkpointing()
-            unet.train()  # which is what switches it on; there is no dropout
+        for (
+            weight
+        ) in unet.parameters():  # those of an earlier micro-batch: the peak is that of what comes on top
+            weight.grad = torch.zeros_like(weight)
         tracker = MemTracker()
         tracker.track_external(unet)
         told: dict[str, Any] = {
@@ -62,7 +63,9 @@ def peak_bytes(architecture: Architecture, evaluations: int, checkpointing: bool
 
 def main() -> None:
     """Count what is not in the file yet."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    found: dict[str, Any] = (
+        json.loads(ACTIVATIONS.read_text(encoding="utf-8")) if ACTIVATIONS.is_file() else {}
+    )
     cases = [(name, way) for name in ARCHITECTURES for way in ("plain", "checkpointing")]
     for name, way in tqdm(cases, file=sys.stderr):
         if way in found.get(name, {}):
@@ -73,8 +76,8 @@ def main() -> None:
             "bytes": round(one - 2 * each),
             "bytes_per_evaluation": round(each),
         }
-        FILE.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n", FILE)
+        ACTIVATIONS.parent.mkdir(parents=True, exist_ok=True)
+        write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n", ACTIVATIONS)
 
 
 if __name__ == "__main__":

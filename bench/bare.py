@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evals.conditioning import Conditioning
-from evals.diffusion import decode, micro_batches, predict
+from evals.diffusion import micro_batches, predict
 from train.loop import Run
 
 
@@ -51,7 +51,7 @@ class BareCalls:
                 for timestep in steps:
                     self.denoise(rows, timestep)
             marks.append(now())
-            images = decode(painter.vae, self.latents, painter.sampling.micro_batch)
+            images = painter.decode(self.latents)
             marks.append(now())
             for name in [*(term.scorer for term in self.task.rewards), *self.task.monitors]:
                 self.run.scorers[name](images, self.prompts)

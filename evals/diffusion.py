@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -269,6 +270,16 @@ def denoising_target(schedule: Schedule, x0_BCHW: Tensor, noise_BCHW: Tensor, ti
 
 
 # ------------------------------------------------------------------------------------------------------------------ noise
+
+
+def exact_device() -> torch.device:
+    """The GPU where there is one, set such that the same command gives the same numbers, and that float32 means float32, not TF32."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 def derive_seed(*parts: str | int) -> int:

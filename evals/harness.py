@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,13 +28,15 @@ import prompts
 from evals import rows as score_rows
 from evals import scorers, suites
 from evals.checkpoints import Checkpoint, first_line, resolve
-from evals.diffusion import Painter
+from evals.diffusion import Painter, exact_device
 from evals.files import locked, write_bytes, write_text
 from evals.scorers import Scorer
 from evals.suites import Part, Suite
 from prompts import Prompt
 
 CHUNK = 96
+SHOWN = 384
+"""Pictures in memory where a scorer sees each by itself: 1.2 GB at 512 pixels. Scorers go through them in parts of 32, 64 or 128, which divide it."""
 BASE = "base"
 
 
@@ -58,20 +59,31 @@ def items_of(part: Part) -> list[Item]:
     ]
 
 
-def score(target: str, out: Path, suite: str) -> None:
+def score(target: str, out: Path, suite: str | None) -> None:
     """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
 
+    Args:
+        target: what `evals.checkpoints.resolve` takes.
+        out: the file.
+        suite: its name; None takes that of the domain of a run.
+
     Raises:
-        ValueError: the target or the suite is none, in one sentence.
+        ValueError: the target or the suite is none, or it is not said which, in one sentence.
     """
-    chosen, checkpoint = suites.load(suite), resolve(target)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = resolve(target)
+    chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
+    device = str(exact_device())
+    # of all parts before any picture is drawn: what is refused here is refused at once
+    loaded = {
+        name: scorers.load(name, device, chosen.domain) for part in chosen.parts for name in part.scorers
+    }
     images = out.parent.parent / "images"
     pictures = Pictures(checkpoint, chosen, images, device)
     rows = _unfinished(out, checkpoint) if pictures.kept else []
     for part in chosen.parts:
-        loaded = {name: scorers.load(name, device, chosen.domain) for name in part.scorers}
-        rows = _score_part(part, loaded, checkpoint, pictures, rows, out)
+        rows = _score_part(
+            part, {name: loaded[name] for name in part.scorers}, checkpoint, pictures, rows, out
+        )
     score_rows.write(pd.concat(rows), out)
     _partial(out).unlink(missing_ok=True)
 
@@ -102,18 +114,44 @@ def _score_part(
     todo = {name: s for name, s in loaded.items() if not _is_there(there, part, name, s.version, len(items))}
     if not todo:
         return rows
-    images = pictures.of(part, items)
-    base = pictures.of_base(part, items) if any(s.scope == "paired" for s in todo.values()) else None
+    paths = pictures.of(part, items)
+    base = pictures.of_base(part, items) if any(s.scope == "paired" for s in todo.values()) else []
     bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
     for name, scorer in bar:
         bar.set_postfix_str(name)
-        values = _values(name, scorer, items, images, base)
+        if note := scorers.what_is_cut(name, scorer, part.prompt_set, prompts.load(part.prompt_set)):
+            bar.write(note, file=sys.stderr)
+        values = _values(name, scorer, items, paths, base)
         rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
         score_rows.write(pd.concat(rows), _partial(out))
     return rows
 
 
-def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base: Tensor | None) -> Tensor:
+def _values(
+    name: str, scorer: Scorer, items: Sequence[Item], paths: Sequence[Path], base: Sequence[Path]
+) -> Tensor:
+    """A scorer's answers [B]. One that sees each picture by itself is shown `SHOWN` at a time, the others all of them.
+
+    Args:
+        name: of the scorer.
+        scorer: to be asked.
+        items: what was drawn.
+        paths: where it lies.
+        base: the same of the base, for a scorer of scope "paired".
+
+    Raises:
+        ValueError: see `_asked`.
+    """
+    if scorer.scope == "paired":
+        return _asked(name, scorer, items, _stacked(paths), _stacked(base))
+    at_once = SHOWN if scorer.scope == "image" else len(items)
+    parts = (slice(i, i + at_once) for i in range(0, len(items), at_once))
+    return torch.cat([_asked(name, scorer, items[part], _stacked(paths[part])) for part in parts])
+
+
+def _asked(
+    name: str, scorer: Scorer, items: Sequence[Item], images: Tensor, base: Tensor | None = None
+) -> Tensor:
     """A scorer's answers [B], held to the contract.
 
     Raises:
@@ -125,7 +163,7 @@ def _values(name: str, scorer: Any, items: Sequence[Item], images: Tensor, base:
         return f"prompt {items[number].prompt.id}, image {items[number].image}"
 
     try:
-        return scorers.ask(name, scorer, images, asked, whose, base if scorer.scope == "paired" else None)
+        return scorers.ask(name, scorer, images, asked, whose, base)
     except scorers.ScorerFailed as failure:
         cause = failure.__cause__
         if isinstance(cause, OSError | SafetensorError):
@@ -189,8 +227,12 @@ class Pictures:
     def _new_painter(self) -> Painter:
         return Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
 
-    def of(self, part: Part, items: Sequence[Item]) -> Tensor:
-        """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
+    def of(self, part: Part, items: Sequence[Item]) -> list[Path]:
+        """Where they lie, all there and of one size.
+
+        Raises:
+            ValueError: naming one of another size.
+        """
         folder = self.root / self.checkpoint.name / part.prompt_set
         missing = [item for item in items if not _is_picture(item.path(folder))]
         if missing:
@@ -199,9 +241,11 @@ class Pictures:
             self._say_what_is_cut(self._painter, part)
             for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
                 _save(picture, item.path(folder))
-        return _stacked([item.path(folder) for item in items])
+        paths = [item.path(folder) for item in items]
+        _refuse_other_sizes(paths)
+        return paths
 
-    def of_base(self, part: Part, items: Sequence[Item]) -> Tensor:
+    def of_base(self, part: Part, items: Sequence[Item]) -> list[Path]:
         """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
         if self.checkpoint.experiment == BASE:
             return self.of(part, items)
@@ -218,21 +262,31 @@ class Pictures:
             print(note, file=sys.stderr)
 
 
-def _stacked(paths: Sequence[Path]) -> Tensor:
-    """Pictures of one size.
+def _refuse_other_sizes(paths: Sequence[Path]) -> None:
+    """Refuse pictures of several sizes.
 
     Raises:
         ValueError: naming the first that is of another size than most.
     """
-    pictures = [_read(path) for path in paths]
-    (usual, _), *others = Counter(picture.shape for picture in pictures).most_common()
+    sizes = [_size(path) for path in paths]
+    (usual, _), *others = Counter(sizes).most_common()
     if others:
-        odd, path = next((p.shape, path) for p, path in zip(pictures, paths, strict=True) if p.shape != usual)
+        odd, path = next((size, path) for size, path in zip(sizes, paths, strict=True) if size != usual)
         raise ValueError(
-            f"{path} is {odd[2]} x {odd[1]} pixels, but most are {usual[2]} x {usual[1]}: "
+            f"{path} is {odd[0]} x {odd[1]} pixels, but most are {usual[0]} x {usual[1]}: "
             f"delete this one, and it is drawn again"
         )
-    return torch.stack(pictures)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def _stacked(paths: Sequence[Path]) -> Tensor:
+    """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
+    return torch.stack([_read(path) for path in paths])
 
 
 MARK = "source.json"

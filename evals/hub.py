@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -9,13 +11,35 @@ def hub_file(repository: str, name: str, revision: str | None = None) -> Path:
     """A file's place in the cache of downloads; fetched where it is not there yet.
 
     Raises:
-        ValueError: no network and not in the cache; a repository that is gone, private or gated; no such revision or file.
+        ValueError: no network and not in the cache; a repository that is gone, private or gated; no such revision or file; a download that broke off.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
+    with _in_one_sentence(repository, name, revision):
+        return Path(hf_hub_download(repository, name, revision=revision))
+
+
+def hub_folder(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """A folder in the cache of downloads with those files of a repository that fit one of the patterns; what is not there yet is fetched.
+
+    Raises:
+        ValueError: as `hub_file`; no file that fits is no mistake.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _in_one_sentence(repository, "a part", revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+
+
+@contextmanager
+def _in_one_sentence(repository: str, name: str, revision: str | None) -> Iterator[None]:
+    """What the hub's client raises as a ValueError of one sentence."""
+    from huggingface_hub import errors
+
+    client_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # of the library it speaks through
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(hf_hub_download(repository, name, revision=revision))
+        yield
     except errors.GatedRepoError as error:  # a kind of the next
         why = f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
         raise ValueError(why) from error
@@ -29,3 +53,9 @@ def hub_file(repository: str, name: str, revision: str | None = None) -> Path:
         raise ValueError(why) from error
     except errors.EntryNotFoundError as error:
         raise ValueError(f"{repository}{at} has no file {name}") from error
+    except client_error as error:
+        why = f"the download of {name} of {repository}{at} broke off ({type(error).__name__}): the same command goes on with it"
+        raise ValueError(why) from error
+    except OSError as error:  # a full disk, or another size than was announced
+        why = f"{name} of {repository}{at} could not be fetched: {(error.strerror or str(error)).splitlines()[0]}"
+        raise ValueError(why) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle  # noqa: TID251  for the name of its error only
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,9 +38,9 @@ class Weights:
     free: bool
     """Whether anybody may use them for anything, commerce included. Others need --accept-terms."""
     revision: str | None = None
-    """Commit; None takes the newest, and what was taken is recorded."""
+    """Commit; None takes the newest."""
     sha256: tuple[str, ...] = ()
-    """Of the files, in their order; empty where they are not known beforehand, and then what was found is recorded."""
+    """Of the files, in their order; empty where they are not known beforehand; a run's card has those of what it used."""
 
     def __post_init__(self) -> None:
         assert not self.sha256 or len(self.sha256) == len(self.files)
@@ -63,9 +62,19 @@ class Weights:
         return found
 
     def folder(self) -> Path:
-        """The folder that holds all of them, as `from_pretrained` takes it."""
-        first, *_ = self.paths()
-        return first.parents[len(Path(self.files[0]).parts) - 1]
+        """The folder that holds all of them, as `from_pretrained` takes it.
+
+        Raises:
+            ValueError: as `paths`, or where some lie in the folder named by T2I_WEIGHTS_DIR and others do not.
+        """
+        found = zip(self.paths(), self.files, strict=True)
+        folders = {path.parents[len(Path(name).parts) - 1]: name for path, name in found}
+        if len(folders) > 1:
+            (one, first), (other, second), *_ = folders.items()
+            raise ValueError(
+                f"the files of {self.repository} lie in two folders, {first} in {one} and {second} in {other}: put all of them into one"
+            )
+        return next(iter(folders))
 
     def digest(self) -> str:
         """Over the content of all files: 64 hex digits. Fetches them only where their hashes are not known beforehand."""
@@ -117,19 +126,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: naming the file, where it is damaged, no file of tensors, or a pickle that wants to run code.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  runs no code of the file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or not downloaded to its end") from error
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+    with path.open("rb") as content:
+        try:
+            loaded = torch.load(content, map_location="cpu", weights_only=True)  # noqa: TID251  runs no code of the file
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code"
+            ) from error
+        except Exception as error:  # over half a file the reader stumbles in many ways
+            raise ValueError(f"{path} is damaged, or not downloaded to its end") from error
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} holds no dictionary of tensors")
-    return tensors
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds no dictionary of tensors by name")
+    return dict(tensors)

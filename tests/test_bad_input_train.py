@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,10 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["update.weight_decay=-1"], ["update.weight_decay is -1.0"]),
         (["pretraining.source=miniature", "pretraining.batch=0"], ["pretraining.batch is 0", "at least 1"]),
         (["pretraining.source=miniature", "pretraining.beta=-1"], ["pretraining.beta is -1.0"]),
+        (
+            ["pretraining.source=miniature", "max_unreadable=1"],
+            ["pretraining.max_unreadable is 1.0", "[0, 1)"],
+        ),
         (["iterations=-1"], ["iterations is -1"]),
         (["ema.decay=1"], ["ema.decay is 1.0"]),
         (["tasks.tone.max_invalid=1"], ["tasks.tone.max_invalid"]),
@@ -296,16 +302,54 @@ def test_the_papers_setting_is_planned_on_any_machine(tiny_pipeline_dir: Path) -
     assert evaluations(paper) == 1000 * 2048 * 2 * 55
 
 
-def test_plan_counts_the_weights_that_are_trained(tiny_pipeline_dir: Path) -> None:
+def test_plan_counts_the_weights_that_are_trained(
+    tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import resources
     from train.plan import plan
 
     count = sum(p.numel() for p in toy.build_tiny_pipeline().unet.parameters())
     experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts")
-    assert f"{count / 1e6:.1f} M weights are trained: {16 * count / 2**30:.2f} GiB a process" in plan(
-        experiment, 1
-    )
-    assert "AdamW and average" in plan(replace(experiment, ema=Ema()), 1)
-    assert "weights are trained" not in plan(replace(experiment, lora=Lora()), 1)
+    assert resources._denoiser_weights(experiment) == count
+    monkeypatch.setattr(resources, "_denoiser_weights", lambda _: 2**28)
+    told = plan(experiment, 1)
+    assert "memory of a process: 4.0 GiB (268.4 M trained weights 1.0, gradients 1.0, AdamW 2.0)" in told
+    assert told.endswith("on top: activations, text encoders and decoder, the reward")
+    assert "AdamW 2.0, average 1.0)" in plan(replace(experiment, ema=Ema()), 1)
+    assert "1.0 GiB (268.4 M frozen weights 1.0)" in plan(replace(experiment, lora=Lora()), 1)
+
+
+def test_plan_knows_published_architectures_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight counts as published; SD2's text encoder and decoder are 424 M weights."""
+    from train.plan import plan
+
+    paper = experiments.load("imagereward", "sd2")
+    told = plan(paper, 128)
+    assert "865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5" in told
+    assert "text encoders and decoder 1.6" in told
+    assert "frozen weights 9.6" in plan(experiments.load("imagereward", "sdxl_1gpu"), 1)
+
+
+def test_plan_tells_the_time_where_such_a_device_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import records
+    from train.plan import plan
+
+    paper = experiments.load("imagereward", "sd2")
+    monkeypatch.setattr(records, "everything", partial(records.everything, tmp_path))
+    assert "time on" not in plan(paper, 128)
+    case = records.Case.of(paper, "sd2")
+    record = records.Record(case, 0.01, 0.03, 0.1, 1.1, 1.0, "made up", None, 40.0, "2026-01-01", "c", "t")
+    path = records.add("A GPU", record, tmp_path)
+    # 16 images on each: (2 branches x (50 x .01 + 5 x .03) + .1) x 16 x 1.1
+    told = f"time on A GPU, measured 2026-01-01: {16 * (2 * (0.5 + 0.15) + 0.1) * 1.1:.3g} s an iteration and 6.84 h in all"
+    assert told in plan(paper, 128)
+    assert "time on" not in plan(experiments.load("imagereward", "sd15"), 128)
+    assert "time on" not in plan(replace(paper, update=replace(paper.update, compile=True)), 128)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
+        plan(paper, 128)
 
 
 # ------------------------------------------------------------------------------------------------- run directories, bases
@@ -518,6 +562,29 @@ def test_pretraining_from_files_works(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["pretrain_loss"] > 0
+
+
+def test_pretraining_on_pictures_works_and_stops_where_they_are_damaged(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (folder := tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (9, 8), (80 * number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("red")
+    settings = [f"--set=pretraining.source={folder}", "--set=pretraining.batch=2", "--set=iterations=2"]
+    assert run(*settings, "--set=save_every=1").exit_code == 0
+    (tmp_path / "run" / "run.json").unlink()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"gone")
+    assert run(*settings, "--set=save_every=1").exit_code == 0, "it has nothing more to learn"
+    result = run(*settings, out=tmp_path / "another")
+    assert result.exit_code == 1
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "20 pictures in a row cannot be read, the last is " in message
+    assert message.endswith("the state saved before is intact, and the same command resumes")
+    assert "Traceback" not in result.output
+    nowhere = f"--set=pretraining.source={tmp_path / 'nowhere'}"
+    refused(run(nowhere, out=tmp_path / "third"), "pretraining.source: there is no folder")
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import prompts
-from evals import checkpoints, harness, suites
+from evals import checkpoints, harness, scorers, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.checkpoints import ROOT
@@ -475,3 +475,22 @@ def test_unknown_suite_names_the_choices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="choose from miniature"):
         suites.load("big")
+
+
+def test_a_run_is_scored_on_the_suite_of_its_domain_and_others_must_be_told(base_run: Path, tmp_path: Path):
+    assert suites.of_domain(checkpoints.resolve(str(base_run)).domain, "") == "miniature"
+    assert suites.of_domain("photo", "") == "paper"
+    with pytest.raises(
+        ValueError, match=r"pipeline is no run of this project, .*: --suite miniature or paper"
+    ):
+        harness.score("evals/miniature/weights/pipeline", tmp_path / "scores" / "x.csv", None)
+
+
+def test_suites_name_prompt_sets_and_scorers_that_are_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # the real ones
+    for name in suites.names():
+        suite = suites.load(name)
+        for part in suite.parts:
+            assert part.prompt_set in prompts.names()
+            assert {*part.scorers} <= {*scorers.names(suite.domain)}
+    assert {*suites.DEFAULTS.values()} <= {*suites.names()}

@@ -100,7 +100,7 @@ def test_a_host_that_dies_ends_the_other(
             process.suspend()
         began = time.monotonic()
         code, said = ended(started[1 - dead])
-        assert time.monotonic() - began < 65
+        assert time.monotonic() - began < 60
         for process in (host, *host.children(recursive=True)):
             process.resume()
     assert (code, said) == (1, f"error: stopped, since host {dead} has fallen silent")
@@ -225,7 +225,7 @@ def slurm(
 def test_a_slurm_job_tells_each_host_where_the_first_is(tmp_path: Path) -> None:
     run, calls = slurm(tmp_path, 0, "joint", "--on", "sd2")
     assert run.returncode == 0, run.stderr
-    assert calls[1].endswith("train joint --on sd2 --processes 8 --hosts 2 --first gpu3:20031")
+    assert calls[1].endswith("train joint --on sd2 --processes 8 --hosts 2 --first gpu3:20062")
     assert '--host "$SLURM_NODEID"' in calls[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from huggingface_hub import errors
 
 from evals.checkpoints import load_pipeline
-from evals.hub import hub_file
+from evals.hub import hub_file, hub_folder
 
 
 def http(kind: type[Exception]) -> Exception:
@@ -33,6 +34,22 @@ def http(kind: type[Exception]) -> Exception:
         ),
         (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached"),
         (http(errors.RemoteEntryNotFoundError), "a/b at revision v9 has no file f.json"),
+        (
+            http(errors.HfHubHTTPError),
+            "the download of f.json of a/b at revision v9 broke off (HfHubHTTPError): the same command goes on",
+        ),
+        (
+            errors.HTTPError("read timed out\nafter five attempts"),  # type: ignore[attr-defined]
+            "the download of f.json of a/b at revision v9 broke off (HTTPError): the same command goes on",
+        ),
+        (
+            OSError("Consistency check failed: 5 bytes instead of 9 (f.json).\nThis is usually"),
+            "f.json of a/b at revision v9 could not be fetched: Consistency check failed: 5 bytes instead of 9",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "f.json of a/b at revision v9 could not be fetched: No space left on device",
+        ),
     ],
 )
 def test_each_reason_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str) -> None:
@@ -40,8 +57,12 @@ def test_each_reason_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exc
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(ValueError, match="^" + re.escape(told)):
+    with pytest.raises(ValueError, match="^" + re.escape(told)) as refused:
         hub_file("a/b", "f.json", "v9")
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="^" + re.escape(told.replace("f.json", "a part")[:40])):
+        hub_folder("a/b", ["*.json"], "v9")
 
 
 def test_a_file_that_is_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,4 +83,20 @@ def test_a_base_on_a_hub_that_cannot_be_reached_says_so(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(ValueError, match=r"base: a/b cannot be opened .*: the hub cannot be reached"):
+        load_pipeline("a/b")
+
+
+def test_a_base_whose_download_broke_off_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+
+    def break_off(*_: Any, **__: Any) -> str:
+        raise errors.HTTPError("peer closed connection")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "model_index.json")
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
+    with pytest.raises(
+        ValueError, match=r"base: a/b cannot be opened .*: the download of a part of a/b broke off"
+    ):
         load_pipeline("a/b")

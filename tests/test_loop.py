@@ -88,6 +88,7 @@ def test_identity_holds_at_unequal_micro_batches(make_run: MakeRun, micro_batch:
     train(run)
     for worst in run.progress.gates["identity"]["steps"].values():
         assert worst["ratio_max_dev"] <= worst["ratio_allowed"] < 1e-4
+        assert worst["ratio_max_dev"] <= 1e-5
 
 
 def test_missing_rows_are_copies_of_the_last() -> None:

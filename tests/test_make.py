@@ -43,6 +43,8 @@ class Sandbox:
             self.write(f"train/experiments/{name}.py")
         for name in ("bench/bench_loop.py", "requirements.lock", ".ci/setup", ".venv/.complete"):
             self.write(name)
+        for name in ("tests/parity/requirements.lock", ".venv-parity/.complete"):
+            self.write(name)
         self.program(".venv/bin/python", PYTHON)
         self.program("bin/nvidia-smi", "#!/bin/sh\nexit 9\n")  # no GPU, whatever machine this is
         self.program("bin/ls", "#!/bin/sh\nexit 2\n")
@@ -142,7 +144,7 @@ def test_plain_make_prints_the_list(sandbox: Sandbox) -> None:
         "reproduce-<experiment>",
         "reproduce",
     )
-    for target in (*targets, "bench", "check", "miniature", "lock", "clean"):
+    for target in (*targets, "bench", "check", "parity", "miniature", "lock", "clean"):
         assert f"\n  {target} " in printed
     assert "Experiments: base fairness joint\n" in printed
     assert not (sandbox.folder / "calls").exists()
@@ -398,6 +400,18 @@ def test_environment_is_made_once_and_again_when_the_lock_changes(sandbox: Sandb
     assert sandbox.calls("test") == ["setup", "-m pytest -q -rs"]
 
 
+def test_the_environment_of_parity_is_made_when_its_lock_changes(sandbox: Sandbox) -> None:
+    assert sandbox.calls("parity") == ["-m tests.parity"]
+    sandbox.age(".venv-parity/.complete", 60)
+    sandbox.write("tests/parity/requirements.lock", "changed")
+    made = sandbox.calls("parity")
+    assert [call.split(" --")[0] for call in made] == ["-m uv venv", "-m uv pip install", "-m tests.parity"]
+    assert made[1].endswith(
+        "--python .venv-parity/bin/python --require-hashes -r tests/parity/requirements.lock"
+    )
+    assert sandbox.calls("parity") == ["-m tests.parity"]
+
+
 def test_a_failed_setup_stops_there(sandbox: Sandbox) -> None:
     sandbox.program(".ci/setup", "#!/bin/sh\nexit 2\n")
     assert sandbox.calls("train-joint", fails=True) == []
@@ -415,4 +429,4 @@ def test_ci_runs_the_test_command_from_anywhere_without_input(sandbox: Sandbox) 
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert (sandbox.folder / "calls").read_text() == "-m pytest -q -rs\n"
+    assert (sandbox.folder / "calls").read_text() == "-m pytest -q -rs\n-m tests.parity\n"

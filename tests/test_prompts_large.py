@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import prompts
-from evals import conditioning
+from evals import cut
 from evals.conditioning import PromptEncoder
 from prompts import LazyPrompts, Prompt
 from tests import toy
@@ -78,7 +78,7 @@ def every(nth: int, count: int, offset: int = 0) -> LazyPrompts:
 def test_of_many_prompts_some_are_counted(
     monkeypatch: pytest.MonkeyPatch, asked: LazyPrompts, count: str
 ) -> None:
-    monkeypatch.setattr(conditioning, "COUNTED", 99)
+    monkeypatch.setattr(cut, "COUNTED", 99)
     tokenizer = OneTokenAWord()
     encoder = PromptEncoder([(tokenizer, torch.nn.Identity())], None)
     assert encoder.what_is_cut("set", asked) == f"note: {count} longer than the 3 tokens that the model reads"

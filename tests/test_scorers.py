@@ -301,3 +301,33 @@ def test_a_range_allows_for_rounding_and_no_more() -> None:
     assert first_outside(torch.tensor([0.9999999, 5.0, torch.nan]), (1.0, float("inf"))) is None
     assert first_outside(torch.tensor([1.0, 0.999]), (1.0, float("inf"))) == 1
     assert first_outside(torch.tensor([1e9, -1e9]), (float("-inf"), float("inf"))) is None
+
+
+def test_prompts_that_a_scorer_does_not_read_to_their_end_are_counted():
+    class Reader:
+        def cut_tokens(self, prompts):
+            return [max(0, len(prompt.text) - 4) for prompt in prompts]
+
+    asked = [prompts.Prompt("a", "cat"), prompts.Prompt("b", "a cat"), prompts.Prompt("c", "two cats")]
+    told = scorers.what_is_cut("reader", Reader(), "cats", asked)
+    assert told == "note: 2 of the 3 prompts of cats are longer than scorer reader reads"
+    assert scorers.what_is_cut("reader", Reader(), "cats", asked[:1]) == ""
+    assert scorers.what_is_cut("blind", object(), "cats", asked) == ""
+
+
+@pytest.mark.parametrize("name", scorers.names("photo"))
+def test_a_scorer_of_photographs_says_what_it_is_and_opens_nothing_before_it_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("weights were looked for")
+
+    monkeypatch.setattr("evals.weights.Weights.paths", refuse)
+    scorer = scorers.load(name, domain="photo", terms=False)
+    low, high = scorer.range
+    assert low < high
+    assert scorer.scope == "image"
+    assert scorer.higher_is_better in (True, None)
+    assert scorer.source
+    assert scorers.weights_of(scorer)
+    assert all(w.licence and w.repository.count("/") == 1 for w in scorers.weights_of(scorer))

@@ -6,6 +6,7 @@ import accelerate
 import diffusers
 import peft
 import transformers
+from torch.utils import tensorboard
 
 from train import __main__, loop, start
 
@@ -18,6 +19,7 @@ HEAVY = (
     transformers.CLIPTextModel,
     transformers.CLIPTokenizer,
     peft.LoraConfig,
+    tensorboard.SummaryWriter,
     __main__.main,
     loop.train,
     start.prepare,

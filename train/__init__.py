@@ -9,10 +9,16 @@ The map of this package
     objective.py    the clipped policy gradient (Eq 7) and the denoising loss (Eq 9)
     rewards.py      scorers in a training loop: weights, masks, the set-level parity reward (Eq 12)
     data.py         the prompts of an iteration, and the pretraining pairs
+    images.py       pictures with captions on disk: a folder, or WebDataset shards
     policy.py       pipeline in, full UNet or LoRA, AdamW, EMA, pipeline out
+    plan.py         what would be run, told before anything loads; resources.py: memory and time, records.py: of measured devices
+    launch.py       several processes, on one host or several; hosts.sh, slurm.sh start it on each
     gates.py        what every run checks about itself: ratio 1 and KL 0 before the first update, transition, log-probability
     state.py        checkpoints that a kill or a full disk cannot break, and exact resuming
     card.py         run.json: what was run, with which versions, at what cost
+    grids.py        sheets of samples: the same prompts from the same noise, at intervals
+    trackers.py     TensorBoard and others, which follow metrics.jsonl
+    push.py         a finished run on the hub; model_card.py writes its README
     miniature/      makes the miniature's models
 
 Shape suffixes: P prompts, G images per prompt, B = P*G images, T denoising steps, K reward terms, C H W a latent.

@@ -1,4 +1,4 @@
-"""`python -m train EXPERIMENT --on MODEL --seed N --out DIR`: trains; the same command again resumes.
+"""`python -m train EXPERIMENT --on MODEL --seed N --out DIR`: trains; the same command again resumes. `python -m train push`: see `push`.
 
 Exit codes: 0 finished; 1 stopped (a broken reward or gate, weights that diverged, a full disk); 2 a mistake in what was asked; 143, 130 or 129
 stopped by SIGTERM, Ctrl-C or a closed terminal with the state saved.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,17 +20,30 @@ import torch
 from tqdm import tqdm
 
 from evals import weights
-from train import experiments
+from evals.scorers import what_is_cut
+from train import experiments, trackers
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
 from train.launch import Hosts, heeded, launch, leave_terminal, speaks
 from train.loop import Run, Stopped, train
 from train.plan import describe, plan
+from train.push import push
 from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
 
-@click.command()
+class Trainer(click.Command):
+    """The command, but for the first word `push`, which is a command of its own."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Run the one or the other."""
+        words = list(sys.argv[1:] if args is None else args)
+        if words[:1] == [push.name]:
+            return push.main(words[1:], **options | {"prog_name": f"python -m train {push.name}"})
+        return super().main(words, *more, **options)
+
+
+@click.command(cls=Trainer, epilog="`push RUN REPOSITORY` puts a finished run on the hub: see `push --help`.")
 @click.argument("experiment")
 @click.option(
     "--on",
@@ -92,6 +107,15 @@ from train.state import Identity, Progress
     multiple=True,
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
+@click.option(
+    "--tracker",
+    "tracker_names",
+    metavar="NAME",
+    multiple=True,
+    default=("tensorboard",),
+    show_default=True,
+    help=f"Where curves and samples go beside the run directory: {', '.join(trackers.NAMES)}, or none; repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
 def main(
     experiment: str,
@@ -105,6 +129,7 @@ def main(
     host: int,
     first: str | None,
     accept_terms: tuple[str, ...],
+    tracker_names: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
@@ -115,6 +140,7 @@ def main(
             chosen = with_reward(chosen, reward)
         check(chosen, processes * hosts)
         check_names(chosen)
+        followers = trackers.chosen(tracker_names)
         if dry_run:
             click.echo(describe(chosen, processes * hosts))
         else:
@@ -129,7 +155,7 @@ def main(
     if processes * hosts > 1 and "RANK" not in os.environ:
         sys.exit(launch(processes, together))
     name = f"{experiment}-{model}-{seed}"
-    sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name))
+    sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name, followers))
 
 
 def refuse_to_share_gpus(processes: int) -> None:
@@ -141,8 +167,18 @@ def refuse_to_share_gpus(processes: int) -> None:
         )
 
 
-def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> int:
+def run(
+    experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str] = ()
+) -> int:
     """Train and hand over.
+
+    Args:
+        experiment: checked.
+        name: of the run.
+        model: variant of the experiment.
+        seed: of everything random.
+        out: run directory.
+        followers: trackers, from `trackers.chosen`.
 
     Returns:
         the exit code.
@@ -167,12 +203,15 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
         return leave(f"{out} cannot be prepared: {error}", 2)
     # from here on a ValueError is a mistake of this project, and shows where it came from
     try:
+        ready.trackers = trackers.start(ready, followers, name)
         bar.begin(ready.progress)
         train(ready)
         bar.close()
         hand_over(ready, name)
     except Stopped as stopped:
         bar.close()
+        if ready.trackers is not None:
+            ready.trackers.close()
         return leave(str(stopped), stopped.exit_code)
     except OSError as error:
         bar.close()
@@ -186,9 +225,16 @@ def run(experiment: Experiment, name: str, model: str, seed: int, out: Path) -> 
 
 
 def say_what_is_cut(ready: Run) -> None:
-    """Name prompts that the model will not read to their end."""
+    """Name prompts that the model or a scorer will not read to their end."""
+    if not speaks():
+        return
     for name, prompt_set in ready.prompt_sets.items():
-        if note := ready.policy.painter.encoder.what_is_cut(name, prompt_set):
+        notes = [ready.policy.painter.encoder.what_is_cut(name, prompt_set)]
+        for task in ready.experiment.tasks:
+            if task.prompts == name:
+                asked = dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors])
+                notes += [what_is_cut(scorer, ready.scorers[scorer], name, prompt_set) for scorer in asked]
+        for note in filter(None, notes):
             say(note, to_stderr=True)
 
 
@@ -226,30 +272,46 @@ class StopOnSignal:
 
 
 class Bar:
-    """Progress on the terminal: iterations, rate, time left, latest reward of each task."""
+    """Progress on the terminal: iterations, rate, time left, each task's latest reward, images a second, on GPUs their hours so far and in all."""
 
     def __init__(self, title: str, iterations: int) -> None:
         self._title, self._iterations = title, iterations
         self._bar: Any = None
-        self._rewards: dict[str, str] = {}
+        self._start = Progress()
+        self._shown: dict[str, str] = {}
 
     def begin(self, progress: Progress) -> None:
         """Start where a resumed run stands, without counting that as speed."""
         hidden = os.environ.get("RANK", "0") != "0"
         at, title = progress.iteration, self._title
+        self._start = replace(progress)
         self._bar = tqdm(
             total=self._iterations, initial=at, desc=title, unit="it", disable=hidden, dynamic_ncols=True
         )
 
     def show(self, progress: Progress, task: str, reward: float | None) -> None:
         """A task's batch is done."""
-        self._rewards[task] = "-" if reward is None else f"{reward:.3f}"
-        self._bar.set_postfix(self._rewards, refresh=False)
+        self._shown[task] = "-" if reward is None else f"{reward:.3f}"
+        self._shown |= pace(self._start, progress, self._iterations)
+        self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(progress.iteration - self._bar.n)
 
     def close(self) -> None:
         """Leave the line as it is."""
         self._bar.close()
+
+
+def pace(start: Progress, now: Progress, iterations: int) -> dict[str, str]:
+    """Images a second since the command started, and after a whole iteration on GPUs their hours so far and those that the run takes in all."""
+    told: dict[str, str] = {}
+    if (seconds := now.seconds - start.seconds) > 0:
+        told["images/s"] = f"{(now.images - start.images) / seconds:.1f}"
+    done = now.iteration - start.iteration
+    if now.gpu_seconds and done and not now.phase:
+        each = (now.gpu_seconds - start.gpu_seconds) / done
+        in_all = now.gpu_seconds + each * (iterations - now.iteration)
+        told["GPU-hours"] = f"{now.gpu_seconds / 3600:.2f} of {in_all / 3600:.2f}"
+    return told
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from evals.checkpoints import ROOT
+from evals.scorers import weights_of
+from evals.weights import sha256_of
 from prompts import Prompt, digest
 from train.config import Experiment, as_json
 from train.state import Progress
@@ -30,10 +32,10 @@ def card(
     scorers: Mapping[str, Any],
     processes: int,
     device: torch.device,
+    scheduler: Any,
 ) -> dict[str, Any]:
     """The record of a finished run."""
     commit, dirty = git_commit()
-    gpus = processes if device.type == "cuda" else 0
     return {
         "name": name,
         "experiment": as_json(experiment),
@@ -46,17 +48,43 @@ def card(
         "prompt_sets": {set_name: digest(prompts) for set_name, prompts in prompt_sets.items()},
         "rewards": sorted({term.scorer for task in experiment.tasks for term in task.rewards}),
         "scorer_versions": {scorer_name: scorer.version for scorer_name, scorer in scorers.items()},
+        "scorer_sources": {scorer_name: origin(scorer) for scorer_name, scorer in scorers.items()},
         "gates": progress.gates,
         "cost": {
             "images": progress.images,
             "denoiser_evaluations": progress.denoiser_evaluations,
             "seconds": round(progress.seconds, 3),
-            "gpu_hours": round(progress.seconds * gpus / 3600, 6),
+            "gpu_hours": round(progress.gpu_seconds / 3600, 6),
         },
         "base": experiment.base,
         "sampling": as_json(experiment)["sampling"],
+        "scheduler": ddim_options(scheduler),
+        "example": next((prompt.text for prompts in prompt_sets.values() for prompt in prompts), None),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def origin(scorer: Any) -> dict[str, Any]:
+    """Where a scorer comes from: its own words, and the weights of others in it with revision, content and licence."""
+    weights = [
+        {
+            "repository": w.repository,
+            "revision": w.revision,
+            "sha256": {path.name: sha256_of(path) for path in w.paths()},
+            "licence": w.licence,
+            "free": w.free,
+        }
+        for w in weights_of(scorer)
+    ]
+    return {"source": scorer.source, "weights": weights}
+
+
+def ddim_options(scheduler: Any) -> dict[str, bool]:
+    """What `DDIMScheduler.from_config` must be told beside a scheduler's config, to draw as `evals.diffusion.Schedule.of` does.
+
+    It fills what a config of another class lacks with defaults that clip latents.
+    """
+    return {name: bool(scheduler.config.get(name, False)) for name in ("clip_sample", "set_alpha_to_one")}
 
 
 def git_commit() -> tuple[str | None, bool | None]:

@@ -115,11 +115,13 @@ class Pretraining:
     """The denoising step on pretraining data that ends an iteration (Eq 9)."""
 
     source: str
-    """Folder with latents.safetensors and captions.jsonl, or `miniature`."""
+    """Pictures with captions (a folder, or WebDataset shards: `train.images`), a folder with latents.safetensors and captions.jsonl, or `miniature`."""
     batch: int = 2048
     """Pairs per iteration over all processes (paper: 16 x 128 GPUs)."""
     beta: float = 1.0
     """Factor on the loss (Eq 8 has beta without a value; Algorithm 1's separate step has none, which is 1)."""
+    max_unreadable: float = 0.05
+    """Share of pictures without a caption, or that cannot be read, above which the run stops (ours: broken data must not train quietly)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Experiment:
     """A whole run but for its seed."""
 
     base: str
-    """Pipeline to start from: a folder in diffusers layout (relative to the repository) or a hub id."""
+    """Pipeline to start from: a folder in diffusers layout or a checkpoint in one file (relative to the repository), or a hub id."""
     tasks: tuple[Task, ...] = ()
     """Tasks in order of their updates; none is the base model, handed over as it is."""
     domain: Domain = "photo"
@@ -170,6 +172,8 @@ class Experiment:
     """Order of tasks in an iteration: as listed (the paper does not say), or starting one later each time."""
     save_every: int = 10
     """Iterations between states to resume from (ours; released config: 200)."""
+    samples_every: int = 50
+    """Iterations between sheets of samples, the first before training and one at its end (ours); 0 for none."""
 
     @property
     def optimiser_steps(self) -> int:
@@ -194,6 +198,7 @@ MEMORY_FIELDS = (
     "update.compile",
     "update.sharding",
     "save_every",
+    "samples_every",
 )
 """What a resumed run may change: these cannot change a result beyond rounding."""
 
@@ -220,9 +225,8 @@ def check(experiment: Experiment, processes: int) -> None:
             raise ValueError(f"tasks: two tasks are called {name!r}")
     _check_update(experiment)
     _check_pretraining(experiment.pretraining, processes)
-    at_least = {"iterations": (experiment.iterations, 0), "save_every": (experiment.save_every, 1)}
-    for field, (value, least) in at_least.items():
-        if value < least:
+    for field, least in {"iterations": 0, "save_every": 1, "samples_every": 0}.items():
+        if (value := getattr(experiment, field)) < least:
             raise ValueError(f"{field} is {value}, but it must be at least {least}")
     if experiment.iterations and not experiment.tasks:
         raise ValueError(
@@ -239,6 +243,10 @@ def _check_pretraining(pretraining: Pretraining | None, processes: int) -> None:
         return
     if pretraining.beta <= 0:
         raise ValueError(f"pretraining.beta is {pretraining.beta}, but it must be above 0")
+    if not 0.0 <= pretraining.max_unreadable < 1.0:
+        raise ValueError(
+            f"pretraining.max_unreadable is {pretraining.max_unreadable}, but it is a share and must lie in [0, 1)"
+        )
     if pretraining.batch < 1:
         raise ValueError(f"pretraining.batch is {pretraining.batch}, but it must be at least 1")
     if pretraining.batch % processes:

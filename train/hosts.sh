@@ -4,6 +4,7 @@
 #   HOSTS="node1 node2" GPUS=8 train/hosts.sh imagereward --on sd2 --seed 0
 #   DRY_RUN=1 HOSTS=... prints what would be run on each.
 #
+# T2I_WEIGHTS_DIR, T2I_PROMPTS_DIR, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE go along; what else a host needs, its shell's profile says.
 # Ctrl-C, or the end of this terminal, saves on all of them, and the same command resumes. PORT (29500) and the next one must be free on the first.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,8 +17,13 @@ quote() { for word; do printf " '%s'" "$(printf %s "$word" | sed "s/'/'\\\\''/g"
 first=${HOSTS%% *} count=0 number=0
 for host in $HOSTS; do count=$((count + 1)); done
 arguments=$(quote "$@")
+along=
+for name in T2I_WEIGHTS_DIR T2I_PROMPTS_DIR HF_HOME HF_TOKEN HF_HUB_OFFLINE; do
+  eval "value=\${$name:-}"
+  [ -z "$value" ] || along="$along $name=$(quote "$value" | cut -c 2-)"
+done
 for host in $HOSTS; do
-  command="cd $(quote "$PWD") && exec .venv/bin/python -m train$arguments --processes ${GPUS:-1} --hosts $count --host $number --first $first:${PORT:-29500}"
+  command="cd $(quote "$PWD") && exec env$along .venv/bin/python -m train$arguments --processes ${GPUS:-1} --hosts $count --host $number --first $first:${PORT:-29500}"
   if [ -n "${DRY_RUN:-}" ]; then
     echo "$host: $command"
   else

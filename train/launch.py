@@ -37,7 +37,7 @@ SECONDS_TO_SPEAK = 30
 """After one process has failed, until the others are killed: they mostly fail of the same, and the first one says why."""
 SECONDS_OF_SILENCE = 20
 """Until a host of which nothing is heard counts as dead."""
-SECONDS_TO_PART = 10
+SECONDS_TO_PART = 5
 """For which the first host waits for the others to hear of a failure."""
 SECONDS_TO_MEET = 600
 """Until a host that has not come at all counts as dead."""
@@ -194,7 +194,8 @@ class Line:
 
         def ask() -> str:
             self.store.set(f"done {self.hosts.number}", "")
-            return "" if self.store.check([f"done {number}" for number in self.beats]) else "not yet"
+            others = [f"done {number}" for number in self.beats]
+            return "" if self.hosts.number or self.store.check(others) else "not yet"
 
         deadline = time.monotonic() + (SECONDS_TO_PART if in_trouble else math.inf)
         while (

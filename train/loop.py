@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -42,10 +42,11 @@ from evals.diffusion import (
     transition,
 )
 from prompts import Prompt
+from train import grids
 from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
-from train.data import PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
+from train.data import DataFailed, PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
 from train.gates import Diverged, GateBroken, Rounding, check_identity, check_parts
 from train.objective import (
     clipped_share,
@@ -56,6 +57,9 @@ from train.objective import (
 )
 from train.policy import Policy, whole
 from train.rewards import RewardFailed, check_validity, score, shape
+
+if TYPE_CHECKING:
+    from train.trackers import Trackers
 
 Found = TypeVar("Found")
 
@@ -88,6 +92,8 @@ class Run:
     """Progress bar: takes progress, task and its mean reward."""
     stop_requested: Callable[[], int] = int
     """The signal that has asked this process to stop, 0 for none."""
+    trackers: Trackers | None = None
+    """On the main process, where there are any."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -143,19 +149,25 @@ def train(run: Run) -> None:
     """Run the iterations that are left.
 
     Raises:
-        Stopped: on a signal, a broken reward or a broken gate, with the state saved; or where the weights diverged, with the state before.
+        Stopped: on a signal, a broken reward or a broken gate, with the state saved; or where the weights diverged or data cannot be read, with the state before.
         OSError: where saving fails; the previous state is untouched.
     """
     experiment, progress = run.experiment, run.progress
+    begins = not progress.iteration and not progress.phase
+    on_main_process(run, lambda: grids.forget_after(run.out, -1 if begins else progress.iteration))
     try:
-        if experiment.iterations and not progress.iteration and not progress.phase:
+        if experiment.iterations and begins:
             check_before(run)
+        watch(run)
         for iteration in range(progress.iteration, experiment.iterations):
             iterate(run, iteration)
+            watch(run)
     except Diverged as reason:
         raise Stopped(
             f"{reason}: lower update.lr, and choose another --out, as this run's settings diverge again"
         ) from reason
+    except DataFailed as reason:  # in the middle of an iteration, which no state can describe
+        raise Stopped(f"{reason}; the state saved before is intact, and the same command resumes") from reason
     except (RewardFailed, GateBroken) as reason:
         save(run)
         raise Stopped(
@@ -399,7 +411,7 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     if pretraining is None or run.source is None:
         return {}
     painter, sampling, device = policy.painter, run.experiment.sampling, run.accelerator.device
-    x0_BCHW, captions = run.source.batch(iteration, pretraining.batch, run.rank, run.world)
+    (x0_BCHW, captions), skipped = pretraining_pairs(run, run.source, iteration, pretraining.batch)
     share, first = len(captions), iteration * pretraining.batch + run.rank * len(captions)
     seed = derive_seed("pretraining", run.seed)
     z_BCHW = torch.stack(
@@ -434,7 +446,30 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     norm = policy.optimiser_step()
     run.progress.denoiser_evaluations += pretraining.batch
     mean = run.accelerator.gather(total.reshape(1)).mean()
-    return {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
+    report = {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
+    return report | ({"pretrain_skipped": skipped} if skipped else {})
+
+
+def pretraining_pairs(
+    run: Run, source: PretrainingSource, iteration: int, size: int
+) -> tuple[tuple[Tensor, list[str]], int]:
+    """This process's share of an iteration's pairs, and how many of all processes' had to be replaced.
+
+    Raises:
+        DataFailed: on all processes, where too many cannot be read on one.
+    """
+    failure: DataFailed | None = None
+    pairs = torch.empty(0), list[str]()
+    try:
+        pairs = source.batch(iteration, size, run.rank, run.world)
+    except DataFailed as reason:
+        failure = reason
+    failed, skipped = gather(run, torch.tensor([[int(failure is not None), source.skipped]])).unbind(1)
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise DataFailed(f"pretraining data cannot be read on process {int(failed.argmax())}")
+    return pairs, int(skipped.sum())
 
 
 def synchronised(run: Run, last: bool) -> AbstractContextManager[Any]:
@@ -542,7 +577,9 @@ def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None
     """
     progress = run.progress
     now = time.monotonic()
-    progress.seconds, run.started = progress.seconds + now - run.started, now
+    elapsed, run.started = now - run.started, now
+    progress.seconds += elapsed
+    progress.gpu_seconds += elapsed * run.world if run.accelerator.device.type == "cuda" else 0.0
     line = {
         "iteration": iteration,
         "task": task.name,
@@ -558,6 +595,22 @@ def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None
 
     on_main_process(run, write)
     run.show(progress, task.name, report["reward_mean"])
+
+
+def watch(run: Run) -> None:
+    """What one looks at while it trains, between two iterations: the sheet of samples where one is due, then the trackers. No result depends on it.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    iteration, out = run.progress.iteration, run.out
+    if run.progress.phase == 0 and grids.is_due(run.experiment, iteration):
+        there = gather(run, torch.tensor([int(grids.sheet_path(out, iteration).is_file())]))[0]
+        if not there:  # as the main process sees it: the hosts of the others may have another disk
+            rows = grids.shown(run.experiment, run.prompt_sets)
+            images = grids.paint(run.policy, rows)
+            on_main_process(run, lambda: grids.write(images, rows, out, iteration))
+    on_main_process(run, lambda: run.trackers.follow() if run.trackers is not None else None)
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

@@ -6,21 +6,18 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base
 from evals.diffusion import Schedule
 from train.config import Experiment, Task, as_json
 from train.objective import drawable_steps, step_weights
-
-GIB = 2**30
-BYTES = 4
-"""Weights, gradients, moments and average are float32."""
+from train.resources import memory, time_needed
 
 
 def plan(experiment: Experiment, processes: int) -> str:
-    """A few lines: what an iteration asks of all processes and of each, and what the trained weights take of each one's memory.
+    """A few lines: what an iteration asks of all processes and of each, the memory of a GPU, and the time where such a GPU was measured.
 
     Args:
         experiment: checked for that many processes.
@@ -36,7 +33,7 @@ def plan(experiment: Experiment, processes: int) -> str:
         lines.append(
             f"{evaluations(experiment)} denoiser evaluations and {experiment.optimiser_steps} optimiser steps in all"
         )
-        lines += _memory(experiment, processes)
+        lines += [*memory(experiment, processes), *time_needed(experiment, processes)]
     return "\n".join(lines)
 
 
@@ -69,36 +66,6 @@ def evaluations(experiment: Experiment) -> int:
     return experiment.iterations * (of_tasks + of_data)
 
 
-def _memory(experiment: Experiment, processes: int) -> list[str]:
-    """What the denoiser and its training state take, where the base's weights can be counted without a download.
-
-    A bound from below: activations come on top, and text encoders and decoder.
-    """
-    count = _denoiser_weights(experiment)
-    if count is None or experiment.lora is not None:
-        return []
-    copies = 4 + (experiment.ema is not None)  # weights, gradients, two moments, average
-    size = copies * BYTES * count / GIB / (processes if experiment.update.sharding == "fsdp2" else 1)
-    return [
-        f"{count / 1e6:.1f} M weights are trained: {size:.2f} GiB a process for weights, gradients, "
-        f"AdamW{' and average' if experiment.ema is not None else ''}, activations on top"
-    ]
-
-
-def _denoiser_weights(experiment: Experiment) -> int | None:
-    """Number of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
-    files = sorted((Path(find_base(experiment.base)) / "unet").glob("*.safetensors"))
-    try:
-        return sum(map(_count, files)) or None
-    except (OSError, SafetensorError):
-        return None  # loading it says why
-
-
-def _count(file: Path) -> int:
-    with safe_open(file, "pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-
-
 def describe(experiment: Experiment, processes: int) -> str:
     """The plan, the scale of each denoising step's gradient, and all fields as JSON."""
     fields = json.dumps(as_json(experiment), indent=2)
@@ -107,13 +74,11 @@ def describe(experiment: Experiment, processes: int) -> str:
 
 def gradient_scales(experiment: Experiment) -> list[str]:
     """kappa_t and weight of every denoising step, where the base's scheduler can be read without a download."""
-    config = Path(find_base(experiment.base)) / "scheduler" / "scheduler_config.json"
-    if not experiment.tasks or not config.is_file():
+    config = _scheduler(experiment.base)
+    if not experiment.tasks or config is None:
         return []
     sampling, update = experiment.sampling, experiment.update
-    schedule = Schedule.of(
-        SimpleNamespace(config=json.loads(config.read_text(encoding="utf-8"))), sampling.steps
-    )
+    schedule = Schedule.of(SimpleNamespace(config=config), sampling.steps)
     drawable = drawable_steps(schedule, sampling.eta, update.skip_last)
     weights = step_weights(schedule, drawable, sampling.eta, update.step_weight == "balanced")
     lines = ["timestep  sigma   kappa   weight (kappa: scale of the step's gradient)"]
@@ -124,3 +89,12 @@ def gradient_scales(experiment: Experiment) -> list[str]:
             f"{schedule.timesteps[step]:8d}  {schedule.sigma(step, sampling.eta):.4f}  {kappa:6.2f}  {weight}"
         )
     return lines
+
+
+def _scheduler(base: str) -> dict[str, Any] | None:
+    """The base's scheduler config, from its folder or as published; None where neither is known."""
+    file = Path(find_base(base)) / "scheduler" / "scheduler_config.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    known = REPOSITORIES.get(base)
+    return ARCHITECTURES[known].scheduler if known else None

@@ -15,6 +15,8 @@ from evals.files import write_text
 from train.config import Experiment
 
 FOLDER = ROOT / "results" / "bench"
+ACTIVATIONS = FOLDER / "activations.json"
+"""Counted by `python -m bench.activations`."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,27 @@ def read(device: str, folder: Path = FOLDER) -> list[Record]:
         ValueError: naming the file, where it is damaged.
     """
     path = file_of(device, folder)
-    if not path.is_file():
-        return []
+    return _opened(path)[1] if path.is_file() else []
+
+
+def _opened(path: Path) -> tuple[str, list[Record]]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["records"]
-        return [Record(**(record | {"case": Case(**record["case"])})) for record in stored]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kept = [Record(**(record | {"case": Case(**record["case"])})) for record in stored["records"]]
+        return str(stored["device"]), kept
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged, or of another version ({error}): delete it, `make bench` makes it again"
         ) from error
+
+
+def everything(folder: Path = FOLDER) -> list[tuple[str, list[Record]]]:
+    """Every device that was measured, with its records.
+
+    Raises:
+        ValueError: naming the file, where one is damaged.
+    """
+    return [_opened(path) for path in sorted(folder.glob("*.json")) if path.name != ACTIVATIONS.name]
 
 
 def add(device: str, record: Record, folder: Path = FOLDER) -> Path:

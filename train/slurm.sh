@@ -14,7 +14,7 @@ set -eu
 : "${SLURM_JOB_NODELIST:?this is a job for sbatch}" "${SLURM_GPUS_ON_NODE:?give sbatch --gpus-per-node}"
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a host do not meet
+port=$((20000 + 2 * (SLURM_JOB_ID % 10000))) # two ports a job: jobs that share a host do not meet
 code=0
 # the number of a host is known only there, hence the quotes
 srun --kill-on-bad-exit=0 --wait=0 sh -c 'exec .venv/bin/python -m train "$@" --host "$SLURM_NODEID"' train \

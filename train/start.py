@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
 )
 from torch import Tensor
 
 import prompts
 from evals.checkpoints import load_pipeline
+from evals.diffusion import exact_device
 from evals.files import write_text
-from train import card
+from evals.scorers import weights_of
+from train import card, grids, trackers
 from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
@@ -32,6 +35,10 @@ from train.rewards import load_scorers
 
 HANDING_OVER = ".handing-over.tmp"
 """Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
+
+
+BEGUN = ("state", "metrics.jsonl", grids.FOLDER, trackers.ID_FILE, *trackers.NAMES)
+"""What a run directory may hold before the first checkpoint."""
 
 
 def no_bar(_progress: states.Progress, _task: str, _reward: float | None) -> None:
@@ -48,15 +55,12 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
     Args:
         sharding: whether several processes share out the weights. One has nobody to share with.
     """
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        # the same command gives the same weights; and fp32 means fp32, not TF32
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False
+    on_gpu = exact_device().type == "cuda"
+    # the main process alone writes, and a dead one is the launcher's matter
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
     if sharding == "none":
-        return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp])
+        return Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[ddp, patience])
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         reshard_after_forward=True,
@@ -64,7 +68,9 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
         transformer_cls_names_to_wrap=list(SHARDED),
         cpu_ram_efficient_loading=False,  # every process has loaded the base
     )
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no", fsdp_plugin=plugin)
+    accelerator = Accelerator(
+        cpu=not on_gpu, mixed_precision="no", fsdp_plugin=plugin, kwargs_handlers=[patience]
+    )
     if not on_gpu and accelerator.num_processes > 1:
         # accelerate takes the plugin on GPUs only; on a CPU torch shards as well
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -118,9 +124,9 @@ def check_out(out: Path) -> None:
     state = out / "state"
     strange = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if state.is_dir() and states.is_ours(state):
-        # killed before the first checkpoint, a run has no more than these two; one without iterations never has a checkpoint
+        # killed before the first checkpoint, a run has no more than these; one without iterations never has a checkpoint
         begun = states.latest(state) is not None or HANDING_OVER in strange
-        strange = [] if begun else [name for name in strange if name not in ("state", "metrics.jsonl")]
+        strange = [] if begun else [name for name in strange if name not in BEGUN]
     if strange:
         raise ValueError(
             f"--out {out} is not empty and no run directory (it holds {strange[0]}): choose another"
@@ -195,6 +201,9 @@ def prepare(
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
 
+    for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
+        for weights in weights_of(scorer):
+            weights.paths()
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
     policy = Policy(pipeline, experiment, accelerator, seed)
     source = None
@@ -295,6 +304,7 @@ def hand_over(run: Run, name: str) -> None:
             run.scorers,
             run.world,
             run.accelerator.device,
+            run.policy.pipeline.scheduler,
         )
         write_text(json.dumps(record, indent=1) + "\n", run.out / "run.json")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -44,7 +44,9 @@ class Progress:
     denoiser_evaluations: int = 0
     """Denoiser evaluations of one latent, over all processes: rollout, update and pretraining, two where guided."""
     seconds: float = 0.0
-    """Wall-clock time of training, over all resumes."""
+    """Wall-clock time of training, over all resumes; what a kill has cost is in none of these."""
+    gpu_seconds: float = 0.0
+    """The same times the number of GPUs, which a resume may change."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl: what was written after this is written again."""
     gates: dict[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from evals import cut
 from evals.weights import Weights, refuse_unaccepted
 from prompts import Prompt
 
@@ -120,6 +121,19 @@ def _from_file(path: Path, device: torch.device | str) -> Scorer:
             f"{path}: its Scorer has no {', '.join(missing)} (CONTRIBUTING.md says what they are)"
         )
     return cast(Scorer, scorer)
+
+
+def what_is_cut(name: str, scorer: Scorer, prompt_set: str, prompts: Sequence[Prompt]) -> str:
+    """A sentence on prompts of a set that a scorer does not read to their end (see `evals.cut`); empty where there is none.
+
+    A scorer that cuts has `cut_tokens(prompts)`, how many tokens of each it does not read.
+    """
+    cut_tokens = getattr(scorer, "cut_tokens", None)
+    if cut_tokens is None:
+        return ""
+    return cut.what_is_cut(
+        prompt_set, prompts, lambda some: [count > 0 for count in cut_tokens(some)], f"scorer {name} reads"
+    )
 
 
 class ScorerFailed(Exception):

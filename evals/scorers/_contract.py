@@ -8,8 +8,10 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from evals.scorers import Scope, Scorer, ScorerFailed, ask
+from evals.scorers import Domain, Scope, Scorer, ScorerFailed, ask
+from evals.scorers._preprocess import preprocess, resize
 from prompts import Prompt
 
 SAME = 1e-4
@@ -51,6 +53,46 @@ def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Pro
     except ScorerFailed as failure:
         found.append(str(failure))
     return found
+
+
+def pictures(domain: Domain) -> tuple[Tensor, list[Prompt]]:
+    """Sixteen pictures to hold a scorer to, and what was asked for, by which any scorer of the domain applies to some of them."""
+    return _photographs() if domain == "photo" else _drawings()
+
+
+def _photographs() -> tuple[Tensor, list[Prompt]]:
+    """Four of scikit-image's, each as it is, mirrored, darker and smaller in its frame: 256 pixels."""
+    from skimage import data
+
+    shown = {"astronaut": "person", "chelsea": "cat", "coffee": "cup", "rocket": "airplane"}
+    images, asked = [], []
+    for name, thing in shown.items():
+        pixels = torch.from_numpy(getattr(data, name)()[..., :3].copy()).permute(2, 0, 1) / 255
+        image = preprocess(pixels[None], 256, mean=(0, 0, 0), std=(1, 1, 1))[0]
+        small = F.pad(resize(image[None], (192, 192))[0], (32, 32, 32, 32), value=0.5)
+        images += [image, image.flip(-1), 0.7 * image, small]
+        expect = {
+            "objects": [{"name": thing}],
+            "include": [{"class": thing, "count": 1}],
+            "tag": "single_object",
+            **({"group": "skin_tone"} if thing == "person" else {}),
+        }
+        asked += [Prompt(name, f"a photo of a {thing}", expect=expect)] * 4
+    return torch.stack(images), asked
+
+
+def _drawings() -> tuple[Tensor, list[Prompt]]:
+    """Two scenes and two portraits by the miniature's base, four of each."""
+    import prompts
+    from evals.checkpoints import load_pipeline
+    from evals.diffusion import Painter
+    from evals.miniature import weights_folder
+    from evals.suites.miniature import SUITE
+
+    few = [*prompts.load("miniature-scenes-unseen")[:2], *prompts.load("miniature-portraits-unseen")[:2]]
+    asked = [prompt for prompt in few for _ in range(4)]
+    painter = Painter.of(load_pipeline(str(weights_folder("pipeline"))), SUITE.sampling)
+    return painter.paint([prompt.text for prompt in asked], range(len(asked)), seed=0), asked
 
 
 def _of_what_it_states(scorer: Scorer) -> list[str]:

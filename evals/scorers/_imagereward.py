@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from evals.scorers._preprocess import centre_crop, normalise, resize_short_side
 
 
 class ImageReward(nn.Module):
     """Vision transformer, text transformer that attends to it, and an MLP on the first token.
 
-    `config` has `vision` and `text` (BLIP configurations), `max_length` (text tokens, 35 in the released model) and
-    `mean`, `std` (the reward is standardised by them; .16717 and 1.03334 in the released model).
+    `config` has `vision` and `text` (BLIP configurations), `max_length` (text tokens, 35 in the released model), `mean` and `std` (the reward is
+    standardised by them; .16717 and 1.03334 in the released model) and maybe `padding`: to `max_length`, or to the `longest` text of a batch.
+    What is padded is not attended to, so that it changes rounding errors only.
     """
 
     def __init__(self, config: dict[str, Any], tokenizer: BertTokenizer) -> None:
@@ -48,18 +47,11 @@ class ImageReward(nn.Module):
         return next(self.parameters()).device
 
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
-        """Bicubic resize of the short side, centre crop, CLIP normalisation. [0, 1] in; differentiable."""
+        """Bicubic resize of the short side, centre crop, CLIP normalisation. [0, 1] in; what has the right size already is not rounded to 8 bit."""
         size = int(self.config["vision"]["image_size"])
-        height, width = images_BCHW.shape[-2:]
-        if (height, width) != (size, size):
-            scale = size / min(height, width)
-            target = (round(height * scale), round(width * scale))
-            images_BCHW = F.interpolate(images_BCHW, target, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = (target[0] - size) // 2, (target[1] - size) // 2
-            images_BCHW = images_BCHW[..., top : top + size, left : left + size]
-        mean = images_BCHW.new_tensor(CLIP_MEAN).view(1, 3, 1, 1)
-        std = images_BCHW.new_tensor(CLIP_STD).view(1, 3, 1, 1)
-        return (images_BCHW - mean) / std
+        if tuple(images_BCHW.shape[-2:]) != (size, size):
+            images_BCHW = centre_crop(resize_short_side(images_BCHW, size), size)
+        return normalise(images_BCHW)
 
     def see(self, images_BCHW: Tensor) -> Tensor:
         """Image tokens [B, 1 + patches, D] of images in [0, 1]."""
@@ -67,10 +59,10 @@ class ImageReward(nn.Module):
         return seen
 
     def read(self, seen_BLD: Tensor, texts: Sequence[str]) -> Tensor:
-        """Text tokens [B, max_length, D], having attended to the image tokens of as many images."""
+        """Text tokens [B, L, D], L at most `max_length`, having attended to the image tokens of as many images."""
         tokens = self.tokenizer(
             list(texts),
-            padding="max_length",
+            padding=self.config.get("padding", "max_length"),
             truncation=True,
             max_length=self.config["max_length"],
             return_tensors="pt",
@@ -93,6 +85,11 @@ class ImageReward(nn.Module):
     def forward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
         """Standardised reward, [B]."""
         return self.judge(self.read(self.see(images_BCHW), texts))
+
+
+def cut_tokens(tokenizer: BertTokenizer, texts: Sequence[str], max_length: int) -> list[int]:
+    """How many tokens of each text are not read, because it has more than `max_length`."""
+    return [max(0, len(ids) - max_length) for ids in tokenizer(list(texts), verbose=False).input_ids]
 
 
 def load_imagereward(folder: Path) -> ImageReward:

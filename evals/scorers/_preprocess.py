@@ -26,6 +26,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BITS = 22
 """Fractional bits of Pillow's coefficients: 32, less 8 for the pixel and 2 for overshoot (`PRECISION_BITS` in its Resample.c)."""
 
+PART = 8
+"""Pictures that are held in float64 at once: 0.2 GiB where they have 1024 x 1024 pixels."""
+
 
 def preprocess(
     images_BCHW: Tensor,
@@ -43,9 +46,17 @@ def preprocess(
         std: of the channels.
         resample: Pillow's filter.
     """
-    cropped_BCHW = centre_crop(resize_short_side(images_BCHW, size, resample), size)
-    mean_CHW, std_CHW = (cropped_BCHW.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    return (cropped_BCHW - mean_CHW) / std_CHW
+    return normalise(centre_crop(resize_short_side(images_BCHW, size, resample), size), mean, std)
+
+
+def normalise(
+    images_BCHW: Tensor,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> Tensor:
+    """(x - mean) / std of each channel; CLIP's values unless others are given."""
+    mean_CHW, std_CHW = (images_BCHW.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (images_BCHW - mean_CHW) / std_CHW
 
 
 def resize_short_side(images_BCHW: Tensor, size: int, resample: Filter = "bicubic") -> Tensor:
@@ -138,6 +149,13 @@ def _passes(rows: Tensor, columns: Tensor) -> list[Callable[[Tensor], Tensor]]:
     return passes[::-1] if shrinks_more else passes
 
 
+def _resampled(images_BCHW: Tensor, passes: list[Callable[[Tensor], Tensor]]) -> Tensor:
+    levels = (images_BCHW * 255).round().clamp(0, 255).double()
+    for one_pass in passes:
+        levels = (one_pass(levels) + 0.5).floor().clamp(0, 255)
+    return levels.to(images_BCHW.dtype) / 255
+
+
 class _To8Bit(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, images: Tensor) -> Tensor:
@@ -152,10 +170,8 @@ class _Resize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images_BCHW: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         ctx.save_for_backward(rows, columns)
-        levels = (images_BCHW * 255).round().clamp(0, 255).double()
-        for one_pass in _passes(rows, columns):
-            levels = (one_pass(levels) + 0.5).floor().clamp(0, 255)
-        return levels.to(images_BCHW.dtype) / 255
+        passes = _passes(rows, columns)
+        return torch.cat([_resampled(part, passes) for part in images_BCHW.split(PART)])
 
     @staticmethod
     def backward(ctx: Any, gradient_BCHW: Tensor) -> tuple[Tensor, None, None]:

@@ -36,6 +36,20 @@ DEFAULTS: dict[Domain, str] = {"photo": "paper", "miniature": "miniature"}
 """The suite that a run is scored on unless another is named, by the domain of its experiment."""
 
 
+def of_domain(domain: str | None, target: str) -> str:
+    """The suite of a domain.
+
+    Raises:
+        ValueError: naming the option, where nothing says what the pictures of `target` show.
+    """
+    found = {str(key): name for key, name in DEFAULTS.items()}.get(domain or "")
+    if found is None:
+        raise ValueError(
+            f"{target} is no run of this project, so say on what to score it: --suite {' or '.join(names())}"
+        )
+    return found
+
+
 def names() -> tuple[str, ...]:
     """Every suite: the files of this folder."""
     return tuple(sorted(f.stem for f in Path(__file__).parent.glob("[!_]*.py")))

@@ -10,7 +10,7 @@ from evals.diffusion import Sampling
 from evals.suites import Part, Suite
 
 _PREFERENCE = ("imagereward", "aesthetic", "pickscore", "hpsv2", "clip_score")
-_COMPOSITION = ("objects", "clip_score", "imagereward")
+_COMPOSITION = ("objects", "objects_grounding_dino", "clip_score", "imagereward")
 _FAIRNESS = ("skin_tone", "monk_tone", "aesthetic")
 
 SUITE = Suite(

@@ -1,0 +1,315 @@
+"""Folders and hub ids: weights in several files, in float16 only, pickled or half there, and what a run card says of its base."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
+
+from evals import checkpoints
+from evals.checkpoints import load_pipeline, resolve, weight_files
+from tests import toy
+from tests.original_layout import save_original
+from train.plan import plan
+
+MODELS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+@pytest.fixture
+def folder(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
+    """A pipeline in diffusers layout that may be changed."""
+    return Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline"))
+
+
+def in_float16(folder: Path, part: str, keep: bool = False) -> None:
+    """Write a model's weights as the variant fp16, beside the main file or instead of it."""
+    main = folder / part / f"{MODELS[part]}.safetensors"
+    halves = {name: tensor.half() for name, tensor in load_file(main).items()}
+    save_file(halves, main.with_name(f"{MODELS[part]}.fp16.safetensors"))
+    if not keep:
+        main.unlink()
+
+
+def in_shards(folder: Path) -> None:
+    """Write every model's weights in several files with an index, as the libraries do."""
+    pipeline = load_pipeline(str(folder))
+    for part, stem in MODELS.items():
+        (folder / part / f"{stem}.safetensors").unlink()
+        getattr(pipeline, part).save_pretrained(folder / part, max_shard_size="4KB")
+        assert len(list((folder / part).glob(f"{stem}-?????-of-?????.safetensors"))) > 1
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part in MODELS
+        for name, tensor in getattr(pipeline, part).state_dict().items()
+    }
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(other[name], one[name]) for name in one)
+
+
+# ----------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_weights_in_several_files_are_opened(folder: Path) -> None:
+    before, digest = weights(load_pipeline(str(folder))), resolve(str(folder)).digest()
+    in_shards(folder)
+    assert same(weights(load_pipeline(str(folder))), before)
+    assert resolve(str(folder)).digest() != digest
+
+
+def test_one_of_several_files_that_is_missing_is_named(folder: Path) -> None:
+    in_shards(folder)
+    missing = sorted((folder / "unet").glob("*-of-*.safetensors"))[1]
+    missing.unlink()
+    with pytest.raises(ValueError, match=f"{missing.name} of unet is missing, or was not downloaded"):
+        load_pipeline(str(folder))
+
+
+def test_float16_is_opened_where_there_is_nothing_else_and_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights(load_pipeline(str(folder)))
+    in_float16(folder, "vae", keep=True)
+    assert same(weights(load_pipeline(str(folder))), before)
+    assert capsys.readouterr().err == ""
+    for part in ("unet", "text_encoder"):
+        in_float16(folder, part)
+    after = weights(load_pipeline(str(folder)))
+    assert (
+        capsys.readouterr().err == f"note: {folder} has the weights of unet, text_encoder in float16 only\n"
+    )
+    assert all(tensor.dtype == torch.float32 for tensor in after.values())
+    rounded = {n: t if n.startswith("vae") else t.half().float() for n, t in before.items()}
+    assert same(after, rounded)
+    monkeypatch.setenv("RANK", "1")
+    load_pipeline(str(folder))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("part", MODELS)
+def test_pickled_weights_are_not_opened(folder: Path, part: str) -> None:
+    main = folder / part / f"{MODELS[part]}.safetensors"
+    main.rename(main.with_suffix(".bin"))
+    with pytest.raises(
+        ValueError, match=rf"the weights in {part} are a pickle \({main.stem}\.bin\), which can run"
+    ):
+        load_pipeline(str(folder))
+    main.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match=f"{part} has no {main.name}"):
+        load_pipeline(str(folder))
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_used_in_another_way_is_refused(folder: Path) -> None:
+    rewrite(folder / "vae" / "config.json", latents_mean=[0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(
+        ValueError, match="its autoencoder has latents_mean, and only latents that are scaled"
+    ):
+        load_pipeline(str(folder))
+    rewrite(folder / "vae" / "config.json", latents_mean=None)
+    load_pipeline(str(folder))
+    EDMDPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    rewrite(folder / "model_index.json", scheduler=["diffusers", "EDMDPMSolverMultistepScheduler"])
+    with pytest.raises(ValueError, match="its scheduler, EDMDPMSolverMultistepScheduler, has no beta_start"):
+        load_pipeline(str(folder))
+
+
+def test_a_denoiser_for_inpainting_is_refused(folder: Path) -> None:
+    main = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(main)
+    save_file(tensors | {"conv_in.weight": torch.zeros(8, 9, 3, 3)}, main)
+    rewrite(folder / "unet" / "config.json", in_channels=9)
+    with pytest.raises(ValueError, match="its denoiser takes 9 channels, as for inpainting or editing"):
+        load_pipeline(str(folder))
+
+
+def test_the_plan_counts_what_is_opened(folder: Path, tmp_path: Path) -> None:
+    def told(base: Path) -> str:
+        (line,) = (
+            line for line in plan(toy.toy_experiment(base, "prompts"), 1).splitlines() if "GiB" in line
+        )
+        return line
+
+    before = told(folder)
+    in_float16(folder, "unet", keep=True)
+    main = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(main, main.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    assert told(folder) == before
+    main.unlink()
+    assert told(folder) == before  # of float16, the only one now
+    assert weight_files(folder, "unet")[0] == "fp16"
+    assert told(save_original(toy.build_tiny_pipeline(), tmp_path / "one.safetensors")) == before
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors", main)
+    in_shards(folder)
+    assert told(folder) == before
+
+
+# --------------------------------------------------------------------------------------------------------------------- hub
+
+Fetch = Callable[..., str]
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """A hub with one repository, a/b. Returns what was asked for, and at which revision."""
+    cache, asked = tmp_path / "cache", []
+
+    def fetch(name: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, cache / name)
+        return str(cache / name)
+
+    def one(repository: str, name: str, revision: str | None = None) -> str:
+        assert repository == "a/b"
+        return fetch(name, revision)
+
+    def several(repository: str, revision: str | None, allow_patterns: Sequence[str]) -> str:
+        assert repository == "a/b"
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        for name in names:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                fetch(name, revision)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", one)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", several)
+    return asked
+
+
+def test_of_a_repository_only_what_is_opened_is_fetched(
+    folder: Path, hub: list[tuple[str, str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights(load_pipeline(str(folder)))
+    in_float16(folder, "unet", keep=True)
+    in_float16(folder, "vae")
+    rewrite(
+        folder / "model_index.json",  # as stable-diffusion-v1-5 has it
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        requires_safety_checker=None,
+    )
+    (folder / "safety_checker").mkdir()
+    for name in ("unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors", "v1-5.safetensors"):
+        (folder / name).write_bytes(b"gigabytes")
+    opened = load_pipeline("a/b", "0123abc")
+    assert same(
+        {n: t for n, t in weights(opened).items() if not n.startswith("vae")},
+        {n: t for n, t in before.items() if not n.startswith("vae")},
+    )
+    assert {revision for _, revision in hub} == {"0123abc"}
+    big = sorted({name for name, _ in hub if not name.endswith((".json", ".txt"))})
+    assert big == [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert "note: a/b has the weights of vae in float16 only" in capsys.readouterr().err
+    assert opened.config._name_or_path == "a/b"
+
+
+def test_weights_in_several_files_are_fetched(folder: Path, hub: list[tuple[str, str | None]]) -> None:
+    before = weights(load_pipeline(str(folder)))
+    in_shards(folder)
+    assert same(weights(load_pipeline("a/b")), before)
+
+
+def test_a_repository_of_another_family_costs_no_download(
+    folder: Path, hub: list[tuple[str, str | None]]
+) -> None:
+    rewrite(folder / "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(ValueError, match=r"base: a/b cannot be opened .*: it is a FluxPipeline, and only"):
+        load_pipeline("a/b")
+    assert hub == [("model_index.json", None)]
+
+
+# ------------------------------------------------------------------------------------------------------ what a checkpoint is
+
+
+def card(folder: Path, revision: str | None, name: str = "joint", base: str = "a/b") -> Path:
+    folder.mkdir(parents=True)
+    record = {
+        "name": f"{name}-sd2-3",
+        "model": "sd2",
+        "seed": 3,
+        "rewards": [],
+        "base": base,
+        "experiment": {"revision": revision},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_run_knows_the_revision_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        checkpoints, "load_pipeline", lambda base, revision=None: opened.append((base, revision))
+    )
+    monkeypatch.setattr(checkpoints, "with_lora", lambda pipeline, lora: None)
+    run = resolve(str(card(tmp_path / "run", "0123abc")))
+    assert (run.base, run.revision) == ("a/b", "0123abc")
+    run.its_base().pipeline()
+    run.pipeline()  # its own folder holds all of it
+    save_file({"x.lora_A.weight": torch.zeros(1)}, tmp_path / "run" / checkpoints.LORA_FILE)
+    run.pipeline()
+    assert opened == [("a/b", "0123abc"), (str(tmp_path / "run"), None), ("a/b", "0123abc")]
+
+
+def test_another_revision_is_another_base(tmp_path: Path) -> None:
+    one, other, newest = (
+        resolve(str(card(tmp_path / str(revision), revision))).its_base() for revision in ("1", "2", None)
+    )
+    assert len({base.digest() for base in (one, other, newest)}) == 3
+    assert one.digest() == resolve("a/b@1").digest()
+    assert newest.digest() == resolve("a/b").digest()
+    # the base's own run holds a copy of it
+    copied = resolve(str(card(tmp_path / "base", "1", name="base")))
+    assert copied.digest() == one.digest()
+
+
+def test_a_lora_on_another_revision_draws_other_pictures(tmp_path: Path) -> None:
+    run = card(tmp_path / "run", "1")
+    save_file({"x.lora_A.weight": torch.zeros(1)}, run / checkpoints.LORA_FILE)
+    found = resolve(str(run))
+    assert found.digest() != replace(found, revision="2").digest()
+
+
+def test_a_hub_id_may_name_its_revision() -> None:
+    found = resolve("owner/na.me@refs/pr/2")
+    assert (found.source, found.base, found.revision) == ("owner/na.me", "owner/na.me", "refs/pr/2")
+    assert found.experiment == "owner_na.me_refs_pr_2"
+    assert resolve("owner/name").revision is None
+    for nothing in ("owner/name@", "name@main", "owner/name.safetensors"):
+        with pytest.raises(ValueError, match="cannot be scored: give a run directory"):
+            resolve(nothing)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("models/nowhere.safetensors", "base: there is no file models/nowhere.safetensors"),
+        ("models/nowhere.ckpt", "base: there is no file models/nowhere.ckpt"),
+        ("nowhere", "base: there is no folder nowhere"),
+        ("README.md", "README.md is no checkpoint: give a .safetensors file"),
+    ],
+)
+def test_a_base_that_is_none_is_one_sentence(base: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_pipeline(base)

@@ -1,0 +1,272 @@
+"""The README of a repository on the hub: what a finished run's run.json and score rows say, and no number that they do not have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.checkpoints import Checkpoint, find_base
+from train import grids
+from train.config import flatten
+
+if TYPE_CHECKING:
+    from evals.compare import Comparison, Estimate
+
+NEEDED = (
+    *("experiment", "seed", "prompt_sets", "scorer_versions", "scorer_sources", "scheduler", "example"),
+    *("cost", "hardware", "versions", "commit", "dirty", "finished"),
+)
+"""What a card is made of, in run.json."""
+
+
+def model_card(
+    checkpoint: Checkpoint,
+    record: Mapping[str, Any],
+    repository: str,
+    terms: Mapping[str, str],
+    results: Comparison | None,
+    sheet: str | None,
+) -> str:
+    """README.md of the repository on the hub.
+
+    Args:
+        checkpoint: the run.
+        record: its run.json.
+        repository: where it will be.
+        terms: the licence, as front matter has it.
+        results: of the run's score rows with the base's, or None.
+        sheet: name of the sheet of samples to show, or None.
+    """
+    parts = [
+        front_matter(record, terms),
+        _opening(checkpoint, record, sheet),
+        f"## Use\n\n```python\n{usage(record, repository)}```\n\n{_as_in_training(record)}",
+        _training(record),
+        _results(results),
+        _cost(record),
+        _limits(record, results),
+        _origin(record),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(record: Mapping[str, Any], terms: Mapping[str, str]) -> str:
+    """The YAML head, by which the hub files a model."""
+    from huggingface_hub import ModelCardData
+
+    experiment, lora = record["experiment"], record["experiment"]["lora"]
+    more: dict[str, Any] = dict(terms)
+    if not Path(find_base(experiment["base"])).is_dir():
+        more |= {
+            "base_model": experiment["base"],
+            "base_model_relation": "adapter" if lora else "finetune",
+        }
+    tags = ["text-to-image", "diffusers", "reinforcement-learning", "arxiv:2401.12244"]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[*tags, "lora"] if lora else tags,
+        **more,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def usage(record: Mapping[str, Any], source: str) -> str:
+    """Ten lines of plain diffusers that draw with a trained checkpoint as training did.
+
+    Args:
+        record: run.json.
+        source: a repository on the hub, or a run directory.
+    """
+    experiment, sampling = record["experiment"], record["experiment"]["sampling"]
+    revision = f", revision={json.dumps(experiment['revision'])}" if experiment["revision"] else ""
+    opened, adapter = json.dumps(source), ""
+    if experiment["lora"]:
+        opened, adapter = json.dumps(experiment["base"]) + revision, f"pipe.load_lora_weights({opened})\n"
+    options = ", ".join(f"{name}={value}" for name, value in record["scheduler"].items())
+    guidance = 1.0 if sampling["guidance"] is None else sampling["guidance"]
+    return (
+        "import torch\n"
+        "from diffusers import DDIMScheduler, DiffusionPipeline\n\n"
+        f"pipe = DiffusionPipeline.from_pretrained({opened})\n"
+        f"{adapter}"
+        f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {options})\n"
+        'pipe.to("cuda" if torch.cuda.is_available() else "cpu")\n'
+        f"settings = dict(num_inference_steps={sampling['steps']}, eta={sampling['eta']}, guidance_scale={guidance})\n"
+        f"image = pipe({json.dumps(record['example'])}, generator=torch.Generator().manual_seed(0), **settings).images[0]\n"
+        'image.save("image.png")\n'
+    )
+
+
+def _opening(checkpoint: Checkpoint, record: Mapping[str, Any], sheet: str | None) -> str:
+    experiment = record["experiment"]
+    lora = experiment["lora"]
+    what = f"a LoRA of rank {lora['rank']} for it" if lora else "the whole pipeline"
+    tasks = _listed([f"*{task['name']}*" for task in experiment["tasks"]])
+    lines = [
+        f"# {checkpoint.name}",
+        f"{_base(experiment)} after {experiment['iterations']} iterations of reinforcement learning on {tasks}, by the policy gradient over "
+        'denoising steps of "Large-scale Reinforcement Learning for Diffusion Models" '
+        f"([arXiv 2401.12244](https://arxiv.org/abs/2401.12244)), in an independent implementation. Here is {what}.",
+    ]
+    if sheet is not None:
+        lines += [
+            f"![Samples]({sheet})",
+            "*Of each prompt set the first prompts, from fixed noise, chosen by nobody: the base's row above, this model's below "
+            f"([the prompts]({grids.FOLDER}/prompts.txt)).*",
+        ]
+    return "\n\n".join(lines)
+
+
+def _base(experiment: Mapping[str, Any]) -> str:
+    revision = f" at revision {experiment['revision']}" if experiment["revision"] else ""
+    return f"`{experiment['base']}`{revision}"
+
+
+def _as_in_training(record: Mapping[str, Any]) -> str:
+    sampling = record["experiment"]["sampling"]
+    guidance = sampling["guidance"]
+    told = f"DDIM with {sampling['steps']} steps and eta {sampling['eta']:g}, " + (
+        f"guidance {guidance:g}" if guidance not in (None, 1.0) else "without guidance"
+    )
+    text = f"It was trained as it is drawn here: {told}; with another sampler or guidance it may do less of what it was trained for."
+    if guidance is not None and 0.0 < guidance < 1.0:
+        text += " (diffusers' pipelines guide above 1 only, so they cannot draw quite as training did.)"
+    return text
+
+
+def _training(record: Mapping[str, Any]) -> str:
+    experiment = record["experiment"]
+    tasks = [["task", "prompts", "their digest", "reward", "images an iteration"]]
+    for task in experiment["tasks"]:
+        terms = [f"{term['weight']:g} x {grids.short_name(term['scorer'])}" for term in task["rewards"]]
+        shaping = ", as parity" if task["shaping"] == "parity" else ""
+        digest = record["prompt_sets"][task["prompts"]]
+        tasks.append(
+            [
+                task["name"],
+                grids.short_name(task["prompts"]),
+                digest,
+                f"{' + '.join(terms)}{shaping}",
+                str(task["batch"]),
+            ]
+        )
+    fields = [["setting", "value"]]
+    fields += [
+        [name, f"`{json.dumps(value)}`"] for name, value in flatten(experiment).items() if name != "tasks"
+    ]
+    return (
+        f"## Training\n\nBase: {_base(experiment)}.\n\n{_table(tasks)}\n\nScorers, rewards and those that were only watched:\n\n"
+        f"{_scorers(record)}\n\n<details><summary>All settings</summary>\n\n{_table(fields)}\n\n</details>"
+    )
+
+
+def _scorers(record: Mapping[str, Any]) -> str:
+    """Every scorer with its source, and the weights of others in it with revision and licence."""
+    trained = {term["scorer"] for task in record["experiment"]["tasks"] for term in task["rewards"]}
+    lines = []
+    for name, version in record["scorer_versions"].items():
+        source = record["scorer_sources"][name]
+        role = "reward" if name in trained else "watched"
+        lines.append(f"- **{grids.short_name(name)}** ({role}, version {version}): {source['source']}")
+        lines += [
+            f"  - weights of {w['repository']}, {w['revision'] or 'the newest revision'}: {w['licence']}"
+            for w in source["weights"]
+        ]
+    return "\n".join(lines)
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    cost, on = record["cost"], record["hardware"]
+    hours = f"{cost['gpu_hours']:.3g} GPU-hours" if cost["gpu_hours"] else "no GPU"
+    return (
+        f"## Cost\n\n{cost['images']:,} images and {cost['denoiser_evaluations']:,} evaluations of the denoiser for one latent, in "
+        f"{cost['seconds'] / 3600:.3g} hours; {hours}. It ended on {on['processes']} "
+        f"process{'es' if on['processes'] > 1 else ''}: {on['device']}."
+    )
+
+
+def _limits(record: Mapping[str, Any], results: Comparison | None) -> str:
+    experiment = record["experiment"]
+    sets = _listed(sorted({grids.short_name(task["prompts"]) for task in experiment["tasks"]}))
+    lines = [
+        f"- It was trained on the prompts of {sets}; what it does with others was not an aim.",
+        "- It draws what its rewards prefer, and has their faults: a reward can be satisfied without its purpose. What the base gets "
+        "wrong, it may still get wrong.",
+    ]
+    if any(task["shaping"] == "parity" for task in experiment["tasks"]):
+        lines.append(
+            "- Parity was trained on classes that a scorer reads from pictures, over the prompts above: that says nothing about persons, "
+            "and is no proof of fairness elsewhere."
+        )
+    if experiment["domain"] == "miniature":
+        lines.append(
+            "- It draws a small synthetic world, at that world's size. Its numbers say nothing about pictures of the real one."
+        )
+    for name, source in record["scorer_sources"].items():
+        lines += [
+            f"- The weights of {w['repository']}, which {grids.short_name(name)} uses, are not free for every use: {w['licence']}."
+            for w in source["weights"]
+            if not w["free"]
+        ]
+    if results is not None:
+        worse = [_cell_name(e) for e in results.estimates if e.mark == "worse"]
+        lines.append(f"- Worse than the base: {'; '.join(worse) if worse else 'nothing that was measured'}.")
+    return "## Limits\n\n" + "\n".join(lines)
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    commit = f"commit {record['commit']}" if record["commit"] else "outside of git"
+    dirty = " with changes that are not in it" if record["dirty"] else ""
+    return f"## Origin\n\nSeed {record['seed']}, {commit}{dirty}, finished {record['finished']}; {versions}. `run.json` has all of it."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its head."""
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
+
+
+def _results(results: Comparison | None) -> str:
+    """Every metric with its interval, beside the base's, and how to read them."""
+    if results is None:
+        return "## Results\n\nNo scores were given when this card was made: how good it is, is not said here."
+    from evals.compare import BASE, SIGNS, count_notes, dagger, interval, method_notes, metric_order
+    from evals.metrics import load
+
+    base = {(e.metric, e.prompt_set): e for e in results.of(experiment=BASE)}
+    lines = [["metric", "prompt set", "base", "this model", "difference", ""]]
+    mine = [e for e in results.estimates if e.experiment != BASE]
+    for e in sorted(mine, key=lambda e: (e.prompt_set, metric_order(e.metric))):
+        metric, beside = load(e.metric), base.get((e.metric, e.prompt_set))
+        lines.append(
+            [
+                _heading(e.metric),
+                e.prompt_set,
+                interval(metric, beside.value) if beside is not None else "–",
+                f"{interval(metric, e.value)}{dagger(e)}",
+                interval(metric, e.difference, signed=True),
+                f"{SIGNS[e.mark]} {e.mark}".strip(),
+            ]
+        )
+    notes = "\n".join(f"- {note}" for note in (*method_notes(results), *count_notes(results)))
+    return f"## Results\n\n{_table(lines)}\n\n{notes}"
+
+
+def _heading(metric: str) -> str:
+    from evals.compare import heading
+    from evals.metrics import load
+
+    return heading(load(metric))
+
+
+def _cell_name(estimate: Estimate) -> str:
+    return f"{_heading(estimate.metric)} on {estimate.prompt_set}"

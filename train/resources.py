@@ -1,0 +1,129 @@
+"""What a run takes of a GPU: memory, from the sizes of its models, and time, from what was measured on such a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from evals.architectures import ARCHITECTURES, REPOSITORIES
+from evals.checkpoints import find_base, weight_files
+from evals.families import UNET
+from evals.miniature import weights_folder
+from train import records
+from train.config import Experiment
+from train.records import Case, Record
+
+GIB = 2**30
+BYTES = 4
+"""Weights, gradients, moments and average are float32."""
+
+
+def memory(experiment: Experiment, processes: int) -> list[str]:
+    """A line on what a process holds in a pass of the update, where the base's sizes are known without a download; nothing where they are not.
+
+    Activations were counted in bf16, the models' other weights are known of published architectures. The line names what comes on top: the
+    decoder works in float32 while there are no activations, and `sampling.decode_batch` bounds what it holds.
+    """
+    count, known = _denoiser_weights(experiment), REPOSITORIES.get(experiment.base)
+    if count is None and known is not None:
+        count = ARCHITECTURES[known].weights()["unet"]
+    if count is None:
+        return []
+    parts, on_top = _of_training(experiment, count, processes), ["the reward"]
+    if known is not None:
+        others = sum(n for name, n in ARCHITECTURES[known].weights().items() if name != "unet")
+        parts["text encoders and decoder"] = others * BYTES
+    else:
+        on_top.append("text encoders and decoder")
+    activations = _activations(experiment, known)
+    if activations is not None:
+        parts[f"activations of {experiment.update.micro_batch} images"] = activations
+    else:
+        on_top.append("activations")
+    told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    return [
+        f"memory of a process: {sum(parts.values()) / GIB:.1f} GiB ({told}); on top: {', '.join(reversed(on_top))}"
+    ]
+
+
+def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str, float]:
+    """Bytes of the denoiser and of what its training keeps beside it."""
+    shares = processes if experiment.update.sharding == "fsdp2" else 1
+    size = count * BYTES / shares
+    if experiment.lora is not None:
+        return {f"{count / 1e6:.1f} M frozen weights": size}  # adapters are a hundredth of them
+    average = {"average": size} if experiment.ema is not None else {}
+    return {f"{count / 1e6:.1f} M trained weights": size, "gradients": size, "AdamW": 2 * size, **average}
+
+
+def _activations(experiment: Experiment, known: str | None) -> float | None:
+    """Bytes that a pass of the update holds beside weights and gradients; None where they were not counted."""
+    if known is None or experiment.sampling.precision == "fp32" or not records.ACTIVATIONS.is_file():
+        return None
+    counted = json.loads(records.ACTIVATIONS.read_text(encoding="utf-8")).get(known, {})
+    way = counted.get("checkpointing" if experiment.update.gradient_checkpointing else "plain")
+    if way is None:
+        return None
+    evaluations = experiment.update.micro_batch * experiment.sampling.branches
+    return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
+
+
+def time_needed(experiment: Experiment, processes: int) -> list[str]:
+    """A line for every device that was measured with this model: time of an iteration and of the run, without the reward's."""
+    miniature = Path(find_base(experiment.base)) == weights_folder("pipeline")
+    architecture = REPOSITORIES.get(experiment.base, "miniature" if miniature else None)
+    if architecture is None:
+        return []
+    case = Case.of(experiment, architecture)
+    found = ((device, records.nearest(kept, case)) for device, kept in records.everything())
+    return [
+        f"time on {device}, measured {record.date}: {seconds:.3g} s an iteration and {experiment.iterations * seconds / 3600:.3g} h in all, "
+        f"without the reward's"
+        for device, record in found
+        if record is not None
+        for seconds in [_seconds(experiment, processes, record)]
+    ]
+
+
+def _seconds(experiment: Experiment, processes: int, record: Record) -> float:
+    """Of an iteration: every process does its share of the images, a micro-batch is as slow as a full one."""
+    sampling, update = experiment.sampling, experiment.update
+    total = 0.0
+    for task in experiment.tasks:
+        share = task.batch // processes
+        drawn = _padded(share, sampling.micro_batch) * sampling.branches * sampling.steps
+        trained = _padded(share, update.micro_batch) * sampling.branches * update.trained_steps
+        total += (
+            drawn * record.rollout_seconds + trained * record.update_seconds + share * record.decoder_seconds
+        )
+    if experiment.pretraining is not None:
+        total += (
+            _padded(experiment.pretraining.batch // processes, update.micro_batch) * record.update_seconds
+        )
+    return total * record.overhead
+
+
+def _padded(count: int, size: int) -> int:
+    """Images that are evaluated where so many are asked, so many at a time."""
+    return math.ceil(count / size) * size
+
+
+def _denoiser_weights(experiment: Experiment) -> int | None:
+    """Number of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
+    base = Path(find_base(experiment.base))
+    try:
+        if base.is_file():
+            return _count(base, UNET)
+        return sum(map(_count, weight_files(base, "unet")[1]))
+    except (OSError, SafetensorError, ValueError):
+        return None  # loading it says why
+
+
+def _count(file: Path, beginning: str = "") -> int:
+    """Numbers in a file's tensors, of those whose names begin so."""
+    with safe_open(file, "pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith(beginning)]  # noqa: SIM118
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
