@@ -23,8 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import toy
+from tests.test_resume import Runner, assert_same, kill, train_toy
 from train.config import Experiment, Lora, Pretraining
 from train.launch import heeded
+from train.state import latest
 
 BATCH = 12  # divides among one, two and three processes in groups of two
 
@@ -280,6 +282,42 @@ def test_a_process_that_dies_ends_the_others_and_is_named(
         assert not any(worker.is_running() for worker in workers)
     assert code == 128 + signal.SIGKILL
     assert stderr.splitlines()[-1] == "error: process 1 was killed by signal 9"
+
+
+def killed_while_weights_are_gathered(arguments: list[str], environment: dict[str, str]) -> None:
+    """The second process dies while the main one asks for its shares of the third state."""
+    from train.policy import Policy
+
+    state, calls = Policy.state, [0]
+
+    def state_or_die(self: Policy) -> Any:
+        calls[0] += 1
+        if calls[0] == 3 and os.environ["RANK"] == "1":
+            kill()
+        return state(self)
+
+    Policy.state = state_or_die  # type: ignore[method-assign]
+    train_toy(arguments, environment)
+
+
+@pytest.mark.slow
+def test_the_old_state_survives_a_process_that_dies_while_two_save(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    """The main one while it writes, or the other before that; with shared out weights in test_fsdp."""
+    environment = {"TOY_BASE": str(tiny_pipeline_dir), "TOY_PROMPTS": str(toy_prompts)}
+    runner = Runner(environment, tmp_path, 2, ("iterations=3", "ema.decay=0.9"))
+    assert runner("straight") == [0, 0]
+    assert -signal.SIGKILL in runner("writing", "file:1")
+    arguments = ["toy", "--on", "tiny", "--out", str(tmp_path / "gathering"), *runner.settings]
+    codes = toy.launch(2, killed_while_weights_are_gathered, arguments, environment)
+    assert codes[1] == -signal.SIGKILL
+    for name in ("writing", "gathering"):
+        checkpoint = latest(tmp_path / name / "state")
+        assert checkpoint is not None
+        assert checkpoint.name == "000002-0"
+        assert runner(name) == [0, 0]
+        assert_same(runner.result(name), runner.result("straight"))
 
 
 def _save_to_a_disk_that_is_full(base: str, prompts: str, out: str) -> None:

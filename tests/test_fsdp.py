@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import toy
-from tests.test_distributed import recorded
-from tests.test_resume import Runner, assert_same, kill, train_toy
+from tests.test_distributed import killed_while_weights_are_gathered, recorded
+from tests.test_resume import Runner, assert_same
 from train import state as states
 from train.config import Ema, Experiment, Lora, Pretraining
 from train.plan import plan
@@ -300,22 +299,6 @@ def test_kill_and_resume_is_bit_for_bit_the_straight_run(two: Runner, trap: str)
     states.read_tensors(checkpoint, needs_ema=True)
     assert two(name) == [0, 0]
     assert_same(two.result(name), two.result("straight"))
-
-
-def killed_while_weights_are_gathered(arguments: list[str], environment: dict[str, str]) -> None:
-    """The second process dies while the main one asks for its shares of the third state."""
-    from train.policy import Policy
-
-    state, calls = Policy.state, [0]
-
-    def state_or_die(self: Policy) -> Any:
-        calls[0] += 1
-        if calls[0] == 3 and os.environ["RANK"] == "1":
-            kill()
-        return state(self)
-
-    Policy.state = state_or_die  # type: ignore[method-assign]
-    train_toy(arguments, environment)
 
 
 def test_the_old_state_survives_a_process_that_dies_while_weights_are_gathered(two: Runner) -> None:

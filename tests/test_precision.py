@@ -444,7 +444,9 @@ def test_fp16_is_resumed_bit_for_bit(tiny_pipeline_dir: Path, toy_prompts: Path,
     assert runner("killed", "line:3") == [-signal.SIGKILL]
     assert runner("killed") == [0]
     assert_same(runner.result("killed"), runner.result("straight"))
-    assert runner.result("killed")["tensors"]["loss_scale/steps"] > 0
+    stored = runner.result("killed")["tensors"]
+    assert stored["loss_scale/steps"] > 0
+    assert runner.result("killed")["lines"][-1]["loss_scale"] == stored["loss_scale/value"]
 
 
 def test_a_state_without_its_scale_is_refused(make_run: MakeRun) -> None:

@@ -267,7 +267,8 @@ def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
         statistics[str(schedule.timesteps[step])] = found
     trained = len(batch.advantage_B) * run.world * len(batch.order)
     run.progress.denoiser_evaluations += trained * experiment.sampling.branches
-    return update_report(statistics)
+    scale = {} if policy.loss_scale is None else {"loss_scale": policy.loss_scale.value}
+    return update_report(statistics) | scale
 
 
 def accumulated(run: Run, accumulate: Callable[[], Found]) -> Found:
