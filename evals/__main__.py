@@ -194,6 +194,8 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
 
     weights.accept_terms(accept_terms)
     loaded = scorers.load(scorer, domain=domain)
+    for one in scorers.weights_of(loaded):
+        one.paths()  # what cannot be had is no fault of the scorer's
     images, asked = pictures(domain)
     found = faults(scorer, loaded, images, asked)
     for fault in found:

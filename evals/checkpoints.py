@@ -68,6 +68,8 @@ def find_base(base: str) -> str:
                     f"base: {path} is no checkpoint: give a .safetensors file, a folder in diffusers layout or a hub id"
                 )
             return str(path)
+    if "@" in base:
+        raise ValueError(f"base: {base} names a revision: give it as revision, `--set revision=...`")
     is_file_name = Path(base).suffix in (".safetensors", *PICKLES)
     if base.count("/") == 1 and not base.startswith((".", "/")) and not is_file_name:
         return base
@@ -109,7 +111,9 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     path = Path(found)
     if revision is not None and path.exists():
         kind = "folder" if path.is_dir() else "file"
-        raise ValueError(f"revision is {revision}, but {found} is a {kind}, which has none: leave it out")
+        raise ValueError(
+            f"revision is {revision}, but {found} is a {kind}, which has none: leave it out, or `--set revision=none`"
+        )
     try:
         with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
             pipeline = open_single_file(path) if path.is_file() else _open(found, revision)

@@ -72,6 +72,10 @@ def score(target: str, out: Path, suite: str | None) -> None:
     """
     checkpoint = resolve(target)
     chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
+    if checkpoint.domain not in (None, chosen.domain):
+        raise ValueError(
+            f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
+        )
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = {

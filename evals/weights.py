@@ -90,7 +90,11 @@ class Weights:
             here = Path(os.environ[FOLDER]) / self.repository / name
             if here.is_file():
                 return here
-        return hub_file(self.repository, name, self.revision)
+        try:
+            return hub_file(self.repository, name, self.revision)
+        except ValueError as error:
+            where = f", nor at {here}, where {FOLDER} has it" if FOLDER in os.environ else ""
+            raise ValueError(f"{error}{where}") from error
 
 
 def accept_terms(repositories: Iterable[str]) -> None:

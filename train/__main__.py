@@ -142,6 +142,7 @@ def main(
         check_names(chosen)
         followers = trackers.chosen(tracker_names)
         if dry_run:
+            Hosts.of(hosts, host, first or "HOST:1")  # the address is not needed to make a plan
             click.echo(describe(chosen, processes * hosts))
         else:
             together = Hosts.of(hosts, host, first)

@@ -224,7 +224,7 @@ def check(experiment: Experiment, processes: int) -> None:
         if names.count(name) > 1:
             raise ValueError(f"tasks: two tasks are called {name!r}")
     _check_update(experiment)
-    _check_pretraining(experiment.pretraining, processes)
+    _check_pretraining(experiment, processes)
     for field, least in {"iterations": 0, "save_every": 1, "samples_every": 0}.items():
         if (value := getattr(experiment, field)) < least:
             raise ValueError(f"{field} is {value}, but it must be at least {least}")
@@ -234,13 +234,31 @@ def check(experiment: Experiment, processes: int) -> None:
         )
     if experiment.ema is not None and not 0.0 <= experiment.ema.decay < 1.0:
         raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
-    if experiment.lora is not None and experiment.lora.rank < 1:
-        raise ValueError(f"lora.rank is {experiment.lora.rank}, but it must be at least 1")
+    if experiment.lora is not None:
+        _check_lora(experiment.lora)
 
 
-def _check_pretraining(pretraining: Pretraining | None, processes: int) -> None:
+def _check_lora(lora: Lora) -> None:
+    if lora.rank < 1:
+        raise ValueError(f"lora.rank is {lora.rank}, but it must be at least 1")
+    if not lora.alpha > 0:
+        raise ValueError(f"lora.alpha is {lora.alpha}, but it must be above 0")
+    if not lora.targets:
+        raise ValueError("lora.targets is empty, but adapters need modules to adapt, such as to_q,to_v")
+
+
+def _check_pretraining(experiment: Experiment, processes: int) -> None:
+    pretraining = experiment.pretraining
     if pretraining is None:
         return
+    if not pretraining.source:
+        raise ValueError(
+            "pretraining.source is not given: say where the pictures are, or leave pretraining out"
+        )
+    if pretraining.source == "miniature" and experiment.domain != "miniature":
+        raise ValueError(
+            f"pretraining.source is miniature, but domain is {experiment.domain}: give a folder of pictures or WebDataset shards"
+        )
     if pretraining.beta <= 0:
         raise ValueError(f"pretraining.beta is {pretraining.beta}, but it must be above 0")
     if not 0.0 <= pretraining.max_unreadable < 1.0:
@@ -511,7 +529,9 @@ def _switched_on(kind: Any) -> Any:
     """A section that was off, with its defaults."""
     (section,) = (option for option in typing.get_args(kind) if is_dataclass(option))
     assert isinstance(section, type)
-    return Pretraining(source="miniature") if section is Pretraining else section()
+    return (
+        Pretraining(source="") if section is Pretraining else section()
+    )  # which `check` refuses until it is set
 
 
 def _parse(kind: Any, value: str, field: str) -> Any:

@@ -8,14 +8,20 @@
 # Ctrl-C, or the end of this terminal, saves on all of them, and the same command resumes. PORT (29500) and the next one must be free on the first.
 set -eu
 cd "$(dirname "$0")/.."
-[ -n "${HOSTS:-}" ] || { echo 'HOSTS="..." must name the hosts, separated by spaces' >&2; exit 2; }
+set -f
+# shellcheck disable=SC2086  # words, split at any blank
+[ -n "$(echo ${HOSTS:-})" ] || { echo 'HOSTS="..." must name the hosts, separated by spaces' >&2; exit 2; }
 [ "$#" -gt 0 ] || { echo 'give the arguments of `python -m train`, such as: imagereward --on sd2' >&2; exit 2; }
 case "${GPUS:-1}" in '' | *[!0-9]* | 0*) echo "GPUS=\"$GPUS\" must be the number of GPUs of each host" >&2; exit 2 ;; esac
 
 quote() { for word; do printf " '%s'" "$(printf %s "$word" | sed "s/'/'\\\\''/g")"; done; }
 
-first=${HOSTS%% *} count=0 number=0
-for host in $HOSTS; do count=$((count + 1)); done
+case "${PORT:-29500}" in *[!0-9]* | 0*) echo "PORT=\"$PORT\" must be a port number" >&2; exit 2 ;; esac
+first= count=0 number=0
+for host in $HOSTS; do
+  first=${first:-${host#*@}} # ssh may need a user, an address has none
+  count=$((count + 1))
+done
 arguments=$(quote "$@")
 along=
 for name in T2I_WEIGHTS_DIR T2I_PROMPTS_DIR HF_HOME HF_TOKEN HF_HUB_OFFLINE; do

@@ -28,7 +28,9 @@ def plan(experiment: Experiment, processes: int) -> str:
     lines += [_of_task(task, experiment, processes) for task in experiment.tasks]
     if (pretraining := experiment.pretraining) is not None and experiment.tasks:
         share, size = pretraining.batch // processes, experiment.update.micro_batch
-        lines.append(f"  pretraining: {pretraining.batch} pairs; {_parts(share, size)} of them on a process")
+        lines.append(
+            f"  pretraining: {pretraining.batch} pairs of {pretraining.source}; {_parts(share, size)} of them on a process"
+        )
     if experiment.tasks:
         lines.append(
             f"{evaluations(experiment)} denoiser evaluations and {experiment.optimiser_steps} optimiser steps in all"

@@ -280,6 +280,10 @@ def _add_adapters(unet: Any, lora: Lora, seed: int) -> None:
     """Insert LoRA adapters, drawn from the run's seed, the same on every process; their product starts at zero."""
     from peft import LoraConfig
 
+    there = [name for name, _ in unet.named_modules()]
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in there):
+            raise ValueError(f"lora.targets: the denoiser has no module {target}")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

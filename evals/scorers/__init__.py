@@ -32,7 +32,7 @@ Scope = Literal["image", "prompt", "paired"]
 Domain = Literal["photo", "miniature"]
 """What pictures show: the world as in photographs, or the miniature's own."""
 
-_PACKAGES: dict[str, str] = {"photo": "evals.scorers", "miniature": "evals.miniature.scorers"}
+_PACKAGES: dict[Domain, str] = {"photo": "evals.scorers", "miniature": "evals.miniature.scorers"}
 
 ROUNDING = 1e-5
 """By how much of a bound, or of 1, a float32 may miss it."""
@@ -85,6 +85,9 @@ def load(
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = next(
+            (f"; there is one for the domain {other}" for other in _PACKAGES if name in names(other)), hint
+        )
         raise ValueError(
             f"there is no scorer {name!r} for the domain {domain}: choose one of {', '.join(known)}, "
             f"or a file of your own ending in .py{hint}"
