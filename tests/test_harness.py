@@ -494,3 +494,14 @@ def test_suites_name_prompt_sets_and_scorers_that_are_there(monkeypatch: pytest.
             assert part.prompt_set in prompts.names()
             assert {*part.scorers} <= {*scorers.names(suite.domain)}
     assert {*suites.DEFAULTS.values()} <= {*suites.names()}
+
+
+def test_a_suite_of_another_domain_is_refused(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(suites, "load", lambda _name: replace(SMALL, domain="photo"))
+    with pytest.raises(
+        ValueError,
+        match=r"suite paper looks at pictures of the domain photo, but .* draws those of miniature",
+    ):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "paper")

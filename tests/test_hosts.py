@@ -244,3 +244,23 @@ def test_a_slurm_job_without_arguments_or_job_is_one_sentence(tmp_path: Path) ->
     assert run.returncode
     assert "this is a job for sbatch" in run.stderr
     assert not calls
+
+
+def test_plain_hosts_may_be_listed_in_lines_and_with_users() -> None:
+    run = subprocess.run(
+        [ROOT / "train/hosts.sh", "joint"],
+        env=environment(HOSTS=" me@one\n\ttwo\n", DRY_RUN="1", T2I_WEIGHTS_DIR="/w e"),
+        capture_output=True,
+        text=True,
+    )
+    first, second = run.stdout.splitlines()
+    assert first.startswith("me@one: ")
+    assert first.endswith("--hosts 2 --host 0 --first one:29500")
+    assert second.endswith("--hosts 2 --host 1 --first one:29500")
+    assert "exec env T2I_WEIGHTS_DIR='/w e' .venv/bin/python" in second
+
+
+@pytest.mark.parametrize("given", [{"HOSTS": " \n "}, {"HOSTS": "one", "PORT": "abc"}])
+def test_plain_hosts_that_are_none_are_refused(given: dict[str, str]) -> None:
+    run = subprocess.run([ROOT / "train/hosts.sh", "joint"], env=environment(**given), capture_output=True)
+    assert (run.returncode, run.stdout) == (2, b"")

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import struct
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from evals.diffusion import Painter, Sampling, decode, derive_seed, noise
 from tests import toy
@@ -126,6 +127,30 @@ def test_every_mode_is_rgb_and_upright() -> None:
     exif[0x0112] = 3  # a camera held upside down
     found = picture_of(encoded(turned, exif=exif), 8, 8)
     assert torch.equal(found, picture_of(encoded(array), 8, 8).flip(1, 2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_orientation_turns_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(pixels(3, 8, 8), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert torch.equal(picture_of(content, 8, 8), picture_of(encoded(upright), 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_costs_the_picture_at_most(kind: str) -> None:
+    """The maker's name is a float, which Pillow cannot write again."""
+    entries = struct.pack("<HHLf", 0x010F, 11, 1, 0.5) + struct.pack("<HHLHH", 0x0112, 3, 1, 3, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    found = picture_of(encoded(pixels(4, 8, 8), kind, exif=exif), 8, 8)
+    assert torch.equal(found, picture_of(encoded(pixels(4, 8, 8), kind), 8, 8).flip(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_without_its_end_is_unreadable(kind: str) -> None:
+    with pytest.raises(images.UNREADABLE):
+        picture_of(encoded(pixels(4, 8, 8), kind, exif=b"Exif\0\0II*\0\x08"), 8, 8)
 
 
 def test_only_three_formats_are_opened() -> None:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import errors
+from safetensors.torch import save_file
 
 from evals import compare, rows
 from evals.checkpoints import ROOT, resolve
@@ -130,6 +131,7 @@ def test_ten_lines_of_plain_diffusers_draw_what_training_drew(
 ) -> None:
     run = runs / name
     lines = usage(record_of(run), str(run))
+    (tmp_path / "base").symlink_to(runs / "base")  # a LoRA's base, at hand
     assert len([line for line in lines.splitlines() if line]) <= 10
     assert max(map(len, lines.splitlines())) <= 180 + len(str(run))
     found, expected = drawn_by(lines, tmp_path, monkeypatch), drawn_here(run, 0)
@@ -168,6 +170,39 @@ def test_the_lines_of_a_lora_open_its_base_at_its_revision(runs: Path) -> None:
     lines = usage(record, "me/lora")
     assert 'DiffusionPipeline.from_pretrained("they/base", revision="abc")\n' in lines
     assert 'pipe.load_lora_weights("me/lora")\n' in lines
+
+
+def test_the_lines_of_a_lora_on_one_file_open_that_file(runs: Path, tmp_path: Path) -> None:
+    for text, kind in (
+        ("cond_stage_model.transformer.x", "StableDiffusionPipeline"),
+        ("conditioner.embedders.1.model.x", "StableDiffusionXLPipeline"),
+    ):
+        names = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x", text)
+        save_file({name: torch.zeros(1, 4) for name in names}, tmp_path / "own.safetensors")
+        record = record_of(runs / LORA)
+        record["experiment"] |= {"base": str(tmp_path / "own.safetensors")}
+        lines = usage(record, "me/lora")
+        assert f"import DDIMScheduler, {kind}\n" in lines
+        assert f'pipe = {kind}.from_single_file("own.safetensors")\n' in lines
+        assert "must be at hand" in lines
+        assert str(tmp_path) not in lines
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_local_base_is_no_base_on_the_hub_and_its_place_is_not_told(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    file = tmp_path / "own.safetensors"
+    if there:
+        file.touch()
+    change(finished, base=str(file), experiment=record_of(finished)["experiment"] | {"base": str(file)})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raising(AssertionError("the hub was asked")))
+    refused(pushed(finished, "--dry-run"), "own.safetensors is not known", "--licence")
+    told = card(finished)
+    assert "base_model" not in told
+    assert "`own.safetensors` after 1 iterations" in told
+    assert str(tmp_path) not in told
+    assert str(Path(record_of(finished)["experiment"]["tasks"][0]["prompts"]).parent) not in told
 
 
 # ------------------------------------------------------------------------------------------------------------------ card

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests import toy
 from train import state as states
+from train.start import refuse_other_rewards
 
 ITERATIONS = 4
 
@@ -289,6 +290,28 @@ def test_a_state_without_its_average_is_refused(one: Runner) -> None:
     assert checkpoint is not None
     (checkpoint / "ema.safetensors").unlink()
     assert one("no-average") == [2]
+
+
+def test_a_reward_that_changed_is_refused_and_a_monitor_or_an_old_state_is_not(one: Runner) -> None:
+    assert one("changed", "term:3") == [143]
+    checkpoint = states.latest(one.place / "changed" / "state")
+    assert checkpoint is not None
+    path = checkpoint / "progress.json"
+    record = json.loads(path.read_text())
+    assert record["progress"]["scorer_versions"] == {"redness": "00000000", "tone": "00000001"}
+    experiment = toy.toy_experiment("", "")
+    out, stored = Path("out"), {"redness": "0000000f", "tone": "00000001"}
+    with pytest.raises(ValueError, match=r"version 0000000f of the reward redness, .* 00000000: .*--out"):
+        refuse_other_rewards(out, experiment, stored, record["progress"]["scorer_versions"])
+    watched = {"redness": "00000000", "tone": "00000001", "watched": "1"}
+    refuse_other_rewards(out, experiment, watched, watched | {"watched": "2"})
+    record["progress"]["scorer_versions"] = stored
+    path.write_text(json.dumps(record))
+    assert one("changed") == [2]
+    del record["progress"]["scorer_versions"]
+    path.write_text(json.dumps(record))
+    assert one("changed") == [0]
+    assert_same(one.result("changed"), one.result("straight"))
 
 
 def test_ctrl_c_saves_and_exits_130(one: Runner) -> None:

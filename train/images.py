@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import tarfile
 from bisect import bisect_right
@@ -25,7 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -35,9 +36,19 @@ from train.launch import speaks
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What reading a pair raises where that pair is damaged."""
 INDEX_FORMAT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation (Exif 2.3, tag 0x0112); 1 is upright."""
 
 
 class Pairs(Protocol):
@@ -113,9 +124,20 @@ def picture_of(content: bytes, height: int, width: int) -> Tensor:
         UNREADABLE: where it is damaged, or no JPEG, PNG or WebP.
     """
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        image.load()
+        turn = _TURNS.get(_orientation(image) or 1)
+        upright = (image if turn is None else image.transpose(turn)).convert("RGB")
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF's word on which side is up, 1 to 8; None, or another number, where it says nothing that has a meaning.
+
+    `ImageOps.exif_transpose` writes all of the EXIF anew, which fails where any of it is damaged.
+    """
+    value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) else None
 
 
 # ------------------------------------------------------------------------------------------------------------------ folder

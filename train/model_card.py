@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.checkpoints import Checkpoint, find_base
+from evals.families import Header, family_of
 from train import grids
 from train.config import flatten
 
@@ -58,7 +59,7 @@ def front_matter(record: Mapping[str, Any], terms: Mapping[str, str]) -> str:
 
     experiment, lora = record["experiment"], record["experiment"]["lora"]
     more: dict[str, Any] = dict(terms)
-    if not Path(find_base(experiment["base"])).is_dir():
+    if local_base(experiment["base"]) is None:
         more |= {
             "base_model": experiment["base"],
             "base_model_relation": "adapter" if lora else "finetune",
@@ -73,6 +74,15 @@ def front_matter(record: Mapping[str, Any], terms: Mapping[str, str]) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
+def local_base(base: str) -> Path | None:
+    """A base's folder or file, whether it is still there or not; None for a hub id."""
+    try:
+        found = find_base(base)
+    except ValueError:  # it is no hub id either: a path to what has gone since
+        return Path(base)
+    return Path(found) if Path(found).exists() else None
+
+
 def usage(record: Mapping[str, Any], source: str) -> str:
     """Ten lines of plain diffusers that draw with a trained checkpoint as training did.
 
@@ -82,15 +92,22 @@ def usage(record: Mapping[str, Any], source: str) -> str:
     """
     experiment, sampling = record["experiment"], record["experiment"]["sampling"]
     revision = f", revision={json.dumps(experiment['revision'])}" if experiment["revision"] else ""
-    opened, adapter = json.dumps(source), ""
+    kind, method, opened, adapter = "DiffusionPipeline", "from_pretrained", json.dumps(source), ""
     if experiment["lora"]:
-        opened, adapter = json.dumps(experiment["base"]) + revision, f"pipe.load_lora_weights({opened})\n"
+        base, adapter = experiment["base"], f"pipe.load_lora_weights({opened})\n"
+        local = local_base(base)
+        opened = json.dumps(_base_name(base)) + revision
+        if local is not None:
+            what = "file" if local.suffix == ".safetensors" else "folder"
+            adapter = f"{adapter.rstrip()}  # onto its base, a {what} of one's own that must be at hand\n"
+        if local is not None and local.suffix == ".safetensors":
+            kind, method = _pipeline_class(local), "from_single_file"
     options = ", ".join(f"{name}={value}" for name, value in record["scheduler"].items())
     guidance = 1.0 if sampling["guidance"] is None else sampling["guidance"]
     return (
         "import torch\n"
-        "from diffusers import DDIMScheduler, DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({opened})\n"
+        f"from diffusers import DDIMScheduler, {kind}\n\n"
+        f"pipe = {kind}.{method}({opened})\n"
         f"{adapter}"
         f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {options})\n"
         'pipe.to("cuda" if torch.cuda.is_available() else "cpu")\n'
@@ -122,7 +139,37 @@ def _opening(checkpoint: Checkpoint, record: Mapping[str, Any], sheet: str | Non
 
 def _base(experiment: Mapping[str, Any]) -> str:
     revision = f" at revision {experiment['revision']}" if experiment["revision"] else ""
-    return f"`{experiment['base']}`{revision}"
+    return f"`{_base_name(experiment['base'])}`{revision}"
+
+
+def _base_name(base: str) -> str:
+    """A hub id, or a path as the card says it."""
+    return base if local_base(base) is None else _told_path(base)
+
+
+def _told_path(path: str) -> str:
+    """A path that says nothing of the machine it is on: an absolute one is its name alone."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _without_paths(value: Any) -> Any:
+    """A setting as JSON, with `_told_path` of every string that is an absolute path."""
+    if isinstance(value, str):
+        return _told_path(value)
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    return {name: _without_paths(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _pipeline_class(file: Path) -> str:
+    """Class of diffusers that opens a checkpoint in one file.
+
+    Raises:
+        ValueError: where the file is not there any more, or is no checkpoint.
+    """
+    if not file.is_file():
+        raise ValueError(f"base: there is no file {file}, by which the card would say how it is opened")
+    return family_of(Header.of(file)).pipeline
 
 
 def _as_in_training(record: Mapping[str, Any]) -> str:
@@ -155,7 +202,9 @@ def _training(record: Mapping[str, Any]) -> str:
         )
     fields = [["setting", "value"]]
     fields += [
-        [name, f"`{json.dumps(value)}`"] for name, value in flatten(experiment).items() if name != "tasks"
+        [name, f"`{json.dumps(_without_paths(value))}`"]
+        for name, value in flatten(experiment).items()
+        if name != "tasks"
     ]
     return (
         f"## Training\n\nBase: {_base(experiment)}.\n\n{_table(tasks)}\n\nScorers, rewards and those that were only watched:\n\n"

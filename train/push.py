@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evals.checkpoints import LORA_FILE, PARTS, ROOT, Checkpoint, find_base, first_line, resolve
+from evals.checkpoints import LORA_FILE, PARTS, ROOT, Checkpoint, first_line, resolve
 from evals.files import write_text
 from train import grids
 from train.config import with_defaults
-from train.model_card import NEEDED, model_card
+from train.model_card import NEEDED, local_base, model_card
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,10 +140,10 @@ def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
     from huggingface_hub import HfApi, ModelCard
 
     base, revision = record["experiment"]["base"], record["experiment"]["revision"]
-    folder = Path(find_base(base))
+    folder = local_base(base)
     why = "its model card does not say"
     stated: Any = None
-    if not folder.is_dir():
+    if folder is None:
         try:
             with hub_refusals(base):
                 stated = HfApi().model_info(base, revision=revision).card_data
@@ -153,6 +153,8 @@ def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
         return {"license": "apache-2.0"}  # a part of this repository: see LICENSE
     elif (folder / "README.md").is_file():
         stated = ModelCard.load(folder / "README.md").data
+    else:
+        why = "no model card lies in it" if folder.is_dir() else "a path has no model card on the hub"
     found = {name: getattr(stated, name, None) for name in ("license", "license_name", "license_link")}
     if not found["license"]:
         raise ValueError(f"the licence of {base} is not known ({why}): say it with --licence")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,29 @@ def refuse_another_run(out: Path, stored: states.Identity, identity: states.Iden
         )
 
 
+def refuse_other_rewards(
+    out: Path, experiment: Experiment, stored: Mapping[str, str], now: Mapping[str, str]
+) -> None:
+    """Refuse to go on with a reward that is not what it was; a scorer that is only watched may change.
+
+    Args:
+        out: run directory.
+        experiment: with the rewards.
+        stored: versions of its scorers in the checkpoint, by name; one that is not there is not compared.
+        now: versions of its scorers as they are.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    for name in dict.fromkeys(term.scorer for task in experiment.tasks for term in task.rewards):
+        before = stored.get(name, now[name])
+        if before != now[name]:
+            raise ValueError(
+                f"{out} was trained on version {before} of the reward {name}, which is now version {now[name]}: "
+                "choose another --out, or bring back the scorer and weights of before"
+            )
+
+
 def check_out(out: Path) -> None:
     """Refuse a folder that is something else.
 
@@ -200,6 +223,9 @@ def prepare(
     if checkpoint is not None:
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
+    versions = {name: scorer.version for name, scorer in scorers.items()}
+    refuse_other_rewards(out, experiment, progress.scorer_versions, versions)
+    progress.scorer_versions = versions
 
     for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
         for weights in weights_of(scorer):

@@ -51,6 +51,8 @@ class Progress:
     """Length of metrics.jsonl: what was written after this is written again."""
     gates: dict[str, Any] = field(default_factory=dict)
     """What the run has checked about itself: see `gates`."""
+    scorer_versions: dict[str, str] = field(default_factory=dict)
+    """Of rewards and monitors, by name; none in a state stored before there was this field."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def _check_counts(progress: Progress, identity: Identity) -> None:
             raise ValueError(f"{name} is {value!r}, but must lie between 0 and {most}")
     if not isinstance(progress.metrics_bytes, int) or progress.metrics_bytes < 0:
         raise ValueError(f"metrics_bytes is {progress.metrics_bytes!r}")
+    if not isinstance(progress.scorer_versions, dict):
+        raise ValueError(f"scorer_versions is {progress.scorer_versions!r}")
 
 
 def read_tensors(folder: Path, needs_ema: bool) -> dict[str, dict[str, Tensor]]:
