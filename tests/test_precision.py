@@ -439,7 +439,7 @@ def test_scale_grows_after_many_steps_without_an_overflow() -> None:
 
 def test_fp16_is_resumed_bit_for_bit(tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path) -> None:
     environment = {"TOY_BASE": str(tiny_pipeline_dir), "TOY_PROMPTS": str(toy_prompts)}
-    runner = Runner(environment, tmp_path, 1, ("sampling.precision=fp16", "iterations=2"))
+    runner = Runner(environment, tmp_path, 1, ("sampling.precision=fp16", "sampling.steps=2", "iterations=2"))
     assert runner("straight") == [0]
     assert runner("killed", "line:3") == [-signal.SIGKILL]
     assert runner("killed") == [0]
