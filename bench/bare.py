@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evals.conditioning import Conditioning
 from evals.diffusion import micro_batches, predict
@@ -49,7 +49,7 @@ class BareCalls:
         with torch.no_grad():
             for rows in micro_batches(len(self.latents), painter.sampling.micro_batch):
                 for timestep in steps:
-                    self.denoise(rows, timestep)
+                    self.denoise(painter.unet, rows, timestep)
             marks.append(now())
             images = painter.decode(self.latents)
             marks.append(now())
@@ -58,17 +58,17 @@ class BareCalls:
             marks.append(now())
         for timestep in steps[: experiment.update.trained_steps]:
             for rows in micro_batches(len(self.latents), experiment.update.micro_batch):
-                self.denoise(rows, timestep).mean().backward()
+                self.denoise(self.run.policy.module, rows, timestep).mean().backward()
             self.run.policy.forget_gradients()
         marks.append(now())
         return Seconds(*(after - before for before, after in pairwise(marks)))
 
-    def denoise(self, rows: slice, timestep: int) -> Tensor:
-        """The denoiser's answer for some images, guidance included."""
+    def denoise(self, unet: nn.Module, rows: slice, timestep: int) -> Tensor:
+        """The answer for some images, guidance included, of the denoiser as it draws or as it is updated."""
         sampling, device = self.run.experiment.sampling, self.run.accelerator.device
         cond = Conditioning(*(column.to(device) for column in self.cond.part(rows).columns()))
         return predict(
-            self.run.policy.module,
+            unet,
             self.latents[rows].to(device),
             timestep,
             cond,

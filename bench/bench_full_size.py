@@ -174,7 +174,7 @@ def _mfu(run: Run, bare: BareCalls, seconds: float) -> float | None:
     (task,), update = experiment.tasks, experiment.update
     rows = next(iter(micro_batches(task.batch, update.micro_batch)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        bare.denoise(rows, run.policy.painter.schedule.timesteps[0])
+        bare.denoise(run.policy.painter.unet, rows, run.policy.painter.schedule.timesteps[0])
     each = counter.get_total_flops() / (rows.stop - rows.start)
     # a backward pass is two forward ones, of which an adapter needs that to its input only
     passes = experiment.sampling.steps + (2 if experiment.lora is not None else 3) * update.trained_steps
