@@ -55,7 +55,7 @@ from train.objective import (
     drawable_steps,
     step_weights,
 )
-from train.policy import Policy, whole
+from train.policy import Policy, local, whole
 from train.rewards import RewardFailed, check_validity, score, shape
 
 if TYPE_CHECKING:
@@ -197,8 +197,9 @@ def refuse_divergence(run: Run, task: Task) -> None:
     Raises:
         Diverged: naming the iteration and the task.
     """
-    finite = torch.stack([weight.isfinite().all() for weight in run.policy.weights.values()])
-    if not finite.all():  # one question to the device, not one for each weight
+    # one question to the device, not one for each weight, and one to the other processes, of which each looks at what it holds
+    held = [local(weight).isfinite().all() for weight in run.policy.weights.values()]
+    if not gather(run, torch.stack(held).all()[None].int()).all():
         raise Diverged(f"the weights diverged in iteration {run.progress.iteration}, task {task.name}")
 
 

@@ -23,6 +23,11 @@ from train.config import Ema, Experiment, Lora, Update
 from train.loss_scale import LossScale, first_loss_scale
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its share where it is shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor. Where each process holds a share of it, all of them must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
