@@ -1,6 +1,6 @@
 """The real classes of the detectors, built small from their configurations with random weights, as folders of weights; and pictures.
 
-No pretrained detector is in a package registry, so tests show the path from picture and name to number, not that a cat is found.
+No pretrained detector is small enough for a test, so these show the path from picture and name to number, not that a cat is found.
 """
 
 from __future__ import annotations
