@@ -29,10 +29,11 @@ from evals import rows as score_rows
 from evals import scorers, suites
 from evals.checkpoints import Checkpoint, first_line, resolve
 from evals.diffusion import Painter, exact_device
-from evals.files import locked, write_bytes, write_text
+from evals.files import write_bytes, write_text
 from evals.scorers import Scorer
 from evals.suites import Part, Suite
 from prompts import Prompt
+from prompts.lock import locked
 
 CHUNK = 96
 SHOWN = 384

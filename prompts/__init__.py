@@ -5,6 +5,7 @@ The map of this package
     <name>.jsonl        one prompt set: one JSON object with id, text, tags, expect to a line
     sets/<family>.py    prompt sets that are computed, or fetched from those who wrote them
     fetched.py          files of others: their commit and SHA-256, the folder T2I_PROMPTS_DIR, the cache
+    lock.py             one process at a time
     world.py            the vocabulary of the miniature world, and the sets that are sampled from it
 
 The listing is the registry: a new `prompts/<name>.jsonl` is a new prompt set, a new `prompts/sets/<family>.py` is as many as its `SETS`

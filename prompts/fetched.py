@@ -7,18 +7,18 @@ variable). A file gets its name when it is whole. Of several processes that need
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
+
+from prompts.lock import locked
 
 FOLDER = "T2I_PROMPTS_DIR"
 SECONDS = 60
@@ -93,7 +93,7 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
         return path
     part = path.with_name(f".{path.name}.part")
     try:
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 _remove(part)  # of a process that was killed
                 try:
@@ -107,15 +107,6 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
             f"{path} cannot be written ({reason}): XDG_CACHE_HOME names another folder"
         ) from error
     return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, by a lock file that stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _remove(path: Path) -> None:

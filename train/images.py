@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from evals.files import locked, write_bytes
+from evals.files import write_bytes
+from prompts.lock import locked
 from train.launch import speaks
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")

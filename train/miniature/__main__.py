@@ -19,7 +19,8 @@ from typing import Any
 import click
 import torch
 
-from evals.files import locked, write_text
+from evals.files import write_text
+from prompts.lock import locked
 
 STAGES = ("autoencoder", "denoiser", "blip", "imagereward", "judge")
 NEEDS = {"denoiser": ("autoencoder",), "imagereward": ("denoiser", "blip"), "judge": ("denoiser",)}
