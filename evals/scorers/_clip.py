@@ -7,8 +7,9 @@ asked for, is that of the pictures.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.scorers import _preprocess, version_of
+from evals.scorers import Scope, _preprocess, version_of
 from evals.scorers._preprocess import preprocess
 from evals.weights import Weights, read_tensors
 
@@ -146,6 +147,29 @@ def load_clip(
     if clip is None:
         clip = _in_use[key] = kind(architecture, path, device)
     return clip
+
+
+class ClipScorer:
+    """What the scorers on a CLIP have in common; the first of their weights are the CLIP's."""
+
+    higher_is_better: bool | None = True
+    scope: Scope = "image"
+    weights: tuple[Weights, ...]
+    kind: type[Any] = OpenClip
+    """Whose form those weights have."""
+    architecture: Any
+    """As `kind` takes it."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+
+    @property
+    def version(self) -> str:
+        return clip_version(inspect.getfile(type(self)), self.weights)
+
+    @cached_property
+    def clip(self) -> Any:
+        return load_clip(self.kind, self.architecture, self.weights[0], self.device)
 
 
 def fill(model: nn.Module, path: Path, architecture: str) -> Any:

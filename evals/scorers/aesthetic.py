@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from evals.scorers import Scope
-from evals.scorers._clip import OPENAI_VIT_L_14, OpenClip, clip_version, fill, image_features, load_clip
+from evals.scorers._clip import OPENAI_VIT_L_14, ClipScorer, fill, image_features
 from evals.weights import Weights
 from prompts import Prompt
 
@@ -47,17 +45,15 @@ def load_head(path: Path, width: int) -> Head:
     return head
 
 
-class Scorer:
+class Scorer(ClipScorer):
     """Rating on the scale of the pictures that it was trained on, 1 to 10; generated pictures get about 4 to 7. The prompt does not matter."""
 
     # The head is affine, 5.2 + w x with |w| = 18.0, and x of unit length.
     range: tuple[float, float] = (-12.8, 23.3)
-    higher_is_better: bool | None = True
     source = (
         "LAION aesthetic predictor v2, sac+logos+ava1-l14-linearMSE (christophschuhmann/improved-aesthetic-predictor, Apache-2.0), "
         "on OpenAI's CLIP ViT-L/14 (arXiv 2103.00020)"
     )
-    scope: Scope = "image"
     weights: tuple[Weights, ...] = (
         OPENAI_VIT_L_14,
         Weights(
@@ -70,17 +66,6 @@ class Scorer:
         ),
     )
     architecture = "ViT-L-14-quickgelu"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def version(self) -> str:
-        return clip_version(__file__, self.weights)
-
-    @cached_property
-    def clip(self) -> OpenClip:
-        return load_clip(OpenClip, self.architecture, self.weights[0], self.device)
 
     @cached_property
     def head(self) -> Head:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from evals.scorers import Scope, _clip
-from evals.scorers._clip import OPENAI_VIT_L_14, OpenClip, clip_version, cosine, load_clip
+from evals.scorers import _clip
+from evals.scorers._clip import OPENAI_VIT_L_14, ClipScorer, cosine
 from evals.weights import Weights
 from prompts import Prompt
 
 
-class Scorer:
+class Scorer(ClipScorer):
     """100 max(cosine, 0), about 15 to 35.
 
     Form and encoder are those of text-to-image work and of torchmetrics' default: Hessel et al. multiply by 2.5, put "A photo depicts" before a
@@ -23,22 +21,9 @@ class Scorer:
     """
 
     range: tuple[float, float] = (0.0, 100.0)
-    higher_is_better: bool | None = True
     source = "CLIPScore (Hessel et al., arXiv 2104.08718) as 100 max(cos, 0), on OpenAI's CLIP ViT-L/14 (arXiv 2103.00020)"
-    scope: Scope = "image"
     weights: tuple[Weights, ...] = (OPENAI_VIT_L_14,)
     architecture = "ViT-L-14-quickgelu"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def version(self) -> str:
-        return clip_version(__file__, self.weights)
-
-    @cached_property
-    def clip(self) -> OpenClip:
-        return load_clip(OpenClip, self.architecture, self.weights[0], self.device)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.scorers import Scope, _clip
-from evals.scorers._clip import OpenClip, clip_version, cosine, load_clip
+from evals.scorers import _clip
+from evals.scorers._clip import ClipScorer, cosine
 from evals.scorers._preprocess import CLIP_MEAN, CLIP_STD, to_8bit
 from evals.weights import Weights
 from prompts import Prompt
 
 
-class Scorer:
+class Scorer(ClipScorer):
     """100 cosine, as the authors' tables have it: about 15 to 35 with v2.1.
 
     v2.1 is what their `evaluate` takes; their `score` takes v2.0 unless it is told, and the two cannot be compared.
     """
 
     range: tuple[float, float] = (-100.0, 100.0)
-    higher_is_better: bool | None = True
     source = "HPS v2.1 (arXiv 2306.09341), 100 cos, ViT-H/14 tuned from LAION-2B's, Apache-2.0"
-    scope: Scope = "image"
     weights: tuple[Weights, ...] = (
         Weights(
             "xswu/HPSv2",
@@ -37,17 +33,6 @@ class Scorer:
         ),
     )
     architecture = "ViT-H-14"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def version(self) -> str:
-        return clip_version(__file__, self.weights)
-
-    @cached_property
-    def clip(self) -> OpenClip:
-        return load_clip(OpenClip, self.architecture, self.weights[0], self.device)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evals.scorers import Scope, _clip
-from evals.scorers._clip import CONTEXT, clip_version, cosine, fill, load_clip
+from evals.scorers import _clip
+from evals.scorers._clip import CONTEXT, ClipScorer, cosine, fill
 from evals.scorers._preprocess import preprocess, resize_short_side
 from evals.weights import Weights
 from prompts import Prompt
@@ -90,14 +90,12 @@ def square_in_the_middle(images_BCHW: Tensor, size: int) -> Tensor:
     return preprocess(resized_BCHW[..., top : top + size, left : left + size], size)
 
 
-class Scorer:
+class Scorer(ClipScorer):
     """logit_scale * cosine, as the authors report it: about 15 to 25. The difference of two is the log odds that the first is chosen."""
 
     # CLIP's logit_scale ends at 100, its limit, and the authors' 4,000 steps at 3e-6 or less move its logarithm by 0.012 at most.
     range: tuple[float, float] = (-102.0, 102.0)
-    higher_is_better: bool | None = True
     source = "PickScore v1 (arXiv 2305.01569), logit_scale * cos, ViT-H/14 tuned from LAION-2B's, MIT"
-    scope: Scope = "image"
     weights: tuple[Weights, ...] = (
         Weights(
             "yuvalkirstain/PickScore_v1",
@@ -107,18 +105,8 @@ class Scorer:
             revision="a4e4367c6dfa7288a00c550414478f865b875800",
         ),
     )
+    kind = TransformersClip
     architecture = VIT_H_14
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = device
-
-    @property
-    def version(self) -> str:
-        return clip_version(__file__, self.weights)
-
-    @cached_property
-    def clip(self) -> TransformersClip:
-        return load_clip(TransformersClip, self.architecture, self.weights[0], self.device)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
