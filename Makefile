@@ -85,6 +85,7 @@ demo: $(VENV)
 ## test | the test suite
 test: $(VENV)
 	$(PY) -m pytest -q -rs
+	$(if $(GPU),$(PY) -m pytest -q -rs -m gpu)
 
 ##@ From prompts to the table
 ## train-<experiment> | trains it; the same command again resumes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ import torch
 from tests import toy
 
 torch.set_num_threads(1)  # the suite shares its machine, and tiny matrices gain nothing from a second thread
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite runs on the CPU, its processes too, also where there is a GPU: there equal means to the last bit. `pytest -m gpu` is for the GPU."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU is skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -345,7 +345,9 @@ def test_plan_tells_the_time_where_such_a_device_was_measured(
     monkeypatch.setattr(records, "everything", partial(records.everything, tmp_path))
     assert "time on" not in plan(paper, 128)
     case = records.Case.of(paper, "sd2")
-    record = records.Record(case, 0.01, 0.03, 0.1, 1.1, 1.0, "made up", None, 40.0, "2026-01-01", "c", "t")
+    record = records.Record(
+        case, 0.01, 0.03, 0.1, 1.1, 1.0, "made up", None, 40.0, 0.0, 1e-5, "2026-01-01", "c", "t"
+    )
     path = records.add("A GPU", record, tmp_path)
     # 16 images on each: (2 branches x (50 x .01 + 5 x .03) + .1) x 16 x 1.1
     told = f"time on A GPU, measured 2026-01-01: {16 * (2 * (0.5 + 0.15) + 0.1) * 1.1:.3g} s an iteration and 6.84 h in all"

@@ -11,6 +11,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from evals.scorers._clip import OpenClip
 from evals.scorers._contract import faults
 from evals.weights import read_tensors
 from prompts import Prompt
+from tests.toy import assert_same_on_gpu
 
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "aesthetic"
 MODULES = {"aesthetic": aesthetic, "clip_score": clip_score, "hpsv2": hpsv2, "pickscore": pickscore}
@@ -219,6 +221,13 @@ def test_contract(name: str, weights_dir) -> None:
     images = torch.cat([F.interpolate(image, (40, 56)) for image in tensors(photographs())])
     assert faults(name, scorer, images, asked(TEXTS)) == []
     assert scorer(images, asked(TEXTS)).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODULES)
+def test_a_gpu_says_the_same(name: str, weights_dir) -> None:
+    images = torch.cat([F.interpolate(image, (40, 56)) for image in tensors(photographs())])
+    assert_same_on_gpu(partial(scorers.load, name), images, asked(TEXTS))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -22,6 +23,7 @@ from evals.scorers._detectors import MASK2FORMER, Mask2Former
 from evals.scorers.geneval import ColourClassifier, alone
 from prompts import Prompt
 from tests.tiny_detectors import CLIP, as_pil, pictures, save_all, use
+from tests.toy import assert_same_on_gpu
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
@@ -298,6 +300,16 @@ def test_the_scorer_names_the_colour_of_the_most_confident(scorer: the_scorer.Sc
     assert scorer(image.expand(len(asked), -1, -1, -1), asked).tolist() == [
         float(c == colour) for c in COLOURS
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("scorer")
+def test_a_gpu_says_the_same():
+    (image,) = pictures(1)
+    with torch.no_grad():
+        name = next(iter(Mask2Former(MASK2FORMER, "cpu").see(image[None], 0.3)[0]))
+    asked = [prompt("colors", {"class": name, "count": 1, "color": colour}) for colour in COLOURS]
+    assert_same_on_gpu(partial(scorers.load, "geneval"), image.expand(len(asked), -1, -1, -1), asked)
 
 
 def test_contract(scorer: the_scorer.Scorer):

@@ -18,6 +18,7 @@ from evals.scorers._imagereward import ImageReward, cut_tokens
 from evals.scorers.imagereward import MAX_LENGTH, Scorer, load_package, package_name, package_tokenizer
 from prompts import Prompt
 from tests.test_repository import requirements
+from tests.toy import assert_same_on_gpu
 
 WORDS = ["a", "cat", "dog", "red", "on", "the", "moon", "table", ",", "##s"]
 VISION = imagereward.VISION | {
@@ -146,6 +147,16 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 
 def test_contract(scorer: Scorer) -> None:
     assert faults("imagereward", scorer, pictures(8), PROMPTS) == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_the_same(files: tuple[Path, Path, Path]) -> None:
+    def on(device: str) -> Scorer:
+        made = Scorer(device)
+        made.model = made.take(load_package(*files, vision=VISION))
+        return made
+
+    assert_same_on_gpu(on, pictures(8), PROMPTS)
 
 
 def test_parts_of_a_batch_change_nothing(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

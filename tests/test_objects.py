@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ from evals.weights import Weights
 from prompts import Prompt
 from prompts.sets.composition import OBJECTS_FILE
 from tests.tiny_detectors import as_pil, pictures, save_all, use
+from tests.toy import assert_same_on_gpu
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,12 @@ CASES = {
     "objects": (OWLV2, Owlv2, through_owlv2),
     "objects_grounding_dino": (GROUNDING_DINO, GroundingDino, through_grounding_dino),
 }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_says_the_same(name: str):
+    assert_same_on_gpu(partial(scorers.load, name), pictures(len(ASKED), 90, 70), ASKED)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (90, 70)], ids=str)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.diffusion import Sampling
+from evals.diffusion import Sampling, exact_device
 from prompts import Prompt
 from train.config import Experiment, Reward, Task, Update
 from train.launch import free_port
@@ -283,6 +283,18 @@ def toy_experiment(base: Path | str, prompts: Path | str, **changes: Any) -> Exp
         save_every=1,
     )
     return replace(experiment, **changes)
+
+
+def assert_same_on_gpu(
+    scorer_on: Callable[[str], Any], images_BCHW: Tensor, prompts: Sequence[Prompt]
+) -> None:
+    """A scorer's scores on a GPU are those on the CPU, also where a trainer's pictures lie on the GPU."""
+    exact_device()
+    on_cpu = scorer_on("cpu")(images_BCHW, prompts)
+    for images in (images_BCHW, images_BCHW.cuda()):
+        on_gpu = scorer_on("cuda")(images, prompts)
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert on_cpu[~on_cpu.isnan()].std() > 0
 
 
 # ------------------------------------------------------------------------------------------------------------- processes

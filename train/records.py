@@ -66,6 +66,10 @@ class Record:
     """Share of the device's peak arithmetic that the iteration's matrix products use; None where the peak is not known."""
     peak_gib: float
     """Most memory in use, of the GPU, or of the process."""
+    ratio_off: float
+    """Largest |ratio - 1| before any update, at the step where it comes closest to `ratio_granted`."""
+    ratio_granted: float
+    """What rounding may do there (`train.gates`); 0 where nothing is rounded differently."""
     date: str
     commit: str
     torch: str
