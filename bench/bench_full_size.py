@@ -37,8 +37,9 @@ from train.start import new_accelerator, prepare
 
 GOAL = 1.05
 ROUNDS = 2
-STEPS = {"sd15": 20, "sd2": 20, "sdxl": 10}
+STEPS = {"sd15": 10, "sd2": 10, "sdxl": 6}
 """Denoising steps of an iteration at full size."""
+TRAINED_STEPS = 2
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 """Dense matrix products in bf16 with sums in float32, as the makers state them."""
 
@@ -80,6 +81,7 @@ def experiment_of(model: str, ways: tuple[str, ...], reward: Path) -> Experiment
     task = Task("free", "miniature-scenes-unseen", (Reward(str(reward)),), batch=2 * paper.update.micro_batch)
     update = replace(
         paper.update,
+        trained_steps=TRAINED_STEPS if model in STEPS else paper.update.trained_steps,
         gradient_checkpointing=paper.update.gradient_checkpointing and "plain" not in ways,
         compile="compile" in ways,
     )
@@ -165,6 +167,8 @@ def test_an_iteration(
         "mfu": record.mfu,
         "peak_gib": record.peak_gib,
     }
+    for name, gate in run.progress.gates.items():
+        print(f"{name}: {gate}")
     print(
         f"\n{device}: {statistics.median(seconds):.2f} s for {record.iteration}, {overhead:.3f} times its bare calls "
         f"(goal {GOAL}), {record.images_per_second:.2f} images/s, MFU {record.mfu}, {record.peak_gib:.1f} GiB, "

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from evals import diffusion
 from evals.checkpoints import ROOT, load_pipeline
 from evals.diffusion import Painter, Sampling, decode, log_prob, padded, predict, transition
 from tests import toy
@@ -150,18 +151,34 @@ def test_a_log_probability_that_is_no_normal_density_is_stopped(
         make_run()
 
 
+def test_noise_that_depends_on_the_batch_is_stopped(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One generator for all images, one after the other."""
+    run, generator = make_run(iterations=1), torch.Generator().manual_seed(0)
+
+    def shared(seed: int, text: str, index: int, shape: Any, steps: int) -> Tensor:
+        return torch.randn(1 + steps, *shape, generator=generator)
+
+    monkeypatch.setattr(diffusion, "noise", shared)
+    wanted = "the noise of an image drawn alone differs from that of the same one drawn in a batch by"
+    with pytest.raises(Stopped, match=wanted):
+        train(run)
+    assert run.progress.gates["noise"]["holds"] is False
+
+
 def test_an_image_that_depends_on_its_batch_is_stopped(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Noise drawn from one generator for the whole batch."""
+    """A denoiser that looks at the mean of its batch, in rollout and update alike."""
     run = make_run(iterations=1)
-    draw = run.policy.painter.draw
+    forward = run.policy.unet.forward
 
-    def shared(texts: Any, *arguments: Any, **options: Any) -> Any:
-        drawn = draw(texts, *arguments, **options)
-        return replace(drawn, latents_BCHW=drawn.latents_BCHW + 0.001 * len(texts))
+    def mixed(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        (output,) = forward(x, *arguments, **options)
+        return (output + 0.01 * output.mean(0, keepdim=True),)
 
-    monkeypatch.setattr(run.policy.painter, "draw", shared)
+    monkeypatch.setattr(run.policy.unet, "forward", mixed)
     with pytest.raises(Stopped, match="an image drawn alone differs from the same one drawn in a batch by"):
         train(run)
     assert run.progress.gates["image"]["holds"] is False
@@ -191,7 +208,7 @@ def test_run_card_reports_the_gates(make_run: MakeRun) -> None:
     assert card["gates"]["transition"]["transition_max_error"] < 1e-4
     assert card["gates"]["identity"]["updates"] == 4 + 2
     assert {name: gate["holds"] for name, gate in card["gates"].items()} == dict.fromkeys(
-        ("transition", "identity", "image", "gradient"), True
+        ("transition", "noise", "identity", "image", "gradient"), True
     )
     assert card["gates"]["image"]["max_difference"] == 0.0
     assert card["gates"]["gradient"]["max_difference"] < 1e-3  # another order of the same terms

@@ -312,14 +312,17 @@ def command_line(*arguments: str) -> None:
     trainer(list(arguments))
 
 
-def launch(world: int, work: Callable[..., None], *arguments: Any, timeout: float = 120) -> list[int]:
+def launch(
+    world: int, work: Callable[..., None], *arguments: Any, timeout: float = 120, forked: bool = True
+) -> list[int]:
     """Run `work(*arguments)` in `world` processes as torchrun would, and return their exit codes.
 
-    The processes are forked from a server that has everything imported, so they start at once. When one fails the others are
-    killed, as torchrun does.
+    The processes are forked from a server that has everything imported, so they start at once; what uses a GPU cannot be forked. When one
+    fails the others are killed, as torchrun does.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.toy_imports"])
+    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
+    if forked:
+        context.set_forkserver_preload(["tests.toy_imports"])
     port = free_port()
     processes = [
         context.Process(target=_work, args=(rank, world, port, work, arguments)) for rank in range(world)

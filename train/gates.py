@@ -3,7 +3,8 @@
 Before the first optimiser step of an iteration the policy is the one that sampled: every ratio is 1 and every KL is 0. If they are not,
 rollout and update are different functions, and what follows optimises that difference. Transition and log-probability are
 compared with diffusers' scheduler and torch's normal distribution at the run's own schedule, an image drawn alone with the same one drawn in a
-batch, and the gradient of a batch with that of its two halves.
+batch (its noise, and every transition of it: whole trajectories part from one another by rounding alone), and the gradient of a batch with that of
+its two halves.
 
 How far a ratio of 1 may be off by rounding follows from the precision, the guidance, the schedule and the size of a latent: `Rounding`.
 """
@@ -68,11 +69,24 @@ def mean_error(schedule: Schedule, step: int, sampling: Sampling, longest_sum: i
     The denoiser's error reaches the mean by kappa_t sigma_t, of an output of unit variance; the errors of guidance's two branches are added with
     their weights w and w - 1, as independent ones. The mean itself, of unit scale, is float32 in every precision.
     """
-    w = sampling.guidance if sampling.guided and sampling.guidance is not None else 1.0
-    branches = math.hypot(w, w - 1.0)
-    of_output = schedule.gradient_scale(step, sampling.eta) * branches
+    of_output = schedule.gradient_scale(step, sampling.eta) * _of_branches(sampling)
     of_mean = ROUNDOFFS * ROUNDOFF["fp32"] / schedule.sigma(step, sampling.eta)
     return of_output * output_error(sampling.precision, longest_sum) + of_mean
+
+
+def gradient_error(sampling: Sampling, longest_sum: int) -> float:
+    """Relative error of a weight's gradient, rms over its entries: what rounds the output rounds the way back as well.
+
+    With guidance w the gradient is w times one branch's less w - 1 times the other's, which are much alike: their errors stay, and are as many times
+    what is left.
+    """
+    return 2 * output_error(sampling.precision, longest_sum) * _of_branches(sampling)
+
+
+def _of_branches(sampling: Sampling) -> float:
+    """What guidance makes of an error of each branch, independent of the other's."""
+    w = sampling.guidance if sampling.guided and sampling.guidance is not None else 1.0
+    return math.hypot(w, w - 1.0)
 
 
 def log_ratio_error(k: float, dims: int, sigma: float) -> float:
@@ -122,6 +136,10 @@ class Rounding:
         """Largest |ratio - 1| that rounding may cause at a step, whatever the clip."""
         k, sigma = mean_error(self.schedule, step, self.sampling, self.longest_sum), self._sigma(step)
         return math.expm1(min(self._summed * log_ratio_error(k, self.dims, sigma), 700.0))
+
+    def mean_error(self, step: int) -> float:
+        """How far rounding may move a transition's mean, in sigma_t, whatever the clip."""
+        return 0.0 if self.exact else mean_error(self.schedule, step, self.sampling, self.longest_sum)
 
     def tolerance(self, step: int) -> Tolerance:
         """What is allowed at a step."""
@@ -181,10 +199,8 @@ class Rounding:
 
 
 TRANSITION_TOLERANCE = 1e-4
-IMAGE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 1e-2}
-"""Largest difference of a latent: nothing but rounding, and none at all on a CPU, where rows do not know of each other."""
-GRADIENT_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
-"""Largest difference relative to the largest entry: sums of the same terms in another order."""
+NOISE_TOLERANCE = 1e-5
+"""Largest difference of a latent that is drawn of noise alone, relative to the largest entry: float32, and each number by itself."""
 
 
 def check_identity(
@@ -269,35 +285,34 @@ def transition_gate(scheduler: Any, schedule: Schedule, eta: float) -> dict[str,
     }
 
 
-def check_parts(
-    gates: dict[str, Any], image_difference: float, gradient_difference: float, precision: Precision
+PARTS = {
+    "noise": ("the noise of an image drawn alone differs from that of the same one drawn in a batch", ""),
+    "image": (
+        "an image drawn alone differs from the same one drawn in a batch",
+        " standard deviations of a transition",
+    ),
+    "gradient": ("the gradient of a batch differs from that of its halves", ""),
+}
+"""What is compared, and the unit of the difference."""
+
+
+def check_part(
+    gates: dict[str, Any], name: str, difference: float, allowed: float, precision: Precision
 ) -> None:
-    """Record that parts make the whole, and refuse to go on where they do not.
+    """Record that a part makes the whole, and refuse to go on where it does not.
 
     Args:
         gates: the run's record; changed in place.
-        image_difference: largest difference between the latents of an image drawn alone and in a batch.
-        gradient_difference: largest difference between a weight's gradient from a batch and from its halves, relative to its largest entry.
+        name: one of `PARTS`.
+        difference: largest there is, in its unit.
+        allowed: what rounding may do.
         precision: of the denoiser.
 
     Raises:
-        GateBroken: beyond the tolerance.
+        GateBroken: beyond it.
     """
-    for name, difference, allowed, meaning in (
-        (
-            "image",
-            image_difference,
-            IMAGE_TOLERANCE[precision],
-            "an image drawn alone differs from the same one drawn in a batch",
-        ),
-        (
-            "gradient",
-            gradient_difference,
-            GRADIENT_TOLERANCE[precision],
-            "the gradient of a batch differs from that of its halves",
-        ),
-    ):
-        holds = difference <= allowed
-        gates[name] = {"max_difference": difference, "tolerance": allowed, "holds": holds}
-        if not holds:
-            raise GateBroken(f"{meaning} by {difference:.3g} (allowed {allowed:.3g}) in {precision}")
+    holds = difference <= allowed
+    gates[name] = {"max_difference": difference, "tolerance": allowed, "holds": holds}
+    if not holds:
+        meaning, unit = PARTS[name]
+        raise GateBroken(f"{meaning} by {difference:.3g}{unit} (allowed {allowed:.3g}) in {precision}")

@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,7 +47,15 @@ from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
 from train.data import DataFailed, PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import Diverged, GateBroken, Rounding, check_identity, check_parts
+from train.gates import (
+    NOISE_TOLERANCE,
+    Diverged,
+    GateBroken,
+    Rounding,
+    check_identity,
+    check_part,
+    gradient_error,
+)
 from train.objective import (
     clipped_share,
     clipped_surrogate,
@@ -360,29 +368,69 @@ def check_before(run: Run) -> None:
     texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
     seed = derive_seed("identity", run.seed)
     drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
+    gates, rounding = run.progress.gates, run.rounding
+    check_noise(run, texts, seed)
     for step in drawn.steps:
-        check_step(run, texts, drawn, step)
-    alone = painter.draw(texts[-1:], [len(texts) - 1], seed)
-    image = (alone.latents_BCHW - drawn.latents_BCHW[-1:]).abs().max()
-    difference = torch.stack([image, difference_of_halves(run, texts, drawn)])
-    image_difference, gradient_difference = gather(run, difference[None]).amax(0).tolist()
-    check_parts(run.progress.gates, image_difference, gradient_difference, run.experiment.sampling.precision)
+        worst = compared(run, texts, drawn, step, slice(0, len(texts)))
+        check_identity(gates, step, worst["ratio_max_dev"], worst["kl_max"], rounding)
+    check_part(gates, "image", *difference_alone(run, texts, drawn), rounding.sampling.precision)
+    gradient = float(gather(run, difference_of_halves(run, texts, drawn)[None]).max())
+    allowed = gradient_error(rounding.sampling, rounding.longest_sum)
+    check_part(gates, "gradient", gradient, allowed, rounding.sampling.precision)
 
 
-def check_step(run: Run, texts: Sequence[str], drawn: Trajectory, step: int) -> None:
-    """Ratio 1 and KL 0 at one denoising step.
+def check_noise(run: Run, texts: Sequence[str], seed: int) -> None:
+    """The last image has the noise that it has alone.
 
     Raises:
-        GateBroken: where they are not.
+        GateBroken: where it has not.
     """
-    with synchronised(run, last=False):  # the gradient is not taken
-        _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, slice(0, len(texts)))
-    worst = gathered_statistics(run, found)
-    check_identity(run.progress.gates, step, worst["ratio_max_dev"], worst["kl_max"], run.rounding)
+    painter, last = replace(run.policy.painter, unet=Silent(run.policy.unet.config)), len(texts) - 1
+    together = painter.draw(texts, range(len(texts)), seed).latents_BCHW[-1:]
+    alone = painter.draw(texts[-1:], [last], seed).latents_BCHW
+    difference = (alone - together).abs().max() / together.abs().max()
+    worst = float(gather(run, difference[None]).max())
+    check_part(run.progress.gates, "noise", worst, NOISE_TOLERANCE, run.experiment.sampling.precision)
+
+
+class Silent(torch.nn.Module):
+    """A denoiser that always answers zero: what is drawn with it shows the noise that it was given."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x_BCHW: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+        """Zeros."""
+        return (torch.zeros_like(x_BCHW),)
+
+
+def difference_alone(run: Run, texts: Sequence[str], drawn: Trajectory) -> tuple[float, float]:
+    """How far the transitions of the last image, evaluated alone, are from those of the batch, at the step where it is most of what is allowed.
+
+    Returns:
+        the distance of the means, rms over dimensions in units of sigma_t, and what is allowed there.
+    """
+    dims, last = math.prod(drawn.x_BTCHW.shape[2:]), slice(len(texts) - 1, len(texts))
+    pairs = [
+        (
+            math.sqrt(2 * compared(run, texts, drawn, step, last)["kl_max"] / dims),
+            run.rounding.mean_error(step),
+        )
+        for step in drawn.steps
+    ]
+    return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])
+
+
+def compared(run: Run, texts: Sequence[str], drawn: Trajectory, step: int, rows: slice) -> dict[str, float]:
+    """`gathered_statistics` of some rows at one denoising step; the gradient is not taken."""
+    with synchronised(run, last=False):
+        _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, rows)
+    return gathered_statistics(run, found)
 
 
 def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> Tensor:
-    """Largest difference between a batch's gradient and its two halves', relative to its largest entry, on this process.
+    """Difference between a batch's gradient and its two halves', relative to its norm, on this process.
 
     Of one weight, the one whose gradient is largest: what comes after it in the network is in it too, and a copy of one weight
     is not a copy of the model.
@@ -401,7 +449,7 @@ def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> T
     at_once = whole(largest.grad).clone()
     run.policy.forget_gradients()
     accumulated(run, partial(accumulate, max(1, size // 2)))
-    difference = (whole(largest.grad) - at_once).abs().max() / at_once.abs().max()
+    difference: Tensor = (whole(largest.grad) - at_once).norm() / at_once.norm()
     run.policy.forget_gradients()
     return difference.cpu()
 
