@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,13 +19,14 @@ from evals import scorers
 from evals.__main__ import main
 from evals.miniature import WEIGHTS
 from evals.miniature.render import Finish, draw_portrait, draw_scene
-from evals.miniature.scorers.kid import cubic_kernel, kid_pseudo_values
 from evals.miniature.scorers.pairwise_distance import distances_to_siblings
-from evals.miniature.scorers.vendi import vendi_score
 from evals.scorers._contract import faults
+from evals.scorers._mmd import cubic_kernel, mmd_pseudo_values
+from evals.scorers._vendi import vendi_score
 from prompts.world import Object, dress_of
 from train.miniature.data import place
 
+kid_pseudo_values = partial(mmd_pseudo_values, kernel=cubic_kernel)
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "golden_vectors.json"
 
 
@@ -208,7 +211,7 @@ def test_vendi_means_the_number_of_different_images():
     assert vendi_score(torch.eye(5)) == pytest.approx(5)
     blocks = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))
     assert vendi_score(blocks) == pytest.approx(2)
-    assert vendi_score(blocks, order=float("inf")) == pytest.approx(2)
+    assert vendi_score(blocks, q=float("inf")) == pytest.approx(2)
 
 
 def test_identical_images_have_no_diversity(drawn):
@@ -326,8 +329,8 @@ def test_a_scorer_of_photographs_says_what_it_is_and_opens_nothing_before_it_is_
     scorer = scorers.load(name, domain="photo", terms=False)
     low, high = scorer.range
     assert low < high
-    assert scorer.scope == "image"
-    assert scorer.higher_is_better in (True, None)
+    assert scorer.scope in get_args(scorers.Scope)
+    assert scorer.higher_is_better in (True, False, None)
     assert scorer.source
     assert scorers.weights_of(scorer)
     assert all(w.licence and w.repository.count("/") == 1 for w in scorers.weights_of(scorer))
