@@ -27,6 +27,8 @@ LOST = 0.5
 """Share of the base's variety, its Vendi score less the 1 that every set has, below which a prompt has lost it: half of what there was to see."""
 LEVEL = 0.05
 """Significance of the alarm."""
+RUN = ["experiment", "model", "seed", "prompt_set"]
+"""What tells one run's pictures of one prompt set."""
 FIRST = 3
 """How many prompts or pictures a sentence names."""
 
@@ -138,9 +140,9 @@ class Duplicates:
             )
         if self.across:
             places = " and ".join(f"{prompt} (image {image})" for prompt, image in self.across[0][:FIRST])
+            count = f"{len(self.across)} picture{'s are' if len(self.across) > 1 else ' is'}"
             told.append(
-                f"SAME PICTURE: {where}: {len(self.across)} pictures are those of several prompts, the first of {places}: "
-                "have they one text, or was the picture blanked?"
+                f"SAME PICTURE: {where}: {count} shared by prompts, the first by {places}: have they one text, or was the picture blanked?"
             )
         return told
 
@@ -148,17 +150,34 @@ class Duplicates:
 def duplicates(rows: pd.DataFrame) -> list[Duplicates]:
     """One record for each run and prompt set that has the same picture twice.
 
-    Sets are looked at one by one: two of them may share a text, and then rightly share its picture. A row without a picture's hash is no picture.
+    Sets are looked at one by one: two of them may share a text, and then rightly share its picture. A picture without a hash is not looked at.
 
     Args:
         rows: of any scorers, with the column `picture`.
     """
-    run = ["experiment", "model", "seed", "prompt_set"]
-    pictures = rows.loc[rows["picture"].fillna("") != "", [*run, "prompt_id", "image", "picture"]]
-    pictures = pictures.drop_duplicates().sort_values([*run, "prompt_id", "image"], kind="stable")
-    again = pictures[pictures.duplicated([*run, "picture"], keep=False)]
-    prompts = pictures.groupby(run)["prompt_id"].nunique().rename("prompts")
-    return [_duplicates(part) for _, part in again.join(prompts, on=run).groupby(run, sort=True)]
+    pictures = _pictures(rows)
+    pictures = pictures[pictures["picture"] != ""].sort_values([*RUN, "prompt_id", "image"], kind="stable")
+    again = pictures[pictures.duplicated([*RUN, "picture"], keep=False)]
+    prompts = pictures.groupby(RUN)["prompt_id"].nunique().rename("prompts")
+    return [_duplicates(part) for _, part in again.join(prompts, on=RUN).groupby(RUN, sort=True)]
+
+
+def duplicate_notes(rows: pd.DataFrame) -> list[str]:
+    """All that is to be said of `duplicates`, for the foot of a table; also of how many pictures nothing can be."""
+    notes = [sentence for found in duplicates(rows) for sentence in found.sentences]
+    pictures = _pictures(rows)
+    unknown = int((pictures["picture"] == "").sum())
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(pictures)} pictures were scored without a hash: whether one is there twice is not known"
+        )
+    return notes
+
+
+def _pictures(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every picture once, however many scorers it has rows of; "" where its hash is not known."""
+    columns = rows[[*RUN, "prompt_id", "image", "picture"]]
+    return columns.fillna({"picture": ""}).drop_duplicates()
 
 
 def _duplicates(part: pd.DataFrame) -> Duplicates:
