@@ -43,13 +43,9 @@ def mmd_pseudo_values(x_ND: Tensor, y_ND: Tensor, kernel: Kernel) -> Tensor:
         x_ND: features; the work is done where they lie, in float64.
         y_ND: of the partners, in the same order.
         kernel: symmetric.
-
-    Raises:
-        ValueError: for fewer than three pairs, which have no such values.
     """
     n = len(x_ND)
-    if n < 3:
-        raise ValueError(f"drift from the base needs at least 3 images of a prompt set, and there are {n}")
+    assert n > 2, "fewer pairs have no such values"
     assert x_ND.shape == y_ND.shape
     x, y = x_ND.double(), y_ND.double()
     mean_N = torch.cat([_h(x, y, rows, kernel).sum(1) / (n - 1) for rows in torch.arange(n).split(ROWS)])
@@ -79,6 +75,11 @@ class MmdScorer:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
 
+    @property
+    def name(self) -> str:
+        """That of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Features, float32 [B, D] on the CPU, of pictures, each by itself: any split into batches gives the same but for rounding."""
         raise NotImplementedError
@@ -89,11 +90,17 @@ class MmdScorer:
         Raises:
             ValueError: for fewer than three pictures.
         """
+        if len(features_BD) < 3:
+            raise ValueError(
+                f"the {self.name} scorer needs at least 3 images of a prompt set, and there are {len(features_BD)}"
+            )
         return 1000 * mmd_pseudo_values(features_BD, base_features_BD, self.kernel)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
     ) -> Tensor:
         if base_images_BCHW is None:
-            raise ValueError("drift is from the base model's images, and none were given")
+            raise ValueError(
+                f"the {self.name} scorer compares with the base model's images, and none were given"
+            )
         return self.from_features(self.features(images_BCHW), self.features(base_images_BCHW))
