@@ -209,12 +209,12 @@ def _series(
     values_TPS = _per_prompt(metric, mine, order)
     lost_P = np.isnan(values_TPS).any(axis=(0, 2))
     kept_TPS = values_TPS[:, ~lost_P]
-    prompts = kept_TPS.shape[1]
-    if prompts < 2:
+    number = kept_TPS.shape[1]
+    if number < 2:
         raise ValueError(
-            f"{prompt_set}: only {prompts} prompts have a {metric.scorer} score of every checkpoint, and differences need at least 2"
+            f"{prompt_set}: only {number} prompts have a {metric.scorer} score of every checkpoint, and differences need at least 2"
         )
-    weight_NP = stats.weights(prompts, resamples, 0, f"prompts of {prompt_set}")
+    weight_NP = stats.weights(number, resamples, 0, f"prompts of {prompt_set}")
     one_N1 = np.ones((resamples, 1))
     draws_TN = np.stack(
         [metric.finish(stats.mean_statistics(values_PS[None], one_N1, weight_NP)) for values_PS in kept_TPS]

@@ -6,8 +6,8 @@ that differ in their means alone. By the chain rule the divergence of the checkp
     KL(p || p_base) = E_p [ sum_t |mean_t(x_t) - base mean_t(x_t)|^2 / (2 sigma_t^2) ]
 
 in nats, summed over latent dimensions and denoising steps. Each image gives one number, unbiased for it and never below 0. It is what
-a KL penalty to the base would be (DPOK, arXiv 2305.16381, eq. 8), measured instead of trained on, and an upper bound on the divergence of the
-latents that the last of these steps leaves.
+DPOK (arXiv 2305.16381) keeps small in training, measured here, and an upper bound on the divergence of the latents that the last of these
+steps leaves.
 
 A step without noise (sigma 0: the last one of some schedules) has no density and is not in the sum.
 """
@@ -79,6 +79,7 @@ def kl_to_base(
     return torch.cat(parts) if parts else torch.empty(0)
 
 
+@torch.no_grad()
 def transition_mean(painter: Painter, texts: Sequence[str], x_BCHW: Tensor, step: int) -> Tensor:
     """Mean of the transition that a painter would make from these latents at a step, on the CPU.
 
