@@ -22,6 +22,7 @@ Shape suffixes: T checkpoints, the base first; N resamples; P prompts; S suffici
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 import prompts
 from evals import metrics, stats
@@ -320,9 +322,7 @@ def verdicts(found: Curve) -> list[str]:
     for question in found.questions():
         if not found.of(question, "judge"):
             proxies = ", ".join(_title(s) for s in found.of(question, "proxy"))
-            sentences.append(
-                f"{question}: no judge is held out, so nothing says whether {proxies} is over-optimised."
-            )
+            sentences.append(f"{question}: no judge is held out, so nothing says whether {proxies} misleads.")
     return sentences + [_by_gold(found, s) for s in found.series if s.role == "gold" and found.choice]
 
 
@@ -343,46 +343,51 @@ def _kept(found: Curve) -> str:
 
 def _parted(found: Curve, p: Parting) -> str:
     at = [point.iteration for point in found.points]
-    best, question = p.against.best, p.proxy.question
-    pair = f"{_title(p.proxy)} and {_title(p.against)}"
+    best, about = p.against.best, f"{p.proxy.question}, {p.proxy.prompt_set}"
+    elsewhere = "" if p.against.prompt_set == p.proxy.prompt_set else f" on {p.against.prompt_set}"
+    pair = f"{_title(p.proxy)} and {_title(p.against)}{elsewhere}"
     if not p.apart:
         fallen = ", ".join(str(at[t]) for t in p.fallen)
-        more = (
-            f", though the latter is below its best at {fallen}, where the former has not risen"
-            if fallen
-            else ""
-        )
-        return f"{question}: {pair} are not seen to part{more} (best of the latter: iteration {at[best]})."
+        more = f", though the {p.against.role} is below its best at {fallen}, where the proxy has not risen"
+        return f"{about}: {pair} are not seen to part{more if fallen else ''} (best of the {p.against.role}: iteration {at[best]})."
     first = p.apart[0]
     rise = interval(metrics.load(p.proxy.metric), p.proxy.difference(first, best), signed=True)
     fall = interval(metrics.load(p.against.metric), p.against.difference(first, best), signed=True)
-    kl = found.points[best].kl.value
     return (
-        f"{question}: **{pair} part after iteration {at[best]}** (KL {_nats(kl)}), seen at {', '.join(str(at[t]) for t in p.apart)}: "
-        f"from {at[best]} to {at[first]} the former gains {rise}, the latter {fall}."
+        f"{about}: **{pair} part after iteration {at[best]}** (KL {_nats(found.points[best].kl.value)}), seen at "
+        f"{', '.join(str(at[t]) for t in p.apart)}: from {at[best]} to {at[first]} the proxy gains {rise}, the {p.against.role} {fall}."
     )
 
 
 def _by_gold(found: Curve, gold: Series) -> str:
     assert found.choice is not None
     at = [point.iteration for point in found.points]
-    metric, kept, last = metrics.load(gold.metric), found.choice.kept, len(at) - 1
-    to_best = interval(metric, gold.difference(kept, gold.best), signed=True)
-    to_last = interval(metric, gold.difference(kept, last), signed=True)
-    return (
-        f"Held to {_title(gold)}, which had no say: its best is iteration {at[gold.best]}; the one to keep has {to_best} beside "
-        f"that, and {to_last} beside the end of the run."
+    kept, last = found.choice.kept, len(at) - 1
+    beside = {gold.best: "that", last: "the end of the run"}
+    held = " and ".join(
+        f"{interval(metrics.load(gold.metric), gold.difference(kept, t), signed=True)} beside {what}"
+        for t, what in beside.items()
+        if t != kept
     )
+    link = (
+        ", the one to keep" + (", which has " if held else "")
+        if kept == gold.best
+        else "; the one to keep has "
+    )
+    return f"Held to {_title(gold)} on {gold.prompt_set}, which had no say: its best is iteration {at[gold.best]}{link}{held}."
 
 
 def _title(series: Series) -> str:
-    return f"{metrics.load(series.metric).title} ({series.role}, {series.prompt_set})"
+    return f"{series.role} ({metrics.load(series.metric).title})"
 
 
 def _table_of(found: Curve, question: str) -> str:
     columns = found.of(question, *ROLES)
+    several = len({s.prompt_set for s in columns}) > 1
     head = ["iteration", "KL to the base, nats"]
-    head += [f"{s.role}: gain in {heading(metrics.load(s.metric)).rstrip(' ↑↓')}" for s in columns]
+    for s in columns:
+        gain_in = heading(metrics.load(s.metric)).rstrip(" ↑↓")
+        head.append(f"{s.role}: gain in {gain_in}" + (f", {s.prompt_set}" if several else ""))
     lines = [[*head, ""]]
     for t, point in enumerate(found.points):
         kl = point.kl
@@ -415,7 +420,7 @@ def _marks(found: Curve, question: str, t: int) -> str:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def notes(found: Curve) -> list[str]:
@@ -429,7 +434,7 @@ def notes(found: Curve) -> list[str]:
         "The checkpoint to keep is the judges' best; neither the reward that was trained on nor gold has a say in it.",
         "KL is the exact divergence of the checkpoint's sampler from the base's along its own pictures, summed over latent dimensions and denoising steps.",
     ]
-    lost = [f"{_title(s)}: {s.left_out}" for s in found.series if s.left_out]
+    lost = [f"{_title(s)} on {s.prompt_set}: {s.left_out}" for s in found.series if s.left_out]
     if lost:
         told.append(
             f"Prompts left out, since some checkpoint has nothing applicable there: {'; '.join(lost)}."
@@ -611,7 +616,7 @@ def divergences(
     asked = {part.prompt_set: _spread(part.prompt_set, n_prompts) for part in suite.parts}
     base, painter = checkpoints[0], None
     found = [Interval(0.0, 0.0, 0.0)]
-    for checkpoint in checkpoints[1:]:
+    for checkpoint in tqdm(checkpoints[1:], desc="divergence from the base", file=sys.stderr):
         source = {
             "weights": checkpoint.digest(),
             "base": base.digest(),

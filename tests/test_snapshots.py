@@ -354,6 +354,7 @@ def two_iterations(base: str, prompts: str, out: str, sharding: str) -> None:
     run.accelerator.wait_for_everyone()
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_snapshots_of_one(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:
