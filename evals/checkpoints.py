@@ -1,4 +1,4 @@
-"""Opens what can be scored: a run directory, a diffusers folder, a checkpoint in one file, a LoRA file, or a hub id."""
+"""Opens what can be scored: a run directory, its snapshots, a diffusers folder, a checkpoint in one file, a LoRA file, or a hub id."""
 
 from __future__ import annotations
 
@@ -425,7 +425,7 @@ def _pipeline_files(weights: Path, unet: Path | None = None) -> list[Path]:
 
 
 def resolve(target: str) -> Checkpoint:
-    """Find out what a target is.
+    """Find out what a target is: also a run's snapshot, `results/runs/joint-miniature-0@40`, whose experiment is then `joint@40`.
 
     Raises:
         ValueError: it is nothing that can be scored, or a run that has not finished.
@@ -452,7 +452,7 @@ def resolve(target: str) -> Checkpoint:
     no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)
     if path.exists() or path.suffix == ".safetensors" or no_id:
         raise ValueError(
-            f"{target} cannot be scored: give a run directory, a folder in diffusers layout, a checkpoint in one file or a LoRA "
+            f"{target} cannot be scored: give a run directory, RUN@ITERATION, a folder in diffusers layout, a checkpoint in one file or a LoRA "
             "(.safetensors), or a hub id, owner/name or owner/name@revision"
         )
     return replace(_foreign(target, None, repository, repository), revision=revision or None)
