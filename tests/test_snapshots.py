@@ -311,9 +311,8 @@ def command(arguments: list[str], environment: dict[str, str], trap: str = "", t
     toy.command_line(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("trap", "code"), [("kill", -signal.SIGKILL), pytest.param("full", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("trap", "code"), [("kill", -signal.SIGKILL), ("full", 1)])
 def test_an_end_in_the_middle_of_one_leaves_the_others_and_is_resumed(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path, trap: str, code: int
 ) -> None:
