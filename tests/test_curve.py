@@ -46,7 +46,7 @@ def points(count: int = len(AT)) -> list[Point]:
 def row(**given: Any) -> Row:
     """A score row of one suite and its prompts."""
     rest = {"suite": "miniature", "prompts": "0a1b2c3d", "picture": "0a1b2c3d4e5f", "version": "0a1b2c3d"}
-    return Row(**{"model": "miniature", "seed": 0}, **rest, **given)
+    return Row(model="miniature", seed=0, **rest, **given)
 
 
 def run_of(
