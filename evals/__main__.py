@@ -266,5 +266,62 @@ def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
     return " ".join(["python -m evals", name, *(str(part) for part in (*files, *options))])
 
 
+@main.command()
+@click.argument("run", type=CSV)
+@click.option(
+    "--out", type=CSV, required=True, help="Table to write (.md); the numbers go beside it as .csv."
+)
+@click.option("--suite", help="Which prompts, scorers and sampling; that of the run's domain unless given.")
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Take only snapshots of iterations that this number divides.",
+)
+@click.option(
+    "--kl-prompts",
+    type=click.IntRange(2),
+    default=16,
+    show_default=True,
+    help="Prompts of each prompt set on which the divergence from the base is taken.",
+)
+@click.option(
+    "--kl-images", type=click.IntRange(1), default=1, show_default=True, help="Images of each of them."
+)
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
+def curve(
+    run: Path,
+    out: Path,
+    suite: str | None,
+    every: int,
+    kl_prompts: int,
+    kl_images: int,
+    accept_terms: tuple[str, ...],
+) -> None:
+    """Score the snapshots of RUN and say where its reward and the held-out judges part, and which checkpoint to keep.
+
+    Snapshots are kept by `python -m train ... --set snapshots_every=10`. Score files go to curves/ beside the table, pictures to images/.
+    """
+    check_out(out, ".md")
+    from evals import weights
+    from evals.curve import verdicts, write
+
+    weights.accept_terms(accept_terms)
+    options: list[object] = ["--out", out]
+    options += ["--suite", suite] if suite else []
+    options += ["--every", every] if every > 1 else []
+    options += ["--kl-prompts", kl_prompts, "--kl-images", kl_images]
+    found = write(run, out, _command("curve", (run,), *options), suite, every, kl_prompts, kl_images)
+    for sentence in verdicts(found):
+        click.echo(sentence.replace("**", ""))
+    click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
+
+
 if __name__ == "__main__":
     main(prog_name="python -m evals")

@@ -1,4 +1,4 @@
-"""Opens what can be scored: a run directory, a diffusers folder, a checkpoint in one file, a LoRA file, or a hub id."""
+"""Opens what can be scored: a run directory, its snapshots, a diffusers folder, a checkpoint in one file, a LoRA file, or a hub id."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from evals.hub import hub_file, hub_folder
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
+SNAPSHOTS = "snapshots"
+"""Folder of a run's snapshots (see `train.snapshots`), one for each iteration that is kept."""
+SNAPSHOT_CARD = "snapshot.json"
 STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -88,7 +91,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def load_pipeline(base: str, revision: str | None = None) -> Any:
+def load_pipeline(base: str, revision: str | None = None, unet: Path | None = None) -> Any:
     """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` in float32, from safetensors only, on the CPU.
 
     The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
@@ -97,6 +100,7 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     Args:
         base: folder in diffusers layout, checkpoint in one file (see `evals.families`) or hub id.
         revision: of a hub id; None takes the newest.
+        unet: folder whose `unet/` is opened in place of that of `base`, a folder too.
 
     Raises:
         ValueError: missing, truncated, pickled or foreign files, or a pipeline of another family, in one sentence.
@@ -116,11 +120,12 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
         )
     try:
         with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
-            pipeline = open_single_file(path) if path.is_file() else _open(found, revision)
+            pipeline = open_single_file(path) if path.is_file() else _open(found, revision, unet)
             _refuse_another_diffusion(pipeline)
     except DAMAGE as error:
+        what = found if unet is None else f"{found} with the denoiser of {unet}"
         raise ValueError(
-            f"base: {found} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
+            f"base: {what} cannot be opened as a Stable Diffusion pipeline: {first_line(error)}"
         ) from error
     for name, (tokenizer, encoder) in zip(("tokenizer", "tokenizer_2"), towers(pipeline), strict=False):
         longest, positions = tokenizer.model_max_length, encoder.config.max_position_embeddings
@@ -131,7 +136,7 @@ def load_pipeline(base: str, revision: str | None = None) -> Any:
     return pipeline
 
 
-def _open(found: str, revision: str | None) -> Any:
+def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     """A pipeline in diffusers layout of one of the families that there are, from a folder or the hub.
 
     Raises:
@@ -168,7 +173,8 @@ def _open(found: str, revision: str | None) -> Any:
     family, kinds, more = families[name]
     if not folder.is_dir():
         folder = _fetched(found, list(kinds), revision)
-    variants = {part: weight_files(folder, part)[0] for part in kinds}
+    place = dict.fromkeys(kinds, folder) | ({} if unet is None else {"unet": unet})
+    variants = {part: weight_files(place[part], part)[0] for part in kinds}
     if halves := [part for part, variant in variants.items() if variant]:
         say(f"note: {found} has the weights of {', '.join(halves)} in float16 only")
     more |= {
@@ -177,7 +183,7 @@ def _open(found: str, revision: str | None) -> Any:
     }  # of the safety checker, and of prompts that are images
     options = {"use_safetensors": True, "local_files_only": True}
     parts = {
-        part: _open_part(kind, folder, part, {**options, "variant": variants[part]})
+        part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
         for part, kind in kinds.items()
     }
     pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
@@ -341,6 +347,10 @@ class Checkpoint:
     """Of the base, where that is a hub id."""
     domain: str | None = None
     """What its pictures show (see `evals.scorers`), None where that is not known."""
+    iterations: int | None = None
+    """How long it was trained, None where that is not known."""
+    unet: Path | None = None
+    """Folder of its denoiser where that is not in `weights`: a run's snapshot."""
 
     @property
     def name(self) -> str:
@@ -356,7 +366,9 @@ class Checkpoint:
         sources = [local or self.source, *([self.base] if self._lora_file() and self.base else [])]
         digest = hashlib.sha256()
         for source in sources:
-            files = _pipeline_files(source if isinstance(source, Path) else Path(find_base(source)))
+            files = _pipeline_files(
+                source if isinstance(source, Path) else Path(find_base(source)), self.unet
+            )
             digest.update(b"" if files else _on_hub(str(source), self.revision).encode())
             for file in files:
                 with file.open("rb") as content:
@@ -374,6 +386,8 @@ class Checkpoint:
     def pipeline(self) -> Any:
         """Open it."""
         lora = self._lora_file()
+        if self.unet is not None:
+            return load_pipeline(str(self.weights), unet=self.unet)
         if lora is None and self.weights is not None:
             return load_pipeline(str(self.weights))
         if lora is None:
@@ -401,16 +415,17 @@ def _on_hub(repository: str, revision: str | None) -> str:
     return f"{repository}@{revision}" if revision else repository
 
 
-def _pipeline_files(weights: Path) -> list[Path]:
-    """Files of a pipeline's models, tokenizer and scheduler, and of a LoRA; none of what is not there."""
+def _pipeline_files(weights: Path, unet: Path | None = None) -> list[Path]:
+    """Files of a pipeline's models, tokenizer and scheduler, and of a LoRA; none of what is not there. Its denoiser may lie elsewhere."""
     if weights.is_file():
         return [path for path in (weights, weights.with_suffix(".yaml")) if path.is_file()]
-    files = [file for part in PARTS for file in sorted(weights.glob(f"{part}/*"))]
+    place = dict.fromkeys(PARTS, weights) | ({} if unet is None else {"unet": unet})
+    files = [file for part in PARTS for file in sorted(place[part].glob(f"{part}/*"))]
     return [file for file in [weights / LORA_FILE, *files] if file.is_file()]
 
 
 def resolve(target: str) -> Checkpoint:
-    """Find out what a target is.
+    """Find out what a target is: also a run's snapshot, `results/runs/joint-miniature-0@40`, whose experiment is then `joint@40`.
 
     Raises:
         ValueError: it is nothing that can be scored, or a run that has not finished.
@@ -418,6 +433,9 @@ def resolve(target: str) -> Checkpoint:
     path = Path(target)
     if (path / "run.json").is_file():
         return _from_run(path)
+    run, _, iteration = target.rpartition("@")
+    if run and not path.exists() and any((Path(run) / part).exists() for part in ("run.json", "state")):
+        return _of_iteration(run, iteration)
     if (path / "state").is_dir():
         raise ValueError(
             f"{target} is a run that has not finished: train it to its end first, the same command resumes"
@@ -434,7 +452,7 @@ def resolve(target: str) -> Checkpoint:
     no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)
     if path.exists() or path.suffix == ".safetensors" or no_id:
         raise ValueError(
-            f"{target} cannot be scored: give a run directory, a folder in diffusers layout, a checkpoint in one file or a LoRA "
+            f"{target} cannot be scored: give a run directory, RUN@ITERATION, a folder in diffusers layout, a checkpoint in one file or a LoRA "
             "(.safetensors), or a hub id, owner/name or owner/name@revision"
         )
     return replace(_foreign(target, None, repository, repository), revision=revision or None)
@@ -443,6 +461,46 @@ def resolve(target: str) -> Checkpoint:
 def _foreign(name: str, weights: Path | None, base: str | None, source: str) -> Checkpoint:
     clean = _NAME.sub("_", name).strip("_") or "model"
     return Checkpoint(clean, "external", 0, (), base, weights, source)
+
+
+def snapshot_folder(run: Path, iteration: int) -> Path:
+    """Where a run's snapshot after that many iterations lies."""
+    return run / SNAPSHOTS / f"{iteration:06d}"
+
+
+def snapshots_of(run: Path) -> list[int]:
+    """Iterations of a run of which there is a snapshot, in order."""
+    cards = (run / SNAPSHOTS).glob(f"*/{SNAPSHOT_CARD}")
+    return sorted(int(card.parent.name) for card in cards if re.fullmatch(r"\d{6,}", card.parent.name))
+
+
+def _of_iteration(run: str, iteration: str) -> Checkpoint:
+    """What RUN@ITERATION is: the base, a snapshot, or the finished run.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    finished, there = resolve(run), snapshots_of(Path(run))
+    number = int(iteration) if re.fullmatch(r"\d{1,9}", iteration) else -1
+    if number == finished.iterations:
+        return finished
+    if number == 0:
+        return finished.its_base()
+    if number not in there:
+        kept = f"it has {', '.join(map(str, there))}" if there else "it has none"
+        raise ValueError(
+            f"{run}@{iteration}: {run} has no snapshot of that iteration, {kept}: `--set snapshots_every=10` keeps some while a run is trained"
+        )
+    folder = snapshot_folder(Path(run), number)
+    snapshot = replace(
+        finished,
+        experiment=f"{finished.experiment}@{number}",
+        source=f"{run}@{number}",
+        iterations=number,
+    )
+    if (folder / LORA_FILE).is_file():
+        return replace(snapshot, weights=folder)
+    return replace(snapshot, unet=folder)  # the rest of the pipeline stands in the run directory
 
 
 def _from_run(folder: Path) -> Checkpoint:
@@ -467,6 +525,7 @@ def _from_run(folder: Path) -> Checkpoint:
             str(folder),
             settings.get("revision"),
             domain,
+            settings.get("iterations"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

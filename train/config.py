@@ -174,6 +174,8 @@ class Experiment:
     """Iterations between states to resume from (ours; released config: 200)."""
     samples_every: int = 50
     """Iterations between sheets of samples, the first before training and one at its end (ours); 0 for none."""
+    snapshots_every: int = 0
+    """Iterations between snapshots, each as large as what is trained, for `python -m evals curve` (ours); 0 for none."""
 
     @property
     def optimiser_steps(self) -> int:
@@ -199,6 +201,7 @@ MEMORY_FIELDS = (
     "update.sharding",
     "save_every",
     "samples_every",
+    "snapshots_every",
 )
 """What a resumed run may change: these cannot change a result beyond rounding."""
 
@@ -225,7 +228,8 @@ def check(experiment: Experiment, processes: int) -> None:
             raise ValueError(f"tasks: two tasks are called {name!r}")
     _check_update(experiment)
     _check_pretraining(experiment, processes)
-    for field, least in {"iterations": 0, "save_every": 1, "samples_every": 0}.items():
+    least_of = {"iterations": 0, "save_every": 1, "samples_every": 0, "snapshots_every": 0}
+    for field, least in least_of.items():
         if (value := getattr(experiment, field)) < least:
             raise ValueError(f"{field} is {value}, but it must be at least {least}")
     if experiment.iterations and not experiment.tasks:

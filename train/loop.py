@@ -42,7 +42,7 @@ from evals.diffusion import (
     transition,
 )
 from prompts import Prompt
-from train import grids
+from train import grids, snapshots
 from train import state as states
 from train.advantages import advantages
 from train.config import Experiment, Task
@@ -162,7 +162,7 @@ def train(run: Run) -> None:
     """
     experiment, progress = run.experiment, run.progress
     begins = not progress.iteration and not progress.phase
-    on_main_process(run, lambda: grids.forget_after(run.out, -1 if begins else progress.iteration))
+    on_main_process(run, lambda: forget_after(run.out, -1 if begins else progress.iteration))
     try:
         if experiment.iterations and begins:
             check_before(run)
@@ -646,20 +646,40 @@ def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None
     run.show(progress, task.name, report["reward_mean"])
 
 
-def watch(run: Run) -> None:
-    """What one looks at while it trains, between two iterations: the sheet of samples where one is due, then the trackers. No result depends on it.
+def forget_after(out: Path, iteration: int) -> None:
+    """Remove what was kept of more iterations than a resumed run has done; below 0, all.
 
     Raises:
         OSError: where the disk refuses.
     """
-    iteration, out = run.progress.iteration, run.out
-    if run.progress.phase == 0 and grids.is_due(run.experiment, iteration):
-        there = gather(run, torch.tensor([int(grids.sheet_path(out, iteration).is_file())]))[0]
-        if not there:  # as the main process sees it: the hosts of the others may have another disk
-            rows = grids.shown(run.experiment, run.prompt_sets)
-            images = grids.paint(run.policy, rows)
-            on_main_process(run, lambda: grids.write(images, rows, out, iteration))
+    grids.forget_after(out, iteration)
+    snapshots.forget_after(out, iteration)
+
+
+def watch(run: Run) -> None:
+    """What is kept and looked at while it trains, between two iterations: sheet of samples and snapshot where one is due, then the trackers.
+
+    No result depends on it.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    iteration, out, between = run.progress.iteration, run.out, run.progress.phase == 0
+    sheet = grids.sheet_path(out, iteration)
+    if between and grids.is_due(run.experiment, iteration) and not on_main_disk(run, sheet.is_file()):
+        rows = grids.shown(run.experiment, run.prompt_sets)
+        images = grids.paint(run.policy, rows)
+        on_main_process(run, lambda: grids.write(images, rows, out, iteration))
+    kept = snapshots.is_there(out, iteration)
+    if between and snapshots.is_due(run.experiment, iteration) and not on_main_disk(run, kept):
+        weights = run.policy.weights_to_hand_over()
+        on_main_process(run, lambda: snapshots.write(run.policy, weights, run.progress, out))
     on_main_process(run, lambda: run.trackers.follow() if run.trackers is not None else None)
+
+
+def on_main_disk(run: Run, is_there: bool) -> bool:
+    """Whether the main process sees a file: the hosts of the others may have another disk."""
+    return bool(gather(run, torch.tensor([int(is_there)]))[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

@@ -257,15 +257,27 @@ class Policy:
         Raises:
             OSError: where the disk refuses.
         """
+        if self.lora is not None:
+            self.save_trained(folder, weights)
+            return
         with disk_errors():
-            if self.lora is not None:
-                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters(weights))
-                return
             trained, self.pipeline.unet = self.pipeline.unet, self._alone(weights)
             try:
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
             finally:
                 self.pipeline.unet = trained
+
+    def save_trained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Of what `save` writes, what training changes: `unet/`, or `pytorch_lora_weights.safetensors`.
+
+        Raises:
+            OSError: where the disk refuses.
+        """
+        with disk_errors():
+            if self.lora is not None:
+                type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters(weights))
+            else:
+                self._alone(weights).save_pretrained(folder / "unet", safe_serialization=True)
 
     def _alone(self, weights: Mapping[str, Tensor]) -> Any:
         """A denoiser of these weights that is no part of any training."""

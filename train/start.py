@@ -20,7 +20,7 @@ from accelerate.utils import (
 from torch import Tensor
 
 import prompts
-from evals.checkpoints import load_pipeline
+from evals.checkpoints import SNAPSHOTS, load_pipeline
 from evals.diffusion import exact_device
 from evals.files import write_text
 from evals.scorers import weights_of
@@ -37,7 +37,7 @@ HANDING_OVER = ".handing-over.tmp"
 """Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
 
 
-BEGUN = ("state", "metrics.jsonl", grids.FOLDER, trackers.ID_FILE, *trackers.NAMES)
+BEGUN = ("state", "metrics.jsonl", grids.FOLDER, SNAPSHOTS, trackers.ID_FILE, *trackers.NAMES)
 """What a run directory may hold before the first checkpoint."""
 
 

@@ -1,0 +1,690 @@
+"""Over-optimisation: what a run's reward, held-out judges and, on the miniature, gold say of its snapshots, and how far each is from the base.
+
+A reward that is trained on (the proxy) goes on rising when pictures no longer get better. What tells is a judge that no training has seen.
+All is fixed here before anything is scored:
+
+- A *question* is what an experiment exists to improve (`specialist` of a metric). It is looked at where the run was trained on a scorer of it.
+  Metrics of scorers that were rewards of the run are its proxies, of scorers that know the miniature's truth its gold, all others its judges. Of
+  a scorer the first metric counts that is no win rate, which ends at 100 %, or else the win rate.
+- A *gain* is the metric less that of the base, turned such that more is better, on the same prompts and noise.
+- Proxy and judge *part* at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it
+  was then, both with their whole intervals.
+- The checkpoint to *keep* is the one that the judge puts first, the base and the end of the run among them; of several judges, the one whose
+  largest shortfall from any judge's best, in standard errors, is smallest. Neither proxy nor gold has a say.
+
+The best of several checkpoints is partly the luckiest, so differences between checkpoints have simultaneous intervals: a bootstrap's
+standard errors times the 95 % quantile, over resamples, of the largest studentised difference among all pairs (as Tukey's range, for
+correlated estimates of any scale). They hold for all pairs at once, whichever is looked at.
+
+Shape suffixes: T checkpoints, the base first; N resamples; P prompts; S sufficient statistics of a metric.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import prompts
+from evals import metrics, stats
+from evals import rows as score_rows
+from evals.compare import heading, interval
+from evals.files import write_text
+from evals.metrics import Metric
+from evals.stats import Array, Interval
+from prompts import Prompt
+
+if TYPE_CHECKING:
+    from evals.checkpoints import Checkpoint
+    from evals.diffusion import Painter
+    from evals.suites import Suite
+
+Role = Literal["proxy", "judge", "gold"]
+ROLES: tuple[Role, ...] = ("proxy", "judge", "gold")
+GOLD = ("gold_utility", "fully_right")
+"""Scorers of the miniature that know what its people value and what its pictures show: to check the method with, never to choose by."""
+FOLDER = "curves"
+"""Folder of score files beside the table, apart from those that `compare` takes all of."""
+BASE = "base"
+
+
+# ------------------------------------------------------------------------------------------------------------ what is found
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint of the run."""
+
+    iteration: int
+    experiment: str
+    """As in its score rows: `joint@40`; the base first, the finished run last."""
+    images: int
+    """Drawn in training so far."""
+    denoiser_evaluations: int
+    kl: Interval
+    """To the base: nats, mean over prompts (see `evals.divergence`)."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over the checkpoints, on one prompt set."""
+
+    question: str
+    role: Role
+    metric: str
+    prompt_set: str
+    value_T: tuple[Interval, ...]
+    gain_T: tuple[Interval, ...]
+    """Over the base, more is better; of each checkpoint by itself."""
+    error_TT: Array
+    """Standard error of the difference between any two gains."""
+    critical: float
+    """Standard errors on each side of a simultaneous interval."""
+    left_out: int
+    """Prompts that some checkpoint has nothing applicable of: in no number."""
+
+    @property
+    def best(self) -> int:
+        """The checkpoint with the largest gain, of equal ones the earliest."""
+        return int(np.argmax([gain.value for gain in self.gain_T]))
+
+    def difference(self, one: int, other: int) -> Interval:
+        """Gain of one checkpoint less that of another, with its simultaneous interval."""
+        value = self.gain_T[one].value - self.gain_T[other].value
+        half = self.critical * float(self.error_TT[one, other])
+        return Interval(value, value - half, value + half)
+
+
+@dataclass(frozen=True)
+class Parting:
+    """A proxy held against a judge, or against gold."""
+
+    proxy: Series
+    against: Series
+    fallen: tuple[int, ...]
+    """Checkpoints after its best at which the judge is below its best."""
+    apart: tuple[int, ...]
+    """Those of them at which the proxy has risen since: the first is where they part."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint to keep."""
+
+    kept: int
+    alike: tuple[int, ...]
+    """Others that no judge distinguishes from its best."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Everything that the table says."""
+
+    points: tuple[Point, ...]
+    series: tuple[Series, ...]
+    partings: tuple[Parting, ...]
+    choice: Choice | None
+    """None where no judge is held out."""
+
+    def of(self, question: str, *roles: Role) -> list[Series]:
+        """The series of a question, in order of their roles."""
+        return [s for role in roles for s in self.series if s.question == question and s.role == role]
+
+    def questions(self) -> list[str]:
+        """In order of the metrics."""
+        return list(dict.fromkeys(s.question for s in self.series))
+
+
+def curve(rows: pd.DataFrame, points: Sequence[Point], resamples: int = stats.RESAMPLES) -> Curve:
+    """Find where proxies and judges part, and what to keep.
+
+    Args:
+        rows: of all checkpoints of `points`, as `evals.rows.read` gives them.
+        points: the base first.
+        resamples: of the bootstrap.
+
+    Raises:
+        ValueError: where no reward of the run is scored, or rows are missing on a side.
+    """
+    order = [point.experiment for point in points]
+    found = [
+        _series(question, role, name, prompt_set, rows, order, resamples)
+        for question, role, name, prompt_set in chosen_metrics(rows)
+    ]
+    partings = [
+        parting(proxy, against)
+        for proxy in found
+        for against in found
+        if proxy.role == "proxy" and against.role != "proxy" and proxy.question == against.question
+    ]
+    judges = [s for s in found if s.role == "judge"]
+    return Curve(tuple(points), tuple(found), tuple(partings), choose(judges) if judges else None)
+
+
+def chosen_metrics(rows: pd.DataFrame) -> list[tuple[str, Role, str, str]]:
+    """Question, role, metric and prompt set of everything that is looked at.
+
+    Raises:
+        ValueError: where no reward of the run is scored.
+    """
+    trained = set(rows.loc[rows["trained_on"] == 1, "scorer"])
+    sets = rows.groupby("scorer")["prompt_set"].unique()
+    first: dict[tuple[str, str], tuple[str, Metric]] = {}
+    for name in sorted(metrics.names(), key=lambda name: (metrics.load(name).needs_base, name)):
+        metric = metrics.load(name)
+        if metric.specialist is not None and metric.scorer in sets.index:
+            first.setdefault((metric.specialist, metric.scorer), (name, metric))
+    asked = {question for question, scorer in first if scorer in trained}
+    if not asked:
+        experiments = ", ".join(sorted({name.split("@")[0] for name in rows["experiment"]} - {BASE}))
+        raise ValueError(
+            f"no metric of the suite reads a reward that {experiments} was trained on, so there is no proxy to follow: choose another --suite"
+        )
+    found: list[tuple[str, Role, str, str]] = []
+    for (question, scorer), (name, metric) in sorted(first.items()):
+        role: Role = "proxy" if scorer in trained else "gold" if scorer in GOLD else "judge"
+        scored = sorted(map(str, sets[scorer]))
+        home = [prompt_set for prompt_set in scored if metric.home in prompt_set] or scored
+        found += [(question, role, name, prompt_set) for prompt_set in home if question in asked]
+    return found
+
+
+def _series(
+    question: str,
+    role: Role,
+    name: str,
+    prompt_set: str,
+    rows: pd.DataFrame,
+    order: Sequence[str],
+    resamples: int,
+) -> Series:
+    metric = metrics.load(name)
+    mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
+    values_TPS = _per_prompt(metric, mine, order)
+    lost_P = np.isnan(values_TPS).any(axis=(0, 2))
+    kept_TPS = values_TPS[:, ~lost_P]
+    number = kept_TPS.shape[1]
+    if number < 2:
+        raise ValueError(
+            f"{prompt_set}: only {number} prompts have a {metric.scorer} score of every checkpoint, and differences need at least 2"
+        )
+    weight_NP = stats.weights(number, resamples, 0, f"prompts of {prompt_set}")
+    one_N1 = np.ones((resamples, 1))
+    draws_TN = np.stack(
+        [metric.finish(stats.mean_statistics(values_PS[None], one_N1, weight_NP)) for values_PS in kept_TPS]
+    )
+    point_T = np.array([stats.point(values_PS[None], metric.finish) for values_PS in kept_TPS])
+    sign = 1.0 if metric.higher_is_better else -1.0
+    gain_T, gain_TN = sign * (point_T - point_T[0]), sign * (draws_TN - draws_TN[0])
+    error_TT, critical = simultaneous(gain_TN)
+    return Series(
+        question=question,
+        role=role,
+        metric=name,
+        prompt_set=prompt_set,
+        value_T=_intervals(point_T, draws_TN),
+        gain_T=_intervals(gain_T, gain_TN),
+        error_TT=error_TT,
+        critical=critical,
+        left_out=int(lost_P.sum()),
+    )
+
+
+def _per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Array:
+    """Sufficient statistics [T, P, S] of every checkpoint, beside those of the base at the same images."""
+    base = rows[rows["experiment"] == order[0]]
+    stacked = []
+    for experiment in order:
+        part = rows[rows["experiment"] == experiment]
+        if part.empty:
+            raise ValueError(f"{experiment} has no {metric.scorer} scores: score it again")
+        found = metric.statistics(part, score_rows.same_images(part, base))
+        stacked.append(found.to_numpy(dtype=np.float64))
+    return np.stack(stacked)
+
+
+def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:
+    pairs = zip(point_T, draws_TN, strict=True)
+    return tuple(stats.percentile_interval(float(value), draws_N) for value, draws_N in pairs)
+
+
+def simultaneous(draws_TN: Array, level: float = stats.LEVEL) -> tuple[Array, float]:
+    """Standard errors of all differences between rows, and how many of them hold all differences at once.
+
+    Args:
+        draws_TN: resampled estimates, each column of one resample.
+        level: at which all intervals hold together.
+
+    Returns:
+        error_TT, and the quantile over resamples of the largest |difference less its mean| / error among all pairs.
+    """
+    whole_TN = draws_TN[:, np.isfinite(draws_TN).all(axis=0)]
+    centred_TN = whole_TN - whole_TN.mean(axis=1, keepdims=True)
+    error_TT = np.zeros((len(draws_TN), len(draws_TN)))
+    largest_N = np.zeros(whole_TN.shape[1])
+    for one, other in combinations(range(len(draws_TN)), 2):
+        difference_N = centred_TN[one] - centred_TN[other]
+        error = float(difference_N.std(ddof=1))
+        error_TT[one, other] = error_TT[other, one] = error
+        if error > 0:
+            largest_N = np.maximum(largest_N, np.abs(difference_N) / error)
+    return error_TT, float(np.quantile(largest_N, level))
+
+
+def parting(proxy: Series, against: Series) -> Parting:
+    """Hold a proxy against a judge: see the head of this file."""
+    best = against.best
+    later = range(best + 1, len(against.gain_T))
+    fallen = tuple(t for t in later if against.difference(t, best).high < 0)
+    return Parting(proxy, against, fallen, tuple(t for t in fallen if proxy.difference(t, best).low > 0))
+
+
+def choose(judges: Sequence[Series]) -> Choice:
+    """The checkpoint that judges put first, and those not distinguished from it."""
+    shortfall_T = np.max([_shortfall(judge) for judge in judges], axis=0)
+    kept = int(np.argmin(shortfall_T))
+    alike = [t for t in range(len(shortfall_T)) if all(j.difference(t, j.best).high >= 0 for j in judges)]
+    return Choice(kept, tuple(t for t in alike if t != kept))
+
+
+def _shortfall(judge: Series) -> Array:
+    """How far each checkpoint is from the judge's best, in standard errors."""
+    gap_T = np.array([-judge.difference(t, judge.best).value for t in range(len(judge.gain_T))])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        in_errors_T = gap_T / judge.error_TT[judge.best]
+    return np.where(gap_T > 0, in_errors_T, 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- printing
+
+
+def markdown(found: Curve, name: str, command: str) -> str:
+    """The table as a Markdown page."""
+    parts = [f"# Over-optimisation of {name}\n\nMade by `{command}`.\n"]
+    parts += [f"- {sentence}" for sentence in verdicts(found)]
+    parts += [f"\n{_table_of(found, question)}" for question in found.questions()]
+    return "\n".join([*parts, "\n## How to read it\n", *(f"- {note}" for note in notes(found)), ""])
+
+
+def verdicts(found: Curve) -> list[str]:
+    """What to keep, and where proxies part from judges; then the same by gold."""
+    sentences = [_kept(found)]
+    for against in ("judge", "gold"):
+        sentences += [_parted(found, p) for p in found.partings if p.against.role == against]
+    for question in found.questions():
+        if not found.of(question, "judge"):
+            proxies = ", ".join(_title(s) for s in found.of(question, "proxy"))
+            sentences.append(f"{question}: no judge is held out, so nothing says whether {proxies} misleads.")
+    return sentences + [_by_gold(found, s) for s in found.series if s.role == "gold" and found.choice]
+
+
+def _kept(found: Curve) -> str:
+    choice = found.choice
+    if choice is None:
+        return "No judge is held out from this run's rewards, so no checkpoint can be named."
+    alike = ", ".join(str(found.points[t].iteration) for t in choice.alike)
+    last = len(found.points) - 1
+    which = {0: ", the base: no checkpoint is better", last: ", the end of the run"}.get(choice.kept, "")
+    others = (
+        f"Not distinguished from the judges' best: {alike}."
+        if alike
+        else "All others are distinguished from it."
+    )
+    return f"**Keep iteration {found.points[choice.kept].iteration}**{which}. {others}"
+
+
+def _parted(found: Curve, p: Parting) -> str:
+    at = [point.iteration for point in found.points]
+    best, about = p.against.best, f"{p.proxy.question}, {p.proxy.prompt_set}"
+    elsewhere = "" if p.against.prompt_set == p.proxy.prompt_set else f" on {p.against.prompt_set}"
+    pair = f"{_title(p.proxy)} and {_title(p.against)}{elsewhere}"
+    if not p.apart:
+        fallen = ", ".join(str(at[t]) for t in p.fallen)
+        more = f", though the {p.against.role} is below its best at {fallen}, where the proxy has not risen"
+        return f"{about}: {pair} are not seen to part{more if fallen else ''} (best of the {p.against.role}: iteration {at[best]})."
+    first = p.apart[0]
+    rise = interval(metrics.load(p.proxy.metric), p.proxy.difference(first, best), signed=True)
+    fall = interval(metrics.load(p.against.metric), p.against.difference(first, best), signed=True)
+    return (
+        f"{about}: **{pair} part after iteration {at[best]}** (KL {_nats(found.points[best].kl.value)}), seen at "
+        f"{', '.join(str(at[t]) for t in p.apart)}: from {at[best]} to {at[first]} the proxy gains {rise}, the {p.against.role} {fall}."
+    )
+
+
+def _by_gold(found: Curve, gold: Series) -> str:
+    assert found.choice is not None
+    at = [point.iteration for point in found.points]
+    kept, last = found.choice.kept, len(at) - 1
+    beside = {gold.best: "that", last: "the end of the run"}
+    held = " and ".join(
+        f"{interval(metrics.load(gold.metric), gold.difference(kept, t), signed=True)} beside {what}"
+        for t, what in beside.items()
+        if t != kept
+    )
+    link = (
+        ", the one to keep" + (", which has " if held else "")
+        if kept == gold.best
+        else "; the one to keep has "
+    )
+    return f"Held to {_title(gold)} on {gold.prompt_set}, which had no say: its best is iteration {at[gold.best]}{link}{held}."
+
+
+def _title(series: Series) -> str:
+    return f"{series.role} ({metrics.load(series.metric).title})"
+
+
+def _table_of(found: Curve, question: str) -> str:
+    columns = found.of(question, *ROLES)
+    several = len({s.prompt_set for s in columns}) > 1
+    head = ["iteration", "KL to the base, nats"]
+    for s in columns:
+        gain_in = heading(metrics.load(s.metric)).rstrip(" ↑↓")
+        head.append(f"{s.role}: gain in {gain_in}" + (f", {s.prompt_set}" if several else ""))
+    lines = [[*head, ""]]
+    for t, point in enumerate(found.points):
+        kl = point.kl
+        nats = _nats(kl.value) + (f" [{_nats(kl.low)}, {_nats(kl.high)}]" if t else "")
+        cells = [
+            interval(metrics.load(s.metric), s.gain_T[t], signed=True) + (" ▼" if _is_below(s, t) else "")
+            for s in columns
+        ]
+        lines.append([str(point.iteration), nats, *cells, _marks(found, question, t)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([f"## {question}\n", padded[0], rule, *padded[1:]])
+
+
+def _is_below(series: Series, t: int) -> bool:
+    return series.difference(t, series.best).high < 0
+
+
+def _marks(found: Curve, question: str, t: int) -> str:
+    apart = any(
+        t in p.apart for p in found.partings if p.proxy.question == question and p.against.role == "judge"
+    )
+    kept = found.choice is not None and t == found.choice.kept
+    alike = found.choice is not None and t in found.choice.alike
+    return ", ".join(word for word, holds in (("keep", kept), ("≈ keep", alike), ("apart", apart)) if holds)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def notes(found: Curve) -> list[str]:
+    """What a reader has to know about the numbers."""
+    told = [
+        "Gains are differences to the base on the same prompts and noise, turned such that more is better, with 95 % intervals of a bootstrap over "
+        "prompts. They speak of this one run.",
+        "▼ below the best of its column. This, what is not distinguished, and where two part, go by intervals that hold for all pairs of checkpoints at "
+        "once (95 %), since the best of several is partly the luckiest.",
+        "Proxy and judge part at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it was then.",
+        "The checkpoint to keep is the judges' best; neither the reward that was trained on nor gold has a say in it.",
+        "KL is the exact divergence of the checkpoint's sampler from the base's along its own pictures, summed over latent dimensions and denoising steps.",
+    ]
+    lost = [f"{_title(s)} on {s.prompt_set}: {s.left_out}" for s in found.series if s.left_out]
+    if lost:
+        told.append(
+            f"Prompts left out, since some checkpoint has nothing applicable there: {'; '.join(lost)}."
+        )
+    return told
+
+
+def tidy(found: Curve) -> pd.DataFrame:
+    """One row per series and checkpoint, ready to plot.
+
+    iteration, experiment, images, denoiser_evaluations: the checkpoint and what training had taken. kl, kl_low, kl_high: nats. question, role (proxy,
+    judge, gold), metric, prompt_set: the series. value (as the metric has it), gain (over the base, more is better), each with _low and _high:
+    intervals of each checkpoint by itself. from_best: gain less that of the series' best, with the simultaneous interval. kept: 1 for the checkpoint
+    to keep, alike: 1 for one not distinguished from it. apart: 1 where a proxy and this judge, or gold, have parted.
+    """
+    records: list[dict[str, Any]] = []
+    for s in found.series:
+        apart = {t for p in found.partings if p.against is s for t in p.apart}
+        for t, point in enumerate(found.points):
+            record: dict[str, Any] = {
+                "iteration": point.iteration,
+                "experiment": point.experiment,
+                "images": point.images,
+                "denoiser_evaluations": point.denoiser_evaluations,
+                **_columns("kl", point.kl),
+                "question": s.question,
+                "role": s.role,
+                "metric": s.metric,
+                "prompt_set": s.prompt_set,
+                **_columns("value", s.value_T[t]),
+                **_columns("gain", s.gain_T[t]),
+                **_columns("from_best", s.difference(t, s.best)),
+                "kept": int(found.choice is not None and t == found.choice.kept),
+                "alike": int(found.choice is not None and t in found.choice.alike),
+                "apart": int(t in apart),
+            }
+            records.append(record)
+    return pd.DataFrame(records)
+
+
+def _columns(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+# ------------------------------------------------------------------------------------------------------ scoring a run's snapshots
+
+
+def write(
+    run: Path,
+    out: Path,
+    command: str,
+    suite: str | None = None,
+    every: int = 1,
+    kl_prompts: int = 16,
+    kl_images: int = 1,
+    resamples: int = stats.RESAMPLES,
+) -> Curve:
+    """Score a run's snapshots, its end and its base, and write the table at `out` (.md) and beside it (.csv).
+
+    Score files go to `curves/` beside the table, pictures to `images/`. What is there of the same weights and suite is taken as it is.
+
+    Args:
+        run: run directory.
+        out: the table.
+        command: for its head.
+        suite: its name; None takes that of the domain of the run.
+        every: takes only iterations that it divides.
+        kl_prompts: prompts of each part of the suite on which the divergence from the base is taken, evenly spread over the part.
+        kl_images: images of each of them.
+        resamples: of the bootstrap.
+
+    Raises:
+        ValueError: one sentence, for whatever the user can mend.
+    """
+    from evals import suites
+    from evals.checkpoints import resolve
+
+    targets = _targets(run, every)
+    checkpoints = [resolve(target) for target in targets]
+    name = suite or suites.of_domain(checkpoints[-1].domain, str(run))
+    folder = out.parent / FOLDER
+    files = [_scored(*pair, name, folder) for pair in zip(targets, checkpoints, strict=True)]
+    kls = divergences(checkpoints, suites.load(name), folder, kl_prompts, kl_images, resamples)
+    points = [_point(run, *pair) for pair in zip(checkpoints, kls, strict=True)]
+    found = curve(score_rows.read(files), points, resamples)
+    write_text(markdown(found, checkpoints[-1].name, command), out)
+    text = tidy(found).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_text(text, out.with_suffix(".csv"))
+    return found
+
+
+def _targets(run: Path, every: int) -> list[str]:
+    """What `evals.checkpoints.resolve` takes for the base, the snapshots and the end of a run.
+
+    Raises:
+        ValueError: where it is no finished run with snapshots.
+    """
+    from evals.checkpoints import resolve, snapshots_of
+
+    last = resolve(str(run)).iterations if run.is_dir() else None
+    if last is None:
+        raise ValueError(f"{run} is no run of this project: give the directory of one that has snapshots")
+    there = [n for n in snapshots_of(run) if n % every == 0 and n < last]
+    if not there:
+        of = f" of every {every} iterations" if every > 1 else ""
+        raise ValueError(
+            f"{run} has no snapshots{of}: `--set snapshots_every={max(every, 10)}` keeps them while a run is trained"
+        )
+    return [f"{run}@0", *(f"{run}@{n}" for n in there), str(run)]
+
+
+def _scored(target: str, checkpoint: Checkpoint, suite: str, folder: Path) -> Path:
+    """The score file of a checkpoint, made where there is none of these weights, prompts and scorers."""
+    from evals import harness, scorers, suites
+
+    chosen = suites.load(suite)
+    source = {
+        "weights": checkpoint.digest(),
+        "base": checkpoint.its_base().digest(),
+        "rewards": list(checkpoint.rewards),
+        "suite": repr(chosen),
+        "prompts": {part.prompt_set: prompts.digest(prompts.load(part.prompt_set)) for part in chosen.parts},
+        "versions": {
+            name: scorers.load(name, domain=chosen.domain).version
+            for part in chosen.parts
+            for name in part.scorers
+        },
+    }
+    file = folder / f"{checkpoint.name}.csv"
+    if file.is_file() and _kept_of(file.with_suffix(".json"), source) is not None:
+        return file
+    harness.score(target, file, suite)
+    _keep(file.with_suffix(".json"), source, {})
+    return file
+
+
+def _kept_of(path: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `_keep` has written for the same source, or None.
+
+    Raises:
+        ValueError: where the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record["kept"]) if record["source"] == source else None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it is made again") from None
+
+
+def _keep(path: Path, source: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    write_text(json.dumps({"source": source, "kept": kept}, indent=1) + "\n", path)
+
+
+def divergences(
+    checkpoints: Sequence[Checkpoint],
+    suite: Suite,
+    folder: Path,
+    n_prompts: int,
+    n_images: int,
+    resamples: int = stats.RESAMPLES,
+) -> list[Interval]:
+    """KL divergence of every checkpoint from the base, the first of them: mean over prompts of each part, and over parts.
+
+    Args:
+        checkpoints: the base first.
+        suite: whose prompts, sampler and noise are taken, so that the pictures are among those that are scored.
+        folder: where `<name>.kl.json` keeps what was found.
+        n_prompts: of each part, evenly spread over it.
+        n_images: of each prompt.
+        resamples: of the bootstrap over prompts.
+
+    Returns:
+        nats, the base's exactly 0.
+    """
+    from evals import divergence
+
+    asked = {part.prompt_set: _spread(part.prompt_set, n_prompts) for part in suite.parts}
+    base, painter = checkpoints[0], None
+    found = [Interval(0.0, 0.0, 0.0)]
+    for checkpoint in tqdm(checkpoints[1:], desc="divergence from the base", file=sys.stderr):
+        source = {
+            "weights": checkpoint.digest(),
+            "base": base.digest(),
+            "sampling": repr(suite.sampling),
+            "seed": suite.seed,
+            "code": divergence.version(),
+            "images": n_images,
+            "prompts": {name: [[prompt.id, prompt.text] for prompt in some] for name, some in asked.items()},
+        }
+        path = folder / f"{checkpoint.name}.kl.json"
+        kept = _kept_of(path, source)
+        if kept is None:
+            painter = painter or _painter(base, suite)
+            kept = _divergence(_painter(checkpoint, suite), painter, suite, asked, n_images)
+            _keep(path, source, kept)
+        found.append(_mean_over_parts(kept, resamples))
+    return found
+
+
+def _spread(prompt_set: str, count: int) -> list[Prompt]:
+    """So many prompts of a set at even distances, or all."""
+    there = prompts.load(prompt_set)
+    number = min(count, len(there))
+    return [there[i * len(there) // number] for i in range(number)]
+
+
+def _painter(checkpoint: Checkpoint, suite: Suite) -> Painter:
+    from evals.diffusion import Painter, exact_device
+
+    return Painter.of(checkpoint.pipeline().to(exact_device()), suite.sampling)
+
+
+def _divergence(
+    painter: Painter, base: Painter, suite: Suite, asked: Mapping[str, Sequence[Prompt]], images: int
+) -> dict[str, list[list[float]]]:
+    """Nats by prompt set: of each prompt those of its images."""
+    from evals.divergence import kl_to_base
+
+    found = {}
+    for prompt_set, some in asked.items():
+        texts = [prompt.text for prompt in some for _ in range(images)]
+        nats_B = kl_to_base(painter, base, texts, [*range(images)] * len(some), suite.seed)
+        found[prompt_set] = nats_B.reshape(len(some), images).tolist()
+    return found
+
+
+def _mean_over_parts(nats: Mapping[str, Sequence[Sequence[float]]], resamples: int) -> Interval:
+    """Every prompt set counts the same; prompts are resampled in each."""
+    value, draws_N = 0.0, np.zeros(resamples)
+    for prompt_set, of_prompts in nats.items():
+        mean_P = np.asarray(of_prompts, dtype=np.float64).mean(axis=1)
+        value += float(mean_P.mean()) / len(nats)
+        draws_N += stats.weights(len(mean_P), resamples, 0, f"prompts of {prompt_set}") @ mean_P / len(nats)
+    return stats.percentile_interval(value, draws_N)
+
+
+def _point(run: Path, checkpoint: Checkpoint, kl: Interval) -> Point:
+    """A checkpoint of a run, with what its card says of its cost."""
+    from evals.checkpoints import SNAPSHOT_CARD, snapshot_folder
+
+    if checkpoint.experiment == BASE:
+        return Point(0, BASE, 0, 0, kl)
+    assert checkpoint.iterations is not None
+    snapshot = snapshot_folder(run, checkpoint.iterations) / SNAPSHOT_CARD
+    card = snapshot if "@" in checkpoint.experiment else run / "run.json"
+    try:
+        cost = json.loads(card.read_text(encoding="utf-8"))["cost"]
+        images, evaluations = int(cost["images"]), int(cost["denoiser_evaluations"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{card} is damaged ({error}): it does not say what training had taken") from None
+    return Point(checkpoint.iterations, checkpoint.experiment, images, evaluations, kl)

@@ -1,0 +1,392 @@
+"""Over-optimisation: made-up runs whose proxy and judge part where it is known, or do not; who has a say; and a run with a snapshot from end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from scipy import stats as scipy_stats
+
+import prompts
+from evals import harness, suites
+from evals.__main__ import main
+from evals.curve import Choice, Curve, Point, Series, choose, curve, markdown, simultaneous, tidy, verdicts
+from evals.diffusion import Sampling
+from evals.miniature import weights_folder
+from evals.rows import Row, table
+from evals.stats import Interval
+from evals.suites import Part, Suite
+from tests.synthetic_rows import study
+
+SET = "miniature-preference-unseen"
+PROXY = (0.0, 0.4, 0.7, 0.9, 1.0, 1.1)
+JUDGE = (0.0, 0.35, 0.7, 0.35, 0.1, -0.2)
+AT = (0, 20, 40, 60, 80, 100)
+
+
+def named(iteration: int) -> str:
+    return {0: "base", AT[-1]: "imagereward"}.get(iteration, f"imagereward@{iteration}")
+
+
+def points(count: int = len(AT)) -> list[Point]:
+    return [
+        Point(at, named(at), 96 * at, 960 * at, Interval(0.1 * at, 0.09 * at, 0.11 * at)) for at in AT[:count]
+    ]
+
+
+def row(**given: Any) -> Row:
+    """A score row of one suite and its prompts."""
+    rest = {"suite": "miniature", "prompts": "0a1b2c3d", "picture": "0a1b2c3d4e5f", "version": "0a1b2c3d"}
+    return Row(model="miniature", seed=0, **rest, **given)
+
+
+def run_of(
+    levels: Mapping[str, Sequence[float]], seed: int = 0, prompt_count: int = 40, noise: float = 0.6
+) -> pd.DataFrame:
+    """Rows of a run on imagereward: a level for each scorer and checkpoint, over pictures that are like the base's."""
+    generator = np.random.default_rng(seed)
+    records = []
+    for scorer, of_scorer in levels.items():
+        base_PG = generator.normal(size=(prompt_count, 2))
+        for at, level in zip(AT, of_scorer, strict=True):
+            own_PG = noise * generator.normal(size=(prompt_count, 2)) * (at > 0)
+            for (prompt, image), value in np.ndenumerate(base_PG + level + own_PG):
+                trained = int(scorer == "imagereward" and at > 0)
+                at_picture = {"prompt_set": SET, "prompt_id": f"p{prompt:03d}", "image": image}
+                records.append(
+                    row(experiment=named(at), scorer=scorer, trained_on=trained, value=value, **at_picture)
+                )
+    return table(records)
+
+
+def found_in(levels: Mapping[str, Sequence[float]], **more: Any) -> Curve:
+    return curve(run_of(levels, **more), points(), resamples=1000)
+
+
+def kept(found: Curve) -> int:
+    assert found.choice is not None
+    return found.points[found.choice.kept].iteration
+
+
+# ------------------------------------------------------------------------------------------------------- where they part
+
+
+def test_where_proxy_and_judge_part_is_found_and_what_to_keep_named() -> None:
+    found = found_in({"imagereward": PROXY, "clip_judge": JUDGE, "gold_utility": JUDGE})
+    assert {(s.role, s.metric) for s in found.series} == {
+        ("proxy", "reward_mean"),
+        ("judge", "win_rate_judge"),
+        ("gold", "win_rate_gold"),
+    }
+    assert found.choice == Choice(2, ())
+    for parting in found.partings:
+        assert [found.points[t].iteration for t in parting.apart] == [60, 80, 100]
+    told = verdicts(found)
+    assert told[0] == "**Keep iteration 40**. All others are distinguished from it."
+    assert re.search(
+        r"proxy \(reward model score\) and judge \(win rate \(held-out judge\)\) part after iteration 40",
+        told[1],
+    )
+    assert "(KL 4), seen at 60, 80, 100: from 40 to 60 the proxy gains +0." in told[1]
+    assert "the judge −" in told[1]
+    assert re.match(
+        r"Held to gold \(win rate \(gold\)\) on .*, which had no say: its best is iteration 40, the one to keep, which has "
+        r"\+\d\d\.\d \[.*\] beside the end of the run\.$",
+        told[-1],
+    )
+
+
+def test_where_they_do_not_part_it_says_so() -> None:
+    level = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
+    found = found_in({"imagereward": PROXY, "clip_judge": level})
+    assert kept(found) == 100
+    assert [parting.apart for parting in found.partings] == [()]
+    assert ", the end of the run. " in verdicts(found)[0]
+    assert "are not seen to part (best of the judge: iteration 100)" in verdicts(found)[1]
+
+
+def test_a_judge_that_falls_while_the_proxy_does_not_rise_is_no_over_optimisation() -> None:
+    proxy = (0.0, 0.4, 1.0, 0.5, 0.4, 0.2)
+    found = found_in({"imagereward": proxy, "clip_judge": JUDGE})
+    (parting,) = found.partings
+    assert parting.fallen == (3, 4, 5)
+    assert parting.apart == ()
+    assert (
+        "though the judge is below its best at 60, 80, 100, where the proxy has not risen"
+        in verdicts(found)[1]
+    )
+
+
+def test_where_every_snapshot_is_worse_the_base_is_kept() -> None:
+    found = found_in({"imagereward": PROXY, "clip_judge": (0.0, -0.6, -0.7, -0.8, -0.9, -1.0)})
+    assert kept(found) == 0
+    assert verdicts(found)[0].startswith("**Keep iteration 0**, the base: no checkpoint is better.")
+    assert found.partings[0].apart == (1, 2, 3, 4, 5)
+
+
+def test_neither_gold_nor_proxy_has_a_say() -> None:
+    levels = [{"clip_judge": JUDGE, "imagereward": o, "gold_utility": o} for o in (PROXY, JUDGE, PROXY[::-1])]
+    found = [found_in(each) for each in levels]
+    assert len({each.choice for each in found}) == 1
+    assert [kept(each) for each in found] == [40] * 3
+
+
+def test_a_judge_that_was_trained_on_is_a_proxy() -> None:
+    rows = run_of({"imagereward": PROXY, "clip_judge": JUDGE})
+    rows.loc[rows["experiment"] != "base", "trained_on"] = 1
+    found = curve(rows, points(), resamples=200)
+    assert {s.role for s in found.series} == {"proxy"}
+    assert found.choice is None
+    told = verdicts(found)
+    assert told[0] == "No judge is held out from this run's rewards, so no checkpoint can be named."
+    assert "no judge is held out, so nothing says whether" in told[1]
+    assert len(told) == 2
+    assert "keep" not in markdown(found, "x", "y").split("## How")[0]
+
+
+def test_without_a_proxy_there_is_nothing_to_follow() -> None:
+    rows = run_of({"clip_judge": JUDGE})
+    with pytest.raises(
+        ValueError, match="no metric of the suite reads a reward that imagereward was trained on"
+    ):
+        curve(rows, points(), resamples=200)
+
+
+def test_questions_that_the_run_was_not_trained_for_are_left_out() -> None:
+    found = found_in({"imagereward": PROXY, "clip_judge": JUDGE, "objects": [0.5] * 6, "vendi": [2.0] * 6})
+    assert found.questions() == ["imagereward"]
+
+
+def test_where_less_is_better_a_gain_is_still_above_zero() -> None:
+    rows = study(experiments=("base", "fairness"), prompts=20, images=8, seeds=(0,))
+    rows["experiment"] = rows["experiment"].replace("fairness", "fairness@10")
+    ends = [Point(0, "base", 0, 0, Interval(0, 0, 0)), Point(10, "fairness@10", 1, 1, Interval(1, 1, 1))]
+    (series,) = curve(rows, ends, resamples=500).series
+    assert (series.metric, series.role) == ("parity", "proxy")
+    assert series.gain_T[1].low > 0
+    assert series.value_T[1].value - series.value_T[0].value == pytest.approx(-series.gain_T[1].value)
+
+
+def test_a_prompt_with_nothing_applicable_is_left_out_everywhere_and_counted() -> None:
+    rows = run_of({"imagereward": PROXY, "clip_judge": JUDGE})
+    lost = (
+        (rows["experiment"] == "imagereward@60")
+        & (rows["prompt_id"] == "p003")
+        & (rows["scorer"] == "clip_judge")
+    )
+    rows.loc[lost, "value"] = np.nan
+    found = curve(rows, points(), resamples=200)
+    assert [s.left_out for s in found.series if s.role == "judge"] == [1]
+    without = curve(rows[rows["prompt_id"] != "p003"], points(), resamples=200)
+    gains = [[s.gain_T for s in c.series if s.role == "judge"] for c in (found, without)]
+    assert gains[0] == gains[1]
+    assert "judge (win rate (held-out judge)) on miniature-preference-unseen: 1." in markdown(found, "x", "y")
+
+
+# ---------------------------------------------------------------------------------------------------- several, and by chance
+
+
+def series(gains: Sequence[float], errors: float = 1.0, critical: float = 2.5) -> Series:
+    """A judge with independent checkpoints of one standard error."""
+    gain_T = tuple(Interval(gain, gain, gain) for gain in gains)
+    error_TT = np.full((len(gains), len(gains)), errors) * (1 - np.eye(len(gains)))
+    return Series("q", "judge", "win_rate_judge", SET, gain_T, gain_T, error_TT, critical, 0)
+
+
+def test_of_several_judges_the_smallest_largest_shortfall_is_kept() -> None:
+    one, other = series([0, 9, 7, 1]), series([0, 3, 8, 9])
+    assert choose([one]) == Choice(1, (2,))
+    assert choose([other]) == Choice(3, (2,))
+    assert choose([one, other]) == Choice(2, ())
+    # in standard errors: a judge that hardly distinguishes anything has little to say
+    assert choose([one, series([0, 3, 8, 9], errors=10.0)]) == Choice(1, (2,))
+    assert choose([series([1, 1, 1])]) == Choice(0, (1, 2))  # of equal ones the earliest
+    assert choose([series([0, 1, 0.5], errors=0.0)]) == Choice(1, ())
+
+
+def test_simultaneous_intervals_are_tukeys_where_his_hold() -> None:
+    draws_TN = 3.0 * np.random.default_rng(0).normal(size=(6, 40_000))
+    error_TT, critical = simultaneous(draws_TN)
+    assert error_TT[0, 1] == pytest.approx(3 * np.sqrt(2), rel=0.02)
+    assert np.array_equal(error_TT, error_TT.T)
+    assert not error_TT.diagonal().any()
+    assert critical == pytest.approx(
+        scipy_stats.studentized_range.ppf(0.95, 6, np.inf) / np.sqrt(2), rel=0.02
+    )
+    assert simultaneous(draws_TN[:2])[1] == pytest.approx(1.96, rel=0.02)
+    # two checkpoints of the same pictures, and a resample that is not there
+    draws_TN[1] = draws_TN[0]
+    draws_TN[2, 5] = np.nan
+    error_TT, critical = simultaneous(draws_TN)
+    assert error_TT[0, 1] == 0
+    assert 1.96 < critical < 2.9
+
+
+def test_luck_among_many_snapshots_is_seldom_taken_for_parting() -> None:
+    """The judge stays level and the proxy rises: at most one in twenty is called over-optimised; intervals of one pair call many so."""
+    flat, alarms, naive, repeats = (0.0, 0.5, 0.5, 0.5, 0.5, 0.5), 0, 0, 40
+    for seed in range(repeats):
+        found = curve(
+            run_of({"imagereward": PROXY, "clip_judge": flat}, seed, prompt_count=20), points(), resamples=200
+        )
+        (judge,), (parting,) = [s for s in found.series if s.role == "judge"], found.partings
+        alarms += bool(parting.apart)
+        later = range(judge.best + 1, len(AT))
+        naive += any(
+            judge.difference(t, judge.best).value < -1.96 * judge.error_TT[t, judge.best] for t in later
+        )
+    assert alarms <= scipy_stats.binom.ppf(0.99, repeats, 0.05)
+    assert naive > scipy_stats.binom.ppf(0.99, repeats, 0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------- what is written
+
+
+def test_the_page_and_the_columns() -> None:
+    found = found_in({"imagereward": PROXY, "clip_judge": JUDGE, "gold_utility": JUDGE})
+    page = markdown(found, "imagereward-miniature-0", "python -m evals curve x")
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [str(at) for at in AT]
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["", "", "keep", "apart", "apart", "apart"]
+    assert len({len(line) for line in lines}) == 1
+    numbers = tidy(found)
+    assert len(numbers) == 3 * len(AT)
+    assert tidy.__doc__ is not None
+    for column in numbers.columns:
+        assert re.sub("_(low|high)$", "", column) in tidy.__doc__, column
+    judge = numbers[numbers["role"] == "judge"].set_index("iteration")
+    assert judge["apart"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert judge["kept"].tolist() == [0, 0, 1, 0, 0, 0]
+    assert (judge["from_best"] <= 0).all()
+    assert judge.loc[60, "from_best_high"] < 0
+    assert judge.loc[20, "kl"] == 2.0
+    assert judge.loc[0, ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ from end to end
+
+SMALL = Suite(
+    parts=(Part(SET, 1, ("imagereward", "clip_judge", "gold_utility")),),
+    sampling=Sampling(steps=2, eta=1.0, guidance=None, micro_batch=8),
+    seed=3,
+    domain="miniature",
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of two iterations that ends as it began, with another denoiser in between; eight prompts to score it on."""
+    some = prompts.load(SET)[:8]
+    monkeypatch.setattr(suites, "load", lambda _name: SMALL)
+    monkeypatch.setattr(prompts, "load", lambda _name: some)
+    folder, pipeline = tmp_path / "runs" / "imagereward-miniature-0", weights_folder("pipeline")
+    folder.mkdir(parents=True)
+    for part in pipeline.iterdir():
+        (folder / part.name).symlink_to(part)
+    record = {
+        "name": "imagereward-miniature-0",
+        "model": "miniature",
+        "seed": 0,
+        "rewards": ["imagereward"],
+        "base": str(pipeline),
+        "experiment": {"domain": "miniature", "iterations": 2},
+        "cost": {"images": 20, "denoiser_evaluations": 200},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    snapshot = folder / "snapshots" / "000001"
+    (snapshot / "unet").mkdir(parents=True)
+    cost = {"cost": {"images": 10, "denoiser_evaluations": 100}}
+    (snapshot / "snapshot.json").write_text(json.dumps({"iteration": 1} | cost))
+    shutil.copy(pipeline / "unet" / "config.json", snapshot / "unet")
+    move(snapshot, pipeline, 1.02)
+    return folder
+
+
+def move(snapshot: Path, pipeline: Path, factor: float) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(pipeline / name)
+    weights["conv_out.weight"] = factor * weights["conv_out.weight"]
+    save_file(weights, snapshot / name)
+
+
+def called(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["curve", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_a_run_is_scored_once_and_told_the_same_twice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "curve.md"
+    code, told = called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)
+    assert code == 0, told
+    assert "Keep iteration" in told
+    assert f"wrote {out} and " in told
+    numbers = pd.read_csv(out.with_suffix(".csv"))
+    assert set(numbers["experiment"]) == {"base", "imagereward@1", "imagereward"}
+    at = numbers[numbers["role"] == "judge"].set_index("iteration")
+    assert at["images"].tolist() == [0, 10, 20]
+    assert at.loc[2, ["kl", "kl_high", "gain"]].tolist() == [0, 0, 0]  # the end is the base again
+    assert at.loc[1, "kl_low"] > 0
+    assert numbers.loc[(numbers["role"] == "proxy") & (numbers["iteration"] == 1), "gain"].item() != 0
+    nats = json.loads((tmp_path / "curves" / "imagereward@1-miniature-0.kl.json").read_text())["kept"][SET]
+    assert (len(nats), len(nats[0])) == (3, 2)
+    rows = pd.read_csv(tmp_path / "curves" / "imagereward@1-miniature-0.csv")
+    assert set(rows.loc[rows["trained_on"] == 1, "scorer"]) == {"imagereward"}
+    before = {path: path.read_bytes() for path in (out, out.with_suffix(".csv"))}
+
+    asked: list[str] = []
+    real = harness.score
+    monkeypatch.setattr(harness, "score", lambda target, *rest: (asked.append(target), real(target, *rest)))
+    assert called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)[0] == 0
+    assert asked == []
+    assert {path: path.read_bytes() for path in before} == before
+    # another denoiser under the same name is another checkpoint
+    move(run / "snapshots" / "000001", weights_folder("pipeline"), 1.05)
+    assert called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)[0] == 0
+    assert asked == [f"{run}@1"]
+    later = pd.read_csv(out.with_suffix(".csv")).set_index(["role", "iteration"])
+    assert later.loc[("judge", 1), "kl"] > 2 * at.loc[1, "kl"]
+
+    # files that somebody has spoilt
+    damaged = tmp_path / "curves" / "imagereward@1-miniature-0.kl.json"
+    damaged.write_text("half a f")
+    code, told = called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"error: {damaged} is damaged")
+    damaged.unlink()
+    card = run / "snapshots" / "000001" / "snapshot.json"
+    card.write_text("{}")
+    code, told = called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"error: {card} is damaged")
+    assert told.splitlines()[-1].endswith("it does not say what training had taken")
+
+
+def test_what_cannot_be_told_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "curve.md"
+    for arguments, sentence in (
+        (
+            (run, "--out", out, "--every", 7),
+            f"error: {run} has no snapshots of every 7 iterations: `--set snap",
+        ),
+        ((tmp_path / "nowhere", "--out", out), f"error: {tmp_path / 'nowhere'} is no run of this project"),
+        (
+            (weights_folder("pipeline"), "--out", out),
+            f"error: {weights_folder('pipeline')} is no run of this",
+        ),
+        ((run, "--out", tmp_path / "curve.csv"), f"error: --out {tmp_path / 'curve.csv'} must end in .md"),
+    ):
+        code, told = called(*arguments)
+        assert code == 2
+        assert told.startswith(sentence), told
+        assert len(told.splitlines()) == 1
