@@ -149,7 +149,7 @@ def picture(base: Path, tuned: Path, out: Path) -> None:
 def pack(files: tuple[Path, ...], out: Path) -> None:
     """Put score files into one small one, once all of them have been read without a fault."""
     check_out(out, ".csv.gz", files)
-    rows.write(rows.read(files), out)
+    rows.write(rows.by_picture(rows.read(files)), out)
     click.echo(f"wrote {out}")
 
 

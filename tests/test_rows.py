@@ -227,3 +227,16 @@ def test_a_prompt_set_that_is_not_the_same_everywhere_is_refused(
     wanted = told.format("miniature-portraits-unseen", first, second)
     with pytest.raises(ValueError, match=f"^{re.escape(wanted)}"):
         rows.read([first, second])
+
+
+def test_packed_rows_are_the_same_with_those_of_a_picture_together() -> None:
+    frame = study(prompts=3)
+    packed = rows.by_picture(frame)
+    key = list(rows.KEY)
+    pd.testing.assert_frame_equal(
+        packed.sort_values(key, ignore_index=True), frame.sort_values(key, ignore_index=True)
+    )
+    place = packed[["experiment", "seed", "prompt_set", "prompt_id", "image"]]
+    changes = (place != place.shift()).any(axis=1).sum()
+    assert changes == len(place.drop_duplicates())
+    assert list(packed["experiment"].unique()) == list(frame["experiment"].unique())
