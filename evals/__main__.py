@@ -291,19 +291,16 @@ def vote(
     """
     import signal
 
-    from evals import ballots, tally
+    from evals import ballots
     from evals.vote import serve
 
     _check_votes(out)
     comparison = ballots.gather(a, b, prompt_sets, at_most, images, checks, seed)
-    names = ", ".join(comparison.prompts)
-    click.echo(
-        f"{len(comparison.pairs)} pairs of {names}, and {comparison.checks} attention checks for each rater",
-        err=True,
-    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     log = out.with_suffix(".jsonl")
     serve(comparison, (a, b), log, port)
+    from evals import tally  # here: the page need not wait for it
+
     votes = tally.read([log])
     if not any(votes.choices.values()):
         click.echo("nobody has voted")

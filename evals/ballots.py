@@ -35,6 +35,8 @@ KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
 Choice = Literal["left", "right", "tie"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+MARK = "source.json"
+"""What `evals.harness` leaves in a folder of pictures: what drew them."""
 NOISE = " under noise"
 GRAIN = 0.8
 """Share of noise in a spoilt picture: what it shows can be guessed at, but nobody takes it for the better one."""
@@ -264,11 +266,10 @@ def _first(indices: Sequence[int], images: int, where: Path) -> Sequence[int]:
 
 def _suite(folder: Path) -> str:
     """The suite whose way of drawing the folder's mark tells of, as score rows call it; "" where there is no mark, or no such suite any more."""
-    from evals import suites  # here: the deep learning stack, which a tally does not need
-    from evals.harness import MARK
-
     if not (folder / MARK).is_file():
         return ""
+    from evals import suites  # here: the deep learning stack, which nothing else of the voting needs
+
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         drawn = (mark["sampling"], mark["seed"])

@@ -353,7 +353,10 @@ def serve(comparison: Comparison, folders: Sequence[Path], log_path: Path, port:
         if log.repaired:
             _say(f"{log_path} ended in half a line, left by a crash: removed, it was never acknowledged")
         with Server(Booth(log, dict(zip("AB", folders, strict=True))), port) as server:
-            _say(f"votes go to {log_path}; raters open this, each gives a name of their own; Ctrl-C ends it:")
+            _say(
+                f"{len(comparison.pairs)} pairs of {', '.join(comparison.prompts)}, and {comparison.checks} attention checks for each "
+                f"rater; votes go to {log_path}; Ctrl-C ends it; raters open this, each with a name of their own:"
+            )
             print(server.address, flush=True)
             try:
                 server.serve_forever()

@@ -69,7 +69,14 @@ class Browser:
         self._events.clear()
         told = self._call("Page.navigate", url=address)
         assert "errorText" not in told, f"{address}: {told['errorText']}"
-        self._until(lambda: "Page.loadEventFired" in self._events, f"{address} to load")
+        if "loaderId" in told:  # else another place on the same page, which does not load again
+            self._loaded(address)
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self._events.clear()
+        self._call("Page.reload")
+        self._loaded("the page again")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
@@ -165,10 +172,10 @@ class Browser:
         result: dict[str, Any] = told["result"]
         return result
 
-    def _until(self, true: Any, what: str) -> None:
+    def _loaded(self, what: str) -> None:
         end = time.monotonic() + SECONDS
-        while not true():
-            self._note(self._read(end, what))
+        while "Page.loadEventFired" not in self._events:
+            self._note(self._read(end, f"{what} to load"))
 
     def _read(self, end: float, what: str) -> dict[str, Any]:
         while b"\0" not in self._buffer:
