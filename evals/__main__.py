@@ -246,7 +246,8 @@ def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
     "--prompt-set",
     "prompt_sets",
     multiple=True,
-    help="Ask about this one; repeatable. All that both folders hold, unless given.",
+    metavar="NAME[=COUNT]",
+    help="Ask about this one, and about COUNT of its prompts at most; repeatable. All that both folders hold, unless given.",
 )
 @click.option(
     "--prompts",
@@ -254,7 +255,7 @@ def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
     type=click.IntRange(min=1),
     default=400,
     show_default=True,
-    help="At most this many, drawn at random where there are more.",
+    help="At most this many in all, drawn at random where there are more.",
 )
 @click.option(
     "--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pairs of each prompt."

@@ -18,7 +18,8 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -140,8 +141,9 @@ def gather(
     Args:
         a: folder of one checkpoint's pictures.
         b: of the other's.
-        prompt_sets: which to ask about; none given, all that both folders hold.
-        at_most: prompts; where there are more, that many are drawn at random. The paper has 400 (section 4.1, App. C).
+        prompt_sets: which to ask about, NAME or NAME=COUNT for that many prompts at most; none given, all that both folders hold.
+        at_most: prompts in all; where there are more, that many are drawn at random. The paper has 400, 300 of them of DiffusionDB and
+            100 of PartiPrompts (Fig 2, App. C).
         images: pairs of each prompt, from index 0 on.
         checks: attention checks as a share of the pairs.
         seed: of every random choice.
@@ -150,18 +152,17 @@ def gather(
         ValueError: in one sentence, where the folders do not match, or a picture or a prompt set cannot be read.
     """
     _refuse_folders(a, b)
-    chosen = tuple(dict.fromkeys(prompt_sets)) or _common(a, b)
-    texts = {name: {p.id for p in prompts.load(name)} for name in chosen}
+    limits = dict(map(_limit, prompt_sets)) or dict.fromkeys(_common(a, b))
+    texts = {name: {p.id for p in prompts.load(name)} for name in limits}
     found: dict[tuple[str, str], list[int]] = {}
-    for name in chosen:
+    for name in limits:
         for prompt_id, image in _matching(a / name, b / name):
             if prompt_id not in texts[name]:
                 raise ValueError(f"{a / name / prompt_id}: the prompt set {name} has no prompt {prompt_id}")
             found.setdefault((name, prompt_id), []).append(image)
-    order = sorted(found, key=lambda key: hashlib.sha256(f"{seed}/{'/'.join(key)}".encode()).digest())
     pairs = tuple(
         Pair(*key, image, *(picture_hash(open_picture(path_of(folder, *key, image))) for folder in (a, b)))
-        for key in sorted(order[:at_most])
+        for key in _drawn(found, limits, at_most, seed)
         for image in _first(found[key], images, a.joinpath(*key))
     )
     return Comparison(
@@ -173,6 +174,28 @@ def gather(
         checks=min(len(pairs), max(1, round(checks * len(pairs)))) if checks else 0,
         seed=seed,
     )
+
+
+def _limit(given: str) -> tuple[str, int | None]:
+    """NAME, or NAME=COUNT."""
+    name, equals, count = given.partition("=")
+    if equals and not re.fullmatch(r"[1-9][0-9]{0,8}", count):
+        raise ValueError(f"--prompt-set {given}: after = comes how many prompts, a whole number from 1 on")
+    return name, int(count) if equals else None
+
+
+def _drawn(
+    keys: Iterable[tuple[str, str]], limits: Mapping[str, int | None], at_most: int, seed: int
+) -> list[tuple[str, str]]:
+    """The (prompt set, prompt id) that are asked about: the first in a random order, within the limit of each set and that of all."""
+    drawn: list[tuple[str, str]] = []
+    taken: Counter[str] = Counter()
+    for key in sorted(keys, key=lambda key: hashlib.sha256(f"{seed}/{'/'.join(key)}".encode()).digest()):
+        limit = limits[key[0]]
+        if len(drawn) < at_most and (limit is None or taken[key[0]] < limit):
+            drawn.append(key)
+            taken[key[0]] += 1
+    return sorted(drawn)
 
 
 def path_of(folder: Path, prompt_set: str, prompt_id: str, image: int) -> Path:

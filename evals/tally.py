@@ -2,7 +2,7 @@
 
 Raters and prompts are crossed, every rater sees every prompt, so both are resampled, independently, with product weights, as
 training seeds and prompts are elsewhere (`evals.stats`): the interval is for other people and other prompts. Rates are of votes.
-The paper's number (section 4.1, 80.3 %) is the share of positive votes; its raters could not say "equal", so it is printed
+The paper's number (80.3 %, from Fig 2 and App. C) is the share of positive votes; its raters could not say "equal", so it is printed
 beside the rate that counts a tie half. Nobody's vote is left out, whatever the attention checks say: they are printed.
 """
 

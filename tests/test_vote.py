@@ -14,6 +14,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -160,6 +161,11 @@ def test_several_images_and_prompt_sets(tmp_path: Path) -> None:
     pairs = ballots.gather(a, b, images=2).pairs
     assert {p.image for p in pairs} == {0, 1} and len(pairs) == 8
     assert {p.prompt_set for p in ballots.gather(a, b, (OTHER,)).pairs} == {OTHER}
+    shares = Counter(p.prompt_set for p in ballots.gather(a, b, (SET, f"{OTHER}=1")).pairs)
+    assert shares == {SET: 2, OTHER: 1}
+    for given in (f"{OTHER}=0", f"{OTHER}=", f"{OTHER}=x"):
+        with pytest.raises(ValueError, match="after = comes how many prompts"):
+            ballots.gather(a, b, (given,))
 
 
 def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
