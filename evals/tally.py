@@ -343,7 +343,7 @@ def markdown(tally: Tally, command: str) -> str:
             "|" + "---|" * 11,
             *(_result_line(r) for r in tally.results),
             "",
-            "| rater | votes | A / equal / B, % | left side, % | attention checks failed |",
+            "| rater | votes | A / equal / B, % | left of decided, % | attention checks failed |",
             "|" + "---|" * 5,
             *(_rater_line(r) for r in tally.raters),
             "",
@@ -408,7 +408,8 @@ def _result_line(r: Result) -> str:
 
 
 def _rater_line(r: RaterRecord) -> str:
-    left = _number(100 * r.left / r.votes if r.votes else math.nan, 1)
+    decided = r.counts[0] + r.counts[2]
+    left = _number(100 * r.left / decided if decided else math.nan, 1)
     return f"| {r.rater} | {r.votes} | {_split(r.counts)} | {left} | {r.failed} of {r.checks} |"
 
 
