@@ -403,9 +403,8 @@ class Log:
                 raise OSError(f"{self.path}: {written} of {len(line)} bytes written")
             os.fsync(self._file.fileno())
         except OSError:
-            os.ftruncate(
-                self._file.fileno(), self._size
-            )  # what was not acknowledged must not come back later
+            # what was not acknowledged must not come back later
+            os.ftruncate(self._file.fileno(), self._size)
             raise
         self._size += len(line)
 
