@@ -323,5 +323,107 @@ def curve(
     click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
 
 
+@main.command()
+@click.argument("a", type=CSV)
+@click.argument("b", type=CSV)
+@click.option(
+    "--out",
+    type=CSV,
+    required=True,
+    help="Score rows to write when the voting ends (.csv); the tables go beside it as .md, the log of all votes as .jsonl.",
+)
+@click.option(
+    "--prompt-set",
+    "prompt_sets",
+    multiple=True,
+    metavar="NAME[=COUNT]",
+    help="Ask about this one, and about COUNT of its prompts at most; repeatable. All that both folders hold, unless given.",
+)
+@click.option(
+    "--prompts",
+    "at_most",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    help="At most this many in all, drawn at random where there are more.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), default=1, show_default=True, help="Pairs of each prompt."
+)
+@click.option(
+    "--checks",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Attention checks, as a share of the pairs.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of prompts drawn, order and sides.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port on 127.0.0.1; any free one unless given.",
+)
+def vote(
+    a: Path,
+    b: Path,
+    out: Path,
+    prompt_sets: tuple[str, ...],
+    at_most: int,
+    images: int,
+    checks: float,
+    seed: int,
+    port: int,
+) -> None:
+    """Let people vote, on a page on this machine, which of two checkpoints draws better.
+
+    A and B are folders of pictures under results/images. Blind, side by side, from the same prompt and noise; each rater sees
+    each pair once. Given again, the command goes on where it was; Ctrl-C ends it and writes what there is.
+    """
+    import signal
+
+    from evals import ballots
+    from evals.vote import serve
+
+    _check_votes(out)
+    comparison = ballots.gather(a, b, prompt_sets, at_most, images, checks, seed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    log = out.with_suffix(".jsonl")
+    serve(comparison, (a, b), log, port)
+    from evals import tally  # here: the page need not wait for it
+
+    votes = tally.read([log])
+    if not any(votes.choices.values()):
+        click.echo("nobody has voted")
+        return
+    click.echo(tally.write(votes, out, command=_command("tally", (log,), "--out", out)))
+    click.echo(f"wrote {out} and {out.with_suffix('.md')}")
+
+
+@main.command("tally")
+@click.argument("logs", metavar="LOG...", type=CSV, nargs=-1, required=True)
+@click.option(
+    "--out", type=CSV, required=True, help="Score rows to write (.csv); the tables go beside it as .md."
+)
+def tally_votes(logs: tuple[Path, ...], out: Path) -> None:
+    """Count the votes in the logs of one comparison: rates with intervals over prompts and raters, agreement, attention checks."""
+    from evals import tally
+
+    _check_votes(out)
+    click.echo(tally.write(tally.read(logs), out, command=_command("tally", logs, "--out", out)))
+    click.echo(f"wrote {out} and {out.with_suffix('.md')}")
+
+
+def _check_votes(out: Path) -> None:
+    """Refuse an --out that votes cannot go to.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    check_out(out, ".csv")
+    if out.is_file() and not rows.begins_as_scores(out):
+        raise ValueError(f"--out {out} is there, and no score file: choose another name")
+
+
 if __name__ == "__main__":
     main(prog_name="python -m evals")

@@ -1,0 +1,435 @@
+"""What votes say: win, tie and loss with intervals over prompts and raters, agreement, attention checks, and score rows.
+
+Raters and prompts are crossed, every rater sees every prompt, so both are resampled, independently, with product weights, as
+training seeds and prompts are elsewhere (`evals.stats`): the interval is for other people and other prompts. Rates are of votes.
+The paper's number (80.3 %, from Fig 2 and App. C) is the share of positive votes; its raters could not say "equal", so it is printed
+beside the rate that counts a tie half. Nobody's vote is left out, whatever the attention checks say: they are printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evals import ballots, stats
+from evals import rows as score_rows
+from evals.ballots import Comparison, Votes
+from evals.files import write_text
+from evals.metrics._wins import half_tie_rate, ties_dropped_rate
+from evals.stats import Array, Interval
+
+SCORER = "human_votes"
+OUTCOMES = ("A", "tie", "B")
+_RUN = re.compile(r"(?P<experiment>[A-Za-z0-9_.]+)-(?P<model>[A-Za-z0-9_.]+)-(?P<seed>[0-9]{1,18})")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A against B on one prompt set, or on all."""
+
+    prompt_set: str
+    prompts: int
+    pairs: int
+    raters: int
+    votes: int
+    counts: tuple[int, int, int]
+    """Votes for A, for neither, for B."""
+    half_tie: Interval
+    ties_dropped: Interval
+    positive: Interval
+    """Votes for A among all votes: the paper's reading."""
+    p: float
+    """Two-sided bootstrap p of a half-tie rate of one half."""
+    kappa: float
+    agreement: float
+    """Share of pairs of raters that chose alike on a pair of pictures."""
+
+
+@dataclass(frozen=True)
+class RaterRecord:
+    """One rater: how much, how, and how attentive."""
+
+    rater: str
+    votes: int
+    counts: tuple[int, int, int]
+    left: int
+    """Votes for the left picture, whoever drew it."""
+    checks: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Everything that is printed."""
+
+    comparison: Comparison
+    results: tuple[Result, ...]
+    """Of each prompt set, and of all where there are several."""
+    raters: tuple[RaterRecord, ...]
+    histogram: Mapping[tuple[int, int], int]
+    """Pairs by (votes for A, votes)."""
+    unvoted: int
+    """Pairs on which nobody has voted."""
+    same: int
+    """Pairs whose two pictures are the same, pixel by pixel."""
+
+
+# ------------------------------------------------------------------------------------------------- measures
+
+
+def rating_counts(choices: pd.DataFrame) -> Array:
+    """How many raters chose each of `OUTCOMES`, for each pair of pictures that has a vote [pairs, 3]."""
+    table = pd.crosstab(choices["pair"], choices["prefers"])
+    return table.reindex(columns=list(OUTCOMES), fill_value=0).to_numpy(dtype=np.float64)
+
+
+def pair_agreement(counts_NK: Array) -> float:
+    """Mean over subjects of the share of pairs of raters that chose the same category; subjects with one rating have none.
+
+    Args:
+        counts_NK: ratings of each of N subjects in each of K categories.
+    """
+    ratings_N = counts_NK.sum(axis=1)
+    counts_NK, ratings_N = counts_NK[ratings_N > 1], ratings_N[ratings_N > 1]
+    if not len(counts_NK):
+        return math.nan
+    alike_N = (counts_NK * (counts_NK - 1)).sum(axis=1) / (ratings_N * (ratings_N - 1))
+    return float(alike_N.mean())
+
+
+def fleiss_kappa(counts_NK: Array) -> float:
+    """Agreement beyond chance (Fleiss, Psychological Bulletin 76, 1971); where subjects have unequal numbers of ratings, each counts once for agreement.
+
+    Args:
+        counts_NK: ratings of each of N subjects in each of K categories.
+
+    Returns:
+        NaN where no subject has two ratings, or where all ratings are one category and chance explains all.
+    """
+    several_NK = counts_NK[counts_NK.sum(axis=1) > 1]
+    if not len(several_NK):
+        return math.nan
+    chance = float(((several_NK.sum(axis=0) / several_NK.sum()) ** 2).sum())
+    return (pair_agreement(several_NK) - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def positive_rate(mean_S: Array) -> Array:
+    """`W / (W + T + L)`: a tie is no positive vote."""
+    rate: Array = mean_S[..., 0] / mean_S.sum(axis=-1)
+    return rate
+
+
+def counts_RPS(choices: pd.DataFrame) -> Array:
+    """Votes for each of `OUTCOMES` of each rater on each prompt [R, P, 3]; NaN where a rater has not voted on a prompt.
+
+    Ratios of the means of such counts are shares of votes, also where raters or prompts have unequal numbers of them.
+    """
+    index = [pd.Categorical(choices["rater"]), pd.Categorical(choices["prompt"])]
+    columns = {name: (choices["prefers"] == name).to_numpy(dtype=np.float64) for name in OUTCOMES}
+    summed = pd.DataFrame(columns).groupby(index, observed=False).sum(min_count=1)
+    return summed.to_numpy().reshape(len(index[0].categories), len(index[1].categories), len(OUTCOMES))
+
+
+def prompt_weights(prompt_sets: Sequence[str], resamples: int, seed: int) -> Array:
+    """Weights [N, P] of prompts resampled inside their prompt set; a prompt set keeps its share of the prompts.
+
+    Args:
+        prompt_sets: that of each prompt, equal ones next to each other.
+        resamples: N.
+        seed: of the resampling.
+    """
+    sizes = Counter(prompt_sets)
+    parts = [
+        size / len(prompt_sets) * stats.weights(size, resamples, seed, f"prompts of {name}")
+        for name, size in sizes.items()
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMPLES, seed: int = 0) -> Result:
+    """A against B on the votes given."""
+    values_RPS = counts_RPS(choices)
+    raters, prompts, _ = values_RPS.shape
+    weight_NR = stats.weights(raters, resamples, seed, "raters")
+    sets = [name for name, _ in sorted(set(choices["prompt"]))]
+    draws_NS = stats.mean_statistics(values_RPS, weight_NR, prompt_weights(sets, resamples, seed))
+
+    def interval(rate: Callable[[Array], Array]) -> Interval:
+        value, draws_N = stats.point(values_RPS, rate), rate(draws_NS)
+        if value in (0.0, 1.0):  # no resample can vary
+            return stats.wilson(value * prompts, prompts)
+        return stats.percentile_interval(value, draws_N)
+
+    ratings_NK = rating_counts(choices)
+    won, tied, lost = (int(count) for count in ratings_NK.sum(axis=0))
+    return Result(
+        prompt_set=prompt_set,
+        prompts=prompts,
+        pairs=len(ratings_NK),
+        raters=raters,
+        votes=len(choices),
+        counts=(won, tied, lost),
+        half_tie=interval(half_tie_rate),
+        ties_dropped=interval(ties_dropped_rate),
+        positive=interval(positive_rate),
+        p=stats.p_value(half_tie_rate(draws_NS) - 0.5),
+        kappa=fleiss_kappa(ratings_NK),
+        agreement=pair_agreement(ratings_NK),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- votes
+
+
+def read(paths: Sequence[Path]) -> Votes:
+    """The votes of all logs of one comparison.
+
+    Raises:
+        ValueError: a log cannot be read, is another comparison's, or has a rater that another has too.
+    """
+    first, *others = ((path, ballots.read(path)) for path in paths)
+    comparison, choices = first[1].comparison, dict(first[1].choices)
+    where = dict.fromkeys(choices, first[0])
+    for path, votes in others:
+        if votes.comparison != comparison:
+            raise ValueError(f"{first[0]} and {path} are logs of two comparisons: tally them one by one")
+        for rater, chosen in votes.choices.items():
+            if rater in choices:
+                raise ValueError(
+                    f"the rater {rater} is in {where[rater]} and in {path}: a rater sees each pair once"
+                )
+            choices[rater], where[rater] = chosen, path
+    return Votes(comparison, choices)
+
+
+def table(votes: Votes) -> pd.DataFrame:
+    """One row for each vote: rater, number of the pair, prompt (set and id), choice, what it prefers, and whether it is on a pair, or right or wrong on a check."""
+    records = []
+    for rater, shown, choice in votes.each():
+        pair = votes.comparison.pairs[shown.pair]
+        check = "" if shown.answer is None else "passed" if choice == shown.answer else "failed"
+        prompt = (pair.prompt_set, pair.prompt_id)
+        records.append((rater, shown.pair, prompt, choice, shown.prefers(choice), check))
+    return pd.DataFrame(records, columns=["rater", "pair", "prompt", "choice", "prefers", "check"])
+
+
+def tally(votes: Votes, resamples: int = stats.RESAMPLES) -> Tally:
+    """Count.
+
+    Raises:
+        ValueError: there is no vote on a pair yet.
+    """
+    every = table(votes)
+    choices = every[every["check"] == ""]
+    if choices.empty:
+        raise ValueError("nobody has voted on a pair of pictures yet")
+    of_set = choices["prompt"].str[0]
+    results = [result(str(name), part, resamples) for name, part in choices.groupby(of_set)]
+    if len(results) > 1:
+        results.append(result("all", choices, resamples))
+    ratings_NK = rating_counts(choices).astype(int)
+    pairs = votes.comparison.pairs
+    return Tally(
+        comparison=votes.comparison,
+        results=tuple(results),
+        raters=tuple(_record(str(rater), part) for rater, part in every.groupby("rater", sort=True)),
+        histogram=Counter((int(n[0]), int(n.sum())) for n in ratings_NK),
+        unvoted=len(pairs) - len(ratings_NK),
+        same=sum(pair.a == pair.b for pair in pairs),
+    )
+
+
+def _record(rater: str, every: pd.DataFrame) -> RaterRecord:
+    choices = every[every["check"] == ""]
+    won, tied, lost = (int((choices["prefers"] == name).sum()) for name in OUTCOMES)
+    return RaterRecord(
+        rater=rater,
+        votes=len(choices),
+        counts=(won, tied, lost),
+        left=int((choices["choice"] == "left").sum()),
+        checks=int((every["check"] != "").sum()),
+        failed=int((every["check"] == "failed").sum()),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- rows
+
+
+def shares(votes: Votes) -> list[float]:
+    """For each pair, the share of its raters who prefer A's picture, a tie counted half; NaN where nobody voted."""
+    choices = table(votes)
+    choices = choices[choices["check"] == ""]
+    value = choices["prefers"].map({"A": 1.0, "tie": 0.5, "B": 0.0}).astype(np.float64)
+    mean = value.groupby(choices["pair"]).mean()
+    return [float(mean.get(i, math.nan)) for i in range(len(votes.comparison.pairs))]
+
+
+def rows_of(votes: Votes) -> pd.DataFrame:
+    """Two score rows for each pair: the share that prefers A's picture to B's, and what is left to one for B's.
+
+    A value speaks of two pictures, so the version holds both experiments: rows against another opponent are another scorer's.
+    """
+    comparison = votes.comparison
+    runs = [_run(name) for name in (comparison.a, comparison.b)]
+    version = _version(runs[0][0], runs[1][0])
+    records = []
+    for side, (experiment, model, seed) in enumerate(runs):
+        for pair, share in zip(comparison.pairs, shares(votes), strict=True):
+            records.append(
+                score_rows.Row(
+                    experiment=experiment,
+                    model=model,
+                    seed=seed,
+                    suite=comparison.suites[side],
+                    prompt_set=pair.prompt_set,
+                    prompts=comparison.prompts[pair.prompt_set],
+                    prompt_id=pair.prompt_id,
+                    image=pair.image,
+                    picture=pair.b if side else pair.a,
+                    scorer=SCORER,
+                    version=version,
+                    trained_on=0,
+                    value=1 - share if side else share,
+                )
+            )
+    return score_rows.table(records)
+
+
+def _run(name: str) -> tuple[str, str, int]:
+    """Experiment, model and seed of a folder of pictures; one that is no run's is an experiment of that name."""
+    found = _RUN.fullmatch(name)
+    return (found["experiment"], found["model"], int(found["seed"])) if found else (name, "external", 0)
+
+
+def _version(first: str, second: str) -> str:
+    """8 hex characters: the protocol, and which two experiments met."""
+    text = json.dumps([ballots.KIND, *sorted((first, second))])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# ------------------------------------------------------------------------------------------------- printing
+
+
+def write(votes: Votes, out: Path, command: str) -> str:
+    """Write the rows (.csv) and, beside them, the tables (.md), which are returned.
+
+    Raises:
+        ValueError: there is no vote on a pair yet.
+    """
+    counted = markdown(tally(votes), command)
+    score_rows.write(rows_of(votes), out)
+    write_text(counted, out.with_suffix(".md"))
+    return counted
+
+
+def markdown(tally: Tally, command: str) -> str:
+    """The tables, and what has to be known to read them."""
+    return "\n".join(
+        [
+            f"# Human votes: {tally.comparison.a} (A) against {tally.comparison.b} (B)",
+            "",
+            verdict(tally),
+            "",
+            "| prompt set | prompts | pairs | votes | A / equal / B, % | A, ties half, % | A, ties dropped, % | votes for A of all, % | p | raters agree, % | Fleiss kappa |",
+            "|" + "---|" * 11,
+            *(_result_line(r) for r in tally.results),
+            "",
+            "| rater | votes | A / equal / B, % | left of decided, % | attention checks failed |",
+            "|" + "---|" * 5,
+            *(_rater_line(r) for r in tally.raters),
+            "",
+            "Pairs by votes for A: "
+            + ", ".join(_bin(*item) for item in sorted(tally.histogram.items()))
+            + ".",
+            "",
+            *(f"- {note}" for note in _notes(tally)),
+            "",
+            f"Made by `{command}`.",
+            "",
+        ]
+    )
+
+
+def verdict(tally: Tally) -> str:
+    """One sentence: who is preferred, or that it is not distinguished."""
+    overall = tally.results[-1]
+    a, b = tally.comparison.a, tally.comparison.b
+    said = f"{_percent(overall.half_tie)} % of {overall.votes} votes by {_count(overall.raters, 'rater')} on {_count(overall.prompts, 'prompt')}"
+    if not overall.half_tie.low <= 0.5 <= overall.half_tie.high:
+        better, other = (a, b) if overall.half_tie.value > 0.5 else (b, a)
+        return f"**{better} is preferred to {other}**: A wins {said}, ties counted half."
+    return f"**{a} and {b} are not distinguished**: A wins {said}, ties counted half."
+
+
+def _notes(tally: Tally) -> list[str]:
+    overall, comparison = tally.results[-1], tally.comparison
+    failed, checks = sum(r.failed for r in tally.raters), sum(r.checks for r in tally.raters)
+    shown = len(comparison.pairs) + comparison.checks
+    unfinished = [r.rater for r in tally.raters if r.votes + r.checks < shown]
+    notes = [
+        f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters; p: of no difference, ties half.",
+        "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
+        f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",
+        f"{tally.unvoted} of {len(comparison.pairs)} pairs have no vote, {tally.same} are the same picture twice.",
+    ]
+    if unfinished:
+        notes.append(f"Not done with all {shown}: {', '.join(unfinished)}.")
+    if overall.raters == 1:
+        notes.append("One rater: the intervals are over prompts, and speak of this rater only.")
+    if overall.prompts == 1:
+        notes.append("One prompt: the intervals are over raters, and speak of this prompt only.")
+    return notes
+
+
+def _result_line(r: Result) -> str:
+    cells = [
+        r.prompt_set,
+        r.prompts,
+        r.pairs,
+        r.votes,
+        _split(r.counts),
+        _percent(r.half_tie),
+        _percent(r.ties_dropped),
+        _percent(r.positive),
+        f"{r.p:.4f}",
+        _number(100 * r.agreement, 1),
+        _number(r.kappa, 3),
+    ]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _rater_line(r: RaterRecord) -> str:
+    decided = r.counts[0] + r.counts[2]
+    left = _number(100 * r.left / decided if decided else math.nan, 1)
+    return f"| {r.rater} | {r.votes} | {_split(r.counts)} | {left} | {r.failed} of {r.checks} |"
+
+
+def _split(counts: tuple[int, int, int]) -> str:
+    total = sum(counts)
+    return " / ".join(_number(100 * count / total if total else math.nan, 1) for count in counts)
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (_number(100 * end, 1) for end in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _bin(votes: tuple[int, int], pairs: int) -> str:
+    return f"{votes[0]}/{votes[1]}: {pairs}"

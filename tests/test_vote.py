@@ -1,0 +1,1106 @@
+"""Human votes: what raters see, the log that loses nothing, the page over HTTP and in a browser, and what the votes are counted to."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import prompts
+from evals import ballots, compare, harness, metrics, rows, stats, tally, vote
+from evals.__main__ import main
+from evals.ballots import NOISE, Choice, Comparison, Log, Pair, Shown, Votes, schedule
+from tests import browser
+
+ROOT = Path(__file__).parent.parent
+SET, OTHER = "miniature-preference-unseen", "miniature-scenes-unseen"
+A, B = "joint-miniature-0", "base-miniature-0"
+
+
+def draw(folder: Path, count: int = 6, images: int = 1, prompt_set: str = SET) -> Path:
+    """A folder of pictures of the first prompts of a set."""
+    for prompt in list(prompts.load(prompt_set))[:count]:
+        for image in range(images):
+            path = ballots.path_of(folder, prompt_set, prompt.id, image)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generator = np.random.default_rng([sum(str(path.relative_to(folder.parent)).encode()), image])
+            Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return draw(tmp_path / A), draw(tmp_path / B)
+
+
+@pytest.fixture
+def comparison(folders: tuple[Path, Path]) -> Comparison:
+    return ballots.gather(*folders, checks=0.34)
+
+
+def made_up(pairs: int, checks: int = 0, images: int = 1, prompt_set: str = SET, seed: int = 0) -> Comparison:
+    """A comparison without pictures."""
+    listed = [Pair(prompt_set, f"p{i // images:03d}", i % images, f"a{i}", f"b{i}") for i in range(pairs)]
+    return Comparison(A, B, ("s", "s"), {prompt_set: "0123456789ab"}, tuple(listed), checks, seed)
+
+
+def choose(comparison: Comparison, prefers: Mapping[str, Callable[[Pair], str]]) -> Votes:
+    """Votes of raters who prefer "A", "B" or "tie" as a function of the pair says, and pass every check."""
+    votes = Votes(comparison)
+    for rater, wanted in prefers.items():
+        votes.choices[rater] = [
+            shown.answer or side(shown, wanted(comparison.pairs[shown.pair]))
+            for shown in schedule(comparison, rater)
+        ]
+    return votes
+
+
+def side(shown: Shown, wanted: str) -> Choice:
+    return "tie" if wanted == "tie" else "left" if shown.left == wanted else "right"
+
+
+# ------------------------------------------------------------------------------------------------- schedule
+
+
+def test_every_rater_sees_every_pair_once_and_the_checks() -> None:
+    comparison = made_up(100, checks=10)
+    for rater in ("anna", "bo"):
+        shown = schedule(comparison, rater)
+        assert sorted(s.pair for s in shown if s.answer is None) == list(range(100))
+        assert all({s.left, s.right} == {"A", "B"} for s in shown if s.answer is None)
+        assert sum(s.answer is not None for s in shown) == 10
+
+
+def test_order_sides_and_checks_are_each_raters_own() -> None:
+    comparison = made_up(400, checks=40)
+    anna, bo = schedule(comparison, "anna"), schedule(comparison, "bo")
+    assert schedule(comparison, "anna") == anna
+    assert [s.pair for s in anna] != [s.pair for s in bo]
+    assert {s.pair for s in anna if s.answer} != {s.pair for s in bo if s.answer}
+    sides = [{s.pair: s.left for s in of if s.answer is None} for of in (anna, bo)]
+    alike = sum(sides[0][i] == sides[1][i] for i in range(400))
+    left = sum(s == "A" for s in sides[0].values())
+    assert 160 < alike < 240 and 160 < left < 240  # 200 +- 4 standard deviations
+    assert schedule(made_up(400, checks=40, seed=1), "anna") != anna
+
+
+def test_a_schedule_is_the_same_for_ever() -> None:
+    """A log is read with the schedule: if this changes, logs that people made can no longer be read."""
+    assert schedule(made_up(3, checks=1), "anna") == (
+        Shown(0, "B", "A"),
+        Shown(2, "A", "A" + NOISE),
+        Shown(2, "B", "A"),
+        Shown(1, "A", "B"),
+    )
+
+
+def test_the_known_answer_is_the_picture_without_noise() -> None:
+    assert Shown(0, "A", "B").answer is None
+    assert Shown(0, "A", "A" + NOISE).answer == "left"
+    assert Shown(0, "B" + NOISE, "B").answer == "right"
+
+
+def test_noise_is_heavy_and_always_the_same() -> None:
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    spoilt = ballots.under_noise(Image.fromarray(ramp))
+    assert np.array_equal(np.asarray(spoilt), np.asarray(ballots.under_noise(Image.fromarray(ramp))))
+    assert 0.1 < np.corrcoef(ramp.ravel(), np.asarray(spoilt).ravel())[0, 1] < 0.4
+
+
+@pytest.mark.parametrize("name", ["", " ", "-", "a/b", "a" * 41, "a\nb", "<b>", 7, None, ["a"]])
+def test_what_is_no_name(name: object) -> None:
+    with pytest.raises(ValueError, match="a name is 1 to 40"):
+        ballots.rater_name(name)
+
+
+def test_a_name_is_one_however_it_is_typed() -> None:
+    assert ballots.rater_name(" Zoe\u0308 B. ") == ballots.rater_name("zo\u00eb b.") == "zo\u00eb b."
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def test_what_is_compared(folders: tuple[Path, Path]) -> None:
+    found = ballots.gather(*folders)
+    assert (found.a, found.b, found.suites, found.checks) == (A, B, ("", ""), 1)
+    assert [p.prompt_id for p in found.pairs] == sorted(p.id for p in list(prompts.load(SET))[:6])
+    assert found.prompts == {SET: prompts.digest(prompts.load(SET))}
+    first = found.pairs[0]
+    path = ballots.path_of(folders[0], SET, first.prompt_id, 0)
+    assert first.a == harness.picture_hash(path)
+
+
+def test_more_prompts_than_asked_for_are_drawn_at_random(folders: tuple[Path, Path]) -> None:
+    drawn = [ballots.gather(*folders, at_most=3, seed=seed).pairs for seed in range(5)]
+    assert [len(pairs) for pairs in drawn] == [3] * 5
+    assert len(set(drawn)) > 1
+    assert ballots.gather(*folders, at_most=3, seed=0).pairs == drawn[0]
+
+
+def test_several_images_and_prompt_sets(tmp_path: Path) -> None:
+    a, b = (draw(draw(tmp_path / name, 2, 3), 2, 3, OTHER) for name in (A, B))
+    pairs = ballots.gather(a, b, images=2).pairs
+    assert {p.image for p in pairs} == {0, 1} and len(pairs) == 8
+    assert {p.prompt_set for p in ballots.gather(a, b, (OTHER,)).pairs} == {OTHER}
+    shares = Counter(p.prompt_set for p in ballots.gather(a, b, (SET, f"{OTHER}=1")).pairs)
+    assert shares == {SET: 2, OTHER: 1}
+    for given in (f"{OTHER}=0", f"{OTHER}=", f"{OTHER}=x"):
+        with pytest.raises(ValueError, match="after = comes how many prompts"):
+            ballots.gather(a, b, (given,))
+
+
+def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
+    from evals import suites
+
+    assert harness.MARK == ballots.MARK
+    suite = suites.load("miniature")
+    mark = {"weights": "x", "sampling": repr(suite.sampling), "seed": suite.seed}
+    (folders[0] / "source.json").write_text(json.dumps(mark))
+    (folders[1] / "source.json").write_text(json.dumps({**mark, "seed": 1}))
+    assert ballots.gather(*folders).suites == (suite.drawn, "")
+    (folders[1] / "source.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"source\.json: does not say how"):
+        ballots.gather(*folders)
+
+
+def _no_a(a: Path, b: Path) -> None:
+    a.rename(a.with_name("away"))
+
+
+def _of_nothing_in_common(a: Path, b: Path) -> None:
+    (a / SET).rename(a / OTHER)
+
+
+def _one_lacks_a_prompt(a: Path, b: Path) -> None:
+    next((b / SET).iterdir()).rename(b / "x")
+
+
+def _one_has_another_index(a: Path, b: Path) -> None:
+    picture = next((a / SET).glob("*/0.png"))
+    picture.rename(picture.with_name("1.png"))
+
+
+def _no_prompt_of_that_id(a: Path, b: Path) -> None:
+    for folder in (a, b):
+        next((folder / SET).iterdir()).rename(folder / SET / "zebra")
+
+
+def _no_prompt_set_of_that_name(a: Path, b: Path) -> None:
+    for folder in (a, b):
+        (folder / SET).rename(folder / "zebras")
+
+
+def _cut_off(a: Path, b: Path) -> None:
+    picture = next((b / SET).glob("*/0.png"))
+    picture.write_bytes(picture.read_bytes()[:200])
+
+
+def _empty(a: Path, b: Path) -> None:
+    for picture in (a / SET).glob("*/0.png"):
+        picture.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_no_a, f"there is no folder .*{A}"),
+        (_of_nothing_in_common, "have pictures of no prompt set in common"),
+        (_one_lacks_a_prompt, f"{B}/{SET} lacks 1 of the 6 pictures of .*{A}/{SET}, the first "),
+        (_one_has_another_index, f"{B}/{SET} lacks 1 of the 6 pictures of .*, the first .*/1.png"),
+        (_no_prompt_of_that_id, f"{A}/{SET}/zebra: the prompt set {SET} has no prompt zebra"),
+        (_no_prompt_set_of_that_name, "unknown prompt set 'zebras'"),
+        (_cut_off, f"{B}/.*/0.png cannot be opened as a picture"),
+        (_empty, f"{A}/{SET} holds no pictures"),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else "",
+)
+def test_folders_that_do_not_do(
+    folders: tuple[Path, Path], spoil: Callable[[Path, Path], None], sentence: str, tmp_path: Path
+) -> None:
+    spoil(*folders)
+    run = CliRunner().invoke(main, ["vote", *map(str, folders), "--out", str(tmp_path / "votes.csv")])
+    assert (run.exit_code, run.stderr.count("\n")) == (2, 1)
+    assert re.search(sentence, run.stderr), run.stderr
+    assert not list(tmp_path.glob("votes*"))
+
+
+def test_two_folders_of_one_name_and_too_many_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="have one name"):
+        ballots.gather(folders[0], draw(tmp_path / "other" / A))
+    with pytest.raises(ValueError, match=r"--images 2, but .* holds 1"):
+        ballots.gather(*folders, images=2)
+
+
+# ------------------------------------------------------------------------------------------------------ log
+
+
+def voted(path: Path, comparison: Comparison) -> bytes:
+    """A log with three votes and an undo."""
+    log = Log(path, comparison)
+    log.vote("anna", "left")
+    log.vote("bo", "tie")
+    log.undo("anna")
+    log.vote("anna", "right")
+    log.close()
+    return path.read_bytes()
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path, comparison = tmp_path / "votes.jsonl", made_up(4, checks=1)
+    content = voted(path, comparison)
+    assert ballots.read(path) == Votes(comparison, {"anna": ["right"], "bo": ["tie"]})
+    again = Log(path, comparison)
+    assert (again.count("anna"), again.count("bo"), again.count("cy"), again.repaired) == (1, 1, 0, False)
+    again.close()
+    assert path.read_bytes() == content
+    entry = json.loads(content.splitlines()[-1])
+    shown = schedule(comparison, "anna")[0]
+    assert (entry["left"], entry["right"], entry["prefers"]) == (shown.left, shown.right, shown.right)
+
+
+def test_a_log_cut_off_anywhere_is_whole_up_to_the_line_before(tmp_path: Path) -> None:
+    path, comparison = tmp_path / "votes.jsonl", made_up(4, checks=1)
+    content = voted(path, comparison)
+    lines = content.splitlines(keepends=True)
+    last = len(content) - len(lines[-1])
+    for size in (
+        *range(0, len(lines[0]), 97),
+        len(lines[0]) - 1,
+        *range(last + 1, len(content), 41),
+        len(content) - 1,
+    ):
+        path.write_bytes(content[:size])
+        log = Log(path, comparison)
+        begun = size > len(lines[0])
+        assert (log.count("anna"), log.count("bo"), log.repaired) == (0, int(begun), size > 0)
+        log.vote("anna", "right")
+        log.close()
+        assert ballots.read(path).choices["anna"] == ["right"]
+        if begun:
+            assert path.read_bytes()[:last] == content[:last]
+
+
+def test_half_a_line_is_not_counted_and_not_touched_by_a_reader(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    content = voted(path, made_up(4))[:-5]
+    path.write_bytes(content)
+    assert ballots.read(path).choices == {"anna": [], "bo": ["tie"]}
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda lines: [*lines[:1], b"{half\n", *lines[1:]],
+            "votes.jsonl:2: the log is damaged here, this line is no JSON",
+        ),
+        (lambda lines: [*lines[:1], *lines[2:]], r"votes.jsonl:3: .* does not follow"),
+        (lambda lines: [lines[0], lines[1], lines[1]], r"votes.jsonl:3: .* does not follow"),
+        (
+            lambda lines: [lines[0], lines[1].replace(b'"left": "', b'"left": "X')],
+            r"votes.jsonl:2: .* does not follow",
+        ),
+        (
+            lambda lines: [lines[0], lines[1].replace(b'"rater": "anna"', b'"rater": 7')],
+            r"votes.jsonl:2: .* follow",
+        ),
+        (lambda lines: [lines[0].replace(b'"checks"', b'"cheques"')], "votes.jsonl:1: .* no comparison"),
+        (lambda lines: [b'{"rows": 1}\n'], "votes.jsonl is there, and no log of votes"),
+        (lambda lines: [], "votes.jsonl is empty"),
+    ],
+)
+def test_a_damaged_log(tmp_path: Path, change: Callable[[list[bytes]], list[bytes]], sentence: str) -> None:
+    path, comparison = tmp_path / "votes.jsonl", made_up(4, checks=1)
+    content = b"".join(change(voted(path, comparison).splitlines(keepends=True)))
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        ballots.read(path)
+    if content:
+        with pytest.raises(ValueError, match=sentence):
+            Log(path, comparison)
+    assert path.read_bytes() == content
+
+
+def test_a_log_of_another_comparison_and_a_second_server(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    log = Log(path, made_up(4))
+    with pytest.raises(ValueError, match=r"votes\.jsonl is in use by another server"):
+        Log(path, made_up(4))
+    log.close()
+    for other in (made_up(5), made_up(4, seed=1), made_up(4, checks=1)):
+        with pytest.raises(
+            ValueError, match=f"log of another comparison, {A} against {B} on 4 pairs with seed 0"
+        ):
+            Log(path, other)
+    Log(path, made_up(4)).close()
+
+
+def test_a_vote_that_the_disk_refuses_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, comparison = tmp_path / "votes.jsonl", made_up(4)
+    voted(path, comparison)
+    content, log = path.read_bytes(), Log(path, comparison)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for act in (lambda: log.vote("anna", "left"), lambda: log.undo("anna")):
+            with pytest.raises(OSError, match="No space left"):
+                act()
+            assert log.count("anna") == 1
+            assert path.read_bytes() == content
+    log.vote("anna", "left")
+    log.close()
+    assert ballots.read(path).choices["anna"] == ["right", "left"]
+
+
+# ------------------------------------------------------------------------------------------------- measures
+
+
+TEXTBOOK = np.array(
+    [
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ],
+    dtype=np.float64,
+)
+"""14 raters, 10 subjects, 5 categories: the example of Fleiss' kappa in textbooks."""
+
+
+def test_fleiss_kappa_of_the_textbook() -> None:
+    assert tally.fleiss_kappa(TEXTBOOK) == pytest.approx(0.2099, abs=5e-5)
+
+
+def test_pair_agreement_is_counted_pair_by_pair() -> None:
+    generator = np.random.default_rng(0)
+    ratings = [list(generator.integers(0, 3, size=n)) for n in (5, 2, 1, 4)]
+    counts = np.array([[given.count(k) for k in range(3)] for given in ratings], dtype=np.float64)
+    alike = [np.mean([x == y for x, y in combinations(given, 2)]) for given in ratings if len(given) > 1]
+    assert tally.pair_agreement(counts) == pytest.approx(np.mean(alike))
+
+
+def test_agreement_where_there_is_nothing_to_agree_on() -> None:
+    assert math.isnan(tally.pair_agreement(np.array([[1.0, 0, 0]])))
+    assert math.isnan(tally.fleiss_kappa(np.array([[1.0, 0, 0]])))
+    assert math.isnan(tally.fleiss_kappa(np.array([[3.0, 0, 0], [2, 0, 0]])))
+    assert tally.fleiss_kappa(np.array([[3.0, 0, 0], [0, 0, 3]])) == 1
+
+
+def test_rates_are_shares_of_votes_also_where_raters_did_unequal_much() -> None:
+    comparison = made_up(20, images=2)
+    votes = choose(comparison, {"anna": lambda p: "A" if p.image else "tie", "bo": lambda p: "B"})
+    votes.choices["bo"] = votes.choices["bo"][:7]
+    found = tally.tally(votes, resamples=50).results[0]
+    assert (found.votes, found.counts, found.raters, found.prompts, found.pairs) == (
+        27,
+        (10, 10, 7),
+        2,
+        10,
+        20,
+    )
+    assert found.half_tie.value == pytest.approx(15 / 27)
+    assert found.ties_dropped.value == pytest.approx(10 / 17)
+    assert found.positive.value == pytest.approx(10 / 27)
+
+
+def test_the_interval_resamples_raters_and_prompts_as_owner_of_product_weights() -> None:
+    """Against the definition: each vote weighs its rater's weight times its prompt's, in every resample."""
+    comparison = made_up(12)
+    generator = np.random.default_rng(1)
+    votes = choose(comparison, {r: lambda p: ("A", "tie", "B")[generator.integers(3)] for r in "abcd"})
+    votes.choices["d"] = votes.choices["d"][:5]
+    weight_NR = stats.weights(4, 300, 0, "raters")
+    weight_NP = stats.weights(12, 300, 0, f"prompts of {SET}")
+    value = {"A": 1.0, "tie": 0.5, "B": 0.0}
+    draws = []
+    for of_raters, of_prompts in zip(weight_NR, weight_NP, strict=True):
+        won = total = 0.0
+        for rater, shown, choice in votes.each():
+            weight = of_raters["abcd".index(rater)] * of_prompts[shown.pair]
+            won, total = won + weight * value[shown.prefers(choice)], total + weight
+        draws.append(won / total)
+    found = tally.tally(votes, resamples=300).results[0].half_tie
+    assert found[1:] == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+
+
+def test_prompts_are_resampled_inside_their_set() -> None:
+    weight_NP = tally.prompt_weights(["x"] * 30 + ["y"] * 10, 20, 0)
+    assert weight_NP.shape == (20, 40)
+    np.testing.assert_allclose(weight_NP[:, :30].sum(axis=1), 0.75)
+    np.testing.assert_allclose(weight_NP[:, 30:].sum(axis=1), 0.25)
+
+
+def test_the_interval_covers_where_raters_and_prompts_have_tastes_of_their_own() -> None:
+    """Eight raters, 40 prompts, effects of both: the crossed interval covers the true rate, that of independent votes does not."""
+    generator = np.random.default_rng(0)
+    covered, naive, studies = 0, 0, 150
+    for _ in range(studies):
+        logit = 0.8 * generator.normal(size=(8, 1)) + 0.8 * generator.normal(size=(1, 40))
+        won = generator.random((8, 40)) < 1 / (1 + np.exp(-logit))
+        values_RPS = np.stack([won, 0 * won, ~won], axis=2).astype(np.float64)
+        weight_NR, weight_NP = stats.weights(8, 400, 0, "raters"), tally.prompt_weights(["s"] * 40, 400, 0)
+        draws_N = tally.half_tie_rate(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
+        low, high = stats.percentile_interval(0.5, draws_N)[1:]
+        covered += low <= 0.5 <= high
+        iid = stats.wilson(int(won.sum()), won.size)
+        naive += iid.low <= 0.5 <= iid.high
+    assert covered / studies > 0.88
+    assert naive / studies < 0.75
+
+
+def test_a_against_a_is_exactly_half_and_not_distinguished() -> None:
+    votes = choose(made_up(10), {rater: lambda p: "tie" for rater in "abc"})
+    counted = tally.tally(votes, resamples=100)
+    assert counted.results[0].half_tie == (0.5, 0.5, 0.5)
+    assert counted.results[0].p == 1
+    assert "are not distinguished**: A wins 50.0 [50.0, 50.0] %" in tally.verdict(counted)
+
+
+def test_swapping_a_and_b_mirrors_everything() -> None:
+    comparison, generator = made_up(15), np.random.default_rng(2)
+    wanted = {(r, i): ("A", "A", "tie", "B")[generator.integers(4)] for r in "abc" for i in range(15)}
+    mirror = {"A": "B", "B": "A", "tie": "tie"}
+
+    def cast(swap: bool) -> Votes:
+        def of(rater: str) -> Callable[[Pair], str]:
+            return lambda p: mirror[w] if (w := wanted[rater, int(p.prompt_id[1:])]) and swap else w
+
+        return choose(comparison, {rater: of(rater) for rater in "abc"})
+
+    one, other = (tally.tally(cast(swap), resamples=200).results[0] for swap in (False, True))
+    for rate in ("half_tie", "ties_dropped"):
+        x, y = getattr(one, rate), getattr(other, rate)
+        assert x == pytest.approx((1 - y.value, 1 - y.high, 1 - y.low))
+    assert one.p == pytest.approx(other.p)
+    assert one.kappa == pytest.approx(other.kappa)
+    assert tally.shares(cast(False)) == pytest.approx([1 - share for share in tally.shares(cast(True))])
+
+
+def test_a_rate_that_cannot_vary_has_wilsons_interval() -> None:
+    counted = tally.tally(choose(made_up(10), {rater: lambda p: "A" for rater in "abc"}), resamples=100)
+    assert counted.results[0].half_tie == stats.wilson(10, 10)
+    assert f"**{A} is preferred to {B}**" in tally.verdict(counted)
+
+
+# -------------------------------------------------------------------------------------------- what is printed
+
+
+def test_failed_checks_are_counted_for_each_rater_and_no_vote_is_left_out(tmp_path: Path) -> None:
+    comparison = made_up(20, checks=5)
+    votes = choose(comparison, {"anna": lambda p: "A", "bo": lambda p: "A"})
+    votes.choices["bo"] = ["left"] * 24
+    failed = sum(s.answer == "right" for s in schedule(comparison, "bo")[:24])
+    checks = sum(s.answer is not None for s in schedule(comparison, "bo")[:24])
+    assert 0 < failed < checks
+    anna, bo = tally.tally(votes, resamples=20).raters
+    assert (anna.votes, anna.checks, anna.failed) == (20, 5, 0)
+    assert (bo.votes, bo.checks, bo.failed, bo.left) == (24 - checks, checks, failed, 24 - checks)
+    text = tally.write(votes, tmp_path / "votes.csv", "python -m evals tally votes.jsonl")
+    assert f"| {failed} of {checks} |" in text
+    assert f"Attention checks: {failed} of {5 + checks} failed; nobody's votes are left out" in text
+    assert "Not done with all 25: bo." in text
+    assert (tmp_path / "votes.md").read_text() == text
+
+
+def test_the_histogram_and_what_was_not_voted_on() -> None:
+    votes = choose(made_up(4), {r: lambda p: "A" if p.prompt_id < "p002" else "B" for r in "abcde"})
+    assert tally.tally(votes, resamples=20).histogram == {(5, 5): 2, (0, 5): 2}
+    votes = Votes(made_up(4), {"anna": ["left"]})
+    counted = tally.tally(votes, resamples=20)
+    assert counted.unvoted == 3
+    assert "One rater" in tally.markdown(counted, "x") and "One prompt" in tally.markdown(counted, "x")
+    with pytest.raises(ValueError, match="nobody has voted"):
+        tally.tally(Votes(made_up(4)))
+
+
+def test_each_prompt_set_has_its_line_and_all_the_last() -> None:
+    one, other = made_up(6), made_up(3, prompt_set=OTHER)
+    both = Comparison(A, B, ("s", "s"), {**one.prompts, **other.prompts}, (*one.pairs, *other.pairs), 0, 0)
+    votes = choose(both, {r: lambda p: "A" if p.prompt_set == SET else "B" for r in "ab"})
+    found = {r.prompt_set: r.half_tie.value for r in tally.tally(votes, resamples=20).results}
+    assert found == {SET: 1.0, OTHER: 0.0, "all": pytest.approx(2 / 3)}
+
+
+def test_logs_of_one_comparison_are_counted_together(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    for path, rater, seed in zip(paths, ("anna", "bo", "anna"), (0, 0, 0), strict=True):
+        log = Log(path, made_up(4, seed=seed))
+        log.vote(rater, "left")
+        log.close()
+    assert tally.read(paths[:2]).choices == {"anna": ["left"], "bo": ["left"]}
+    with pytest.raises(ValueError, match=r"the rater anna is in .*0\.jsonl and in .*2\.jsonl"):
+        tally.read(paths)
+    Log(tmp_path / "other.jsonl", made_up(5)).close()
+    with pytest.raises(ValueError, match="are logs of two comparisons"):
+        tally.read([paths[0], tmp_path / "other.jsonl"])
+
+
+# ----------------------------------------------------------------------------------------------------- rows
+
+
+def test_votes_are_rows_like_any_judges(tmp_path: Path) -> None:
+    comparison = made_up(5)
+    verdicts = dict(zip((f"p{i:03d}" for i in range(5)), ("AAA", "AAB", "ABt", "BBt", "ttt"), strict=True))
+    of = {"A": "A", "B": "B", "t": "tie"}
+    votes = choose(comparison, {str(r): lambda p, r=r: of[verdicts[p.prompt_id][r]] for r in range(3)})
+    tally.write(votes, tmp_path / "votes.csv", "x")
+    found = rows.read([tmp_path / "votes.csv"])
+    assert set(found["experiment"]) == {"joint", "base"}
+    mine, base = (found[found["experiment"] == name].set_index("prompt_id") for name in ("joint", "base"))
+    assert mine["value"].tolist() == pytest.approx([1, 2 / 3, 0.5, 1 / 6, 0.5], abs=1e-6)
+    np.testing.assert_allclose(mine["value"] + base["value"], 1, atol=1e-6)
+    assert (mine["picture"].tolist(), base["picture"].tolist()) == (
+        [f"a{i}" for i in range(5)],
+        [f"b{i}" for i in range(5)],
+    )
+    cells = compare.compare(found, resamples=50)
+    assert {e.metric for e in cells.of(experiment="joint")} == {"win_rate_human"}
+    outcome = cells.outcomes[0]
+    assert (outcome.win, outcome.tie, outcome.loss) == pytest.approx((0.4, 0.4, 0.2))
+    assert cells.of(experiment="joint")[0].value.value == pytest.approx(0.6)
+
+
+def test_a_pair_without_votes_is_an_empty_value() -> None:
+    found = tally.rows_of(Votes(made_up(3), {"anna": ["tie"]}))
+    assert found["value"].notna().sum() == 2
+    statistics = metrics.load("win_rate_human").statistics(
+        *(found[found["experiment"] == name].reset_index(drop=True) for name in ("joint", "base"))
+    )
+    assert statistics["tie"].notna().sum() == 1
+
+
+def test_rows_against_another_opponent_are_not_mixed(tmp_path: Path) -> None:
+    votes = choose(made_up(3), {"anna": lambda p: "A"})
+    tally.write(votes, tmp_path / "one.csv", "x")
+    other = Votes(
+        Comparison("x-miniature-0", "y-miniature-0", ("s", "s"), *list(vars(votes.comparison).values())[3:])
+    )
+    other.choices.update(votes.choices)
+    tally.write(other, tmp_path / "two.csv", "x")
+    with pytest.raises(ValueError, match=r"scorer human_votes has version .* cannot be compared"):
+        rows.read([tmp_path / "one.csv", tmp_path / "two.csv"])
+
+
+def test_who_is_called_a_is_no_other_judge() -> None:
+    assert (
+        tally._version("joint", "base") == tally._version("base", "joint") != tally._version("joint", "joint")
+    )
+
+
+def test_a_folder_that_is_no_runs_is_an_experiment_of_that_name() -> None:
+    votes = choose(
+        Comparison("photos of x", B, ("", ""), {SET: "0" * 12}, made_up(2).pairs, 0, 0), {"a": lambda p: "A"}
+    )
+    assert set(tally.rows_of(votes)["experiment"]) == {"photos of x", "base"}
+
+
+# ----------------------------------------------------------------------------------------------------- HTTP
+
+
+class Client:
+    """Asks the server as a page does, or as somebody else would."""
+
+    def __init__(self, server: vote.Server) -> None:
+        self.server, self.port = server, server.server_address[1]
+
+    def __call__(
+        self, path: str, body: Any = None, headers: Mapping[str, str] = {}, secret: str | None = None
+    ) -> tuple[int, Any]:
+        address = f"http://127.0.0.1:{self.port}/{self.server.secret if secret is None else secret}/{path}"
+        content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        given = ({"Content-Type": "application/json"} if body is not None else {}) | dict(headers)
+        request = urllib.request.Request(address, data=content, headers=given)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                told = answer.read()
+                return answer.status, json.loads(
+                    told
+                ) if answer.headers.get_content_subtype() == "json" else told
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def join(self, rater: str) -> Any:
+        return self("join", {"rater": rater})[1]
+
+    def vote(self, rater: str, position: int, choice: str) -> tuple[int, Any]:
+        return self("vote", {"rater": rater, "position": position, "choice": choice})
+
+
+@pytest.fixture
+def server(folders: tuple[Path, Path], comparison: Comparison, tmp_path: Path) -> Iterator[vote.Server]:
+    log = Log(tmp_path / "votes.jsonl", comparison)
+    with vote.Server(vote.Booth(log, dict(zip("AB", folders, strict=True)))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+    log.close()
+
+
+@pytest.fixture
+def ask(server: vote.Server) -> Client:
+    return Client(server)
+
+
+def log_of(server: vote.Server) -> Votes:
+    return ballots.read(server.booth.log.path)
+
+
+def test_voting_from_the_first_pair_to_the_last(server: vote.Server, ask: Client) -> None:
+    shown = schedule(server.booth.log.comparison, "anna")
+    state = ask.join(" Anna ")
+    assert (state["rater"], state["position"], state["total"]) == ("anna", 0, len(shown))
+    for position, choice in enumerate(("left", "right", "tie") * 2):
+        assert state["text"] in {p.text for p in prompts.load(SET)}
+        status, state = ask.vote("anna", position, choice)
+        assert (status, state["position"]) == (200, position + 1)
+    status, state = ask("undo", {"rater": "anna", "position": 5})
+    assert (status, state["position"]) == (200, 5)
+    for position in (5, 6, 7):
+        _, state = ask.vote("anna", position, "right")
+    assert state == {"rater": "anna", "position": 8, "total": 8}
+    assert log_of(server).choices == {
+        "anna": ["left", "right", "tie", "left", "right", "right", "right", "right"]
+    }
+    status, told = ask.vote("anna", 8, "left")
+    assert (status, told["error"], told["state"]) == (409, "all pairs have your vote", state)
+
+
+def test_a_vote_counts_once(server: vote.Server, ask: Client) -> None:
+    ask.vote("anna", 0, "left")
+    status, told = ask.vote("anna", 0, "right")
+    assert (status, told["state"]["position"]) == (409, 1)
+    status, told = ask("undo", {"rater": "anna", "position": 1})
+    assert status == 409
+    assert log_of(server).choices == {"anna": ["left"]}
+    assert ask("undo", {"rater": "anna", "position": 0})[0] == 200
+    status, told = ask("undo", {"rater": "anna", "position": 0})
+    assert (status, told["state"]["position"]) == (409, 0)
+    assert log_of(server).choices == {"anna": []}
+
+
+def test_the_pictures_are_those_of_the_schedule(server: vote.Server, ask: Client) -> None:
+    booth = server.booth
+    comparison = booth.log.comparison
+    ask.join("anna")
+    key = vote._key("anna")
+    noisy = 0
+    for position, shown in enumerate(schedule(comparison, "anna")):
+        pair = comparison.pairs[shown.pair]
+        for side, what in (("left", shown.left), ("right", shown.right)):
+            content = ask(f"picture/{key}/{position}/{side}")[1]
+            path = ballots.path_of(booth.folders[what[0]], SET, pair.prompt_id, 0)
+            same = np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(Image.open(path)))
+            assert same == (not what.endswith(NOISE))
+            noisy += not same
+    assert noisy == comparison.checks == 2
+
+
+def test_nothing_tells_a_rater_which_is_which(
+    server: vote.Server, ask: Client, folders: tuple[Path, Path]
+) -> None:
+    """Neither the page, nor what it is told, nor the metadata of a picture, nor an address."""
+    from PIL.PngImagePlugin import PngInfo
+
+    for path in folders[0].rglob("*.png"):
+        info = PngInfo()
+        info.add_text("parameters", A)
+        with Image.open(path) as picture:
+            picture.load()
+        picture.save(path, pnginfo=info)
+    seen = ask("")[1] + json.dumps(ask.join("anna")).encode()
+    for position in range(8):
+        for side in ("left", "right"):
+            seen += ask(f"picture/{vote._key('anna')}/{position}/{side}")[1]
+    assert A.encode() not in seen and B.encode() not in seen and b"joint" not in seen
+    states = [ask.join("anna").keys()] + [ask.vote("anna", i, "tie")[1].keys() for i in range(6)]
+    assert all(keys == states[0] for keys in states), "a check looks like a pair"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "sentence"),
+    [
+        ("", None, {"Host": "evil.example"}, 403, "for this machine alone"),
+        ("", None, {"Host": "127.0.0.1.evil.example:80"}, 403, "for this machine alone"),
+        ("join", {"rater": "a"}, {"Origin": "http://evil.example"}, 403, "another page asks"),
+        ("join", {"rater": "a"}, {"Origin": "null"}, 403, "another page asks"),
+        ("join", b"x" * 1001, {}, 413, "at most 1000 bytes"),
+        ("join", b"x" * 90_000, {}, 413, "at most 1000 bytes"),
+        ("join", {"rater": "a"}, {"Content-Type": "text/plain"}, 415, "application/json"),
+        ("join", b"{", {}, 400, "is JSON"),
+        ("join", b"[" * 999, {}, 400, "is JSON"),
+        ("join", b"\xff\xfe", {}, 400, "is JSON"),
+        ("join", [], {}, 400, "a JSON object"),
+        ("join", {}, {}, 400, "not the keys of join"),
+        ("join", {"rater": "a", "x": 1}, {}, 400, "not the keys of join"),
+        ("join", {"rater": "../a"}, {}, 400, "a name is 1 to 40"),
+        ("vote", {"rater": "a", "position": 0, "choice": "up"}, {}, 400, "one of left, right, tie"),
+        ("vote", {"rater": "a", "position": 0, "choice": ["left"]}, {}, 400, "one of left, right, tie"),
+        ("vote", {"rater": "a", "position": "0", "choice": "left"}, {}, 400, "a whole number"),
+        ("vote", {"rater": "a", "position": True, "choice": "left"}, {}, 400, "a whole number"),
+        ("vote", {"rater": "a", "position": -1, "choice": "left"}, {}, 400, "a whole number"),
+        (
+            "vote",
+            {"rater": "a", "position": 7, "choice": "left"},
+            {},
+            409,
+            "number 8 is not what you are asked",
+        ),
+        ("vote", {"rater": "a", "position": 10**12, "choice": "left"}, {}, 400, "a whole number"),
+        ("undo", {"rater": "a", "position": 3}, {}, 409, "number 4 is not your last vote"),
+        ("votes", {"rater": "a"}, {}, 404, "nothing here"),
+        ("join", None, {}, 404, "nothing here"),
+        ("picture/0000000000000000/0/left", None, {}, 404, "no such picture"),
+        (f"picture/{vote._key('anna')}/99/left", None, {}, 404, "no such picture"),
+        (f"picture/{vote._key('anna')}/0/up", None, {}, 404, "nothing here"),
+        (f"picture/{vote._key('anna')}/../../left", None, {}, 404, "nothing here"),
+    ],
+)
+def test_what_is_refused(
+    server: vote.Server,
+    ask: Client,
+    path: str,
+    body: Any,
+    headers: Mapping[str, str],
+    status: int,
+    sentence: str,
+) -> None:
+    ask.join("anna")
+    before = server.booth.log.path.read_bytes()
+    got, told = ask(path, body, headers)
+    assert (got, sentence in told["error"]) == (status, True), told
+    assert server.booth.log.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("secret", ["", "wrong", "é", "..", "A" * 5000])
+def test_nothing_is_served_without_the_secret(ask: Client, secret: str) -> None:
+    for path, body in (("", None), ("join", {"rater": "a"}), (f"picture/{vote._key('a')}/0/left", None)):
+        status, told = ask(path, body, secret=urllib.request.quote(secret))
+        assert (status, "not the one that the server printed" in told["error"]) == (403, True)
+
+
+def test_a_body_without_a_length(ask: Client) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", ask.port, timeout=20)
+    for headers in (
+        {"Content-Type": "application/json"},
+        {"Transfer-Encoding": "chunked", "Content-Length": "2"},
+    ):
+        connection.putrequest("POST", f"/{ask.server.secret}/join")
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 411
+        connection.close()
+
+
+def test_two_servers_have_two_secrets_and_one_port_has_one_server(server: vote.Server) -> None:
+    with vote.Server(server.booth) as other:
+        assert len(other.secret) >= 32 and other.secret != server.secret
+    port = server.server_address[1]
+    with pytest.raises(ValueError, match=f"--port {port} is taken: choose another"):
+        vote.Server(server.booth, port)
+
+
+def test_only_this_machine_is_listened_to(server: vote.Server) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_the_page_fetches_nothing_from_elsewhere(server: vote.Server, ask: Client) -> None:
+    with urllib.request.urlopen(server.address, timeout=20) as answer:
+        policy, page = answer.headers["Content-Security-Policy"], answer.read().decode()
+        assert (
+            answer.headers["Referrer-Policy"] == "no-referrer"
+            and answer.headers["Cache-Control"] == "no-store"
+        )
+    nonce = policy.split("script-src 'nonce-")[1].split("'")[0]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    assert page.count(f'nonce="{nonce}"') == page.count("<script") + page.count("<style") == 2
+    assert "://" not in page and 'src="' not in page and re.findall(r'href="(.*?)"', page) == ["data:,"]
+    assert nonce.encode() not in ask("")[1], "a nonce is used once"
+
+
+def test_raters_at_the_same_time(server: vote.Server, ask: Client) -> None:
+    def all_of(rater: str) -> None:
+        for position in range(8):
+            assert ask.vote(rater, position, "left")[0] == 200
+
+    threads = [threading.Thread(target=all_of, args=(f"r{i}",)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log_of(server).choices == {f"r{i}": ["left"] * 8 for i in range(5)}
+
+
+def test_raters_without_end_are_refused(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vote, "RATERS", 2)
+    assert [ask("join", {"rater": name})[0] for name in ("a", "b", "a", "c")] == [200, 200, 200, 409]
+
+
+def test_a_full_disk_and_a_changed_picture_are_said(
+    server: vote.Server, ask: Client, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    ask.join("anna")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, told = ask.vote("anna", 0, "left")
+    assert (status, "No space left" in told["error"]) == (500, True)
+    assert ask.join("anna")["position"] == 0
+    for folder in folders:
+        for path in folder.rglob("*.png"):
+            Image.new("RGB", (8, 8)).save(path)
+    status, told = ask(f"picture/{vote._key('anna')}/0/left")
+    assert (status, "is another picture than when the voting began" in told["error"]) == (500, True)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def start(folders: tuple[Path, Path], out: Path) -> tuple[subprocess.Popen[str], str]:
+    """The command in a process of its own, and the address that it prints."""
+    command = [sys.executable, "-m", "evals", "vote", *map(str, folders), "--out", str(out), "--checks", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def post(address: str, what: str, body: Any) -> Any:
+    request = urllib.request.Request(
+        address + what, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_a_killed_server_goes_on_where_it_was_and_a_stopped_one_writes_rows(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "votes.csv"
+    process, address = start(folders, out)
+    for position in range(3):
+        post(address, "vote", {"rater": "anna", "position": position, "choice": "left"})
+    process.kill()
+    process.communicate()
+    with out.with_suffix(".jsonl").open("ab") as log:
+        log.write(b'{"rater": "anna", "vote": 3, "prompt')  # what a crash in the middle of a write leaves
+    process, address = start(folders, out)
+    assert post(address, "join", {"rater": "anna"})["position"] == 3
+    for position in range(3, 6):
+        post(address, "vote", {"rater": "anna", "position": position, "choice": "left"})
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "# Human votes" in printed and "6 votes by 1 rater" in printed
+    assert len(rows.read([out])) == 12
+    again = tmp_path / "again.csv"
+    run = CliRunner().invoke(main, ["tally", str(out.with_suffix(".jsonl")), "--out", str(again)])
+    assert run.exit_code == 0, run.output
+    assert again.read_bytes() == out.read_bytes()
+
+
+def bad(arguments: list[str]) -> str:
+    run = CliRunner().invoke(main, arguments)
+    assert (run.exit_code, run.stderr.count("\n")) == (2, 1), run.output
+    return run.stderr
+
+
+def test_an_out_of_another_kind(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    voted(log, made_up(4))
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    for arguments in (["vote", *map(str, folders)], ["tally", str(log)]):
+        assert "must end in .csv" in bad([*arguments, "--out", str(tmp_path / "x.txt")])
+        assert "is there, and no score file" in bad([*arguments, "--out", str(other)])
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        assert "is a folder" in bad([*arguments, "--out", str(tmp_path / "folder.csv")])
+    (tmp_path / "notes.jsonl").write_text("{}\n")
+    assert "no log of votes" in bad(["vote", *map(str, folders), "--out", str(tmp_path / "notes.csv")])
+    assert (tmp_path / "notes.jsonl").read_text() == "{}\n"
+    assert "cannot be read" in bad(["tally", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "x.csv")])
+
+
+# -------------------------------------------------------------------------------------------------- browser
+
+
+READY = "!document.querySelector('#stage').hidden && !busy"
+
+
+def at(position: int) -> str:
+    return f"state.position === {position} && !busy"
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[browser.Browser]:
+    with browser.started() as opened:
+        yield opened
+
+
+@pytest.fixture
+def opened(page: browser.Browser, server: vote.Server) -> browser.Browser:
+    page.viewport(1280, 800)
+    page.dark(False)
+    page.open("about:blank")
+    page.errors.clear()
+    page.open(server.address)
+    return page
+
+
+def enter(page: browser.Browser, name: str) -> None:
+    page.click("#rater")
+    page.type(name)
+    page.press("Enter")
+    page.wait_for(READY)
+
+
+def test_a_rater_at_a_keyboard(opened: browser.Browser, server: vote.Server) -> None:
+    enter(opened, "Anna")
+    for position, key in enumerate("120 "):
+        opened.press(key)
+        opened.wait_for(at(position + 1))
+    assert log_of(server).choices == {"anna": ["left", "right", "tie", "tie"]}
+    opened.press("u")
+    opened.wait_for(at(3))
+    opened.press("Backspace")
+    opened.wait_for(at(2))
+    assert log_of(server).choices == {"anna": ["left", "right"]}
+    opened.reload()
+    opened.wait_for("state && " + at(2))
+    for position in range(2, 8):
+        opened.press("2")
+        opened.wait_for(at(position + 1))
+    assert opened.wait_for("!document.querySelector('#done').hidden")
+    opened.press("u")
+    opened.wait_for(at(7))
+    opened.press("1")
+    opened.wait_for(at(8))
+    assert log_of(server).choices == {"anna": ["left", *["right"] * 6, "left"]}
+    assert opened.errors == []
+
+
+def test_a_rater_with_a_mouse_and_one_with_a_phone(opened: browser.Browser, server: vote.Server) -> None:
+    enter(opened, "bo")
+    opened.click("#left")
+    opened.wait_for(at(1))
+    opened.click(".choices [data-choice=right]")
+    opened.wait_for(at(2))
+    opened.click("[data-act=undo]")
+    opened.wait_for(at(1))
+    opened.press(" ")  # after a click on a button a space is again a tie
+    opened.wait_for(at(2))
+    opened.click("[data-act=pause]")
+    assert opened.evaluate("document.querySelector('#status').textContent").startswith("Paused after 2 of 8")
+    opened.press("Enter")
+    opened.wait_for(READY)
+    opened.viewport(360, 740, phone=True)
+    opened.tap("#right")
+    opened.wait_for(at(3))
+    opened.tap(".choices [data-choice=tie]")
+    opened.wait_for(at(4))
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+    places = "[...document.querySelectorAll('#stage button')].map(b => b.getBoundingClientRect())"
+    assert opened.evaluate(
+        f"{places}.every(r => r.right <= innerWidth && r.bottom <= innerHeight && r.height >= 38)"
+    )
+    assert log_of(server).choices == {"bo": ["left", "tie", "right", "tie"]}
+    assert opened.errors == []
+
+
+def test_two_pictures_of_the_text_side_by_side_in_light_and_dark(
+    opened: browser.Browser, server: vote.Server
+) -> None:
+    enter(opened, "cy")
+    left, right = (opened.evaluate(f"(r => [r.x, r.y, r.width, r.height])({box})") for box in boxes())
+    assert left[1:] == right[1:] and left[0] + left[2] < right[0] and left[2] > 300
+    shown = schedule(server.booth.log.comparison, "cy")[0]
+    texts = {p.id: p.text for p in prompts.load(SET)}
+    asked = texts[server.booth.log.comparison.pairs[shown.pair].prompt_id]
+    assert opened.evaluate("document.querySelector('#text').textContent") == asked
+    colours = []
+    for dark in (False, True):
+        opened.dark(dark)
+        colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colours == ["rgb(251, 250, 248)", "rgb(17, 19, 23)"]
+    assert opened.errors == []
+
+
+def boxes() -> list[str]:
+    return [f"document.querySelector('#{side}').getBoundingClientRect()" for side in ("left", "right")]
+
+
+def test_a_name_is_text_and_nothing_else(opened: browser.Browser, server: vote.Server) -> None:
+    opened.click("#rater")
+    opened.type("<img src=x>")
+    opened.press("Enter")
+    opened.wait_for("!document.querySelector('#error').hidden")
+    assert "a name is 1 to 40" in opened.evaluate("document.querySelector('#said').textContent")
+    assert opened.evaluate("document.querySelectorAll('#error img').length") == 0
+
+
+def test_a_server_that_is_gone_is_said_and_the_vote_can_be_given_again(
+    opened: browser.Browser, server: vote.Server
+) -> None:
+    enter(opened, "di")
+    real = server.booth.vote
+
+    def gone(*_: Any) -> Any:
+        raise ConnectionResetError
+
+    server.booth.vote = gone  # type: ignore[method-assign]
+    opened.press("1")
+    opened.wait_for("!document.querySelector('#error').hidden && !busy")
+    assert "does not answer" in opened.evaluate("document.querySelector('#said').textContent")
+    opened.press("2")  # nothing can be voted on until the page knows where it is
+    assert opened.evaluate(at(0))
+    server.booth.vote = real  # type: ignore[method-assign]
+    opened.click("#again")
+    opened.wait_for("document.querySelector('#error').hidden && !busy")
+    opened.press("1")
+    opened.wait_for(at(1))
+    assert log_of(server).choices == {"di": ["left"]}
+
+
+def test_a_second_page_of_one_rater_is_told_where_the_rater_is(
+    opened: browser.Browser, server: vote.Server
+) -> None:
+    enter(opened, "ed")
+    Client(server).vote("ed", 0, "tie")
+    opened.press("1")
+    opened.wait_for(at(1))
+    assert log_of(server).choices == {"ed": ["tie"]}
