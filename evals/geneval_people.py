@@ -56,9 +56,7 @@ PICTURES = "djghosh/aigen-images"
 """Data set on the hub with the pictures, as images/<model>/<prompt>/samples/<picture>.png."""
 FETCHED = "fetched"
 """In place of a folder of pictures."""
-HOW_TO_GET_PICTURES = (
-    f"{FETCHED}, or, without a network, a folder that is a copy of `images` in the data set {PICTURES} on the hub"
-)
+HOW_TO_GET_PICTURES = f"{FETCHED}, or, without a network, a folder that is a copy of `images` in the data set {PICTURES} on the hub"
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,9 @@ def pair_agreement(right: Array, raters: Array) -> float:
 
 def fleiss_kappa(right: Array, raters: Array) -> float:
     """Agreement of many raters on right and wrong, above what chance gives (Fleiss 1971), with as many raters of each picture."""
-    observed = float(np.mean((right * (right - 1) + (raters - right) * (raters - right - 1)) / (raters * (raters - 1))))
+    observed = float(
+        np.mean((right * (right - 1) + (raters - right) * (raters - right - 1)) / (raters * (raters - 1)))
+    )
     share = float(right.sum() / raters.sum())
     expected = share**2 + (1 - share) ** 2
     return (observed - expected) / (1 - expected)
@@ -297,7 +297,10 @@ def markdown(frame: pd.DataFrame, missing: int, detector: str, command: str) -> 
         ABOUT,
         glance(frame),
         "## Confusion",
-        _markdown(["task", *CONFUSION], [[name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)]),
+        _markdown(
+            ["task", *CONFUSION],
+            [[name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)],
+        ),
         "## People among themselves",
         _markdown(
             ["task", "one against the others, %", "pairs, %", "all alike, %", "Fleiss kappa"],
@@ -314,7 +317,15 @@ pictures are older than those that are scored today."""
 
 def glance(frame: pd.DataFrame) -> str:
     """Agreement and kappa of each task and each model, beside the human ceiling."""
-    header = ["task", "pictures", "right: people, %", "right: detector, %", "agreement, %", "kappa", "one rater against the others, %"]
+    header = [
+        "task",
+        "pictures",
+        "right: people, %",
+        "right: detector, %",
+        "agreement, %",
+        "kappa",
+        "one rater against the others, %",
+    ]
     return _markdown(header, [[name, *_of_detector(part)] for name, part in _parts(frame)])
 
 

@@ -22,7 +22,9 @@ def task_of(prompt_set: str, prompt_id: str) -> str:
     task = _tasks(prompt_set).get(prompt_id)
     if task not in TASKS:
         what = "is not in it" if task is None else f"has the tag {task}"
-        raise ValueError(f"GenEval's tasks are {', '.join(TASKS)}, but prompt {prompt_id} of {prompt_set} {what}")
+        raise ValueError(
+            f"GenEval's tasks are {', '.join(TASKS)}, but prompt {prompt_id} of {prompt_set} {what}"
+        )
     return task
 
 
