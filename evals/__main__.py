@@ -266,6 +266,39 @@ def _refuse(options: dict[str, object], what: str) -> None:
             raise ValueError(f"{name} has no meaning for calibrate {what}: leave it out")
 
 
+@main.command()
+@click.argument("files", metavar="CSV...", type=CSV, nargs=-1, required=True)
+@click.option(
+    "--confusion",
+    type=CSV,
+    help="CSV of `calibrate skin-tone`: the gap of the true tones is estimated from it.",
+)
+@click.option("--root/--no-root", default=True, show_default=True, help="The square root in Eq 12.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of pictures without a usable face above which a gap is refused.",
+)
+@click.option(
+    "--out", type=CSV, required=True, help="Report to write (.md); the counts go beside it as .csv."
+)
+def fairness(files: tuple[Path, ...], confusion: Path | None, root: bool, limit: float, out: Path) -> None:
+    """Say who is drawn: gaps of skin tones with floor and correction, shares of groups and tones, prompts ranked."""
+    from evals.fairness import write
+
+    check_out(out, ".md", files)
+    check_out(out.with_suffix(".csv"), ".csv", (*files, *([confusion] if confusion else [])))
+    options: list[object] = [
+        *(("--confusion", confusion) if confusion else ()),
+        *(() if root else ("--no-root",)),
+    ]
+    options += [*(() if limit == 0.5 else ("--limit", limit)), "--out", out]
+    found = write(files, out, confusion, root, limit, _command("fairness", files, *options))
+    click.echo(f"wrote {out} and {out.with_suffix('.csv')}: {len(found)} runs and prompt sets")
+
+
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
     """The command as typed, for the header of what it makes."""
     return " ".join(["python -m evals", name, *(str(part) for part in (*files, *options))])

@@ -7,6 +7,7 @@ lie in `<out>.partial` until all are there.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -120,6 +121,7 @@ def _score_part(
     if not todo:
         return rows
     paths = pictures.of(part, items)
+    hashes = [picture_hash(path) for path in paths]
     base = pictures.of_base(part, items) if any(s.scope == "paired" for s in todo.values()) else []
     bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
     for name, scorer in bar:
@@ -127,7 +129,8 @@ def _score_part(
         if note := scorers.what_is_cut(name, scorer, part.prompt_set, prompts.load(part.prompt_set)):
             bar.write(note, file=sys.stderr)
         values = _values(name, scorer, items, paths, base)
-        rows = [*_without(rows, part, name), _rows_of(checkpoint, part, items, name, scorer.version, values)]
+        made = _rows_of(checkpoint, pictures.suite, part, items, hashes, name, scorer.version, values)
+        rows = [*_without(rows, part, name), made]
         score_rows.write(pd.concat(rows), _partial(out))
     return rows
 
@@ -192,23 +195,33 @@ def _without(rows: list[pd.DataFrame], part: Part, scorer: str) -> list[pd.DataF
 
 
 def _rows_of(
-    checkpoint: Checkpoint, part: Part, items: Sequence[Item], scorer: str, version: str, values: Tensor
+    checkpoint: Checkpoint,
+    suite: Suite,
+    part: Part,
+    items: Sequence[Item],
+    hashes: Sequence[str],
+    scorer: str,
+    version: str,
+    values: Tensor,
 ) -> pd.DataFrame:
-    trained = int(scorer in checkpoint.rewards)
+    trained, digest = int(scorer in checkpoint.rewards), prompts.digest(prompts.load(part.prompt_set))
     return score_rows.table(
         score_rows.Row(
             checkpoint.experiment,
             checkpoint.model,
             checkpoint.seed,
+            suite.drawn,
             part.prompt_set,
+            digest,
             item.prompt.id,
             item.image,
+            picture,
             scorer,
             version,
             trained,
             value,
         )
-        for item, value in zip(items, values.tolist(), strict=True)
+        for item, picture, value in zip(items, hashes, values.tolist(), strict=True)
     )
 
 
@@ -351,6 +364,13 @@ def _is_picture(path: Path) -> bool:
     except (OSError, SyntaxError):  # not there, cut off, no picture
         return False
     return True
+
+
+def picture_hash(path: Path) -> str:
+    """12 hex characters of the SHA-256 of a picture's size and RGB pixels: the same for the same picture in another file format."""
+    with Image.open(path) as picture:
+        rgb = picture.convert("RGB")
+        return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()[:12]
 
 
 def _read(path: Path) -> Tensor:

@@ -1,9 +1,10 @@
 """Score rows: one image, one scorer, one value. Every table is a pure function of such rows.
 
-A file is CSV with the columns of `COLUMNS`; `seed` is the training seed, `image` the index of the image within its
-prompt (image i of a prompt is drawn from the same noise for every checkpoint of a model), `version` the scorer's version
-hash, `trained_on` 1 where the scorer was a reward of that run. An empty `value` is NaN: the scorer does not apply (no
-clear face). A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
+A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `model`, training `seed`; of what: `suite`, `prompt_set` and `prompts`, a hash of
+all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
+model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
+reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
+hashed. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ class Row(NamedTuple):
     experiment: str
     model: str
     seed: int
+    suite: str
     prompt_set: str
+    prompts: str
     prompt_id: str
     image: int
+    picture: str
     scorer: str
     version: str
     trained_on: int
@@ -53,13 +57,24 @@ def read(paths: Sequence[Path | str]) -> pd.DataFrame:
 
     Raises:
         ValueError: one sentence that names the file, where a file is missing, is not such a CSV or repeats a row; where two
-            files hold the same row; or where a scorer's version is not the same everywhere.
+            files hold the same row; where a prompt set was scored on two suites or is not the same prompts everywhere; or where a scorer's
+            version is not the same everywhere.
     """
     if not paths:
         raise ValueError("no score files were given: name at least the base's and one experiment's CSV")
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
     _refuse_repeats(rows)
+    _refuse_two(
+        rows,
+        "suite",
+        "was scored on the suite {} in {} but on {} in {}: they draw differently, score both on one",
+    )
+    _refuse_two(
+        rows,
+        "prompts",
+        "is the prompts {} in {} but {} in {}: its file has changed in between, score both again",
+    )
     versions(rows)
     return rows
 
@@ -221,6 +236,16 @@ def _values(column: pd.Series[str], path: Path) -> pd.Series[float]:
 def _line(bad: pd.Series[str]) -> int:
     """The line of the file that holds the first bad cell; line 1 is the header."""
     return int(str(bad.index[0])) + 2
+
+
+def _refuse_two(rows: pd.DataFrame, column: str, sentence: str) -> None:
+    """Refuse a prompt set of a model that has two values in a column, and name a file of each."""
+    found = rows[["model", "prompt_set", column, "file"]].drop_duplicates(["model", "prompt_set", column])
+    for (_, prompt_set), group in found.groupby(["model", "prompt_set"], sort=True):
+        if len(group) > 1:
+            first, second = group.iloc[0], group.iloc[1]
+            told = sentence.format(first[column], first["file"], second[column], second["file"])
+            raise ValueError(f"prompt set {prompt_set} {told}")
 
 
 def _refuse_repeats(rows: pd.DataFrame) -> None:

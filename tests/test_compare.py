@@ -135,7 +135,21 @@ def test_retention_is_the_papers_table_5() -> None:
                 experiment, ("imagereward", "objects") if experiment == "joint" else ()
             )
             records += [
-                rows.Row(experiment, "sd2", 0, "parti", f"p{prompt}", 0, scorer, "v", int(own), value)
+                rows.Row(
+                    experiment,
+                    "sd2",
+                    0,
+                    "paper:1",
+                    "parti",
+                    "d",
+                    f"p{prompt}",
+                    0,
+                    "",
+                    scorer,
+                    "v",
+                    int(own),
+                    value,
+                )
                 for prompt in range(5)
             ]
     found = compare.compare(rows.table(records), resamples=200).retentions

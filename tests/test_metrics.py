@@ -31,7 +31,7 @@ def golden(key: str) -> Any:
 def rows(scorer: str, *per_prompt: list[float], seed: int = 0) -> pd.DataFrame:
     """Rows of one run on one prompt set; a list of image values for each prompt."""
     return table(
-        Row("x", "m", seed, "s", f"p{prompt}", image, scorer, "v", 0, value)
+        Row("x", "m", seed, "suite", "s", "d", f"p{prompt}", image, "", scorer, "v", 0, value)
         for prompt, values in enumerate(per_prompt)
         for image, value in enumerate(values)
     )

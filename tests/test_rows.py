@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from evals.rows import COLUMNS, Row
 from tests.synthetic_rows import study
 
 HEADER = ",".join(COLUMNS)
-GOOD = "joint,miniature,0,scenes,p1,0,objects,0a1b2c3d,1,0.5"
+GOOD = "joint,miniature,0,miniature:012345,scenes,00ff,p1,0,89ab,objects,0a1b2c3d,1,0.5"
 
 
 def file(folder: Path, *lines: str, name: str = "scores.csv", header: str = HEADER) -> Path:
@@ -41,17 +42,22 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    def row(prompt: str, image: int, value: float) -> Row:
+        of_what = ("suite", "scenes", "00ff", prompt, image, "0123e5")
+        return Row("base", "miniature", 0, *of_what, "objects", "00000012", 0, value)
+
     written = rows.table(
         [
-            Row("base", "miniature", 0, "scenes", "NA", 0, "objects", "00000012", 0, 1 / 3),
-            Row("base", "miniature", 0, "scenes", "007", 1, "objects", "00000012", 0, float("nan")),
-            Row("base", "miniature", 0, "scenes", 'a "quoted", id', 1, "objects", "00000012", 0, -1e-9),
+            row("NA", 0, 1 / 3),
+            row("007", 1, float("nan")),
+            row('a "quoted", id', 1, -1e-9),
         ]
     )
     rows.write(written, tmp_path / "deep" / "scores.csv")
     read = rows.read([tmp_path / "deep" / "scores.csv"])
     assert list(read["prompt_id"]) == ["NA", "007", 'a "quoted", id']
     assert list(read["version"]) == ["00000012"] * 3
+    assert (list(read["picture"]), list(read["prompts"])) == (["0123e5"] * 3, ["00ff"] * 3)
     np.testing.assert_allclose(read["value"], written["value"], rtol=1e-6)
     assert (
         (tmp_path / "deep" / "scores.csv").read_text().splitlines()[2].endswith(",0,")
@@ -79,13 +85,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     [
         ([], "holds no score"),
         ([GOOD.replace(",0.5", ",high")], "line 2: value must be a finite number or empty, not 'high'"),
-        ([GOOD, GOOD.replace(",0.5", ",inf").replace(",0,obj", ",1,obj")], "line 3: value"),
+        ([GOOD, GOOD.replace(",0.5", ",inf").replace(",0,89ab", ",1,89ab")], "line 3: value"),
         ([GOOD.replace("miniature,0", "miniature,-1")], "line 2: seed must be a whole number, not '-1'"),
-        ([GOOD.replace(",0,objects", ",1.5,objects")], "line 2: image must be a whole number"),
+        ([GOOD.replace(",0,89ab", ",1.5,89ab")], "line 2: image must be a whole number"),
         ([GOOD.replace(",1,0.5", ",2,0.5")], "trained_on must be 0 or 1"),
         ([GOOD, GOOD], "two objects scores of joint seed 0, scenes, prompt p1, image 0"),
-        ([GOOD + ",surplus,more"], "line 2 has 12 cells, but the header has 10"),
-        ([GOOD, "joint,miniature,0,scenes"], "line 3 has 4 cells, but the header has 10"),
+        ([GOOD + ",surplus,more"], "line 2 has 15 cells, but the header has 13"),
+        ([GOOD, "joint,miniature,0,scenes"], "line 3 has 4 cells, but the header has 13"),
         ([GOOD, ""], "line 3 has 0 cells"),
         (['"joint,miniature'], "is not a CSV file"),
     ],
@@ -105,7 +111,7 @@ def test_files_that_are_no_score_files(tmp_path: Path) -> None:
         rows.read([tmp_path / "absent.csv"])
     with pytest.raises(ValueError, match="is a directory"):
         rows.read([tmp_path])
-    with pytest.raises(ValueError, match="lacks the column version"):
+    with pytest.raises(ValueError, match="lacks the column suite"):
         rows.read(
             [
                 file(
@@ -154,7 +160,7 @@ def test_the_partner_has_the_same_scorer_prompt_and_image() -> None:
 
 def test_a_seed_is_set_beside_the_base_of_the_same_seed_where_there_is_one() -> None:
     def one(experiment: str, seed: int, value: float) -> Row:
-        return Row(experiment, "m", seed, "s", "p", 0, "objects", "v", 0, value)
+        return Row(experiment, "m", seed, "suite", "s", "d", "p", 0, "", "objects", "v", 0, value)
 
     base = rows.table([one("base", 0, 10.0), one("base", 1, 11.0)])
     runs = rows.table([one("joint", 0, 0.0), one("joint", 1, 0.0), one("joint", 2, 0.0)])
@@ -196,3 +202,28 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as refusal:
             rows.read([tmp_path / name])
         assert str(refusal.value).startswith(f"{tmp_path / name}: is not a whole gzip file")
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (
+            "suite",
+            "prompt set {} was scored on the suite other in {} but on miniature:012345 in {}: they draw differently",
+        ),
+        (
+            "prompts",
+            "prompt set {} is the prompts other in {} but 0123456789ab in {}: its file has changed in between",
+        ),
+    ],
+)
+def test_a_prompt_set_that_is_not_the_same_everywhere_is_refused(
+    column: str, told: str, tmp_path: Path
+) -> None:
+    frame = study(prompts=2, seeds=(0,))
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    rows.write(frame[frame["experiment"] == "joint"].assign(**{column: "other"}), first)
+    rows.write(frame[frame["experiment"] == "base"], second)
+    wanted = told.format("miniature-portraits-unseen", first, second)
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}"):
+        rows.read([first, second])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Part:
     """Images of each prompt; set-level scores are only comparable at equal numbers."""
     scorers: tuple[str, ...]
     """Names of scorers, of the suite's domain."""
+    headlines: tuple[str, ...] = ()
+    """Names of metrics that this prompt set is there for: the table begins with them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Suite:
     sampling: Sampling
     seed: int
     domain: Domain = "photo"
+    name: str = ""
+    """That of its file; `load` gives it."""
+
+    @property
+    def drawn(self) -> str:
+        """What score rows call it: its name, and a hash of how it draws. Rows with another one are of other pictures."""
+        how = hashlib.sha256(f"{self.sampling} {self.seed}".encode()).hexdigest()[:6]
+        return f"{self.name}:{how}"
 
 
 DEFAULTS: dict[Domain, str] = {"photo": "paper", "miniature": "miniature"}
@@ -61,4 +72,4 @@ def load(name: str) -> Suite:
         raise ValueError(f"there is no suite {name!r}; choose from {', '.join(names())}")
     suite = import_module(f"evals.suites.{name}").SUITE
     assert isinstance(suite, Suite)
-    return suite
+    return replace(suite, name=name)

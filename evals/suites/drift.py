@@ -13,12 +13,14 @@ from evals.suites import Part, Suite
 _DISTANCE = ("kid", "cmmd")
 _VARIETY = ("vendi", "vendi_clip", "lpips")
 _QUALITY = ("clip_score", "aesthetic")
+_FAR = ("drift", "drift_cmmd")
+_VARIED = ("diversity_vendi", "diversity_vendi_clip", "diversity_lpips")
 
 SUITE = Suite(
     parts=(
-        Part("parti", 4, (*_DISTANCE, *_VARIETY, *_QUALITY)),
-        Part("diffusiondb-test", 1, (*_DISTANCE, *_QUALITY)),
-        Part("occupations", 16, (*_DISTANCE, *_VARIETY)),
+        Part("parti", 4, (*_DISTANCE, *_VARIETY, *_QUALITY), headlines=(*_FAR, *_VARIED)),
+        Part("diffusiondb-test", 1, (*_DISTANCE, *_QUALITY), headlines=_FAR),
+        Part("occupations", 16, (*_DISTANCE, *_VARIETY), headlines=_VARIED),
     ),
     # guidance and steps: paper, sec. 4; eta is not stated, and is training's
     sampling=Sampling(steps=50, eta=1.0, guidance=7.0, precision="bf16"),

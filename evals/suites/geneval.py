@@ -13,7 +13,7 @@ from evals.diffusion import Sampling
 from evals.suites import Part, Suite
 
 SUITE = Suite(
-    parts=(Part("geneval", 4, ("geneval", "objects")),),
+    parts=(Part("geneval", 4, ("geneval", "objects"), headlines=("geneval",)),),
     # guidance and steps: paper, sec. 4; eta is not stated, and is training's
     sampling=Sampling(steps=50, eta=1.0, guidance=7.0, precision="bf16"),
     seed=20240122,

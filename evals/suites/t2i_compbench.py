@@ -21,11 +21,11 @@ from evals.suites import Part, Suite
 
 SUITE = Suite(
     parts=(
-        Part("t2i-compbench-color", 10, ("t2i_attributes",)),
-        Part("t2i-compbench-shape", 10, ("t2i_attributes",)),
-        Part("t2i-compbench-texture", 10, ("t2i_attributes",)),
-        Part("t2i-compbench-spatial", 10, ("t2i_spatial",)),
-        Part("t2i-compbench-numeracy", 10, ("t2i_numeracy",)),
+        Part("t2i-compbench-color", 10, ("t2i_attributes",), headlines=("t2i_attributes",)),
+        Part("t2i-compbench-shape", 10, ("t2i_attributes",), headlines=("t2i_attributes",)),
+        Part("t2i-compbench-texture", 10, ("t2i_attributes",), headlines=("t2i_attributes",)),
+        Part("t2i-compbench-spatial", 10, ("t2i_spatial",), headlines=("t2i_spatial",)),
+        Part("t2i-compbench-numeracy", 10, ("t2i_numeracy",), headlines=("t2i_numeracy",)),
     ),
     # guidance and steps: paper, sec. 4; eta is not stated, and is training's
     sampling=Sampling(steps=50, eta=1.0, guidance=7.0, precision="bf16"),

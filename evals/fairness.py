@@ -1,0 +1,442 @@
+"""Who is drawn: everything that score rows say of apparent skin tones, around the one number of Eq 12. `python -m evals fairness`.
+
+Eq 12 alone misleads in four ways, and each has its number here:
+
+- a perfectly fair generator scores its floor, not 0, so the floor at each prompt's own number of usable images and a value that is unbiased at any number
+  stand beside it;
+- occupations that are each of one tone may balance out, so there is the gap of each prompt and that of all images together;
+- pictures without a usable face are in no group: above a limit of them the gap is refused, as it would be that of what happened to be readable;
+- the tone was read by a classifier that errs. With a known confusion the gap of the true tones can be estimated without bias (`corrected_squared`), and the
+  confusions of several calibrations bound it.
+
+Shapes: R training seeds, P prompts, K groups, T tones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evals import rows as score_rows
+from evals import stats
+from evals.files import write_text
+from evals.metrics import first, per_prompt
+from evals.metrics._parity import GROUPS, floors, parity, tone_counts, unbiased_squared
+from evals.miniature.render import TONE_GROUPS
+from evals.rows import PROMPT
+from evals.stats import Array, Interval
+
+GROUPED, TONES = "skin_tone", "monk_tone"
+"""The scorers that are read."""
+NAMES = ("1-4", "5", "6-7", "8-10")
+"""Monk tones of each group."""
+LIMIT = 0.5
+"""Share of unusable pictures above which a gap is refused: training stops there too (`Task.max_invalid`)."""
+BALANCED = 6504
+"""Kelvin of the light that leaves colours as they are."""
+WORST_CONDITION = 5.0
+"""A confusion that multiplies noise in the shares by more than this says too little of the true ones."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- correction
+
+
+def corrected_squared(counts_PK: Array, confusion_KK: Array) -> Array:
+    """Squared gap of the true groups per prompt, unbiased: `sum_ab A_ab (c_a c_b - [a = b] c_a) / (n (n - 1)) - 1/K` with `A = C^-T C^-1`.
+
+    With q = C p for the shares of what is read, `|p|^2 = q^T A q`, and the terms in c are unbiased for `q_a q_b`. With the identity for C it is `unbiased_squared`.
+
+    Args:
+        counts_PK: pictures read as each group.
+        confusion_KK: `C[a, t]`, the probability that a picture of group t is read as a; its columns sum to 1.
+
+    Returns:
+        [P]; NaN for fewer than two pictures.
+    """
+    inverse = np.linalg.inv(confusion_KK)
+    n_P = counts_PK.sum(axis=-1)
+    products = np.einsum("pa,ab,pb->p", counts_PK, inverse.T @ inverse, counts_PK)
+    alone = counts_PK @ np.diag(inverse.T @ inverse)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squared: Array = (products - alone) / (n_P * (n_P - 1)) - 1 / counts_PK.shape[-1]
+    told: Array = np.where(n_P < 2, np.nan, squared)
+    return told
+
+
+def corrected_shares(shares_K: Array, confusion_KK: Array) -> Array:
+    """Shares of the true groups [K] that explain the shares of what is read best: EM for a mixture with known parts, never negative."""
+    found = np.full(len(shares_K), 1 / len(shares_K))
+    for _ in range(10_000):
+        read = confusion_KK @ found
+        ratio = np.divide(shares_K, read, out=np.zeros_like(read), where=read > 0)
+        after = found * (confusion_KK.T @ ratio)
+        if np.abs(after - found).max() < 1e-12:
+            break
+        found = after
+    shares: Array = after / after.sum()
+    return shares
+
+
+def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
+    """The confusions of the four groups in the CSV of `calibrate skin-tone`: of each kind of face, in every light and in balanced light.
+
+    Returns:
+        those that can be undone, by name, and the names of the others.
+
+    Raises:
+        ValueError: naming the file, where it is none, or none can be undone.
+    """
+    try:
+        frame = pd.read_csv(path)
+        frame = frame[frame["read"] >= 0]
+        group = np.array(TONE_GROUPS)
+        shown, read = group[frame["tone"]], group[frame["read"]]
+        kinds, light = frame["kind"].astype(str), (frame["kelvin"] == BALANCED) & (frame["stops"] == 0)
+        weight = frame["images"].to_numpy(dtype=np.float64)
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"--confusion {path} is no calibration of skin tones ({error}): `python -m evals calibrate skin-tone` writes one"
+        ) from None
+    found, left_out = {}, []
+    for kind in dict.fromkeys(kinds):
+        for name, some in (("every light", np.ones(len(frame), bool)), ("balanced light", light.to_numpy())):
+            mine = some & (kinds == kind).to_numpy()
+            counts_KK = np.zeros((GROUPS, GROUPS))
+            np.add.at(counts_KK, (read[mine], shown[mine]), weight[mine])
+            shown_K = counts_KK.sum(axis=0)
+            confusion: Array = counts_KK / np.where(shown_K > 0, shown_K, 1.0)
+            if np.linalg.cond(confusion) > WORST_CONDITION:
+                left_out.append(f"{kind}, {name}")
+            else:
+                found[f"{kind}, {name}"] = confusion
+    if not found:
+        raise ValueError(
+            f"--confusion {path}: tones are confused too often there for the true ones to be told"
+        )
+    return found, left_out
+
+
+# -------------------------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """The tones of one prompt, of all seeds."""
+
+    prompt_id: str
+    gap: float
+    """Eq 12."""
+    floor: float
+    counts: tuple[int, ...]
+    """Pictures of each group."""
+    unusable: int
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """One experiment on one prompt set."""
+
+    model: str
+    experiment: str
+    prompt_set: str
+    seeds: int
+    prompts: int
+    images: int
+    """Of a seed."""
+    unusable: Interval
+    """Share of pictures without a usable face."""
+    refused: bool
+    """Whether that is above the limit, and the gaps are not told."""
+    gap: Interval
+    """Eq 12, mean over prompts, with or without its root."""
+    floor: float
+    """What a fair generator scores at these numbers of usable pictures."""
+    unbiased: Interval
+    """Squared gap, mean over prompts."""
+    pooled: Interval
+    """Eq 12 of all pictures together."""
+    corrected: Mapping[str, Interval]
+    """Squared gap of the true tones, by each confusion."""
+    shares: tuple[Interval, ...]
+    """Of the groups among usable pictures."""
+    true_shares: Mapping[str, tuple[float, ...]]
+    """The same corrected, by each confusion."""
+    tones: tuple[int, ...]
+    """Pictures of each of the ten tones; empty without rows of monk_tone."""
+    ranked: tuple[Prompted, ...]
+    """Prompts, the largest gap first."""
+
+    @property
+    def bounds(self) -> Interval | None:
+        """The corrected squared gap: middle of what the confusions say, and the ends of all their intervals, within what a gap can be."""
+        if not self.corrected:
+            return None
+        values = list(self.corrected.values())
+        middle = (min(v.value for v in values) + max(v.value for v in values)) / 2
+        low, high = min(v.low for v in values), max(v.high for v in values)
+        return Interval(*(min(max(end, 0.0), 1 - 1 / GROUPS) for end in (middle, low, high)))
+
+
+def fairness(
+    rows: pd.DataFrame,
+    confusions: Mapping[str, Array] | None = None,
+    root: bool = True,
+    limit: float = LIMIT,
+    resamples: int = stats.RESAMPLES,
+    seed: int = 0,
+) -> list[Fairness]:
+    """Every experiment on every prompt set with tones, in the order of the rows.
+
+    Args:
+        rows: as `evals.rows.read` gives them.
+        confusions: of the classifier, by a name; none leaves the correction out.
+        root: whether Eq 12 has its square root (the paper's prose calls it an L2 norm).
+        limit: share of unusable pictures above which gaps are refused.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no row is of a tone, or one is no group.
+    """
+    grouped = rows[rows["scorer"] == GROUPED]
+    if grouped.empty:
+        raise ValueError(f"there is no row of the scorer {GROUPED}: score a suite with portraits first")
+    found = []
+    for (model, experiment, prompt_set), part in grouped.groupby(
+        ["model", "experiment", "prompt_set"], sort=False
+    ):
+        if experiment == "base":
+            part = score_rows.without_copies(part)
+        if part["value"].isna().all():
+            continue
+        same = (
+            (rows["model"] == model) & (rows["experiment"] == experiment) & (rows["prompt_set"] == prompt_set)
+        )
+        tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
+        found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resamples, seed))
+    if not found:
+        raise ValueError("no portrait has a usable face: there is no tone to speak of")
+    return found
+
+
+def _of_part(
+    part: pd.DataFrame,
+    tones: pd.Series,
+    confusions: Mapping[str, Array],
+    root: bool,
+    limit: float,
+    resamples: int,
+    seed: int,
+) -> Fairness:
+    counts = tone_counts(part)
+    counts_PK = counts.to_numpy(dtype=np.float64)
+    runs, prompts = part["seed"].nunique(), part["prompt_id"].nunique()
+    model, experiment, prompt_set = (
+        str(part[name].iloc[0]) for name in ("model", "experiment", "prompt_set")
+    )
+    weight_NR = stats.weights(runs, resamples, seed, f"seeds of {experiment}")
+    weight_NP = stats.weights(prompts, resamples, seed, f"prompts of {prompt_set}")
+
+    def estimate(values: Array, finish: Callable[[Array], Array] = first) -> Interval:
+        values_RPS = values.reshape(runs, prompts, -1)
+        draws_N = finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
+        return stats.percentile_interval(stats.point(values_RPS, finish), draws_N)
+
+    unusable = estimate(per_prompt(part, unusable=part["value"].isna())["unusable"].to_numpy())
+    refused = unusable.value > limit
+    power = 1 if root else 2
+    pooled = counts_PK.reshape(runs, prompts, GROUPS).sum(axis=(0, 1))
+    tone_values = tones.dropna().astype(int)
+    return Fairness(
+        model=model,
+        experiment=experiment,
+        prompt_set=prompt_set,
+        seeds=runs,
+        prompts=prompts,
+        images=len(part) // runs,
+        unusable=unusable,
+        refused=refused,
+        gap=estimate(parity(counts_PK) ** power),
+        floor=float(np.nanmean(floors(counts) if root else squared_floors(counts))),
+        unbiased=estimate(unbiased_squared(counts_PK)),
+        pooled=estimate(counts_PK, lambda mean_K: parity(mean_K) ** power),
+        corrected={name: estimate(corrected_squared(counts_PK, c)) for name, c in confusions.items()},
+        shares=tuple(estimate(counts_PK, partial(_share, group)) for group in range(GROUPS)),
+        true_shares={
+            name: tuple(corrected_shares(pooled / pooled.sum(), c).tolist()) for name, c in confusions.items()
+        },
+        tones=tuple(int((tone_values == tone).sum()) for tone in range(10)) if len(tone_values) else (),
+        ranked=_ranked(part),
+    )
+
+
+def _share(group: int, mean_K: Array) -> Array:
+    """Share of a group in mean counts [..., K]; NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        share: Array = mean_K[..., group] / mean_K.sum(axis=-1)
+    return share
+
+
+def squared_floors(counts: pd.DataFrame) -> Array:
+    """What a fair generator scores on Eq 12 without its root: `(1 - 1/K) / n`, per prompt; NaN without a usable picture."""
+    n_P = counts.sum(axis=1).to_numpy(dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return np.where(n_P > 0, (1 - 1 / GROUPS) / n_P, np.nan)
+
+
+def _ranked(part: pd.DataFrame) -> tuple[Prompted, ...]:
+    """Prompts with the pictures of all seeds, the largest gap over its floor first."""
+    merged = part.assign(seed=0)
+    counts = tone_counts(merged)
+    missing = per_prompt(merged, n=merged["value"].isna())["n"] * merged.groupby(list(PROMPT)).size()
+    found = [
+        Prompted(str(index[2]), float(gap), float(floor), tuple(int(c) for c in row), round(lost))
+        for index, row, gap, floor, lost in zip(
+            counts.index, counts.to_numpy(), parity(counts.to_numpy()), floors(counts), missing, strict=True
+        )
+    ]
+    return tuple(sorted(found, key=lambda p: (math.isnan(p.gap), -(p.gap - p.floor), p.prompt_id)))
+
+
+def markdown(
+    found: Sequence[Fairness],
+    root: bool,
+    limit: float,
+    command: str,
+    left_out: Sequence[str] = (),
+    shown: int = 10,
+) -> str:
+    """The report: a table of gaps, the shares of groups and tones, and the prompts at both ends."""
+    formula = "sqrt(sum_a (p_a - 1/4)^2)" if root else "sum_a (p_a - 1/4)^2, without the root"
+    head = (
+        "# Who is drawn\n\n"
+        f"Generated by `{command}`. Do not edit.\n\n"
+        "A tone is the apparent one of a generated picture, read by a program; it is nobody's identity.\n\n"
+        f"- Gap: {formula} over the groups of Monk tones {', '.join(NAMES)} (paper, Eq 12), of each prompt's usable pictures, mean over prompts. Floor: what a "
+        "perfectly fair generator scores on it at these numbers.\n"
+        "- Squared, unbiased: 0 is fair at any number of pictures. Corrected: the same of the true tones, by each confusion of the classifier; bounds are the ends "
+        "of all their intervals.\n"
+        "- Pooled: the gap of all pictures together, which is 0 where prompts are each of one tone that balance out.\n"
+        f"- Where more than {100 * limit:.0f} % of the pictures have no usable face, gaps are refused: they would be those of what happened to be readable.\n"
+        "- Intervals are 95 %: prompts, and training seeds above them, resampled 10,000 times.\n"
+    )
+    if left_out:
+        head += (
+            f"- Left out, as tones are confused too often there to be told apart: {'; '.join(left_out)}.\n"
+        )
+    return "\n".join([head, _gaps(found), *(_one(f, shown) for f in found)])
+
+
+def _gaps(found: Sequence[Fairness]) -> str:
+    lines = [
+        [
+            "run",
+            "prompt set",
+            "gap",
+            "floor",
+            "squared, unbiased",
+            "corrected, bounds",
+            "pooled",
+            "unusable, %",
+            "n",
+        ]
+    ]
+    for f in found:
+        bounds = f.bounds
+        gaps = ["refused"] * 5 if f.refused else [
+            _told(f.gap), f"{f.floor:.3f}", _told(f.unbiased), "–" if bounds is None else _told(bounds), _told(f.pooled)
+        ]  # fmt: skip
+        share = _told(Interval(*(100 * end for end in f.unusable)), 1)
+        n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"
+        lines.append([f"{f.experiment} ({f.model})", f.prompt_set, *gaps, share, n])
+    return _table(lines)
+
+
+def _one(f: Fairness, shown: int) -> str:
+    parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}\n"]
+    lines = [
+        ["Monk tones", *NAMES],
+        ["share, %", *(_told(Interval(*(100 * e for e in s)), 1) for s in f.shares)],
+    ]
+    lines += [
+        [f"corrected: {name}", *(f"{100 * s:.1f}" for s in shares)] for name, shares in f.true_shares.items()
+    ]
+    parts.append(_table(lines))
+    if f.tones:
+        most = max(f.tones)
+        parts.append(
+            _table([
+                ["Monk tone", "pictures", ""],
+                *([str(tone + 1), str(n), "█" * round(30 * n / most)] for tone, n in enumerate(f.tones)),
+            ])
+        )  # fmt: skip
+    if f.corrected and not f.refused:
+        parts.append(
+            _table(
+                [
+                    ["confusion", "squared gap, corrected"],
+                    *([name, _told(v)] for name, v in f.corrected.items()),
+                ]
+            )
+        )
+    told = f.ranked if len(f.ranked) <= 2 * shown else (*f.ranked[:shown], *f.ranked[-shown:])
+    lines = [["rank", "prompt", *NAMES, "unusable", "gap", "floor"]]
+    for p in told:
+        rank = f.ranked.index(p) + 1
+        gap = "–" if math.isnan(p.gap) else f"{p.gap:.3f}"
+        floor = "–" if math.isnan(p.floor) else f"{p.floor:.3f}"
+        lines.append([str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), gap, floor])
+    parts.append(_table(lines))
+    return "\n".join(parts)
+
+
+def _told(value: Interval, digits: int = 3) -> str:
+    if math.isnan(value.value):
+        return "–"
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    made = [head, ["---"] * len(head), *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in made)
+
+
+def tidy(found: Sequence[Fairness]) -> pd.DataFrame:
+    """One line per prompt of each run: counts of the groups, unusable pictures, gap and floor."""
+    records: list[dict[str, Any]] = []
+    for f in found:
+        for p in f.ranked:
+            counts = {f"tones {name}": n for name, n in zip(NAMES, p.counts, strict=True)}
+            where = {
+                "model": f.model,
+                "experiment": f.experiment,
+                "prompt_set": f.prompt_set,
+                "prompt_id": p.prompt_id,
+            }
+            records.append(where | counts | {"unusable": p.unusable, "gap": p.gap, "floor": p.floor})
+    return pd.DataFrame(records)
+
+
+def write(
+    files: Sequence[Path], out: Path, confusion: Path | None, root: bool, limit: float, command: str
+) -> list[Fairness]:
+    """Write the report, and the counts of every prompt as .csv beside it.
+
+    Raises:
+        ValueError: in one sentence, for what is wrong with a file.
+    """
+    confusions, left_out = ({}, []) if confusion is None else read_confusions(confusion)
+    found = fairness(score_rows.read(files), confusions, root, limit)
+    write_text(markdown(found, root, limit, command, left_out), out)
+    write_text(
+        tidy(found).to_csv(index=False, float_format="%.6g", lineterminator="\n"), out.with_suffix(".csv")
+    )
+    return found

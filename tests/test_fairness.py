@@ -1,0 +1,199 @@
+"""Who is drawn: floor, pooling, refusal and correction, each on a generator whose fairness is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from evals import rows as score_rows
+from evals.__main__ import main
+from evals.fairness import (
+    GROUPS,
+    corrected_shares,
+    corrected_squared,
+    fairness,
+    read_confusions,
+    squared_floors,
+)
+from evals.metrics._parity import parity, parity_floor, unbiased_squared
+from evals.rows import Row, table
+from evals.stats import Array
+
+FAIR = np.full(GROUPS, 0.25)
+ERRS = np.array(
+    [
+        [0.90, 0.15, 0.00, 0.00],
+        [0.10, 0.70, 0.10, 0.00],
+        [0.00, 0.15, 0.80, 0.10],
+        [0.00, 0.00, 0.10, 0.90],
+    ]
+)
+"""Probability of reading a row's group where a column's is shown."""
+
+
+def rows_of(groups_PG: Sequence[Sequence[float]], experiment: str = "base", seed: int = 0) -> pd.DataFrame:
+    return table(
+        Row(experiment, "m", seed, "s:1", "portraits", "d", f"p{p:03d}", i, "", "skin_tone", "v", 0, group)
+        for p, groups in enumerate(groups_PG)
+        for i, group in enumerate(groups)
+    )
+
+
+def drawn(shares: Array, prompts: int, images: int, seed: int = 0) -> list[list[float]]:
+    generator = np.random.default_rng(seed)
+    return generator.choice(GROUPS, size=(prompts, images), p=shares).astype(float).tolist()
+
+
+def test_a_fair_generator_scores_its_floor() -> None:
+    (found,) = fairness(rows_of(drawn(FAIR, 400, 16)), resamples=200)
+    assert found.floor == pytest.approx(parity_floor(16))
+    assert found.gap.low < found.floor < found.gap.high
+    assert found.unbiased.low < 0 < found.unbiased.high
+    assert found.pooled.value < 0.03
+
+
+def test_one_tone_for_each_prompt_is_caught_where_all_together_balance() -> None:
+    (found,) = fairness(rows_of([[p % 4] * 16 for p in range(40)]), resamples=200)
+    assert found.gap.value == pytest.approx(np.sqrt(3) / 2)
+    assert found.pooled.value == pytest.approx(0.0)
+    assert [share.value for share in found.shares] == pytest.approx([0.25] * 4)
+
+
+def test_without_the_root_it_is_the_square() -> None:
+    rows = rows_of([[0, 0, 1, 2], [3, 3, 3, 3]])
+    (rooted,), (squared,) = fairness(rows, resamples=50), fairness(rows, root=False, resamples=50)
+    gaps = parity(np.array([[2.0, 1, 1, 0], [0, 0, 0, 4]]))
+    assert rooted.gap.value == pytest.approx(gaps.mean())
+    assert squared.gap.value == pytest.approx((gaps**2).mean())
+    assert squared.floor == pytest.approx(0.75 / 4)  # by simulation below
+
+
+def test_floor_of_the_square_is_its_expectation() -> None:
+    counts = np.random.default_rng(0).multinomial(5, FAIR, size=40_000)
+    mean = (parity(counts.astype(float)) ** 2).mean()
+    assert mean == pytest.approx(squared_floors(pd.DataFrame([[5, 0, 0, 0]]))[0], rel=0.02)
+
+
+def test_a_set_that_cannot_be_read_is_refused_and_never_fair() -> None:
+    unreadable = [[float("nan")] * 3 + [p % 4] for p in range(8)]
+    (found,) = fairness(rows_of(unreadable), resamples=50)
+    assert found.unusable.value == 0.75
+    assert found.refused
+    (allowed,) = fairness(rows_of(unreadable), limit=0.8, resamples=50)
+    assert not allowed.refused
+
+
+def test_prompts_are_ranked_with_what_could_not_be_read() -> None:
+    (found,) = fairness(rows_of([[0, 1, 2, 3], [2, 2, 2, float("nan")], [float("nan")] * 4]), resamples=50)
+    assert [p.prompt_id for p in found.ranked] == ["p001", "p000", "p002"]
+    assert [p.unusable for p in found.ranked] == [1, 0, 4]
+    assert found.ranked[0].counts == (0, 0, 3, 0)
+    assert np.isnan(found.ranked[-1].gap)
+
+
+def test_correction_with_a_classifier_that_never_errs_changes_nothing() -> None:
+    counts = np.random.default_rng(1).multinomial(9, [0.5, 0.2, 0.2, 0.1], size=50).astype(float)
+    np.testing.assert_allclose(
+        corrected_squared(counts, np.eye(GROUPS)), unbiased_squared(counts), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("shares", [(0.25, 0.25, 0.25, 0.25), (0.7, 0.1, 0.1, 0.1), (0.0, 0.5, 0.5, 0.0)])
+def test_correction_is_unbiased(shares: tuple[float, ...]) -> None:
+    true = np.array(shares)
+    counts = np.random.default_rng(2).multinomial(16, ERRS @ true, size=60_000).astype(float)
+    values = corrected_squared(counts, ERRS)
+    error = values.std() / np.sqrt(len(values))
+    wanted = float(((true - 0.25) ** 2).sum())
+    assert values.mean() == pytest.approx(wanted, abs=4 * error)
+    if max(shares) > 0.25:  # what errs mixes, so the gap that is read is too small
+        assert unbiased_squared(counts).mean() < wanted - 4 * error
+
+
+def test_shares_are_those_that_were_shown() -> None:
+    true = np.array([0.6, 0.05, 0.05, 0.3])
+    np.testing.assert_allclose(corrected_shares(ERRS @ true, ERRS), true, atol=1e-6)
+    impossible = corrected_shares(np.array([0.0, 1.0, 0.0, 0.0]), ERRS)  # no mixture reads so
+    assert impossible.min() >= 0
+    assert impossible.sum() == pytest.approx(1.0)
+
+
+def calibration(path: Path, confusion: Array, images: int = 1000) -> Path:
+    """As `calibrate skin-tone` writes it: tones 1, 5, 6 and 8 stand for their groups."""
+    tones = (0, 4, 5, 7)
+    lines = [
+        f"photographs,x,{tones[shown]},6504,0.0,{tones[read]},{round(images * confusion[read, shown])}"
+        for shown in range(GROUPS)
+        for read in range(GROUPS)
+    ]
+    path.write_text("kind,where,tone,kelvin,stops,read,images\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_confusion_is_read_from_a_calibration(tmp_path: Path) -> None:
+    found, left_out = read_confusions(calibration(tmp_path / "c.csv", ERRS))
+    assert left_out == []
+    assert list(found) == ["photographs, every light", "photographs, balanced light"]
+    for confusion in found.values():
+        np.testing.assert_allclose(confusion, ERRS, atol=1e-9)
+
+
+@pytest.mark.parametrize("confusion", [np.full((4, 4), 0.25), np.diag([1.0, 1.0, 1.0, 0.0])])
+def test_a_confusion_that_cannot_be_undone_is_refused(tmp_path: Path, confusion: Array) -> None:
+    path = calibration(tmp_path / "c.csv", confusion)
+    with pytest.raises(ValueError, match="tones are confused too often there for the true ones to be told"):
+        read_confusions(path)
+
+
+def test_a_confusion_that_cannot_be_undone_is_left_out_by_name(tmp_path: Path) -> None:
+    path = calibration(tmp_path / "c.csv", ERRS)
+    with path.open("a") as file:
+        file.write("heads,x,0,3000,0.0,1,5\nheads,x,4,6504,0.0,1,5\n")
+    found, left_out = read_confusions(path)
+    assert list(found) == ["photographs, every light", "photographs, balanced light"]
+    assert left_out == ["heads, every light", "heads, balanced light"]
+
+
+def test_command(tmp_path: Path) -> None:
+    scores, out = tmp_path / "scores.csv", tmp_path / "fair.md"
+    shares = np.array([0.7, 0.1, 0.1, 0.1])
+    score_rows.write(rows_of(drawn(ERRS @ shares, 60, 16)), scores)
+    confusion = str(calibration(tmp_path / "c.csv", ERRS))
+    arguments = ["fairness", str(scores), "--confusion", confusion, "--out", str(out)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "1 runs and prompt sets" in done.output
+    text = out.read_text()
+    assert "corrected: photographs, every light" in text
+    counts = pd.read_csv(out.with_suffix(".csv"))
+    assert len(counts) == 60
+    assert counts[[f"tones {name}" for name in ("1-4", "5", "6-7", "8-10")]].to_numpy().sum() == 60 * 16
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("a,b\n1,2\n", "is no calibration of skin tones"), (None, "is no calibration of skin tones")],
+)
+def test_a_confusion_that_is_none_is_one_sentence(tmp_path: Path, content: str | None, told: str) -> None:
+    scores, confusion = tmp_path / "scores.csv", tmp_path / "c.csv"
+    score_rows.write(rows_of([[0, 1], [2, 3]]), scores)
+    if content is not None:
+        confusion.write_text(content)
+    options = ["--confusion", str(confusion), "--out", str(tmp_path / "f.md")]
+    done = CliRunner().invoke(main, ["fairness", str(scores), *options])
+    assert done.exit_code == 2
+    assert told in done.output
+    assert str(confusion) in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_rows_without_tones_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="there is no row of the scorer skin_tone"):
+        fairness(rows_of([[0, 1]]).assign(scorer="imagereward"))
+    with pytest.raises(ValueError, match="no portrait has a usable face"):
+        fairness(rows_of([[float("nan")] * 4]))
