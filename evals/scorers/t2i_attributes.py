@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -116,9 +115,8 @@ class BlipVqa:
         return found
 
     def _ids(self, question: str) -> list[int]:
-        """[ENC], the question in lower case and without marks but its own, [SEP]: as BLIP was trained; the library's processor has [CLS] first."""
-        plain = re.sub(r"[.!\"()*#:;~]", "", question.lower()).rstrip()
-        ids: list[int] = self.tokenizer(plain).input_ids
+        """[ENC], the question, [SEP]: as BLIP was trained; the library's processor has [CLS] first."""
+        ids: list[int] = self.tokenizer(question).input_ids
         return [self.model.config.text_config.bos_token_id + 1, *ids[1:]]
 
     def _yes(self, seen_BLD: Tensor, ids_BL: Tensor) -> list[float]:
