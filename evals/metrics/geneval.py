@@ -27,7 +27,7 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     task = pd.Series(
         [task_of(*prompt) for prompt in zip(rows["prompt_set"], rows["prompt_id"], strict=True)], rows.index
     )
-    of_task = {name: (task == name).astype(np.float64).where(rows["value"].notna()) for name in TASKS}
+    of_task = {name: (task == name).astype(np.float64) for name in TASKS}
     right = {f"{name} right": column * rows["value"] for name, column in of_task.items()}
     return per_prompt(rows, **of_task, **right)
 
