@@ -6,11 +6,12 @@ The map of this package
     detection, fully_right                              composition (Eq 13, and its strict form)
     parity, parity_excess, parity_excess_regrouped,
     parity_unbiased, parity_pooled, unusable            fairness of tone (Eq 12, its floor, its forms)
-    diversity_vendi, diversity_distance                 variety within a prompt
-    drift                                               distance from the base
+    diversity_vendi, diversity_vendi_clip,
+    diversity_distance, diversity_lpips                 variety within a prompt
+    drift, drift_cmmd                                   distance from the base
     geneval, geneval_prompts                            GenEval: mean over tasks, prompts with an image that is right
     t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
-    _means, _wins, _parity, _geneval                    what several of them share
+    _means, _equal, _wins, _parity, _geneval            what several of them share
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with

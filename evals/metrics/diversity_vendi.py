@@ -1,9 +1,9 @@
-"""Vendi score within a prompt at the fixed number of images: the effective number of different pictures. 1 is collapse."""
+"""Vendi score within a prompt at a fixed number of images: the effective number of different pictures. 1 is collapse."""
 
 from __future__ import annotations
 
-from evals.metrics._means import finish as finish
-from evals.metrics._means import statistics as statistics
+from evals.metrics._equal import finish as finish
+from evals.metrics._equal import statistics as statistics
 
 title = "diversity (Vendi)"
 unit = "score"

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from evals.miniature.scorers._judge import groups_of, image_features, judge_version
-from evals.scorers import Scope
+from evals.miniature import weights_folder
+from evals.miniature.scorers import _judge
+from evals.miniature.scorers._judge import _FILES, FOLDER, groups_of, image_features
+from evals.scorers import Scope, _vendi, version_of
+from evals.scorers._vendi import vendi_score
 from prompts import Prompt
-
-
-def vendi_score(kernel_NN: Tensor, order: float = 1.0) -> float:
-    """Exp of the Renyi entropy of order `order` of the eigenvalues of K/n; K has a unit diagonal.
-
-    1 for identical items, n for orthogonal ones. `order` may be 1 (Shannon) and `inf`.
-    """
-    n = len(kernel_NN)
-    eigenvalues = torch.linalg.eigvalsh(kernel_NN.double() / n)
-    p = eigenvalues[eigenvalues > 1e-12]
-    if order == 1:
-        return float(torch.exp(-(p * p.log()).sum()))
-    if order == float("inf"):
-        return float(1 / p.max())
-    return float(torch.exp(p.pow(order).sum().log() / (1 - order)))
 
 
 class Scorer:
@@ -43,7 +32,8 @@ class Scorer:
 
     @property
     def version(self) -> str:
-        return judge_version(__file__)
+        code = (Path(__file__), Path(str(_vendi.__file__)), Path(str(_judge.__file__)))
+        return version_of(*code, *(weights_folder(FOLDER) / name for name in _FILES))
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None

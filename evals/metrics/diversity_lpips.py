@@ -1,0 +1,16 @@
+"""Mean LPIPS between the images of a prompt. Noise raises it too: read it beside a quality metric and a Vendi score."""
+
+from __future__ import annotations
+
+from evals.metrics._means import finish as finish
+from evals.metrics._means import statistics as statistics
+
+title = "diversity (LPIPS)"
+unit = "score"
+higher_is_better: bool | None = True
+scorer = "lpips"
+needs_base = False
+reference: float | None = None
+home = ""
+specialist: str | None = None
+ratio_to_base = False

@@ -1,0 +1,203 @@
+"""Two alarms for the foot of a table: prompts that have lost their variety, and pictures that are one and the same.
+
+Both are pure functions of score rows. A mean Vendi score can stay up while some prompts collapse to one picture, and a prompt whose pictures were all
+drawn from one seed looks collapsed whatever the model can do (OneIG-Benchmark's issue 6: a diversity a thousand times too small).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evals import stats
+from evals.metrics import Array, per_prompt
+from evals.metrics._equal import refuse_unequal
+
+VENDI = ("vendi", "vendi_clip")
+"""The scorers of which a collapse is told: their 1 means one picture, whatever the network."""
+ONE_PICTURE = 1.05
+"""Vendi score up to which the pictures of a prompt are one picture.
+
+Four pictures reach it where every two have a cosine of .991, sixteen at .994: copies that differ in their noise.
+"""
+LOST = 0.5
+"""Share of the base's variety, its Vendi score less the 1 that every set has, below which a prompt has lost it: half of what there was to see."""
+LEVEL = 0.05
+"""Significance of the alarm."""
+RUN = ["experiment", "model", "seed", "prompt_set"]
+"""What tells one run's pictures of one prompt set."""
+FIRST = 3
+"""How many prompts or pictures a sentence names."""
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """What became of the variety of one prompt set in one run."""
+
+    experiment: str
+    seed: int
+    prompt_set: str
+    scorer: str
+    prompts: int
+    """That have a score on both sides."""
+    collapsed: tuple[str, ...]
+    """Prompts that have, by the base's measure (`is_collapsed`)."""
+    base_collapsed: int
+    """How many of the base's have by the run's measure: what chance does to two models of equal variety."""
+    p: float
+    """Exact McNemar test of these two counts."""
+
+    @property
+    def alarm(self) -> bool:
+        """Whether significantly more prompts have collapsed than the other way round."""
+        return len(self.collapsed) > self.base_collapsed and self.p < LEVEL
+
+    @property
+    def sentence(self) -> str:
+        """For the foot of a table."""
+        verdict = "COLLAPSE" if self.alarm else "no collapse"
+        named = f", the first {', '.join(self.collapsed[:FIRST])}" if self.collapsed else ""
+        return (
+            f"{verdict}: {self.experiment} seed {self.seed} on {self.prompt_set} ({self.scorer}): {len(self.collapsed)} of {self.prompts} prompts "
+            f"have lost their variety{named}; {self.base_collapsed} would have with run and base exchanged (p = {self.p:.2g})"
+        )
+
+
+def is_collapsed(vendi_P: Array, base_P: Array) -> npt.NDArray[np.bool_]:
+    """Which prompts have one picture (`ONE_PICTURE`), or less than half of the base's variety (`LOST`); both scores at the same number of pictures."""
+    collapsed: npt.NDArray[np.bool_] = (vendi_P <= ONE_PICTURE) | (vendi_P - 1 < LOST * (base_P - 1))
+    return collapsed
+
+
+def collapses(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[Collapse]:
+    """One record for each training seed and prompt set.
+
+    Half of a prompt's variety can be lost by chance, so what is tested is whether the run lost that much of the base's more often than the base of
+    the run's: for two models of equal variety one is as likely as the other.
+
+    Args:
+        rows: of one experiment and one scorer of `VENDI`.
+        base_rows: the base's, row by row (`evals.rows.same_images`).
+
+    Raises:
+        ValueError: rows of another scorer; prompts with different numbers of images.
+    """
+    if rows.empty:
+        return []
+    experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
+    if scorer not in VENDI:
+        raise ValueError(f"a collapse is told from a Vendi score ({' or '.join(VENDI)}), not from {scorer}")
+    refuse_unequal(rows)
+    found = per_prompt(rows, run=rows["value"], base=base_rows["value"]).dropna()
+    return [
+        _collapse(experiment, scorer, int(str(seed)), str(prompt_set), part)
+        for (seed, prompt_set), part in found.groupby(["seed", "prompt_set"], sort=True)
+    ]
+
+
+def _collapse(experiment: str, scorer: str, seed: int, prompt_set: str, part: pd.DataFrame) -> Collapse:
+    run_P, base_P = part["run"].to_numpy(), part["base"].to_numpy()
+    mine, other = is_collapsed(run_P, base_P), is_collapsed(base_P, run_P)
+    return Collapse(
+        experiment,
+        seed,
+        prompt_set,
+        scorer,
+        prompts=len(part),
+        collapsed=tuple(part.index.get_level_values("prompt_id")[mine]),
+        base_collapsed=int(other.sum()),
+        p=stats.mcnemar_exact(int((mine & ~other).sum()), int((other & ~mine).sum())),
+    )
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Pictures of one prompt set in one run that are the same, pixel by pixel."""
+
+    experiment: str
+    seed: int
+    prompt_set: str
+    within: tuple[tuple[str, tuple[int, ...]], ...]
+    """A prompt, and those of its images that are one picture."""
+    across: tuple[tuple[tuple[str, int], ...], ...]
+    """A picture that several prompts have: each as (prompt, image)."""
+    prompts: int
+    """Of the set, with at least one picture."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """For the foot of a table."""
+        where, told = f"{self.experiment} seed {self.seed} on {self.prompt_set}", []
+        if self.within:
+            prompts = len({prompt for prompt, _ in self.within})
+            prompt, images = self.within[0]
+            told.append(
+                f"SAME PICTURE: {where}: {prompts} of {self.prompts} prompts have one picture several times, the first {prompt} "
+                f"(images {', '.join(map(str, images))}): were they drawn from one seed?"
+            )
+        if self.across:
+            places = " and ".join(f"{prompt} (image {image})" for prompt, image in self.across[0][:FIRST])
+            count = f"{len(self.across)} picture{'s are' if len(self.across) > 1 else ' is'}"
+            told.append(
+                f"SAME PICTURE: {where}: {count} shared by prompts, the first by {places}: have they one text, or was the picture blanked?"
+            )
+        return told
+
+
+def duplicates(rows: pd.DataFrame) -> list[Duplicates]:
+    """One record for each run and prompt set that has the same picture twice.
+
+    Sets are looked at one by one: two of them may share a text, and then rightly share its picture. A picture without a hash is not looked at.
+
+    Args:
+        rows: of any scorers, with the column `picture`.
+    """
+    pictures = _pictures(rows)
+    pictures = pictures[pictures["picture"] != ""].sort_values([*RUN, "prompt_id", "image"], kind="stable")
+    again = pictures[pictures.duplicated([*RUN, "picture"], keep=False)]
+    prompts = pictures.groupby(RUN)["prompt_id"].nunique().rename("prompts")
+    return [_duplicates(part) for _, part in again.join(prompts, on=RUN).groupby(RUN, sort=True)]
+
+
+def duplicate_notes(rows: pd.DataFrame) -> list[str]:
+    """All that is to be said of `duplicates`, for the foot of a table; also of how many pictures nothing can be."""
+    notes = [sentence for found in duplicates(rows) for sentence in found.sentences]
+    pictures = _pictures(rows)
+    unknown = int((pictures["picture"] == "").sum())
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(pictures)} pictures were scored without a hash: whether one is there twice is not known"
+        )
+    return notes
+
+
+def _pictures(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every picture once, however many scorers it has rows of; "" where its hash is not known."""
+    columns = rows[[*RUN, "prompt_id", "image", "picture"]]
+    return columns.fillna({"picture": ""}).drop_duplicates()
+
+
+def _duplicates(part: pd.DataFrame) -> Duplicates:
+    """Of the rows of pictures that one run has twice in one prompt set."""
+    within, across = [], []
+    for _, same in part.groupby("picture", sort=False):
+        places = list(zip(map(str, same["prompt_id"]), map(int, same["image"]), strict=True))
+        prompts = dict.fromkeys(prompt for prompt, _ in places)
+        for prompt in prompts:
+            images = tuple(image for other, image in places if other == prompt)
+            if len(images) > 1:
+                within.append((prompt, images))
+        if len(prompts) > 1:
+            across.append(tuple(places))
+    first = part.iloc[0]
+    return Duplicates(
+        str(first["experiment"]),
+        int(first["seed"]),
+        str(first["prompt_set"]),
+        tuple(within),
+        tuple(across),
+        int(first["prompts"]),
+    )
