@@ -383,10 +383,12 @@ def write(images: str, out: Path, command: str) -> str:
     from evals import scorers
     from evals.diffusion import exact_device
 
+    scorer = scorers.load(
+        "geneval", exact_device()
+    )  # first: it refuses what is not to be used before anything is fetched
     pictures = judged()
     folder = fetched() if images == FETCHED else Path(images)
     there = found_in(folder, pictures)
-    scorer = scorers.load("geneval", exact_device())
     frame = table(there, verdicts(scorer, folder, there))
     detector = f"{scorer.source}, version {scorer.version}"
     write_text(markdown(frame, len(pictures) - len(there), detector, command), out)

@@ -1,6 +1,6 @@
 """How far a checkpoint has gone from its base, and what variety it has lost: both on the same prompts, from the same noise.
 
-PartiPrompts, four pictures of each, are general and none of them is trained on here; DiffusionDB's held-out ones, one of each, are what preference is trained on. The distances
+PartiPrompts, four pictures of each, are general and none of them is trained on here; DiffusionDB's held-out ones, one of each, are of the kind that preference is trained on. The distances
 are between the pictures of the checkpoint and of the base over a whole prompt set, and say nothing of quality: `clip_score` and `aesthetic` stand
 beside them. Variety is that of the pictures of one prompt, and only compared at equal numbers.
 """

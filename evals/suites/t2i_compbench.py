@@ -8,10 +8,10 @@ Those that can be done right with weights that anybody may use:
 and those that cannot:
 
 - non-spatial is the similarity of OpenAI's CLIP ViT-B/32, whose terms are unclear, and says little: Stable Diffusion 1.4 has .308, XL .311.
-- 3D-spatial takes a depth that no validated model gives for such pictures, on top of a detector that is not upstream's.
+- 3D-spatial needs an estimate of depth on top of boxes that are not upstream's: one network more whose errors are taken for the checkpoint's.
 - complex is the mean of the above, non-spatial among them, over free texts whose noun phrases no rule reads right; upstream gives no credit for "on top of" in 33 of them.
 
-Guidance is the paper's 7.0, as in `geneval`; upstream takes its pipeline's default.
+Guidance and steps are the paper's 7.0 and 50, as in `geneval`; upstream's script takes 30 steps at its pipeline's default guidance.
 """
 
 from __future__ import annotations
