@@ -206,26 +206,64 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["skin-tone"]))
+@click.argument("what", type=click.Choice(["skin-tone", "geneval"]))
 @click.option(
     "--photographs",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of portraits, recoloured in memory, beside the drawn heads and scikit-image's astronaut.",
+    help="skin-tone: folder of portraits, recoloured in memory, beside the drawn heads and scikit-image's astronaut.",
+)
+@click.option(
+    "--images",
+    metavar="FOLDER|fetched",
+    help="geneval: the judged pictures, as <model>/<prompt>/samples/<picture>.png, or have them fetched.",
+)
+@click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
 @click.option(
     "--out", type=CSV, required=True, help="Tables to write (.md); the counts go beside them as .csv."
 )
-def calibrate(what: str, photographs: Path | None, out: Path) -> None:
-    """Measure how often a scorer is right where the truth is known: minutes.
+def calibrate(
+    what: str, photographs: Path | None, images: str | None, accept_terms: tuple[str, ...], out: Path
+) -> None:
+    """Measure how often a scorer is right where the truth is known.
 
-    skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures.
+    skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures: minutes.
+
+    geneval: the 1,200 pictures that people have judged for it, in agreement, kappa and confusion, beside how far people agree.
     """
-    from evals.skin import write
-
     check_out(out, ".md")
-    options = () if photographs is None else ("--photographs", photographs)
-    write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    if what == "skin-tone":
+        _refuse({"--images": images, "--accept-terms": accept_terms}, what)
+        from evals import skin
+
+        options = () if photographs is None else ("--photographs", photographs)
+        skin.write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    else:
+        _refuse({"--photographs": photographs}, what)
+        from evals import geneval_people, weights
+
+        if images is None:
+            raise ValueError(f"calibrate {what} needs --images: {geneval_people.HOW_TO_GET_PICTURES}")
+        weights.accept_terms(accept_terms)
+        accepted = [part for repository in accept_terms for part in ("--accept-terms", repository)]
+        command = _command(f"calibrate {what}", (), "--images", images, *accepted, "--out", out)
+        click.echo(geneval_people.write(images, out, command) + "\n")
     click.echo(f"wrote {out} and {out.with_suffix('.csv')}")
+
+
+def _refuse(options: dict[str, object], what: str) -> None:
+    """Refuse options that mean nothing to what is calibrated.
+
+    Raises:
+        ValueError: naming the first one given.
+    """
+    for name, given in options.items():
+        if given:
+            raise ValueError(f"{name} has no meaning for calibrate {what}: leave it out")
 
 
 @main.command()

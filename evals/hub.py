@@ -19,7 +19,9 @@ def hub_file(repository: str, name: str, revision: str | None = None) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
 
 
-def hub_folder(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+def hub_folder(
+    repository: str, patterns: Sequence[str], revision: str | None = None, kind: str = "model"
+) -> Path:
     """A folder in the cache of downloads with those files of a repository that fit one of the patterns; what is not there yet is fetched.
 
     Raises:
@@ -28,7 +30,9 @@ def hub_folder(repository: str, patterns: Sequence[str], revision: str | None = 
     from huggingface_hub import snapshot_download
 
     with _in_one_sentence(repository, "a part", revision):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns))
+        )
 
 
 @contextmanager

@@ -9,7 +9,9 @@ The map of this package
     diversity_vendi, diversity_vendi_clip,
     diversity_distance, diversity_lpips                 variety within a prompt
     drift, drift_cmmd                                   distance from the base
-    _means, _equal, _wins, _parity                      what several of them share
+    geneval, geneval_prompts                            GenEval: mean over tasks, prompts with an image that is right
+    t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
+    _means, _equal, _wins, _parity, _geneval            what several of them share
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with

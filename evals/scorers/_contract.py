@@ -77,7 +77,7 @@ def _photographs() -> tuple[Tensor, list[Prompt]]:
             "tag": "single_object",
             **({"group": "skin_tone"} if thing == "person" else {}),
         }
-        asked += [Prompt(name, f"a photo of a {thing}", expect=expect)] * 4
+        asked += [Prompt(name, f"a {thing} next to a table", expect=expect)] * 4
     return torch.stack(images), asked
 
 

@@ -1,0 +1,62 @@
+"""Suites ask what they say they ask: the paper's numbers of prompts and images, and scores that can be had of every part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import prompts
+from evals import suites
+from evals.suites import Suite
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+PHOTO = [name for name in suites.names() if suites.load(name).domain == "photo"]
+
+
+def images(suite: Suite) -> dict[str, int]:
+    return {part.prompt_set: part.images_per_prompt for part in suite.parts}
+
+
+def test_the_papers_numbers(monkeypatch: pytest.MonkeyPatch):
+    asked = images(suites.load("paper"))
+    sizes = {"composition-seen": 300, "composition-unseen": 300, "occupations": 100, "person-objects": 200}
+    assert {name: len(prompts.load(name)) for name in sizes} == sizes
+    assert [asked[name] for name in sizes] == [1, 1, 16, 16]
+    from prompts.sets import diffusiondb
+
+    assert diffusiondb.TEST == 2_000
+    if not (SHARED / "parti").is_dir():
+        pytest.skip(f"PartiPrompts are not in {SHARED}")
+    monkeypatch.setenv("T2I_PROMPTS_DIR", str(SHARED))
+    assert len(prompts.load("parti")) == 1_632
+
+
+@pytest.mark.parametrize("name", PHOTO)
+def test_every_suite_draws_as_checkpoints_are_trained_and_from_a_seed_of_its_own(name: str):
+    suite = suites.load(name)
+    assert (suite.sampling.steps, suite.sampling.guidance, suite.sampling.eta) == (50, 7.0, 1.0)
+    assert [suites.load(other).seed for other in suites.names()].count(suite.seed) == 1
+
+
+@pytest.mark.parametrize("name", PHOTO)
+def test_what_is_said_of_the_pictures_of_one_prompt_has_several(name: str):
+    """Variety and parity are of a group of pictures."""
+    of_groups = {"vendi", "vendi_clip", "lpips", "skin_tone", "monk_tone"}
+    for part in suites.load(name).parts:
+        assert part.images_per_prompt >= 4 or not of_groups & {*part.scorers}
+
+
+@pytest.mark.parametrize("name", PHOTO)
+def test_every_part_has_a_headline_that_reads_one_of_its_scorers(name: str):
+    from evals import metrics
+
+    for part in suites.load(name).parts:
+        assert part.headlines
+        for headline in part.headlines:
+            assert metrics.load(headline).scorer in part.scorers
+
+
+def test_drift_is_of_prompts_on_which_nobody_is_trained():
+    for prompt_set in images(suites.load("drift")):
+        assert "train" not in prompt_set
