@@ -13,7 +13,7 @@ resampled: the interval then speaks of that one run only, and the tables say so.
 From per-prompt statistics to an interval, a p and a mark
     weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a tag) where strata are given
     mean_statistics, point              weighted means over seeds and prompts; with strata, the plain mean over the strata's means
-    left_out, precision                 jackknife: the standard error, and how well that itself is known
+    influence, precision                jackknife: the standard error, and how well that itself is known
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
@@ -40,7 +40,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,17 +83,6 @@ class Precision(NamedTuple):
         tail = np.asarray(probability, dtype=np.float64)
         of_prompts = (1 - self.of_seeds) * special.stdtrit(self.prompt_degrees, tail)
         return np.asarray(-of_prompts - self.of_seeds * special.stdtrit(self.seed_degrees, tail))
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A value computed without each seed [R] and without each prompt [P]; the difference of two is that of the difference."""
-
-    seeds_R: Array
-    prompts_P: Array
-
-    def __sub__(self, other: LeftOut) -> LeftOut:
-        return LeftOut(self.seeds_R - other.seeds_R, self.prompts_P - other.prompts_P)
 
 
 def weights(units: int, resamples: int, seed: int, stream: str, strata: Labels | None = None) -> Array:
@@ -185,8 +173,10 @@ def mean_statistics(
 def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
-    runs, prompts, columns = values_RPS.shape
-    total_NRS = (weight_NP @ filled_RPS.transpose(1, 0, 2).reshape(prompts, -1)).reshape(-1, runs, columns)
+    # one product for each statistic, all of the same shape: in a joint one the last bits depend on the place of the column, and
+    # wins would not become losses exactly when two checkpoints change places
+    columns_SPR = np.ascontiguousarray(filled_RPS.transpose(2, 1, 0))
+    total_NRS = np.stack([weight_NP @ column_PR for column_PR in columns_SPR], axis=2)
     weight_of_valid_NR = weight_NP @ valid_RP.T.astype(np.float64)
     total_NS = np.einsum("nr,nrs->ns", weight_NR, total_NRS)
     weight_N = np.einsum("nr,nr->n", weight_NR, weight_of_valid_NR)
@@ -201,58 +191,62 @@ def point(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | 
     return float(finish(mean_statistics(values_RPS, one_NR, one_NP, strata))[0])
 
 
-def left_out(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> LeftOut:
-    """The estimate without each seed and without each prompt; `strata` as in `mean_statistics`.
+def influence(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> Array:
+    """What each seed's prompt adds to the estimate, [R, P], by leaving it out; `strata` as in `mean_statistics`.
 
-    NaN where nothing applicable is left.
+    Of a mean, `(x - mean) / P`: the sum over prompts is the seed's own mean less the estimate. A NaN prompt adds nothing. The
+    influence on a difference is the difference of the influences. NaN where nothing applicable is left.
     """
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
-    prompts = values_RPS.shape[1]
+    runs, prompts, columns = values_RPS.shape
     parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
-    means, seeds_HRS, prompts_PS = [], [], np.empty(values_RPS.shape[1:])
+    without_RPS, whole_S, factor_P = np.empty_like(values_RPS), np.zeros(columns), np.empty(prompts)
     with np.errstate(invalid="ignore", divide="ignore"):
         for _, members in parts:
-            total_RPS, count_RP = filled_RPS[:, members], valid_RP[:, members]
-            total_S, count = total_RPS.sum(axis=(0, 1)), count_RP.sum()
-            means.append(total_S / count)
-            seeds_HRS.append((total_S - total_RPS.sum(axis=1)) / (count - count_RP.sum(axis=1))[:, None])
-            prompts_PS[members] = (total_S - total_RPS.sum(axis=0)) / (count - count_RP.sum(axis=0))[:, None]
-        for mean_S, (_, members) in zip(means, parts, strict=True):
-            prompts_PS[members] = np.mean(means, axis=0) + (prompts_PS[members] - mean_S) / len(parts)
-        return LeftOut(finish(np.mean(seeds_HRS, axis=0)), finish(prompts_PS))
+            part_RPS, count = filled_RPS[:, members], int(valid_RP[:, members].sum())
+            mean_S = part_RPS.sum(axis=(0, 1)) / count
+            left_RP = count - valid_RP[:, members]
+            without_RPS[:, members] = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
+            whole_S += mean_S / len(parts)
+            factor_P[members] = runs * (count - 1) / count if count else np.nan
+        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS / len(parts)))
 
 
-def precision(left: LeftOut, strata: Labels | None = None) -> Precision:
+def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
     """Jackknife standard error over prompts (inside their strata) and seeds, and the degrees of freedom of either part.
 
-    NaN where no seed or no prompt can be left out.
+    The variance is `V_P + V_R - V_RP`, what prompts, seeds and both together show: either of the first two holds the third. NaN where
+    no prompt can be left out.
     """
-    of_seeds, of_prompts = _variance_of_seeds(left.seeds_R), contributions(left.prompts_P, strata)
-    variance = of_seeds + float(np.sum(of_prompts**2))
+    runs, prompts = influence_RP.shape
+    of_prompts_P = _contributions(influence_RP.mean(axis=0), strata)
+    variance_P, variance_R = float(np.sum(of_prompts_P**2)), 0.0
+    if runs > 1:
+        seeds_R = influence_RP.sum(axis=1)
+        both_RP = (
+            influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
+        )
+        pairs = runs * (runs - 1)
+        of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
+        variance_R = max(float(np.sum((seeds_R - seeds_R.mean()) ** 2)) / pairs - of_both, 0.0)
+    variance = variance_P + variance_R
     return Precision(
         standard_error=math.sqrt(variance),
-        of_seeds=of_seeds / variance if variance > 0 else 0.0,
-        seed_degrees=max(len(left.seeds_R) - 1, 1),
-        prompt_degrees=_degrees(
-            of_prompts, most=len(of_prompts) - (1 if strata is None else len(set(strata)))
-        ),
+        of_seeds=variance_R / variance if variance > 0 else 0.0,
+        seed_degrees=max(runs - 1, 1),
+        prompt_degrees=_degrees(of_prompts_P, most=prompts - (1 if strata is None else len(set(strata)))),
     )
 
 
-def _variance_of_seeds(seeds_R: Array) -> float:
-    runs = len(seeds_R)
-    return 0.0 if runs == 1 else (runs - 1) / runs * float(np.sum((seeds_R - seeds_R.mean()) ** 2))
-
-
-def contributions(prompts_P: Array, strata: Labels | None = None) -> Array:
-    """What each prompt adds to the value's error, [P]: the sum of their squares is the jackknife variance over prompts."""
-    contribution_P = np.empty_like(prompts_P)
-    prompts = len(prompts_P)
+def _contributions(influence_P: Array, strata: Labels | None) -> Array:
+    """What each prompt adds to the error, [P]: the sum of the squares is the variance."""
+    contribution_P = np.empty_like(influence_P)
+    prompts = len(influence_P)
     parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
     for _, members in parts:
-        scale = math.sqrt((len(members) - 1) / len(members))
-        contribution_P[members] = scale * (prompts_P[members] - prompts_P[members].mean())
+        scale = math.sqrt(len(members) / max(len(members) - 1, 1))
+        contribution_P[members] = scale * (influence_P[members] - influence_P[members].mean())
     return contribution_P
 
 
