@@ -73,6 +73,8 @@ class Precision(NamedTuple):
     """Which part of the variance comes from the training seeds, 0 with a single one."""
     seed_degrees: float
     prompt_degrees: float
+    of_bootstrap: float = 1.0
+    """The variance over that of the pigeonhole bootstrap, which counts what seeds and prompts do together twice."""
 
     def deviations(self, probability: npt.ArrayLike) -> Array:
         """How many standard errors a tail of that probability is away: the mean of Student's quantiles, weighted by variance.
@@ -221,21 +223,19 @@ def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
     """
     runs, prompts = influence_RP.shape
     of_prompts_P = _contributions(influence_RP.mean(axis=0), strata)
-    variance_P, variance_R = float(np.sum(of_prompts_P**2)), 0.0
-    if runs > 1:
-        seeds_R = influence_RP.sum(axis=1)
-        both_RP = (
-            influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
-        )
-        pairs = runs * (runs - 1)
-        of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
-        variance_R = max(float(np.sum((seeds_R - seeds_R.mean()) ** 2)) / pairs - of_both, 0.0)
-    variance = variance_P + variance_R
+    variance_P, seeds_R = float(np.sum(of_prompts_P**2)), influence_RP.sum(axis=1)
+    pairs = max(runs * (runs - 1), 1)
+    variance_R = float(np.sum((seeds_R - seeds_R.mean()) ** 2)) / pairs
+    both_RP = influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
+    of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
+    alone_R = max(variance_R - of_both, 0.0)
+    variance = variance_P + alone_R
     return Precision(
         standard_error=math.sqrt(variance),
-        of_seeds=variance_R / variance if variance > 0 else 0.0,
+        of_seeds=alone_R / variance if variance > 0 else 0.0,
         seed_degrees=max(runs - 1, 1),
         prompt_degrees=_degrees(of_prompts_P, most=prompts - (1 if strata is None else len(set(strata)))),
+        of_bootstrap=variance / (variance_P + variance_R) if variance > 0 else 1.0,
     )
 
 
@@ -279,7 +279,7 @@ def with_tails(value: float, draws_N: Array, known: Precision) -> Array:
         return draws_N
     # beyond 8 deviations a probability says nothing any more, and must not become 0
     z_N = np.minimum(np.abs(finite_N - value) / spread, 8.0)
-    stretched_N = known.deviations(special.ndtr(-z_N)) * spread
+    stretched_N = known.deviations(special.ndtr(-z_N)) * spread * math.sqrt(known.of_bootstrap)
     return np.asarray(value + np.sign(finite_N - value) * stretched_N, dtype=np.float64)
 
 
