@@ -218,8 +218,8 @@ def influence(values_RPS: Array, finish: Callable[[Array], Array], strata: Label
 def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
     """Jackknife standard error over prompts (inside their strata) and seeds, and the degrees of freedom of either part.
 
-    The variance is `V_P + V_R - V_RP`, what prompts, seeds and both together show: either of the first two holds the third. NaN where
-    no prompt can be left out.
+    The variance is `V_P + V_R - V_RP`, what prompts, seeds and both together show: either of the first two holds the third, so
+    neither counts for less than that. NaN where no prompt can be left out.
     """
     runs, prompts = influence_RP.shape
     of_prompts_P = _contributions(influence_RP.mean(axis=0), strata)
@@ -228,8 +228,8 @@ def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
     variance_R = float(np.sum((seeds_R - seeds_R.mean()) ** 2)) / pairs
     both_RP = influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
     of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
-    alone_R = max(variance_R - of_both, 0.0)
-    variance = variance_P + alone_R
+    alone_P, alone_R = max(variance_P - of_both, 0.0), max(variance_R - of_both, 0.0)
+    variance = alone_P + alone_R + of_both
     return Precision(
         standard_error=math.sqrt(variance),
         of_seeds=alone_R / variance if variance > 0 else 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,8 @@ def test_a_mistake_ends_in_one_sentence(options: str, message: str) -> None:
 # from rows that are there
 
 
-def made(prompts: int = 300, images: int = 4, icc: float = 0.4) -> pd.DataFrame:
+@cache
+def _made(prompts: int, images: int = 4, icc: float = 0.4) -> pd.DataFrame:
     """Rows of a base and a run of two seeds whose paired differences have deviation 2, mean 0 and the given ICC."""
     table = study(prompts=prompts, images=images, experiments=("base", "imagereward"))
     table = table[(table["scorer"] == "imagereward") & (table["prompt_set"] == SET)].reset_index(drop=True)
@@ -188,6 +190,10 @@ def made(prompts: int = 300, images: int = 4, icc: float = 0.4) -> pd.DataFrame:
         mine = (table["experiment"] == "imagereward") & (table["seed"] == seed)
         table.loc[mine, "value"] = (base + 2 * own).ravel()
     return table
+
+
+def made(prompts: int = 300) -> pd.DataFrame:
+    return _made(prompts).copy()
 
 
 def test_icc_deviation_and_pairing_are_measured(tmp_path: Path) -> None:
