@@ -175,15 +175,14 @@ def mean_statistics(
 def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
-    # one product for each statistic, all of the same shape: in a joint one the last bits depend on the place of the column, and
-    # wins would not become losses exactly when two checkpoints change places
-    columns_SPR = np.ascontiguousarray(filled_RPS.transpose(2, 1, 0))
+    counted_RPS = np.concatenate([filled_RPS, valid_RP[:, :, None]], axis=2)
+    # one product for each statistic and for the weight, all of the same shape: in a joint one the last bits depend on the place of the
+    # column, so that wins would not become losses exactly when two checkpoints change places, nor a share of 1 stay 1
+    columns_SPR = np.ascontiguousarray(counted_RPS.transpose(2, 1, 0))
     total_NRS = np.stack([weight_NP @ column_PR for column_PR in columns_SPR], axis=2)
-    weight_of_valid_NR = weight_NP @ valid_RP.T.astype(np.float64)
     total_NS = np.einsum("nr,nrs->ns", weight_NR, total_NRS)
-    weight_N = np.einsum("nr,nr->n", weight_NR, weight_of_valid_NR)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(total_NS / weight_N[:, None], dtype=np.float64)
+        return np.asarray(total_NS[:, :-1] / total_NS[:, -1:], dtype=np.float64)
 
 
 def point(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> float:

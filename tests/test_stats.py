@@ -113,6 +113,14 @@ def test_weighted_means_are_the_explicit_loop_and_nan_has_no_weight() -> None:
         np.testing.assert_allclose(got[n], total / weight)
 
 
+@pytest.mark.parametrize("runs", [1, 3, 5])
+def test_a_share_of_one_everywhere_is_one_to_the_last_bit(runs: int) -> None:
+    ones_RPS = np.ones((runs, 30, 3))
+    ones_RPS[0, 4] = np.nan
+    draws = stats.mean_statistics(ones_RPS, stats.weights(runs, 500, 0, "r"), stats.weights(30, 500, 0, "p"))
+    assert (draws == 1).all()
+
+
 def test_nothing_applicable_is_nan_not_a_number() -> None:
     empty_RPS = np.full((1, 4, 1), np.nan)
     draws = stats.mean_statistics(empty_RPS, np.ones((9, 1)), stats.weights(4, 9, 0, "p"))[:, 0]
