@@ -1,4 +1,4 @@
-"""`python -m evals score | compare | report | picture | pack | check-scorer | calibrate`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | picture | pack | check-scorer | calibrate | plan`: score a checkpoint, print the table, write the page."""
 
 from __future__ import annotations
 
@@ -461,6 +461,59 @@ def _check_votes(out: Path) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+
+
+@main.command()
+@click.option("--prompts", type=int, help="Prompts of the design; those of --from unless given.")
+@click.option("--images", type=int, help="Images of each prompt; 1, or those of --from, unless given.")
+@click.option(
+    "--metric",
+    type=click.Choice(["win-rate", "score"]),
+    default="win-rate",
+    show_default=True,
+    help="What two checkpoints are compared by.",
+)
+@click.option("--icc", type=float, help="Correlation of two images of a prompt; 0.4 unless given.")
+@click.option(
+    "--sd", type=float, help="score: standard deviation of an image's difference between the checkpoints."
+)
+@click.option("--ties", type=float, help="win-rate: share of ties; 0, the worst case, unless given.")
+@click.option("--budget", type=float, metavar="IMAGES", help="What may be spent; the design unless given.")
+@click.option(
+    "--prompt-cost",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="IMAGES",
+    help="What one more prompt costs beside its images.",
+)
+@click.option("--most-prompts", type=int, help="How many prompts there are; no limit unless given.")
+@click.option(
+    "--from",
+    "files",
+    metavar="CSV",
+    type=CSV,
+    multiple=True,
+    help="Score files of a run and its base, on which ICC, ties and deviation are measured; repeatable.",
+)
+@click.option("--model", help="Of --from; the first unless given, and so with the next three.")
+@click.option("--experiment", help="Of --from, not the base.")
+@click.option("--scorer", help="Of --from.")
+@click.option("--prompt-set", help="Of --from.")
+def plan(
+    files: tuple[Path, ...],
+    sd: float | None,
+    model: str | None,
+    experiment: str | None,
+    scorer: str | None,
+    prompt_set: str | None,
+    **options: Any,
+) -> None:
+    """Say, before anything is drawn, what a comparison will be able to tell, and how best to split an image budget."""
+    from evals import plan as planner
+
+    choice = planner.Choice(model, experiment, scorer, prompt_set)
+    click.echo(planner.plan(files=files, deviation=sd, choice=choice, **options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Intervals: a paired bootstrap whose unit is the prompt, and the few closed forms that the tables use.
+"""Intervals, tests, agreement and planning: a paired bootstrap whose unit is the prompt, and the closed forms beside it.
 
 Images of one prompt are not independent observations, so prompts are resampled, inside their prompt set, with all their
 images. Several training seeds are the level above: seeds and prompts are crossed (every seed draws every prompt), and both
@@ -10,6 +10,28 @@ A resample of n units draws n - 1 of them (Rao and Wu, JASA 83, 1988), which mak
 unbiased estimate s^2 / n. With three seeds the usual n draws would make it a third too small. One training seed cannot be
 resampled: the interval then speaks of that one run only, and the tables say so.
 
+From per-prompt statistics to an interval, a p and a mark
+    weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a tag) where strata are given
+    mean_statistics, point              weighted means over seeds and prompts; with strata, the plain mean over the strata's means
+    influence, precision                jackknife: the standard error, and how well that itself is known
+    with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
+    percentile_interval, p_value        of the resamples, with or without those tails
+    share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
+    cluster_standard_error              the closed form beside the bootstrap
+Tests with the prompt as the unit
+    prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
+    mcnemar_exact                       pass or fail; on prompts won and lost, the sign test
+    sign_flip, wilcoxon                 scores
+    holm                                over a table
+Win rates
+    half_tie_rate                       exactly 1/2 for A against A, exactly 1 - rate when A and B change places
+Agreement
+    fleiss_kappa, cohen_kappa           of several raters, of two
+    kendall_tau                         of two judges' scores (tau-b)
+Before the run
+    variance_components, intraclass_correlation
+    design_effect, standard_error, half_width, smallest_detectable, win_rate_deviation, best_split
+
 Shape suffixes: N resamples, R training seeds, P prompts, S sufficient statistics of a metric.
 """
 
@@ -18,15 +40,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 from scipy import stats as scipy_stats
 
 Array = npt.NDArray[np.float64]
+Labels = Sequence[str] | npt.NDArray[Any]
+"""A label for each unit, in the order of the units."""
 RESAMPLES = 10_000
 LEVEL = 0.95
+POWER = 0.8
+ENUMERATED = 20
+"""Up to so many prompts with a difference all 2^n patterns of signs are gone through."""
 
 
 class Interval(NamedTuple):
@@ -37,49 +65,234 @@ class Interval(NamedTuple):
     high: float
 
 
-def weights(units: int, resamples: int, seed: int, stream: str) -> Array:
+class Precision(NamedTuple):
+    """How well a value is known."""
+
+    standard_error: float
+    of_seeds: float
+    """Which part of the variance comes from the training seeds, 0 with a single one."""
+    seed_degrees: float
+    prompt_degrees: float
+    of_bootstrap: float = 1.0
+    """The variance over that of the pigeonhole bootstrap, which counts what seeds and prompts do together twice."""
+
+    def deviations(self, probability: npt.ArrayLike) -> Array:
+        """How many standard errors a tail of that probability is away: the mean of Student's quantiles, weighted by variance.
+
+        (Cochran, Biometrics 20, 1964.) Two or three seeds say little about their own variance, and less than Satterthwaite's
+        rule makes of it: in simulation that covers 88 to 92 % where the seeds make up most of the variance.
+        """
+        tail = np.asarray(probability, dtype=np.float64)
+        of_prompts = (1 - self.of_seeds) * special.stdtrit(self.prompt_degrees, tail)
+        return np.asarray(-of_prompts - self.of_seeds * special.stdtrit(self.seed_degrees, tail))
+
+
+def weights(units: int, resamples: int, seed: int, stream: str, strata: Labels | None = None) -> Array:
     """Resampling weights [N, units], each row summing to 1; one stream of random numbers per name.
 
     The name, not the order of the calls, chooses the numbers, so a table does not change when a column is added to it.
+
+    Args:
+        units: how many prompts, or seeds.
+        resamples: N.
+        seed: of the table.
+        stream: what is resampled, for instance the prompt set.
+        strata: the stratum of each unit. Every stratum is resampled by itself and keeps its share of the units.
+
+    Raises:
+        ValueError: a stratum of one unit, which by itself cannot be resampled (see `merged_strata`).
     """
     if units == 1:
         return np.ones((resamples, 1))
-    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    generator = _generator(seed, stream)
+    if strata is None:
+        return _resampled(units, resamples, generator)
+    weight_NP = np.empty((resamples, units))
+    for name, members in _members(strata, units):
+        if len(members) == 1:
+            raise ValueError(
+                f"the stratum {name!r} of {stream} has one unit, which cannot be resampled: put it with another"
+            )
+        weight_NP[:, members] = _resampled(len(members), resamples, generator) * (len(members) / units)
+    return weight_NP
+
+
+def _resampled(units: int, resamples: int, generator: np.random.Generator) -> Array:
     drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)
     return drawn / (units - 1)
 
 
-def mean_statistics(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
+def _generator(seed: int, stream: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def _members(strata: Labels, units: int) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """The strata by name, each with the places of its units."""
+    labels = np.asarray(strata)
+    assert labels.shape == (units,), "one stratum for each unit"
+    return [(str(name), np.flatnonzero(labels == name)) for name in np.unique(labels)]
+
+
+def merged_strata(strata: Sequence[str]) -> list[str]:
+    """The strata with those of one unit put together, and the last one alone put into the smallest other.
+
+    What survey statistics calls collapsed strata: the variance of a stratum of one cannot be estimated, and two in one
+    overstate it rather than leave it out.
+    """
+    sizes = {name: strata.count(name) for name in sorted(set(strata))}
+    single = [name for name, size in sizes.items() if size == 1]
+    several = [name for name, size in sizes.items() if size > 1]
+    if len(single) == 1 and several:
+        single.append(min(several, key=lambda name: sizes[name]))
+    together = "+".join(sorted(single))
+    return [together if name in single else name for name in strata]
+
+
+def mean_statistics(
+    values_RPS: Array, weight_NR: Array, weight_NP: Array, strata: Labels | None = None
+) -> Array:
     """Weighted mean over seeds and prompts, [N, S]. A NaN prompt (nothing applicable) has no weight in that seed.
 
     A resample in which nothing is applicable is NaN.
+
+    Args:
+        values_RPS: statistics of each seed and prompt.
+        weight_NR: weights of the seeds.
+        weight_NP: weights of the prompts.
+        strata: of the prompts. If given, the mean of each stratum is taken first, and all strata count alike, as the six
+            tasks of GenEval's overall score; a resample in which a stratum has nothing is NaN.
+    """
+    if strata is None:
+        return _weighted_mean(values_RPS, weight_NR, weight_NP)
+    means = [
+        _weighted_mean(values_RPS[:, members], weight_NR, weight_NP[:, members])
+        for _, members in _members(strata, values_RPS.shape[1])
+    ]
+    return np.asarray(np.mean(means, axis=0), dtype=np.float64)
+
+
+def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
+    valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
+    filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
+    counted_RPS = np.concatenate([filled_RPS, valid_RP[:, :, None]], axis=2)
+    # one product for each statistic and for the weight, all of the same shape: in a joint one the last bits depend on the place of the
+    # column, so that wins would not become losses exactly when two checkpoints change places, nor a share of 1 stay 1
+    columns_SPR = np.ascontiguousarray(counted_RPS.transpose(2, 1, 0))
+    total_NRS = np.stack([weight_NP @ column_PR for column_PR in columns_SPR], axis=2)
+    total_NS = np.einsum("nr,nrs->ns", weight_NR, total_NRS)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(total_NS[:, :-1] / total_NS[:, -1:], dtype=np.float64)
+
+
+def point(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> float:
+    """The estimate itself: every seed and prompt once; `strata` as in `mean_statistics`."""
+    runs, prompts, _ = values_RPS.shape
+    one_NR, one_NP = np.full((1, runs), 1 / runs), np.full((1, prompts), 1 / prompts)
+    return float(finish(mean_statistics(values_RPS, one_NR, one_NP, strata))[0])
+
+
+def influence(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> Array:
+    """What each seed's prompt adds to the estimate, [R, P], by leaving it out; `strata` as in `mean_statistics`.
+
+    Of a mean, `(x - mean) / P`: the sum over prompts is the seed's own mean less the estimate. A NaN prompt adds nothing. The
+    influence on a difference is the difference of the influences. NaN where nothing applicable is left.
     """
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
     runs, prompts, columns = values_RPS.shape
-    total_NRS = (weight_NP @ filled_RPS.transpose(1, 0, 2).reshape(prompts, -1)).reshape(-1, runs, columns)
-    weight_of_valid_NR = weight_NP @ valid_RP.T.astype(np.float64)
-    total_NS = np.einsum("nr,nrs->ns", weight_NR, total_NRS)
-    weight_N = np.einsum("nr,nr->n", weight_NR, weight_of_valid_NR)
+    parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
+    without_RPS, whole_S, factor_P = np.empty_like(values_RPS), np.zeros(columns), np.empty(prompts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(total_NS / weight_N[:, None], dtype=np.float64)
+        for _, members in parts:
+            part_RPS, count = filled_RPS[:, members], int(valid_RP[:, members].sum())
+            mean_S = part_RPS.sum(axis=(0, 1)) / count
+            left_RP = count - valid_RP[:, members]
+            without_RPS[:, members] = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
+            whole_S += mean_S / len(parts)
+            factor_P[members] = runs * (count - 1) / count if count else np.nan
+        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS / len(parts)))
 
 
-def point(values_RPS: Array, finish: Callable[[Array], Array]) -> float:
-    """The estimate itself: every seed and prompt once."""
-    runs, prompts, _ = values_RPS.shape
-    one_NR, one_NP = np.full((1, runs), 1 / runs), np.full((1, prompts), 1 / prompts)
-    return float(finish(mean_statistics(values_RPS, one_NR, one_NP))[0])
+def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
+    """Jackknife standard error over prompts (inside their strata) and seeds, and the degrees of freedom of either part.
+
+    The variance is `V_P + V_R - V_RP`, what prompts, seeds and both together show: either of the first two holds the third, so
+    neither counts for less than that. NaN where no prompt can be left out.
+    """
+    runs, prompts = influence_RP.shape
+    of_prompts_P = _contributions(influence_RP.mean(axis=0), strata)
+    variance_P, seeds_R = float(np.sum(of_prompts_P**2)), influence_RP.sum(axis=1)
+    pairs = max(runs * (runs - 1), 1)
+    variance_R = float(np.sum((seeds_R - seeds_R.mean()) ** 2)) / pairs
+    both_RP = influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
+    of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
+    alone_P, alone_R = max(variance_P - of_both, 0.0), max(variance_R - of_both, 0.0)
+    variance = alone_P + alone_R + of_both
+    return Precision(
+        standard_error=math.sqrt(variance),
+        of_seeds=alone_R / variance if variance > 0 else 0.0,
+        seed_degrees=max(runs - 1, 1),
+        prompt_degrees=_degrees(of_prompts_P, most=prompts - (1 if strata is None else len(set(strata)))),
+        of_bootstrap=variance / (variance_P + variance_R) if variance > 0 else 1.0,
+    )
+
+
+def _contributions(influence_P: Array, strata: Labels | None) -> Array:
+    """What each prompt adds to the error, [P]: the sum of the squares is the variance."""
+    contribution_P = np.empty_like(influence_P)
+    prompts = len(influence_P)
+    parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
+    for _, members in parts:
+        scale = math.sqrt(len(members) / max(len(members) - 1, 1))
+        contribution_P[members] = scale * (influence_P[members] - influence_P[members].mean())
+    return contribution_P
+
+
+def _degrees(contribution_P: Array, most: int) -> float:
+    """Degrees of freedom of a variance over prompts: `2 P / (k - (P - 3) / (P - 1))` with the kurtosis k of the contributions.
+
+    A chi-squared variable with so many varies as much as the variance is expected to: P - 1 where contributions are normal, and few
+    where a handful of prompts make up the variance, as with a share near 0 or 1. Never more than `most`, never less than 1.
+    """
+    prompts = len(contribution_P)
+    squares = contribution_P**2
+    if prompts < 4 or not squares.sum() > 0:
+        return max(float(most), 1.0)
+    kurtosis = (
+        prompts * float(np.sum(squares**2)) / float(squares.sum()) ** 2 * ((prompts - 1) / prompts) ** 2
+    )
+    excess = kurtosis - (prompts - 3) / (prompts - 1)
+    return max(min(2 * prompts / excess if excess > 0 else math.inf, float(most)), 1.0)
+
+
+def with_tails(value: float, draws_N: Array, known: Precision) -> Array:
+    """The resamples with Student's tails: their distances from the value stretched by `Precision.deviations` against the normal's.
+
+    A resampled mean of few seeds, or of many prompts of which few decide, is too sure of itself: its spread is an estimate. The map
+    is monotone and odd, so nothing changes its side of the value, and intervals and p agree at every level.
+    """
+    finite_N = np.where(np.isfinite(draws_N), draws_N, np.nan)
+    spread = float(np.nanstd(finite_N)) if np.isfinite(draws_N).any() else 0.0
+    if not spread > 0 or math.isnan(known.standard_error):
+        return draws_N
+    # beyond 8 deviations a probability says nothing any more, and must not become 0
+    z_N = np.minimum(np.abs(finite_N - value) / spread, 8.0)
+    stretched_N = known.deviations(special.ndtr(-z_N)) * spread * math.sqrt(known.of_bootstrap)
+    return np.asarray(value + np.sign(finite_N - value) * stretched_N, dtype=np.float64)
 
 
 def percentile_interval(value: float, draws_N: Array, level: float = LEVEL) -> Interval:
-    """Percentile interval of the resampled values; NaN resamples are left out, no resample left gives NaN ends."""
+    """Percentile interval of the resampled values; NaN resamples are left out, no resample left gives NaN ends.
+
+    The upper end is the lower one of the negated resamples, so that when two checkpoints change places the interval of their
+    difference is the negative, to the last bit.
+    """
     draws_N = draws_N[np.isfinite(draws_N)]
     if not len(draws_N) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(draws_N, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+    tail = (1 - level) / 2
+    return Interval(value, float(np.quantile(draws_N, tail)), -float(np.quantile(-draws_N, tail)))
 
 
 def p_value(draws_N: Array) -> float:
@@ -87,17 +300,58 @@ def p_value(draws_N: Array) -> float:
     draws_N = draws_N[np.isfinite(draws_N)]
     if not len(draws_N):
         return math.nan
-    below = float(np.mean(draws_N < 0) + np.mean(draws_N == 0) / 2)
-    return min(1.0, max(2 * min(below, 1 - below), 1 / (len(draws_N) + 1)))
+    below, above, at = (int(np.sum(part)) for part in (draws_N < 0, draws_N > 0, draws_N == 0))
+    return min(1.0, max((2 * min(below, above) + at) / len(draws_N), 1 / (len(draws_N) + 1)))
 
 
-def wilson(successes: float, n: int, level: float = LEVEL) -> Interval:
-    """Wilson's interval of a share. The tables use it where a share is 0 or 1 in every prompt: no resample can vary there."""
-    z = float(scipy_stats.norm.ppf((1 + level) / 2))
+def wilson(successes: float, n: float, level: float = LEVEL, deviations: float | None = None) -> Interval:
+    """Wilson's interval of a share. The tables use it where a share is 0 or 1 in every prompt: no resample can vary there.
+
+    `deviations` stands in place of the normal's quantile at that level.
+    """
+    z = float(special.ndtri((1 + level) / 2)) if deviations is None else deviations
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def share_interval(share: float, known: Precision, prompts: int, level: float = LEVEL) -> Interval:
+    """Wilson's interval at the effective number of independent observations, `share (1 - share) / SE^2`.
+
+    So a share keeps inside 0 and 1 and its interval is lopsided where it should be, whatever the images of a prompt have in
+    common (after Korn and Graubard, Survey Methodology 24, 1998). Where every prompt says the same nothing is known of what
+    they have in common: the prompts are the n.
+    """
+    if math.isnan(share) or math.isnan(known.standard_error):
+        return Interval(share, math.nan, math.nan)
+    if known.standard_error == 0 or share in (0.0, 1.0):
+        return wilson(share * prompts, prompts, level)
+    n = share * (1 - share) / known.standard_error**2
+    return Interval(share, *wilson(share * n, n, level, float(known.deviations((1 - level) / 2)))[1:])
+
+
+def cluster_standard_error(values: Array, clusters: Labels) -> float:
+    """Standard error of the plain mean with clustered observations (Miller, arXiv 2411.00640, section 2.2).
+
+    `SE^2 = (1/n^2) sum_c (sum_{i in c} (x_i - mean))^2`, the closed form beside which the bootstrap is held. Values [n] without NaN.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=values - values.mean())
+    return float(np.sqrt(np.sum(sums**2)) / len(values))
+
+
+def prompt_differences(first_RP: Array, second_RP: Array) -> Array:
+    """One paired difference for each prompt, the mean over training seeds; a prompt without any pair is left out, [<= P].
+
+    The values are means over the images of a prompt already, so the prompt is the unit of whatever test is made of them. They
+    speak of these runs: seeds are no unit here.
+    """
+    difference_RP = first_RP - second_RP
+    pair_RP = ~np.isnan(difference_RP)
+    count_P = pair_RP.sum(axis=0)
+    total_P = np.where(pair_RP, difference_RP, 0.0).sum(axis=0)
+    return np.asarray(total_P[count_P > 0] / count_P[count_P > 0], dtype=np.float64)
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
@@ -106,6 +360,74 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
     if total == 0:
         return 1.0
     return float(scipy_stats.binomtest(first_only, total, 0.5).pvalue)
+
+
+def _settled(differences: Array) -> Array:
+    """Differences over their largest, those within rounding of 0 left out and those within rounding of each other equal.
+
+    Means of scores with six printed digits differ by 1e-16 where they are equal: such a tie must be one, and such a zero too.
+    """
+    largest = float(np.abs(differences).max(initial=0.0))
+    if largest == 0:
+        return np.empty(0)
+    rounded = np.round(differences / largest, 12)
+    return np.asarray(rounded[rounded != 0], dtype=np.float64)
+
+
+def sign_flip(differences: Array, resamples: int = RESAMPLES, seed: int = 0, stream: str = "") -> float:
+    """Two-sided p of the permutation test whose null is that each prompt's difference could as well have had the other sign.
+
+    The statistic is the mean. A prompt without a difference is the same under either sign and changes nothing. Up to `ENUMERATED` prompts with
+    a difference the p is exact; beyond, it is `(1 + at least as extreme) / (1 + N)` of N random patterns (Phipson and Smyth,
+    SAGMB 9, 2010), so it is never 0.
+
+    Args:
+        differences: one for each prompt, [P], without NaN (`prompt_differences`).
+        resamples: N.
+        seed: of the table.
+        stream: what is compared: it chooses the random numbers, as in `weights`.
+    """
+    return _flipped(_settled(differences), resamples, _generator(seed, f"signs of {stream}"))
+
+
+def _flipped(settled: Array, resamples: int, generator: np.random.Generator) -> float:
+    n = len(settled)
+    if n == 0:
+        return 1.0
+    enough = (
+        abs(float(settled.sum())) - 1e-9
+    )  # patterns with the same sum are as extreme, whatever the order of addition
+    if n <= ENUMERATED:
+        sums = settled[:1]  # the first sign is fixed: the negated patterns have the negated sums
+        for difference in settled[1:]:
+            sums = np.concatenate([sums + difference, sums - difference])
+        return float(np.mean(np.abs(sums) >= enough))
+    extreme = 0
+    for start in range(
+        0, resamples, 1000
+    ):  # a thousand patterns at a time, so that memory does not grow with N
+        size = (min(1000, resamples - start), n)
+        signs = 2.0 * generator.integers(0, 2, size=size, dtype=np.int8) - 1
+        extreme += int(np.sum(np.abs(signs @ settled) >= enough))
+    return (1 + extreme) / (1 + resamples)
+
+
+def wilcoxon(differences: Array) -> float:
+    """Two-sided Wilcoxon signed-rank p. Zeros are left out (Wilcoxon's way), ties get the mean of their ranks.
+
+    Exact up to `ENUMERATED` prompts with a difference, ties or not (it is the sign-flip test on the ranks), and up to 50 without ties; beyond, the normal
+    approximation with the variance corrected for ties.
+
+    Args:
+        differences: one for each prompt, [P], without NaN (`prompt_differences`).
+    """
+    settled = _settled(differences)
+    if len(settled) <= ENUMERATED:
+        ranks = scipy_stats.rankdata(np.abs(settled)) * np.sign(settled)
+        return _flipped(ranks, 0, np.random.default_rng(0))
+    tied = len(np.unique(np.abs(settled))) < len(settled)
+    method = "asymptotic" if tied or len(settled) > 50 else "exact"
+    return float(scipy_stats.wilcoxon(settled, method=method).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -117,3 +439,147 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def half_tie_rate(win: Array, tie: Array, loss: Array) -> Array:
+    """`(W + T/2) / (W + T + L)`, written `1/2 + (W - L) / (2 (W + T + L))` and rounded to multiples of 2^-53.
+
+    All of these and their distances from 1/2 and 1 are exact, so A against A is 1/2 and swapping A and B gives 1 - rate, to
+    the last bit.
+    """
+    lead = (win - loss) / (2 * ((win + loss) + tie))
+    return np.asarray(0.5 + np.ldexp(np.rint(np.ldexp(lead, 53)), -53), dtype=np.float64)
+
+
+def fleiss_kappa(counts: npt.ArrayLike) -> float:
+    """Agreement of several raters over chance (Fleiss, Psychological Bulletin 76, 1971).
+
+    Items may have different numbers of ratings: an item's agreement is the share of its pairs of ratings that agree, and all ratings
+    together give what chance would agree on. An item with fewer than two ratings has no pair and is left out. NaN where every rating is
+    of one category (nothing to agree on), or no item is left.
+
+    Args:
+        counts: ratings of each item in each category, [items, categories].
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    table = table[table.sum(axis=1) >= 2]
+    if not len(table):
+        return math.nan
+    ratings = table.sum(axis=1)
+    agreement = float(np.mean((table * (table - 1)).sum(axis=1) / (ratings * (ratings - 1))))
+    return _over_chance(agreement, float(np.sum((table.sum(axis=0) / ratings.sum()) ** 2)))
+
+
+def cohen_kappa(first: Labels, second: Labels) -> float:
+    """Agreement of two raters over chance (Cohen, Educational and Psychological Measurement 20, 1960), each with shares of their own.
+
+    NaN where both give all items one and the same label.
+
+    Args:
+        first: labels of the items by one rater.
+        second: labels of the same items by the other.
+    """
+    one, other = np.asarray(first), np.asarray(second)
+    assert one.shape == other.shape, "two labels for each item"
+    expected = sum(float(np.mean(one == label) * np.mean(other == label)) for label in np.unique(one))
+    return _over_chance(float(np.mean(one == other)), expected)
+
+
+def _over_chance(agreement: float, chance: float) -> float:
+    return (agreement - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
+
+
+def kendall_tau(first: Array, second: Array) -> float:
+    """Kendall's tau-b of two judges' scores of the same things; NaN scores are left out in pairs, a constant judge gives NaN."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    if int(both.sum()) < 2:
+        return math.nan
+    return float(scipy_stats.kendalltau(first[both], second[both], variant="b").statistic)
+
+
+def variance_components(values: Array, clusters: Labels) -> tuple[float, float]:
+    """Variance between prompts and between images of a prompt, by one-way analysis of variance.
+
+    `within = SS_within / (n - c)`, `between = (MS_between - within) / n_0` with `n_0 = (n - sum n_c^2 / n) / (c - 1)`; the latter is unbiased and
+    may come out below 0. Values [n] without NaN.
+
+    Raises:
+        ValueError: fewer than two prompts, or no prompt with two images.
+    """
+    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    n, c = len(values), len(sizes)
+    if c < 2 or n == c:
+        raise ValueError(
+            f"the correlation within a prompt cannot be told from {n} images of {c} prompts: at least two prompts are needed, and a prompt with two images"
+        )
+    means = np.bincount(index, weights=values) / sizes
+    within = float(np.sum((values - means[index]) ** 2)) / (n - c)
+    mean_square = float(np.sum(sizes * (means - values.mean()) ** 2)) / (c - 1)
+    typical = (n - float(np.sum(sizes**2)) / n) / (c - 1)
+    return (mean_square - within) / typical, within
+
+
+def intraclass_correlation(values: Array, clusters: Labels) -> float:
+    """Correlation of two images of a prompt, `between / (between + within)`; may be a little below 0, NaN for constants.
+
+    Raises:
+        ValueError: as `variance_components`.
+    """
+    between, within = variance_components(values, clusters)
+    total = between + within
+    return between / total if total > 0 else math.nan
+
+
+def design_effect(images: int, icc: float) -> float:
+    """How many times the variance of independent images the images of a prompt have: `1 + (m - 1) ICC` (Kish, Survey Sampling, 1965)."""
+    return 1 + (images - 1) * icc
+
+
+def standard_error(deviation: float, prompts: int, images: int, icc: float) -> float:
+    """Of a mean over `prompts` with `images` each, where one image has standard deviation `deviation`."""
+    return deviation * math.sqrt(design_effect(images, icc) / (prompts * images))
+
+
+def half_width(error: float, level: float = LEVEL) -> float:
+    """Of the interval of a value with standard error `error`: 1.96 of them at 95 %."""
+    return float(special.ndtri((1 + level) / 2)) * error
+
+
+def smallest_detectable(error: float, power: float = POWER, level: float = LEVEL) -> float:
+    """The true effect that a two-sided test finds with probability `power`: `(z_{1 - alpha/2} + z_power) SE`, 2.80 SE at 80 % and 5 %."""
+    return float(special.ndtri((1 + level) / 2) + special.ndtri(power)) * error
+
+
+def win_rate_deviation(ties: float = 0.0) -> float:
+    """Standard deviation of one judgement (1, 1/2 for a tie, 0) between equals: `sqrt(1 - ties) / 2`. The most that a win rate can vary."""
+    return math.sqrt(1 - ties) / 2
+
+
+def best_split(
+    budget: float, icc: float, prompt_cost: float = 0.0, most_prompts: int | None = None
+) -> tuple[int, int]:
+    """Prompts and images of each that give the smallest standard error for a budget.
+
+    Every split is tried: without bounds and whole numbers the answer would be `m = sqrt(prompt_cost (1 - ICC) / ICC)` images of each (Cochran, Sampling
+    Techniques, 1977, section 10.6), and one where a prompt costs nothing. Of equal ones, that with the most prompts.
+
+    Args:
+        budget: what may be spent, in images.
+        icc: correlation of two images of a prompt.
+        prompt_cost: what a prompt costs beside its images, in images.
+        most_prompts: how many prompts there are; without a limit unless given.
+
+    Raises:
+        ValueError: the budget does not reach for two prompts, without which there is no interval.
+    """
+    images_M = np.arange(1, max(int(budget / 2 - prompt_cost), 0) + 1)
+    if not len(images_M) or (most_prompts is not None and most_prompts < 2):
+        raise ValueError(
+            f"a budget of {budget:g} images does not reach for two prompts, without which there is no interval"
+        )
+    prompts_M = np.floor(budget / (images_M + prompt_cost))
+    if most_prompts is not None:
+        prompts_M = np.minimum(prompts_M, most_prompts)
+    variance_M = (1 + (images_M - 1) * icc) / (prompts_M * images_M)
+    best = int(np.argmax(variance_M <= variance_M.min() * (1 + 1e-12)))
+    return int(prompts_M[best]), int(images_M[best])

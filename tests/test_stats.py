@@ -1,11 +1,13 @@
-"""Statistics against their definitions, published vectors, and a simulation of what an interval promises."""
+"""Statistics against their definitions, published vectors, and simulations of what an interval promises."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +30,10 @@ def clustered(generator: np.random.Generator, prompts: int, images: int, icc: fl
     between = math.sqrt(icc) * generator.normal(size=(prompts, 1))
     values: stats.Array = between + math.sqrt(1 - icc) * generator.normal(size=(prompts, images))
     return values
+
+
+def first(mean_S: stats.Array) -> stats.Array:
+    return mean_S[..., 0]
 
 
 def test_wilson_golden() -> None:
@@ -54,16 +60,6 @@ def test_mcnemar_golden() -> None:
         assert stats.mcnemar_exact(case["b"], case["c"]) == pytest.approx(case["p"])
 
 
-def cluster_standard_error(values: np.ndarray, clusters: np.ndarray) -> float:
-    """Standard error of the plain mean with clustered observations (Miller, arXiv 2411.00640, section 2.2).
-
-    `SE^2 = (1/n^2) sum_c (sum_{i in c} (x_i - mean))^2`, the closed form beside which the bootstrap is held.
-    """
-    centred = values - values.mean()
-    sums = np.bincount(clusters, weights=centred)
-    return float(np.sqrt(np.sum(sums**2)) / len(values))
-
-
 def test_clustered_standard_error_is_the_double_sum() -> None:
     """`(1/n^2) sum_i sum_j (x_i - m)(x_j - m) [same cluster]`, on a lopsided split."""
     values = np.random.default_rng(0).normal(size=11)
@@ -72,7 +68,9 @@ def test_clustered_standard_error_is_the_double_sum() -> None:
     double_sum = sum(
         centred[i] * centred[j] for i in range(11) for j in range(11) if clusters[i] == clusters[j]
     )
-    assert cluster_standard_error(values, clusters) == pytest.approx(math.sqrt(double_sum) / 11, rel=1e-12)
+    assert stats.cluster_standard_error(values, clusters) == pytest.approx(
+        math.sqrt(double_sum) / 11, rel=1e-12
+    )
 
 
 def test_weights_sum_to_one_and_belong_to_their_name() -> None:
@@ -95,41 +93,8 @@ def test_the_resampled_variance_is_the_unbiased_one(units: int) -> None:
 def test_bootstrap_standard_error_is_the_clustered_one() -> None:
     values = clustered(np.random.default_rng(2), prompts=60, images=4, icc=0.5)
     draws = stats.weights(60, 20_000, 0, "prompts") @ values.mean(axis=1)
-    closed = cluster_standard_error(values.ravel(), np.repeat(np.arange(60), 4))
+    closed = stats.cluster_standard_error(values.ravel(), np.repeat(np.arange(60), 4))
     assert draws.std() == pytest.approx(closed * math.sqrt(60 / 59), rel=0.02)
-
-
-def test_coverage_and_the_mistake_that_would_break_it() -> None:
-    """95 % intervals of the mean: prompts as unit cover, images as unit (the usual mistake) do not."""
-    generator = np.random.default_rng(3)
-    simulations, prompts, images = 600, 40, 4
-    of_prompts, of_images = stats.weights(prompts, 800, 0, "p"), stats.weights(prompts * images, 800, 0, "i")
-    covered = np.zeros(2)
-    for _ in range(simulations):
-        values = clustered(generator, prompts, images, icc=0.4)
-        for kind, draws in enumerate((of_prompts @ values.mean(axis=1), of_images @ values.ravel())):
-            interval = stats.percentile_interval(float(values.mean()), draws)
-            covered[kind] += interval.low <= 0 <= interval.high
-    by_prompt, by_image = covered / simulations
-    assert 0.92 <= by_prompt <= 0.97
-    assert by_image < 0.89
-
-
-def test_coverage_over_training_seeds_and_prompts() -> None:
-    """Crossed seeds and prompts, each with its own effect: the pigeonhole bootstrap covers the mean over both."""
-    generator = np.random.default_rng(4)
-    runs, prompts, simulations = 8, 30, 300
-    weight_NR, weight_NP = stats.weights(runs, 600, 0, "r"), stats.weights(prompts, 600, 0, "p")
-    covered = 0
-    for _ in range(simulations):
-        effects = 0.5 * generator.normal(size=(runs, 1)) + 0.5 * generator.normal(size=(1, prompts))
-        values_RPS = (effects + generator.normal(size=(runs, prompts)))[:, :, None]
-        draws = stats.mean_statistics(values_RPS, weight_NR, weight_NP)[:, 0]
-        interval = stats.percentile_interval(float(values_RPS.mean()), draws)
-        covered += interval.low <= 0 <= interval.high
-    assert (
-        0.87 <= covered / simulations <= 0.98
-    )  # eight seeds are few: a percentile interval is then a little short
 
 
 def test_weighted_means_are_the_explicit_loop_and_nan_has_no_weight() -> None:
@@ -148,6 +113,14 @@ def test_weighted_means_are_the_explicit_loop_and_nan_has_no_weight() -> None:
         np.testing.assert_allclose(got[n], total / weight)
 
 
+@pytest.mark.parametrize("runs", [1, 3, 5])
+def test_a_share_of_one_everywhere_is_one_to_the_last_bit(runs: int) -> None:
+    ones_RPS = np.ones((runs, 30, 3))
+    ones_RPS[0, 4] = np.nan
+    draws = stats.mean_statistics(ones_RPS, stats.weights(runs, 500, 0, "r"), stats.weights(30, 500, 0, "p"))
+    assert (draws == 1).all()
+
+
 def test_nothing_applicable_is_nan_not_a_number() -> None:
     empty_RPS = np.full((1, 4, 1), np.nan)
     draws = stats.mean_statistics(empty_RPS, np.ones((9, 1)), stats.weights(4, 9, 0, "p"))[:, 0]
@@ -162,3 +135,471 @@ def test_p_value() -> None:
     assert stats.p_value(np.array([-1.0, 1.0, 1.0, 1.0])) == pytest.approx(0.5)
     null = np.random.default_rng(6).normal(size=4000) + 1.96
     assert stats.p_value(null) == pytest.approx(0.05, abs=0.015)
+
+
+# strata
+
+
+def test_strata_are_resampled_one_by_one_and_keep_their_share() -> None:
+    strata = np.array(["b", "a", "b", "c", "a", "c", "c", "b"])
+    weight_NP = stats.weights(8, 400, 0, "p", strata)
+    np.testing.assert_allclose(weight_NP.sum(axis=1), 1)
+    for name, size in (("a", 2), ("b", 3), ("c", 3)):
+        np.testing.assert_allclose(weight_NP[:, strata == name].sum(axis=1), size / 8)
+    with pytest.raises(ValueError, match="the stratum 'c' of p has one unit"):
+        stats.weights(3, 10, 0, "p", ["a", "a", "c"])
+
+
+def test_the_stratified_variance_is_the_survey_formula() -> None:
+    """`sum_h (n_h / n)^2 s_h^2 / n_h` for the pooled mean, `1 / H^2 sum_h s_h^2 / n_h` for the mean over the strata's means."""
+    generator = np.random.default_rng(7)
+    sizes = (4, 10, 25)
+    strata = np.repeat(["a", "b", "c"], sizes)
+    values = generator.normal(size=39) * np.repeat([1.0, 3.0, 0.5], sizes) + np.repeat(
+        [0.0, 5.0, -5.0], sizes
+    )
+    values_RPS, one_NR = values[None, :, None], np.ones((40_000, 1))
+    weight_NP = stats.weights(39, 40_000, 0, "p", strata)
+    variances = [values[strata == name].var(ddof=1) / size for name, size in zip("abc", sizes, strict=True)]
+    pooled = sum((size / 39) ** 2 * v for size, v in zip(sizes, variances, strict=True))
+    for equal, expected in ((None, pooled), (strata, sum(variances) / 9)):
+        draws = stats.mean_statistics(values_RPS, one_NR, weight_NP, equal)[:, 0]
+        known = stats.precision(stats.influence(values_RPS, first, equal), strata)
+        assert draws.var() == pytest.approx(expected, rel=0.05)
+        assert known.standard_error**2 == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_mean_over_strata_is_genevals_overall() -> None:
+    """Six tasks of different sizes count alike; a task without anything makes no number of the rest."""
+    shares, sizes = (1.0, 0.611, 0.544, 0.882, 0.15, 0.288), (80, 99, 80, 94, 100, 100)
+    tasks = np.repeat([f"task{i}" for i in range(6)], sizes)
+    values_RPS = np.repeat(shares, sizes)[None, :, None].copy()
+    assert stats.point(values_RPS, first, tasks) == pytest.approx(sum(shares) / 6)
+    assert stats.point(values_RPS, first) == pytest.approx(np.average(shares, weights=sizes))
+    values_RPS[:, tasks == "task4"] = np.nan
+    assert math.isnan(stats.point(values_RPS, first, tasks))
+
+
+def test_merged_strata() -> None:
+    assert stats.merged_strata(["a", "b", "a", "b"]) == ["a", "b", "a", "b"]
+    assert stats.merged_strata(["a", "x", "a", "y"]) == ["a", "x+y", "a", "x+y"]
+    assert stats.merged_strata(["a", "a", "a", "b", "b", "x"]) == ["a", "a", "a", "b+x", "b+x", "b+x"]
+    assert set(stats.merged_strata(["x", "y", "z"])) == {"x+y+z"}
+
+
+# how well a value is known
+
+
+def test_the_influence_on_a_mean_is_the_distance_from_it() -> None:
+    values_RPS = np.random.default_rng(8).normal(size=(3, 7, 1))
+    influence = stats.influence(values_RPS, first)
+    np.testing.assert_allclose(influence, (values_RPS[:, :, 0] - values_RPS.mean()) / 7, atol=1e-14)
+    values_RPS[1, 2] = np.nan
+    assert stats.influence(values_RPS, first)[1, 2] == 0
+
+
+@pytest.mark.parametrize("runs", [1, 4])
+def test_the_standard_error_of_a_curved_metric_is_the_bootstraps(runs: int) -> None:
+    """A ratio and a root, as Eq 12 has: the jackknife beside an independent way to the same number."""
+    generator = np.random.default_rng(9)
+    values_RPS = generator.gamma(2.0, size=(1, 200, 2)) + 0.3 * generator.gamma(2.0, size=(runs, 200, 2))
+
+    def finish(mean_S: stats.Array) -> stats.Array:
+        return np.sqrt(mean_S[..., 0] / mean_S[..., 1])
+
+    weight_NR, weight_NP = stats.weights(runs, 20_000, 0, "r"), stats.weights(200, 20_000, 0, "p")
+    draws = finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
+    known = stats.precision(stats.influence(values_RPS, finish))
+    assert draws.std() == pytest.approx(known.standard_error, rel=0.06)
+
+
+def test_seeds_and_prompts_share_the_variance_as_in_analysis_of_variance() -> None:
+    """`V = (MS_seeds + MS_prompts - MS_both) / (R P)` of the crossed two-way layout."""
+    generator = np.random.default_rng(10)
+    runs, prompts = 4, 30
+    values = generator.normal(size=(runs, 1)) + generator.normal(size=(1, prompts))
+    values = values + generator.normal(size=(runs, prompts))
+    of_seeds, of_prompts = values.mean(axis=1), values.mean(axis=0)
+    rest = values - of_seeds[:, None] - of_prompts + values.mean()
+    seeds = prompts * of_seeds.var(ddof=1)
+    both = float(np.sum(rest**2)) / ((runs - 1) * (prompts - 1))
+    expected = (seeds - both + runs * of_prompts.var(ddof=1)) / (runs * prompts)
+    known = stats.precision(stats.influence(values[:, :, None], first))
+    assert known.standard_error**2 == pytest.approx(expected)
+    assert known.of_seeds == pytest.approx((seeds - both) / (runs * prompts) / expected)
+    assert known.seed_degrees == 3
+
+
+def test_degrees_of_freedom_fall_where_few_prompts_decide() -> None:
+    def degrees(values: stats.Array) -> float:
+        return stats.precision(stats.influence(values[None, :, None], first)).prompt_degrees
+
+    assert degrees(np.random.default_rng(11).normal(size=4000)) == pytest.approx(4000, rel=0.1)
+    assert degrees(np.arange(50.0)) == 49
+    assert degrees((np.arange(50) < 2).astype(float)) < 5
+    assert degrees(np.ones(50)) == 49
+
+
+def test_tails_are_students() -> None:
+    draws = scipy_stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    known = stats.Precision(1.0, 0.0, 1, 6)
+    got = stats.percentile_interval(0.0, stats.with_tails(0.0, draws, known))
+    assert got.high == pytest.approx(scipy_stats.t.ppf(0.975, 6), rel=2e-3)
+    assert got.low == pytest.approx(-got.high)
+    mixed = stats.Precision(1.0, 0.25, 2, 60).deviations(0.025)
+    assert mixed == pytest.approx(0.25 * scipy_stats.t.ppf(0.975, 2) + 0.75 * scipy_stats.t.ppf(0.975, 60))
+    shifted = draws + 3
+    p = stats.p_value(stats.with_tails(3.0, shifted, known))
+    assert p == pytest.approx(2 * scipy_stats.t.sf(3, 6), rel=0.05)
+
+
+def test_tails_leave_alone_what_does_not_vary_or_is_not_known() -> None:
+    known, unknown = stats.Precision(1.0, 0.0, 1, 6), stats.Precision(math.nan, 0.0, 1, 6)
+    draws = np.array([0.0, 1.0, 2.0, math.nan])
+    np.testing.assert_array_equal(stats.with_tails(1.0, draws, unknown), draws)
+    np.testing.assert_array_equal(stats.with_tails(1.0, np.ones(3), known), np.ones(3))
+    assert np.isnan(stats.with_tails(1.0, draws, known)[3])
+    assert np.isnan(stats.with_tails(math.nan, np.full(3, math.nan), known)).all()
+
+
+def test_a_share_interval_is_wilsons_where_images_are_independent() -> None:
+    """One image a prompt: SE^2 = share (1 - share) / (n - 1), so the effective number is n - 1."""
+    passed = (np.arange(400) < 300).astype(float)
+    known = stats.precision(stats.influence(passed[None, :, None], first))
+    got = stats.share_interval(0.75, known, 400)
+    z = scipy_stats.t.ppf(0.975, 399)
+    np.testing.assert_allclose(got[1:], stats.wilson(0.75 * 399, 399, deviations=z)[1:], rtol=1e-9)
+    none = stats.precision(stats.influence(np.zeros((1, 60, 1)), first))
+    assert stats.share_interval(0.0, none, 60) == stats.wilson(0, 60)
+    assert math.isnan(stats.share_interval(math.nan, none, 60).low)
+
+
+# tests of paired differences
+
+
+def signs_of(n: int) -> stats.Array:
+    return np.array(list(itertools.product((-1, 1), repeat=n)), dtype=np.float64)
+
+
+def test_sign_flip_is_the_definition() -> None:
+    differences = np.array([0.3, -0.1, 0.7, 0.2, 0.0, 0.7, -0.2, 0.4, 0.1])
+    sums = np.abs(signs_of(9) @ differences)
+    assert stats.sign_flip(differences) == np.mean(sums >= abs(differences.sum()) - 1e-12)
+    assert stats.sign_flip(np.array([1.0, 2.0, 3.0])) == 0.25  # two of eight patterns
+    assert stats.sign_flip(np.zeros(40)) == 1.0
+    assert stats.sign_flip(np.empty(0)) == 1.0
+
+
+def test_many_sign_flips_are_drawn_and_never_0() -> None:
+    generator = np.random.default_rng(12)
+    differences = generator.normal(0.2, size=60)
+    p = stats.sign_flip(differences, resamples=20_000, stream="x")
+    assert p == stats.sign_flip(differences, resamples=20_000, stream="x")
+    assert p != stats.sign_flip(differences, resamples=20_000, stream="y")
+    t = scipy_stats.ttest_1samp(differences, 0).pvalue
+    assert p == pytest.approx(t, rel=0.25)
+    assert stats.sign_flip(differences + 10, resamples=999) == 1 / 1000
+
+
+def test_a_null_sign_flip_rejects_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(13)
+    p = np.array([stats.sign_flip(generator.standard_t(3, size=10)) for _ in range(400)])
+    assert not surely_outside(int(np.sum(p > 0.05)), 400, 0.945, 0.96)
+
+
+def test_wilcoxon_is_the_definition_with_ties_and_scipys_without() -> None:
+    differences = np.array([0.3, -0.1, 0.7, 0.2, 0.0, 0.7, -0.2, 0.4, 0.1])
+    kept = differences[differences != 0]
+    ranks = scipy_stats.rankdata(np.abs(kept))
+    sums = np.abs(signs_of(8) @ ranks)
+    assert stats.wilcoxon(differences) == np.mean(sums >= abs(np.sum(ranks * np.sign(kept))))
+    generator = np.random.default_rng(14)
+    for n in (8, 20, 21, 45, 51, 200):
+        values = generator.normal(0.3, size=n)
+        assert stats.wilcoxon(values) == pytest.approx(scipy_stats.wilcoxon(values).pvalue, rel=1e-9)
+    tied = np.round(generator.normal(0.2, size=90), 1)
+    reference = scipy_stats.wilcoxon(tied, method="asymptotic").pvalue
+    assert stats.wilcoxon(tied) == pytest.approx(reference, rel=1e-9)
+    assert stats.wilcoxon(np.zeros(5)) == 1.0
+
+
+def test_rounding_makes_no_difference_and_no_order() -> None:
+    """0.1 + 0.2 less 0.3 is 6e-17 in floating point, and no win."""
+    noisy = np.array([0.1 + 0.2 - 0.3, 0.5, 0.7 - 0.2])
+    assert stats.sign_flip(noisy) == stats.sign_flip(np.array([0.0, 0.5, 0.5])) == 0.5
+    assert stats.wilcoxon(noisy) == 0.5
+
+
+def test_prompt_differences_are_means_over_seeds() -> None:
+    run = np.array([[1.0, 2.0, math.nan], [3.0, math.nan, math.nan]])
+    base = np.array([[0.5, 1.0, 1.0], [0.5, 1.0, 1.0]])
+    np.testing.assert_allclose(stats.prompt_differences(run, base), [1.5, 1.0])
+
+
+# agreement
+
+
+def test_fleiss_golden() -> None:
+    for case in golden("fleiss_kappa"):
+        assert stats.fleiss_kappa(case["table"]) == pytest.approx(case["kappa"], rel=1e-12)
+
+
+def test_fleiss_counts_pairs() -> None:
+    """Unequal numbers of ratings, by the definition over pairs of ratings; one alone is no pair."""
+    ratings = [[0, 0, 1], [1, 1], [0, 1, 1, 1, 2], [2]]
+    table = [[item.count(category) for category in range(3)] for item in ratings]
+    pairs = [list(itertools.combinations(item, 2)) for item in ratings[:3]]
+    agreement = np.mean([np.mean([a == b for a, b in found]) for found in pairs])
+    pooled = list(itertools.chain.from_iterable(ratings[:3]))
+    chance = sum((pooled.count(category) / len(pooled)) ** 2 for category in range(3))
+    assert stats.fleiss_kappa(table) == pytest.approx((agreement - chance) / (1 - chance))
+    assert math.isnan(stats.fleiss_kappa([[3, 0], [3, 0]]))
+    assert math.isnan(stats.fleiss_kappa([[1, 0]]))
+    assert stats.fleiss_kappa([[3, 0], [0, 3]]) == 1.0
+
+
+def test_cohen_kappa() -> None:
+    """By hand: 50 items, 20 and 15 agreed, yes 30 and 25 of 50: (0.7 - 0.5) / 0.5."""
+    one = ["yes"] * 20 + ["yes"] * 10 + ["no"] * 5 + ["no"] * 15
+    other = ["yes"] * 20 + ["no"] * 10 + ["yes"] * 5 + ["no"] * 15
+    assert stats.cohen_kappa(one, other) == pytest.approx(0.4)
+    assert stats.cohen_kappa(other, one) == pytest.approx(0.4)
+    assert stats.cohen_kappa(one, one) == 1.0
+    assert math.isnan(stats.cohen_kappa(["yes"] * 3, ["yes"] * 3))
+
+
+def test_kendall_tau_counts_pairs_and_ties() -> None:
+    one, other = np.array([1.0, 2.0, 2.0, 4.0, math.nan, 3.0]), np.array([0.1, 0.3, 0.2, 0.2, 0.9, 0.5])
+    pairs = list(itertools.combinations([0, 1, 2, 3, 5], 2))
+    a = np.array([np.sign(one[i] - one[j]) for i, j in pairs])
+    b = np.array([np.sign(other[i] - other[j]) for i, j in pairs])
+    tau_b = (a * b).sum() / math.sqrt((a != 0).sum() * (b != 0).sum())
+    assert stats.kendall_tau(one, other) == pytest.approx(tau_b)
+    assert stats.kendall_tau(one, -one) == pytest.approx(-1)
+    assert math.isnan(stats.kendall_tau(np.ones(4), np.arange(4.0)))
+    assert math.isnan(stats.kendall_tau(np.array([1.0, math.nan]), np.array([1.0, 2.0])))
+
+
+# A against A, and A against B the other way round
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("prompts", [7, 30, 101])
+def test_a_against_a_is_no_difference_and_swapping_negates_to_the_last_bit(runs: int, prompts: int) -> None:
+    generator = np.random.default_rng([15, runs, prompts])
+    weight_NR, weight_NP = stats.weights(runs, 1000, 0, "r"), stats.weights(prompts, 1000, 0, "p")
+    strata = np.array(["a", "b"])[np.arange(prompts) % 2]
+    a_RPS, b_RPS = generator.normal(size=(2, runs, prompts, 1)).round(6)
+    a_RPS[0, 1] = b_RPS[0, 1] = math.nan
+
+    def compared(one_RPS: stats.Array, other_RPS: stats.Array, equal: Any) -> tuple[Any, ...]:
+        draws = [first(stats.mean_statistics(x, weight_NR, weight_NP, equal)) for x in (one_RPS, other_RPS)]
+        value = stats.point(one_RPS, first, equal) - stats.point(other_RPS, first, equal)
+        influence = stats.influence(one_RPS, first, equal) - stats.influence(other_RPS, first, equal)
+        tailed = stats.with_tails(value, draws[0] - draws[1], stats.precision(influence, strata))
+        each = stats.prompt_differences(one_RPS[:, :, 0], other_RPS[:, :, 0])
+        p = (stats.p_value(tailed), stats.sign_flip(each), stats.wilcoxon(each))
+        return stats.percentile_interval(value, tailed), p
+
+    for equal in (None, strata):
+        (value, low, high), p = compared(a_RPS, b_RPS, equal)
+        assert compared(b_RPS, a_RPS, equal) == ((-value, -high, -low), p)
+        assert low < value < high
+        assert compared(a_RPS, a_RPS, equal) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [7, 30, 100])
+def test_win_rate_of_a_against_a_is_half_and_swapping_gives_one_less_it(runs: int, prompts: int) -> None:
+    generator = np.random.default_rng([16, runs, prompts])
+    weight_NR, weight_NP = stats.weights(runs, 1000, 0, "r"), stats.weights(prompts, 1000, 0, "p")
+    counted_RPS = generator.multinomial(3, [0.5, 0.2, 0.3], size=(runs, prompts)) / 3
+
+    def rates(win_tie_loss_RPS: stats.Array) -> stats.Array:
+        return stats.half_tie_rate(*stats.mean_statistics(win_tie_loss_RPS, weight_NR, weight_NP).T)
+
+    np.testing.assert_array_equal(rates(counted_RPS[:, :, ::-1]), 1 - rates(counted_RPS))
+    win, tie, loss = stats.mean_statistics(counted_RPS, weight_NR, weight_NP).T
+    np.testing.assert_allclose(rates(counted_RPS), (win + tie / 2) / (win + tie + loss), atol=1e-15)
+    ties_RPS = np.zeros_like(counted_RPS)
+    ties_RPS[:, :, 1] = 1
+    np.testing.assert_array_equal(rates(ties_RPS), 0.5)
+    assert stats.p_value(rates(ties_RPS) - 0.5) == 1.0
+
+
+# coverage: what an interval promises, in simulations whose truth is known
+
+
+def surely_outside(hits: int, trials: int, low: float, high: float, risk: float = 1e-5) -> bool:
+    """Whether no chance of a hit from `low` to `high` would give so few or so many, but with probability `risk`."""
+    too_few = scipy_stats.binom.cdf(hits, trials, low) < risk
+    too_many = scipy_stats.binom.sf(hits - 1, trials, high) < risk
+    return bool(too_few or too_many)
+
+
+class Study(NamedTuple):
+    """Intervals of one simulated evaluation, whose true value is 0 unless the function says otherwise."""
+
+    good: stats.Interval
+    naive: stats.Interval
+    """With all images taken to be independent, the usual mistake."""
+    truth: float
+
+
+class Drawer(NamedTuple):
+    """Resampling weights, the same for every simulated study, as for every cell of a table."""
+
+    weight_NR: stats.Array
+    weight_NP: stats.Array
+    strata: Any = None
+    equal: Any = None
+
+    def interval(self, values_RPS: stats.Array, base_RPS: stats.Array | None = None) -> stats.Interval:
+        value, draws, influence = self._of(values_RPS)
+        if base_RPS is not None:
+            base_value, base_draws, base_influence = self._of(base_RPS)
+            value, draws, influence = value - base_value, draws - base_draws, influence - base_influence
+        known = stats.precision(influence, self.strata)
+        return stats.percentile_interval(value, stats.with_tails(value, draws, known))
+
+    def _of(self, values_RPS: stats.Array) -> tuple[float, stats.Array, stats.Array]:
+        draws = first(stats.mean_statistics(values_RPS, self.weight_NR, self.weight_NP, self.equal))
+        influence = stats.influence(values_RPS, first, self.equal)
+        return stats.point(values_RPS, first, self.equal), draws, influence
+
+
+def drawer(runs: int, prompts: int, strata: Any = None, equal: bool = False) -> Drawer:
+    weight_NR = stats.weights(runs, RESAMPLES, 0, "r")
+    weight_NP = stats.weights(prompts, RESAMPLES, 0, "p", strata)
+    return Drawer(weight_NR, weight_NP, strata, strata if equal else None)
+
+
+RESAMPLES, ICC, IMAGES = 800, 0.4, 4
+TASKS = np.repeat([f"task{i}" for i in range(6)], (16, 20, 16, 19, 20, 20))
+SHARES = np.repeat([0.97, 0.5, 0.4, 0.8, 0.1, 0.15], (16, 20, 16, 19, 20, 20))
+Simulation = Callable[[np.random.Generator, Drawer], Study]
+
+
+def by_images(values: stats.Array, truth: float = 0.0) -> stats.Interval:
+    half = 1.96 * values.std(ddof=1) / math.sqrt(values.size)
+    return stats.Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def passes(generator: np.random.Generator, share: Any, prompts: int) -> stats.Array:
+    """Pass or fail [P, G] of images whose correlation within a prompt is ICC: beta-binomial."""
+    share = np.broadcast_to(share, (prompts,))
+    odds = (1 - ICC) / ICC
+    chance = generator.beta(share * odds, (1 - share) * odds)
+    return (generator.random((prompts, IMAGES)) < chance[:, None]).astype(np.float64)
+
+
+def cell_of_scores(generator: np.random.Generator, draw: Drawer) -> Study:
+    values = clustered(generator, 60, IMAGES, ICC)
+    return Study(draw.interval(values.mean(axis=1)[None, :, None]), by_images(values), 0.0)
+
+
+def paired_scores(generator: np.random.Generator, draw: Drawer) -> Study:
+    """Both checkpoints share what the prompt and the noise do, and differ by something that the images of a prompt have in common."""
+    shared = clustered(generator, 60, IMAGES, ICC)
+    base, run = shared, shared + 0.7 * clustered(generator, 60, IMAGES, ICC) + 0.3
+    values = [x.mean(axis=1)[None, :, None] for x in (run, base)]
+    return Study(draw.interval(*values), by_images(run - base), 0.3)
+
+
+def share(value: float) -> Simulation:
+    def simulate(generator: np.random.Generator, draw: Drawer) -> Study:
+        del draw  # a share has a closed form
+        passed = passes(generator, value, 150)
+        values_RPS = passed.mean(axis=1)[None, :, None]
+        known = stats.precision(stats.influence(values_RPS, first))
+        interval = stats.share_interval(float(passed.mean()), known, 150)
+        return Study(interval, stats.wilson(float(passed.sum()), passed.size), value)
+
+    return simulate
+
+
+def paired_shares(generator: np.random.Generator, draw: Drawer) -> Study:
+    """.95 against .90, thresholds on normal variables: prompts are hard for both in part, and the noise is the same in part."""
+
+    def alike(size: tuple[int, int], share: float) -> tuple[stats.Array, stats.Array]:
+        base, own = generator.normal(size=(2, *size))
+        return base, share * base + math.sqrt(1 - share**2) * own
+
+    hard, noise = alike((150, 1), 0.2), alike((150, IMAGES), 0.7)
+    base, run = (
+        (math.sqrt(ICC) * h + math.sqrt(1 - ICC) * n < scipy_stats.norm.ppf(p)).astype(np.float64)
+        for h, n, p in zip(hard, noise, (0.90, 0.95), strict=True)
+    )
+    values = [x.mean(axis=1)[None, :, None] for x in (run, base)]
+    return Study(draw.interval(*values), by_images(run - base), 0.05)
+
+
+def tasks(generator: np.random.Generator, draw: Drawer) -> Study:
+    passed = passes(generator, SHARES, len(SHARES))
+    truth = SHARES.mean() if draw.equal is None else np.mean([0.97, 0.5, 0.4, 0.8, 0.1, 0.15])
+    value = stats.point(passed.mean(axis=1)[None, :, None], first, draw.equal)
+    each = [passed[task == TASKS].ravel() for task in np.unique(TASKS)]
+    weight = [1 / 6 if draw.equal is not None else x.size / passed.size for x in each]
+    half = 1.96 * math.sqrt(sum(w**2 * x.var() / x.size for w, x in zip(weight, each, strict=True)))
+    naive = stats.Interval(value, value - half, value + half)
+    return Study(draw.interval(passed.mean(axis=1)[None, :, None]), naive, truth)
+
+
+def seeds(share_of_seeds: float) -> Simulation:
+    """Paired differences over several training seeds, which make up that share of the variance of the mean."""
+
+    def simulate(generator: np.random.Generator, draw: Drawer) -> Study:
+        runs, prompts = draw.weight_NR.shape[1], draw.weight_NP.shape[1]
+        of_prompts = ICC / prompts + (1 - ICC) / (runs * prompts * IMAGES)
+        effect = math.sqrt(runs * of_prompts * share_of_seeds / (1 - share_of_seeds))
+        base = generator.normal(size=(1, prompts, IMAGES))
+        difference = math.sqrt(ICC) * generator.normal(size=(1, prompts, 1))
+        difference = difference + effect * generator.normal(size=(runs, 1, 1))
+        difference = difference + math.sqrt(1 - ICC) * generator.normal(size=(runs, prompts, IMAGES))
+        bases = np.broadcast_to(base, difference.shape)
+        values = [x.mean(axis=2)[:, :, None] for x in (bases + difference, bases)]
+        return Study(draw.interval(*values), by_images(difference), 0.0)
+
+    return simulate
+
+
+CASES: dict[str, tuple[Simulation, Callable[[], Drawer]]] = {
+    "cell of scores": (cell_of_scores, lambda: drawer(1, 60)),
+    "paired scores": (paired_scores, lambda: drawer(1, 60)),
+    "share .03": (share(0.03), lambda: drawer(1, 2)),
+    "share .98": (share(0.98), lambda: drawer(1, 2)),
+    "share .5": (share(0.5), lambda: drawer(1, 2)),
+    "paired shares": (paired_shares, lambda: drawer(1, 150)),
+    "six tasks, pooled": (tasks, lambda: drawer(1, len(TASKS), TASKS)),
+    "six tasks, alike": (tasks, lambda: drawer(1, len(TASKS), TASKS, equal=True)),
+    "three seeds": (seeds(0.5), lambda: drawer(3, 40)),
+    "five seeds": (seeds(0.3), lambda: drawer(5, 40)),
+}
+
+
+def coverage(case: str, simulations: int) -> tuple[int, int]:
+    """In how many simulated studies the interval, and the naive one, holds the truth."""
+    simulate, make = CASES[case]
+    generator, draw = np.random.default_rng([17, list(CASES).index(case)]), make()
+    good = naive = 0
+    for _ in range(simulations):
+        study = simulate(generator, draw)
+        good += study.good.low <= study.truth <= study.good.high
+        naive += study.naive.low <= study.truth <= study.naive.high
+    return good, naive
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_intervals_cover_and_the_naive_ones_do_not(case: str) -> None:
+    good, naive = coverage(case, 400)
+    assert not surely_outside(good, 400, 0.93, 0.97)
+    assert scipy_stats.binom.cdf(naive, 400, 0.93) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_intervals_cover_93_to_97_per_cent(case: str) -> None:
+    good, naive = coverage(case, 6000)
+    print(f"{case}: {good / 6000:.4f}, naive {naive / 6000:.4f}")
+    assert 0.93 <= good / 6000 <= 0.97
+    assert naive / 6000 < 0.93
