@@ -318,10 +318,13 @@ def test_plan_counts_the_weights_that_are_trained(
     assert resources._denoiser_weights(experiment) == count
     monkeypatch.setattr(resources, "_denoiser_weights", lambda _: 2**28)
     told = plan(experiment, 1)
-    assert "memory of a process: 4.0 GiB (268.4 M trained weights 1.0, gradients 1.0, AdamW 2.0)" in told
-    assert told.endswith("on top: activations, text encoders and decoder, the reward")
+    assert (
+        "memory of a process: 4.0 GiB in the update (268.4 M trained weights 1.0, gradients 1.0, AdamW 2.0)"
+        in told
+    )
+    assert told.endswith("on top: the update's activations, text encoders and decoder, the reward")
     assert "AdamW 2.0, average 1.0)" in plan(replace(experiment, ema=Ema()), 1)
-    assert "1.0 GiB (268.4 M frozen weights 1.0)" in plan(replace(experiment, lora=Lora()), 1)
+    assert "1.0 GiB in the update (268.4 M frozen weights 1.0)" in plan(replace(experiment, lora=Lora()), 1)
 
 
 def test_plan_knows_published_architectures_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +333,7 @@ def test_plan_knows_published_architectures_without_a_download(monkeypatch: pyte
 
     paper = experiments.load("imagereward", "sd2")
     told = plan(paper, 128)
-    assert "865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5" in told
+    assert "865.9 M trained weights 3.2, AdamW 6.5" in told
     assert "text encoders and decoder 1.6" in told
     assert "frozen weights 9.6" in plan(experiments.load("imagereward", "sdxl_1gpu"), 1)
 

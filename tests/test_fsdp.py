@@ -187,7 +187,7 @@ def test_the_plan_counts_a_share(
     share = "trained weights 1.0, gradients 1.0, AdamW 2.0, average 1.0"
     for sharding, gib, parts in (("none", "20.0", whole), ("fsdp2", "5.0", share)):
         experiment = experiment_of(str(tiny_pipeline_dir), str(toy_prompts), False, sharding)
-        assert f"memory of a process: {gib} GiB (1073.7 M {parts})" in plan(experiment, 4)
+        assert f"memory of a process: {gib} GiB in the update (1073.7 M {parts})" in plan(experiment, 4)
 
 
 # --------------------------------------------------------------------------------------------- average, divergence, fp16

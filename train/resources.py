@@ -19,34 +19,53 @@ from train.records import Case, Record
 GIB = 2**30
 BYTES = 4
 """Weights, gradients, moments and average are float32."""
+UPDATE, DECODING = "in the update", "while it decodes"
 
 
 def memory(experiment: Experiment, processes: int) -> list[str]:
-    """A line on what a process holds in a pass of the update, where the base's sizes are known without a download; nothing where they are not.
+    """A line on what a process holds when it holds the most, where the base's sizes are known without a download; nothing where they are not.
 
-    Activations were counted in bf16, the models' other weights are known of published architectures. The line names what comes on top: the
-    decoder works in float32 while there are no activations, and `sampling.decode_batch` bounds what it holds.
+    It names the moment, tells the other one's sum, and names what comes on top.
+    """
+    held = moments(experiment, processes)
+    if not held:
+        return []
+    (most, parts), *others = sorted(held.items(), key=lambda moment: sum(moment[1].values()), reverse=True)
+    told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+    sums = [f"{sum(parts.values()) / GIB:.1f} GiB {most} ({told})"]
+    sums += [f"{sum(parts.values()) / GIB:.1f} {name}" for name, parts in others]
+    on_top = ["the reward"]
+    if experiment.base not in REPOSITORIES:
+        on_top.insert(0, "text encoders and decoder")
+    if not any(name.startswith("activations") for name in held[UPDATE]):
+        on_top.insert(0, "the update's activations")
+    return [f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}"]
+
+
+def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float]]:
+    """What a process holds, in bytes by kind, at the moments at which it may hold the most; empty where the base's sizes are not known.
+
+    In a pass of the update gradients and activations are there; while pictures are decoded, in float32, neither is, but what the decoder needs
+    for each is much. Both were counted of published architectures, the update's in bf16 and for all weights; a rollout's pass needs less than
+    an update's of as many images.
     """
     count, known = _denoiser_weights(experiment), REPOSITORIES.get(experiment.base)
     if count is None and known is not None:
         count = ARCHITECTURES[known].weights()["unet"]
     if count is None:
-        return []
-    parts, on_top = _of_training(experiment, count, processes), ["the reward"]
-    if known is not None:
-        others = sum(n for name, n in ARCHITECTURES[known].weights().items() if name != "unet")
-        parts["text encoders and decoder"] = others * BYTES
-    else:
-        on_top.append("text encoders and decoder")
-    activations = _activations(experiment, known)
-    if activations is not None:
-        parts[f"activations of {experiment.update.micro_batch} images"] = activations
-    else:
-        on_top.append("activations")
-    told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    return [
-        f"memory of a process: {sum(parts.values()) / GIB:.1f} GiB ({told}); on top: {', '.join(reversed(on_top))}"
-    ]
+        return {}
+    update = _of_training(experiment, count, processes)
+    if known is None:
+        return {UPDATE: update}
+    others = sum(n for name, n in ARCHITECTURES[known].weights().items() if name != "unet")
+    update["text encoders and decoder"] = others * BYTES
+    decoding = {name: size for name, size in update.items() if name != "gradients"}
+    if (passes := _of_update(experiment, known)) is not None:
+        update[f"activations of {experiment.update.micro_batch} images"] = passes
+    pictures = experiment.sampling.decode_batch or experiment.sampling.micro_batch
+    decoder = _counted(known)["decoder"]
+    decoding[f"{pictures} pictures"] = float(decoder["bytes"] + decoder["bytes_per_picture"] * pictures)
+    return {UPDATE: update, DECODING: decoding}
 
 
 def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str, float]:
@@ -59,16 +78,19 @@ def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str
     return {f"{count / 1e6:.1f} M trained weights": size, "gradients": size, "AdamW": 2 * size, **average}
 
 
-def _activations(experiment: Experiment, known: str | None) -> float | None:
-    """Bytes that a pass of the update holds beside weights and gradients; None where they were not counted."""
-    if known is None or experiment.sampling.precision == "fp32" or not records.ACTIVATIONS.is_file():
+def _of_update(experiment: Experiment, known: str) -> float | None:
+    """Bytes that a pass of the update holds beside weights and gradients; None in fp32, where they were not counted."""
+    if experiment.sampling.precision == "fp32":
         return None
-    counted = json.loads(records.ACTIVATIONS.read_text(encoding="utf-8")).get(known, {})
-    way = counted.get("checkpointing" if experiment.update.gradient_checkpointing else "plain")
-    if way is None:
-        return None
+    way = _counted(known)["checkpointing" if experiment.update.gradient_checkpointing else "plain"]
     evaluations = experiment.update.micro_batch * experiment.sampling.branches
     return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
+
+
+def _counted(known: str) -> dict[str, dict[str, int]]:
+    """What `bench.activations` has counted of an architecture."""
+    counted: dict[str, dict[str, int]] = json.loads(records.ACTIVATIONS.read_text(encoding="utf-8"))[known]
+    return counted
 
 
 def time_needed(experiment: Experiment, processes: int) -> list[str]:
