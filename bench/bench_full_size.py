@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import gc
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,17 +120,11 @@ def reward(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _memory_of_its_own() -> Iterator[None]:
-    """Each case begins with what the one before has left behind gone."""
-    yield
-    gc.collect()
+def prepared(experiment: Experiment, model: str, out: Path) -> Run:
+    """The run, of random weights but for the miniature's, in memory of its own."""
+    gc.collect()  # here: the variables of a case that failed are let go only when the next one is called
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def prepared(experiment: Experiment, model: str, out: Path) -> Run:
-    """The run, of random weights but for the miniature's."""
     accelerator = new_accelerator()
     pipeline = random_pipeline(ARCHITECTURES[model], accelerator.device) if model in ARCHITECTURES else None
     return prepare(experiment, model, 0, out, accelerator, pipeline=pipeline)
