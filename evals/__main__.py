@@ -87,19 +87,64 @@ def score(target: str, out: Path, suite: str | None, accept_terms: tuple[str, ..
 @click.option(
     "--out", type=CSV, required=True, help="Table to write (.md); the numbers go beside it as .csv."
 )
-def compare(files: tuple[Path, ...], out: Path) -> None:
-    """Compare score files with the base's, which must be among them: no GPU, seconds."""
-    from evals.compare import at_a_glance, write
+@click.option("--latex", type=CSV, help="The table at a glance, for LaTeX with booktabs (.tex).")
+@click.option("--json", "json_out", type=CSV, help="Every number, with where it comes from (.json).")
+@click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    metavar="EXPERIMENT",
+    help="What everything is compared with: an experiment in the rows.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
+)
+def compare(
+    files: tuple[Path, ...],
+    out: Path,
+    latex: Path | None,
+    json_out: Path | None,
+    against: str,
+    force: bool,
+) -> None:
+    """Compare score files with the base's, or with those of --against, which must be among them: no GPU, seconds."""
+    from evals.asides import beside
+    from evals.tables import at_a_glance, write
 
     check_out(out, ".md", files)
     check_out(out.with_suffix(".csv"), ".csv", files)
-    comparison = write(files, out, command=_command("compare", files, "--out", out))
+    options: list[object] = ["--out", out]
+    if latex is not None:
+        check_out(latex, ".tex", files)
+        options += ["--latex", latex]
+    if json_out is not None:
+        check_out(json_out, ".json", [*files, *map(beside, files)])
+        options += ["--json", json_out]
+    options += [] if against == "base" else ["--against", against]
+    options += ["--force"] if force else []
+    comparison = write(
+        files,
+        out,
+        command=_command("compare", files, *options),
+        against=against,
+        force=force,
+        latex_out=latex,
+        json_out=json_out,
+    )
     for model in comparison.models():
         click.echo(
-            f"\n{model}: value [95 % interval], ▲ better ▼ worse ≈ not distinguished from the base, † trained on it\n"
+            f"\n{model}: value [95 % interval], ▲ better ▼ worse ≈ not distinguished from {_the(against)}, △ ▽ not after Holm's "
+            "correction, † trained on it\n"
         )
         click.echo(at_a_glance(comparison, model))
-    click.echo(f"\nwrote {out} and {out.with_suffix('.csv')}")
+    made = [out, out.with_suffix(".csv"), *(path for path in (latex, json_out) if path is not None)]
+    click.echo(f"\nwrote {', '.join(map(str, made[:-1]))} and {made[-1]}")
+
+
+def _the(against: str) -> str:
+    return "the base" if against == "base" else against
 
 
 @main.command()

@@ -1,42 +1,37 @@
-"""Compare checkpoints: from score rows to a table in which every cell and every difference has an interval.
+"""Compare checkpoints: from score rows to numbers of which every cell and every difference has an interval.
 
-The numbers are made by `compare`, printed by `markdown` and `tidy`, and written by `write`; nothing else is read but the rows.
+`compare` makes them from nothing but the rows; `evals.tables` prints them, `evals.panel` has what several judges say of one pair.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
-from evals import metrics, stats
+from evals import metrics, panel, stats
 from evals import rows as score_rows
-from evals.files import write_text
 from evals.metrics import Metric
-from evals.metrics._parity import parity_floor
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
-from evals.rows import PROMPT, without_copies
+from evals.panel import Panel
+from evals.rows import IMAGE, PROMPT, without_copies
 from evals.stats import Array, Interval
 
 BASE = "base"
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
-SIGNS: dict[str, str] = {"better": "▲", "worse": "▼", "changed": "◆", "not distinguished": "≈", "": ""}
-GOALS = (
-    *("win_rate_gold", "win_rate_judge", "win_rate_reward", "reward_mean"),
-    *("detection", "fully_right", "parity_excess", "parity"),
-)
-"""The order of columns: what no run is trained on stands before what some run is."""
+Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell: an experiment (all its seeds) under one metric on one prompt set, and its difference to the base."""
+    """One cell: an experiment (all its seeds) under one metric on one prompt set, and its difference to what all are compared with."""
 
     model: str
     prompt_set: str
@@ -44,13 +39,20 @@ class Estimate:
     experiment: str
     value: Interval
     difference: Interval
-    """Run less base on the same prompts and noise; NaN for the base itself."""
+    """Run less base on the same prompts and noise; NaN for the base itself. "Base" here and below is what all are compared with."""
     ratio: Interval
     """Run over base, where the metric has a meaningful zero."""
+    base_sd: float
+    """Standard deviation over prompts of the base's score, the unit of a change; NaN for shares and where a prompt has no score of its own."""
     p: float
+    """Of no difference, from the resamples of the interval."""
+    test: Test
+    p_test: float
+    """Of no difference between these checkpoints, by the test named, with the prompts as units."""
     p_holm: float
-    """p after Holm's correction over the metrics of this experiment on this prompt set."""
+    """`p_test` after Holm's correction over all differences of the comparison."""
     mark: Mark
+    """By the interval of the difference."""
     trained_on: bool
     """The metric's scorer was a reward of this experiment."""
     headline: bool
@@ -61,6 +63,13 @@ class Estimate:
     """Images, of all seeds, to which the scorer does not apply (NaN)."""
     unpaired: int
     """Prompts, of all seeds, left out of the difference because run or base has nothing applicable there."""
+    conflict: str = ""
+    """Where a comparison was forced: in what the scores of run and base differ, with both hashes."""
+
+    @property
+    def survives(self) -> bool:
+        """Whether the difference is still there after Holm's correction."""
+        return self.p_holm <= 1 - stats.LEVEL
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Outcome:
     prompts_lost: int
     sign_p: float
     """Exact sign test over prompts (all seeds and images of a prompt together)."""
+    trained_on: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,19 @@ class Retention:
     """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none."""
 
 
+OriginKey = tuple[str, str, str, str]
+"""Model, experiment, prompt set, scorer."""
+
+
+class Origin(NamedTuple):
+    """What the rows behind a cell say of themselves; several, where a comparison was forced or an experiment has several files."""
+
+    version: tuple[str, ...]
+    suite: tuple[str, ...]
+    prompts: tuple[str, ...]
+    file: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Everything a table or a report needs."""
@@ -104,10 +127,21 @@ class Comparison:
     estimates: tuple[Estimate, ...]
     outcomes: tuple[Outcome, ...]
     retentions: tuple[Retention, ...]
+    panel: Panel
     versions: dict[str, str]
     tie_margins: dict[str, float]
     resamples: int
     seed: int
+    against: str
+    """The experiment that everything is compared with."""
+    origins: dict[OriginKey, Origin]
+    remarks: tuple[str, ...]
+    """Sentences on the rows themselves, for the foot of a table."""
+
+    @property
+    def family(self) -> int:
+        """How many differences Holm's correction is over: all that the comparison tests."""
+        return sum(not math.isnan(e.p_test) for e in self.estimates)
 
     def models(self) -> list[str]:
         """In the order of the files."""
@@ -136,6 +170,18 @@ class _Paired(NamedTuple):
     base_N: Array
 
 
+class _Sides(NamedTuple):
+    """The rows of one experiment and scorer: its own, and those of run and base as they are set beside each other, row by row."""
+
+    own: pd.DataFrame
+    own_seeds: str
+    """The stream that resamples its training seeds."""
+    run: pd.DataFrame
+    base: pd.DataFrame
+    seeds: str
+    """The stream that resamples the pairs of training seeds."""
+
+
 @dataclass
 class _Resampler:
     """The weights, made once for each prompt set and experiment, so that everything compared shares them."""
@@ -150,58 +196,113 @@ class _Resampler:
         return self.made[stream, units]
 
 
-def compare(rows: pd.DataFrame, resamples: int = stats.RESAMPLES, seed: int = 0) -> Comparison:
-    """Every experiment x metric x prompt set of the rows (as `evals.rows.read` gives them), each model against its own base.
+def compare(
+    rows: pd.DataFrame,
+    resamples: int = stats.RESAMPLES,
+    seed: int = 0,
+    against: str = BASE,
+    force: bool = False,
+) -> Comparison:
+    """Every experiment x metric x prompt set of the rows (as `evals.rows.read` gives them), each model by itself.
+
+    Args:
+        rows: score rows.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        against: the experiment that everything is compared with.
+        force: compare scores of different scorer versions, and say so in every cell concerned.
 
     Raises:
-        ValueError: a model without base rows; pairs that are missing on a side; scorer versions that differ.
+        ValueError: a model without rows of `against`; pairs that are missing on a side; training seeds that cannot be set beside each
+            other; scorer versions that differ, unless forced.
     """
-    versions = score_rows.versions(rows)
+    versions = score_rows.versions(rows, refuse=not force)
     resampler = _Resampler(resamples, seed)
+    origins = _origins(rows)
     cells: list[_Cell] = []
     outcomes: list[Outcome] = []
     retentions: list[Retention] = []
+    panels: list[Panel] = []
     for model, part in rows.groupby("model", sort=False):
-        found, won = _compare_model(str(model), part, resampler)
-        found = _with_holm(_with_headlines(found))
+        _refuse_alone(str(model), part, against)
+        found, won = _compare_model(part, against, resampler)
+        found = _with_conflicts(_with_headlines(found, origins), origins, against)
         cells += found
         outcomes += won
         retentions += _retentions(found, part)
+        panels.append(panel.of_model(str(model), part, against, resampler.weights))
+    cells = _with_holm(cells)
     margins = {name: getattr(metrics.load(name), "tie_margin", None) for name in metrics.names()}
     return Comparison(
         estimates=tuple(cell.estimate for cell in cells),
         outcomes=tuple(outcomes),
         retentions=tuple(retentions),
+        panel=panel.together(panels),
         versions=versions,
         tie_margins={name: margin for name, margin in margins.items() if margin is not None},
         resamples=resamples,
         seed=seed,
+        against=against,
+        origins=origins,
+        remarks=tuple(_remarks(rows, against)),
     )
 
 
-def _compare_model(
-    model: str, rows: pd.DataFrame, resampler: _Resampler
-) -> tuple[list[_Cell], list[Outcome]]:
-    base = rows[rows["experiment"] == BASE]
-    if base.empty:
-        others = ", ".join(sorted(rows["experiment"].unique()))
+def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
+    """What is to be said of the rows themselves; a guard over rows puts its sentences here."""
+    return _without_reference(rows, against)
+
+
+def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
+    """Refuse a model that has no rows of what it is to be compared with."""
+    names = sorted(rows["experiment"].unique())
+    if against in names:
+        return
+    if against == BASE:
         raise ValueError(
-            f"there are no base scores for the model {model} (only {others}): every number is a difference to the base, "
-            f"so score the base of {model} on the same prompts and give its file too"
+            f"there are no base scores for the model {model} (only {', '.join(names)}): every number is a difference to the base, "
+            f"so score the base of {model} on the same prompts and give its file too, or say what else to compare with: "
+            f"--against {' or '.join(names)}"
         )
-    experiments = sorted(rows["experiment"].unique(), key=lambda name: (name != BASE, _first_row(rows, name)))
+    raise ValueError(
+        f"there are no scores of {against} for the model {model}: --against must be one of {', '.join(names)}; checkpoints of "
+        "different models do not draw from the same noise and are not compared"
+    )
+
+
+def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
+    """What the rows of each model, experiment, prompt set and scorer say of themselves."""
+    key = ["model", "experiment", "prompt_set", "scorer"]
+    told = [name for name in Origin._fields if name in rows.columns]
+    found: dict[OriginKey, dict[str, dict[str, None]]] = {}
+    for line in rows[[*key, *told]].drop_duplicates().to_dict("records"):
+        kept = found.setdefault(
+            (line["model"], line["experiment"], line["prompt_set"], line["scorer"]),
+            {name: {} for name in Origin._fields},
+        )
+        for name in told:
+            kept[name][str(line[name])] = None
+    return {place: Origin(**{name: tuple(seen) for name, seen in of.items()}) for place, of in found.items()}
+
+
+def _compare_model(
+    rows: pd.DataFrame, against: str, resampler: _Resampler
+) -> tuple[list[_Cell], list[Outcome]]:
+    base = without_copies(rows[rows["experiment"] == against])
+    experiments = sorted(
+        rows["experiment"].unique(), key=lambda name: (name != against, _first_row(rows, name))
+    )
     by_scorer: dict[str, list[str]] = {}
     for name in metrics.names():
         by_scorer.setdefault(metrics.load(name).scorer, []).append(name)
+    base_of = {str(scorer): part for scorer, part in base.groupby("scorer", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
     for experiment in experiments:
-        of_experiment = rows[rows["experiment"] == experiment]
-        if experiment == BASE:
-            of_experiment = without_copies(of_experiment)
+        of_experiment = base if experiment == against else rows[rows["experiment"] == experiment]
+        parts = {str(scorer): part for scorer, part in of_experiment.groupby("scorer", sort=False)}
         for scorer, names in by_scorer.items():
-            mine = of_experiment[of_experiment["scorer"] == scorer]
-            if len(mine):
-                made += _scorer_cells(names, mine, base, resampler)
+            if scorer in parts:
+                made += _scorer_cells(names, parts[scorer], base_of.get(scorer), against, resampler)
     return [cell for cell, _ in made], [outcome for _, outcome in made if outcome is not None]
 
 
@@ -210,90 +311,175 @@ def _first_row(rows: pd.DataFrame, experiment: str) -> int:
 
 
 def _scorer_cells(
-    names: list[str], rows: pd.DataFrame, base: pd.DataFrame, resampler: _Resampler
+    names: list[str], rows: pd.DataFrame, base: pd.DataFrame | None, against: str, resampler: _Resampler
 ) -> list[tuple[_Cell, Outcome | None]]:
     """The cells of one experiment under the metrics that read one scorer."""
-    by_definition = all(metrics.load(name).reference is not None for name in names)
-    base_rows = rows if by_definition else _base_beside(rows, base, str(rows["scorer"].iloc[0]))
-    made = [_metric_cells(name, metrics.load(name), rows, base_rows, resampler) for name in names]
+    experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
+    relative = all(metrics.load(name).reference is not None for name in names)
+    if base is None and relative and against != BASE:
+        return []  # see _without_reference
+    if base is None and not relative:
+        raise ValueError(
+            f"{against} has no {scorer} scores but {experiment} has: score {_the(against)} again with the same scorers"
+        )
+    by_definition = relative and against == BASE
+    stream = f"seeds of {experiment}"
+    sides = _Sides(rows, stream, rows, rows, stream)
+    if experiment != against and not by_definition:
+        assert base is not None
+        sides = _sides(rows, base, against)
+    made = [
+        _metric_cells(name, metrics.load(name), sides, by_definition, against, resampler) for name in names
+    ]
     return [pair for pairs in made for pair in pairs]
 
 
+def _the(against: str) -> str:
+    return "the base" if against == BASE else against
+
+
+def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
+    """Run and base beside each other.
+
+    A side of one training seed is set beside every seed of the other; where both have several, seed beside seed. Both are the same from
+    either side, so that swapping run and base negates every difference.
+    """
+    experiment = str(rows["experiment"].iloc[0])
+    mine, theirs = sorted(rows["seed"].unique()), sorted(base["seed"].unique())
+    own = f"seeds of {experiment}"
+    if len(theirs) == 1:
+        return _Sides(rows, own, rows, _beside(rows, base), own)
+    if len(mine) == 1:
+        run = pd.concat([rows.assign(seed=seed) for seed in theirs], ignore_index=True)
+        return _Sides(rows, own, run, _beside(run, base), f"seeds of {against}")
+    if mine != theirs:
+        raise ValueError(
+            f"{experiment} has the training seeds {', '.join(map(str, mine))} but {against} {', '.join(map(str, theirs))}: where both "
+            "have several they are set beside each other, so give the files of the same seeds"
+        )
+    pairs = f"seeds of {' and '.join(sorted((experiment, against)))}"
+    return _Sides(rows, own, rows, _beside(rows, base), pairs)
+
+
+def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """`evals.rows.same_images`; at once where both files list the same pictures in the same order, as suites do."""
+    used = base[base["prompt_set"].isin(rows["prompt_set"].unique())]
+    times, rest = divmod(len(rows), max(len(used), 1))
+    if base["seed"].nunique() == 1 and times and not rest:
+        key = list(IMAGE)
+        mine, theirs = rows[key].to_numpy(), np.tile(used[key].to_numpy(), (times, 1))
+        if times == rows["seed"].nunique() and (mine == theirs).all():
+            return rows.assign(value=np.tile(used["value"].to_numpy(), times))
+    return score_rows.same_images(rows, base)
+
+
+def _without_reference(rows: pd.DataFrame, against: str) -> list[str]:
+    """A sentence for each metric that is relative to the base and cannot be compared with something else that was not scored on it."""
+    if against == BASE:
+        return []
+    scored = {
+        (str(m), str(e), str(s))
+        for m, e, s in rows[["model", "experiment", "scorer"]].drop_duplicates().to_numpy()
+    }
+    return [
+        f"{model}: {metrics.load(name).title} is not compared: {against} has no {scorer} scores."
+        for name in metrics.names()
+        for model in dict.fromkeys(m for m, _, _ in scored)
+        if metrics.load(name).reference is not None
+        and (scorer := metrics.load(name).scorer) in {s for m, _, s in scored if m == model}
+        and (model, against, scorer) not in scored
+    ]
+
+
 def _metric_cells(
-    name: str, metric: Metric, rows: pd.DataFrame, base_rows: pd.DataFrame, resampler: _Resampler
+    name: str, metric: Metric, sides: _Sides, by_definition: bool, against: str, resampler: _Resampler
 ) -> list[tuple[_Cell, Outcome | None]]:
     """The cells of one experiment under one metric, a cell for each prompt set to which the metric applies."""
-    applies = (rows["value"].notna() | base_rows["value"].notna()).groupby(rows["prompt_set"]).any()
-    sets = [str(name) for name, some in applies.items() if some]
-    rows, base_rows = rows[rows["prompt_set"].isin(sets)], base_rows[rows["prompt_set"].isin(sets)]
-    if rows.empty:
+    run, base, own = sides.run, sides.base, sides.own
+    there = run["value"].notna() | base["value"].notna()
+    sets = sorted(map(str, run.loc[there, "prompt_set"].unique()))
+    if not sets:
         return []
-    mine = metric.statistics(rows, base_rows)
-    theirs = metric.statistics(base_rows, base_rows) if metric.reference is None else None
+    if len(sets) < run["prompt_set"].nunique():
+        run, base = run[run["prompt_set"].isin(sets)], base[run["prompt_set"].isin(sets)]
+        own = own[own["prompt_set"].isin(sets)]
+    mine = metric.statistics(run, base)
+    is_win_rate = list(mine.columns) == ["win", "tie", "loss"]
+    pair_of = _arrays(mine)
+    is_alone = sides.run is sides.own or metric.needs_base
+    own_of = pair_of if is_alone else _arrays(metric.statistics(own, own))
+    base_of = {} if by_definition else _arrays(metric.statistics(base, base))
+    by_set = {str(prompt_set): part for prompt_set, part in own.groupby("prompt_set", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
     for prompt_set in sets:
-        of_set = rows[rows["prompt_set"] == prompt_set]
-        values_RPS = _array(mine, prompt_set)
-        base_RPS = None if theirs is None else _array(theirs, prompt_set)
-        cell = _cell(name, metric, of_set, values_RPS, base_RPS, resampler)
-        is_run = cell.estimate.experiment != BASE
-        is_win_rate = list(mine.columns) == ["win", "tie", "loss"]
-        made.append((cell, _outcome(cell.estimate, values_RPS) if is_run and is_win_rate else None))
+        pair_RPS = pair_of[prompt_set]
+        arrays_RPS = (own_of[prompt_set], pair_RPS, base_of.get(prompt_set))
+        cell = _cell(name, metric, by_set[prompt_set], sides, arrays_RPS, against, resampler)
+        is_run = cell.estimate.experiment != against
+        made.append((cell, _outcome(cell.estimate, pair_RPS) if is_run and is_win_rate else None))
     return made
 
 
-def _base_beside(rows: pd.DataFrame, base: pd.DataFrame, scorer: str) -> pd.DataFrame:
-    scored = base[base["scorer"] == scorer]
-    if scored.empty:
-        raise ValueError(
-            f"base has no {scorer} scores but {rows['experiment'].iloc[0]} has: score the base again with the same scorers"
-        )
-    return score_rows.same_images(rows, scored)
-
-
-def _array(statistics: pd.DataFrame, prompt_set: str) -> Array:
-    """Statistics of one prompt set as [R, P, S]; every seed has every prompt, in the same order."""
-    part = statistics.xs(prompt_set, level=PROMPT[1])
-    seeds = part.index.get_level_values("seed").unique()
-    prompts = part.index.get_level_values("prompt_id").unique()
-    if len(part) != len(seeds) * len(prompts):
-        raise ValueError(
-            f"{prompt_set}: the training seeds were not scored on the same prompts; score them again"
-        )
-    order_RP = part.index.get_level_values("prompt_id").to_numpy().reshape(len(seeds), len(prompts))
-    assert (order_RP == order_RP[0]).all(), "a metric's statistics are sorted by seed and prompt"
-    return np.asarray(part.to_numpy(), dtype=np.float64).reshape(len(seeds), len(prompts), -1)
+def _arrays(statistics: pd.DataFrame) -> dict[str, Array]:
+    """Statistics of every prompt set as [R, P, S]; every seed has every prompt, in the same order."""
+    index = statistics.index
+    assert isinstance(index, pd.MultiIndex)
+    seed, prompt_set, prompt = (np.asarray(index.codes[index.names.index(name)]) for name in PROMPT)
+    values = statistics.to_numpy(dtype=np.float64)
+    found = {}
+    for code, name in enumerate(index.levels[index.names.index(PROMPT[1])]):
+        of_set = prompt_set == code
+        seeds, prompts = len(np.unique(seed[of_set])), len(np.unique(prompt[of_set]))
+        if of_set.sum() != seeds * prompts:
+            raise ValueError(
+                f"{name}: the training seeds were not scored on the same prompts; score them again"
+            )
+        order_RP = prompt[of_set].reshape(seeds, prompts)
+        assert (order_RP == order_RP[0]).all(), "a metric's statistics are sorted by seed and prompt"
+        found[str(name)] = values[of_set].reshape(seeds, prompts, -1)
+    return found
 
 
 def _cell(
     name: str,
     metric: Metric,
     rows: pd.DataFrame,
-    values_RPS: Array,
-    base_RPS: Array | None,
+    sides: _Sides,
+    arrays_RPS: tuple[Array, Array, Array | None],
+    against: str,
     resampler: _Resampler,
 ) -> _Cell:
+    """One cell, of the statistics of the experiment by itself, beside the base, and of the base."""
     experiment, prompt_set = str(rows["experiment"].iloc[0]), str(rows["prompt_set"].iloc[0])
-    runs, prompts, _ = values_RPS.shape
-    weight_NR = resampler.weights(f"seeds of {experiment}", runs)
-    weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
+    own_RPS, pair_RPS, base_RPS = arrays_RPS
+    is_base = experiment == against
+    runs, prompts, _ = pair_RPS.shape
 
-    def resample(array_RPS: Array) -> tuple[float, Array]:
+    def resample(array_RPS: Array, seeds: str) -> tuple[float, Array]:
+        weight_NR = resampler.weights(seeds, len(array_RPS))
+        weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
         draws_N = metric.finish(stats.mean_statistics(array_RPS, weight_NR, weight_NP))
         return stats.point(array_RPS, metric.finish), draws_N
 
-    value, draws_N = resample(values_RPS)
-    own = _interval(metric, value, draws_N, prompts)
-    if base_RPS is None:
-        assert metric.reference is not None
-        lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
-        both = _Paired(value, draws_N, metric.reference, np.full_like(draws_N, metric.reference))
+    value, draws_N = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
+    lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
+    if base_RPS is None or metric.needs_base:
+        reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
+        assert reference is not None, "a base that needs no rows has a value by definition"
+        both = _Paired(value, draws_N, reference, np.full_like(draws_N, reference))
+        net = _net(metric, both, prompts)
+        own = Interval(value, *(reference + end for end in net[1:]))
     else:
-        lost_RP = np.asarray((np.isnan(values_RPS) | np.isnan(base_RPS)).any(axis=2))
-        both = _Paired(*resample(_without(values_RPS, lost_RP)), *resample(_without(base_RPS, lost_RP)))
-    is_base = experiment == BASE
-    difference = NOTHING if is_base else _difference(metric, own, both)
-    p = math.nan if is_base else stats.p_value(both.draws_N - both.base_N)
+        lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
+        run_draws = (value, draws_N)
+        if lost_RP.any() or own_RPS is not pair_RPS:
+            run_draws = resample(_without(pair_RPS, lost_RP), sides.seeds)
+        both = _Paired(*run_draws, *resample(_without(base_RPS, lost_RP), sides.seeds))
+        net = symmetric_interval(both.value - both.base, both.draws_N - both.base_N)
+        own = _interval(metric, value, draws_N, prompts)
+    difference = NOTHING if is_base else net
+    nothing: tuple[Test, float] = ("", math.nan)
+    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, lost_RP, both)
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
         prompt_set=prompt_set,
@@ -302,18 +488,88 @@ def _cell(
         value=own,
         difference=difference,
         ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(*both),
-        p=p,
-        p_holm=p,
+        base_sd=math.nan if is_base else _spread(metric, base_RPS),
+        p=math.nan if is_base else stats.p_value(both.draws_N - both.base_N),
+        test=test,
+        p_test=p_test,
+        p_holm=p_test,
         mark=_mark(metric, difference),
         trained_on=bool(rows["trained_on"].any()),
         headline=False,
-        seeds=runs,
+        seeds=len(rows["seed"].unique()),
         prompts=prompts,
-        images=len(rows) // runs,
+        images=len(rows) // len(rows["seed"].unique()),
         missing=int(rows["value"].isna().sum()),
         unpaired=int(lost_RP.sum()),
     )
     return _Cell(estimate, both.draws_N, both.base_N)
+
+
+def _spread(metric: Metric, base_RPS: Array | None) -> float:
+    """Standard deviation over prompts of the base's mean score; NaN for a share, and for a metric that a single prompt has no value of."""
+    if base_RPS is None or metric.needs_base or base_RPS.shape[2] != 1 or metric.unit == "share":
+        return math.nan
+    mean_P = _over_seeds(base_RPS)
+    mean_P = mean_P[~np.isnan(mean_P)]
+    spread = float(mean_P.std(ddof=1)) if len(mean_P) > 1 else 0.0
+    return spread if spread > 0 else math.nan
+
+
+def _over_seeds(array_RPS: Array) -> Array:
+    """Mean over seeds [P] of the first statistic; NaN where no seed has one."""
+    value_RP = array_RPS[:, :, 0]
+    valid_RP = ~np.isnan(value_RP)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(valid_RP, value_RP, 0.0).sum(axis=0) / valid_RP.sum(axis=0))
+
+
+def _test(
+    metric: Metric,
+    pair_RPS: Array,
+    base_RPS: Array | None,
+    lost_RP: np.ndarray[Any, np.dtype[np.bool_]],
+    both: _Paired,
+) -> tuple[Test, float]:
+    """The test of no difference between these checkpoints, and its p. Units are the prompts, with all their seeds and images together.
+
+    Pass or fail: prompts on which the run passes more often than the base against those on which it passes less often, which with one
+    image a prompt is McNemar's exact test; a win rate: prompts won and lost; a score: Wilcoxon's signed ranks. Where a prompt has no
+    value of its own (tones of all images together) or the base is a constant by definition: the resamples.
+    """
+    if metric.needs_base and pair_RPS.shape[2] == 3:
+        return "sign", stats.mcnemar_exact(*_won_and_lost(pair_RPS))
+    if base_RPS is None or metric.needs_base or pair_RPS.shape[2] != 1:
+        return "bootstrap", _tail(both.draws_N - both.base_N)
+    gain_P = _over_seeds(_without(pair_RPS, lost_RP)) - _over_seeds(_without(base_RPS, lost_RP))
+    gain_P = gain_P[~np.isnan(gain_P)].round(12)  # equal means of equal scores may differ in the last bit
+    if metric.unit == "share":
+        return "McNemar", stats.mcnemar_exact(int((gain_P > 0).sum()), int((gain_P < 0).sum()))
+    return "Wilcoxon", _wilcoxon(gain_P)
+
+
+def _won_and_lost(values_RPS: Array) -> tuple[int, int]:
+    """Prompts of which more images are won than lost, and less, of statistics win, tie and loss."""
+    net_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0).round(12)
+    return int((net_P > 0).sum()), int((net_P < 0).sum())
+
+
+def _wilcoxon(gain_P: Array) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; equal prompts take part in the ranks (Pratt), and say nothing where all are equal."""
+    if not gain_P.any():
+        return 1.0
+    return float(scipy_stats.wilcoxon(gain_P, zero_method="pratt").pvalue)
+
+
+def _tail(net_N: Array) -> float:
+    """The bootstrap's p; where no resample is on the other side of 0, that of a normal with the resamples' mean and deviation.
+
+    N resamples cannot give less than 1 / (N + 1), which over a large table would count as nothing.
+    """
+    p = stats.p_value(net_N)
+    net_N = net_N[np.isfinite(net_N)]
+    if not len(net_N) or p > 1 / (len(net_N) + 1) or net_N.std() == 0:
+        return p
+    return min(p, float(2 * scipy_stats.norm.sf(abs(net_N.mean()) / net_N.std())))
 
 
 def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
@@ -327,11 +583,18 @@ def _interval(metric: Metric, value: float, draws_N: Array, prompts: int) -> Int
     return stats.percentile_interval(value, draws_N)
 
 
-def _difference(metric: Metric, own: Interval, both: _Paired) -> Interval:
-    """Interval of the paired difference; where the base is a constant by definition, the run's own interval, shifted."""
-    if metric.needs_base or metric.reference is not None:
-        return Interval(*(end - both.base for end in own))
-    return stats.percentile_interval(both.value - both.base, both.draws_N - both.base_N)
+def symmetric_interval(value: float, draws_N: Array) -> Interval:
+    """Percentile interval of which the one of the negated draws is the negative, to the last bit."""
+    upper = stats.percentile_interval(-value, -draws_N).low
+    return Interval(value, stats.percentile_interval(value, draws_N).low, -upper)
+
+
+def _net(metric: Metric, both: _Paired, prompts: int) -> Interval:
+    """The difference to a base that is a constant by definition, with `_interval`'s special case of a share that is 0 or 1 everywhere."""
+    if metric.unit == "share" and both.value in (0.0, 1.0) and bool(np.all(both.draws_N == both.value)):
+        ends = [end - both.base for end in stats.wilson(prompts, prompts)]
+        return Interval(*ends) if both.value else Interval(-ends[0], -ends[2], -ends[1])
+    return symmetric_interval(both.value - both.base, both.draws_N - both.base_N)
 
 
 def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> Interval:
@@ -349,43 +612,71 @@ def _mark(metric: Metric, difference: Interval) -> Mark:
     return "better" if (difference.value > 0) == metric.higher_is_better else "worse"
 
 
-def _with_headlines(cells: list[_Cell]) -> list[_Cell]:
-    """Mark the cells of a specialist's metric on its home prompt sets, or on all sets where none of them is its home."""
+def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> list[_Cell]:
+    """Mark the cells of the metrics that the suite says a prompt set is there for.
+
+    Where this version does not know the suite, or the prompt set in it: those of the metrics that some experiment exists to improve.
+    """
     marked = []
     for cell in cells:
         e = cell.estimate
         metric = metrics.load(e.metric)
-        sets = {c.estimate.prompt_set for c in cells if c.estimate.metric == e.metric}
-        home = {name for name in sets if metric.home in name} or sets
-        headline = metric.specialist is not None and e.prompt_set in home
-        marked.append(_replace(cell, headline=headline))
+        suite = origins[e.model, e.experiment, e.prompt_set, metric.scorer].suite[0]
+        listed = _headlines(suite.partition(":")[0]).get(e.prompt_set)
+        headline = metric.specialist is not None if listed is None else e.metric in listed
+        marked.append(_changed(cell, headline=headline))
     return marked
 
 
+@cache
+def _headlines(suite: str) -> dict[str, tuple[str, ...]]:
+    """The headlines of every prompt set of a suite; nothing for one that is not known, or that names none."""
+    from evals import suites  # here: it says how to draw, which takes a deep learning stack
+
+    if suite not in suites.names():
+        return {}
+    found = {part.prompt_set: part.headlines for part in suites.load(suite).parts}
+    return found if any(found.values()) else {}
+
+
+def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], against: str) -> list[_Cell]:
+    """Say in each cell in what its scores and those of the base differ."""
+    return [_changed(cell, conflict=_conflict(cell.estimate, origins, against)) for cell in cells]
+
+
+def _conflict(e: Estimate, origins: dict[OriginKey, Origin], against: str) -> str:
+    scorer = metrics.load(e.metric).scorer
+    mine = origins[e.model, e.experiment, e.prompt_set, scorer]
+    theirs = origins.get((e.model, against, e.prompt_set, scorer), mine)
+    told = []
+    for what, ours, other in (
+        (f"scorer {scorer}", mine.version, theirs.version),
+        ("suite", mine.suite, theirs.suite),
+        (f"prompts {e.prompt_set}", mine.prompts, theirs.prompts),
+    ):
+        if len({*ours, *other}) > 1:
+            told.append(f"{what} {' and '.join(ours)} in {e.experiment}, {' and '.join(other)} in {against}")
+    return "; ".join(told)
+
+
 def _with_holm(cells: list[_Cell]) -> list[_Cell]:
-    """Holm's correction over the metrics of each experiment on each prompt set."""
-    families: dict[tuple[str, str], list[int]] = {}
-    for index, cell in enumerate(cells):
-        if not math.isnan(cell.estimate.p):
-            families.setdefault((cell.estimate.experiment, cell.estimate.prompt_set), []).append(index)
+    """Holm's correction over all differences of the comparison: every model, experiment, prompt set and metric is one family."""
+    tested = [index for index, cell in enumerate(cells) if not math.isnan(cell.estimate.p_test)]
     corrected = list(cells)
-    for indices in families.values():
-        for index, p in zip(indices, stats.holm([cells[i].estimate.p for i in indices]), strict=True):
-            corrected[index] = _replace(cells[index], p_holm=p)
+    for index, p in zip(tested, stats.holm([cells[i].estimate.p_test for i in tested]), strict=True):
+        corrected[index] = _changed(cells[index], p_holm=p)
     return corrected
 
 
-def _replace(cell: _Cell, **changes: object) -> _Cell:
-    kept = {f.name: getattr(cell.estimate, f.name) for f in fields(Estimate)}
-    return _Cell(Estimate(**{**kept, **changes}), cell.draws_N, cell.base_draws_N)
+def _changed(cell: _Cell, **changes: Any) -> _Cell:
+    return replace(cell, estimate=replace(cell.estimate, **changes))
 
 
 def _outcome(estimate: Estimate, values_RPS: Array) -> Outcome:
     def whole(finish: Any) -> float:
         return stats.point(values_RPS, finish)
 
-    net_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0)
-    won, lost = int((net_P > 0).sum()), int((net_P < 0).sum())
+    won, lost = _won_and_lost(values_RPS)
     return Outcome(
         model=estimate.model,
         prompt_set=estimate.prompt_set,
@@ -399,6 +690,7 @@ def _outcome(estimate: Estimate, values_RPS: Array) -> Outcome:
         prompts_won=won,
         prompts_lost=lost,
         sign_p=stats.mcnemar_exact(won, lost),
+        trained_on=estimate.trained_on,
     )
 
 
@@ -434,275 +726,3 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
         raw=_ratio(top.estimate.value.value, top.draws_N, bottom.estimate.value.value, bottom.draws_N),
         gain=gain,
     )
-
-
-# ---------------------------------------------------------------------------------------------------- printing
-
-
-def number(metric: Metric, value: float, signed: bool = False) -> str:
-    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
-    if math.isnan(value):
-        return "–"
-    sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.3f}"
-    return text.replace("-", "−")
-
-
-def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
-    """`80.3 [78.5, 82.0]`; without ends where there are none or where they are the value itself."""
-    text = number(metric, value.value, signed)
-    if math.isnan(value.low) or value.low == value.high == value.value:
-        return text
-    return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
-
-
-def heading(metric: Metric) -> str:
-    """The metric's title with its unit and an arrow to the good side."""
-    arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-    return f"{metric.title}{', %' if metric.unit == 'share' else ''}{arrow}"
-
-
-def markdown(comparison: Comparison, command: str) -> str:
-    """The table as a Markdown page."""
-    parts = [_header(comparison, command)]
-    for model in comparison.models():
-        parts += [
-            f"## {model}\n",
-            f"### At a glance\n\n{at_a_glance(comparison, model)}\n",
-            _kept(comparison, model),
-        ]
-        parts += [_wins(comparison, model)]
-        for prompt_set in dict.fromkeys(e.prompt_set for e in comparison.of(model=model)):
-            parts.append(_prompt_set(comparison, model, prompt_set))
-    parts.append(_footer(comparison))
-    return "\n".join(part for part in parts if part)
-
-
-def tidy(comparison: Comparison) -> pd.DataFrame:
-    """One row per estimate, intervals in three columns each."""
-    records = []
-    for e in comparison.estimates:
-        record: dict[str, Any] = {}
-        for f in fields(Estimate):
-            value = getattr(e, f.name)
-            if isinstance(value, Interval):
-                record |= {f.name: value.value, f"{f.name}_low": value.low, f"{f.name}_high": value.high}
-            else:
-                record[f.name] = int(value) if isinstance(value, bool) else value
-        records.append(record)
-    return pd.DataFrame(records)
-
-
-def write(
-    paths: Sequence[Path | str], out: Path, command: str, resamples: int = stats.RESAMPLES
-) -> Comparison:
-    """Read the score files, compare, and write the table at `out` (.md) and beside it (.csv).
-
-    Raises:
-        ValueError: as `evals.rows.read` and `compare`; or `out` is not a .md file.
-    """
-    if out.suffix != ".md":
-        raise ValueError(f"--out must be a .md file, not {out}; the numbers go beside it as .csv")
-    comparison = compare(score_rows.read(paths), resamples)
-    write_text(markdown(comparison, command), out)
-    text = tidy(comparison).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(text, out.with_suffix(".csv"))
-    return comparison
-
-
-def method_notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know about the numbers, a sentence or two each."""
-    margins = "; ".join(f"{metrics.load(n).scorer} {m:g}" for n, m in sorted(comparison.tie_margins.items()))
-    return [
-        f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
-        f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
-        "several. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image "
-        "index, same noise.",
-        "With one training seed an interval speaks of that run only, not of the method; with two or three it is "
-        "still a rough statement about the method.",
-        "▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from the base: the interval of the "
-        "difference contains 0.",
-        "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it.",
-        f"Win rates count a tie as half. A tie is a difference of at most, fixed beforehand: {margins}.",
-        "The parity gap (Eq 12) of a perfectly fair generator is not 0: its floor is "
-        + ", ".join(f"{parity_floor(n):.3f} with {n}" for n in (8, 12, 16))
-        + " usable images of a prompt, exactly. The gap over its floor takes each prompt's own number.",
-        "A share that is 0 or 100 % in every prompt has Wilson's interval with the prompts as n.",
-    ]
-
-
-def count_notes(comparison: Comparison) -> list[str]:
-    """What was not counted, or does not hold up: nothing is dropped in silence."""
-    notes = []
-    for (model, scorer, prompt_set), total in _missing_by(comparison).items():
-        notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
-    for e in comparison.estimates:
-        if e.unpaired:
-            notes.append(
-                f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
-                f"{e.seeds * e.prompts} prompts are in no difference, since the run or the base has no usable image there."
-            )
-    marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
-    weak = [e for e in marks if e.p_holm > 1 - stats.LEVEL]
-    listed = "; ".join(f"{e.experiment}, {metrics.load(e.metric).title}, {e.prompt_set}" for e in weak)
-    notes.append(
-        f"{len(weak)} of {len(marks)} marks do not survive Holm's correction over the metrics of their experiment and "
-        f"prompt set{': ' + listed if weak else ''}."
-    )
-    single = sorted({e.experiment for e in comparison.estimates if e.seeds == 1 and e.experiment != BASE})
-    if single:
-        notes.append(f"One training seed only: {', '.join(single)}.")
-    notes += _not_scored(comparison)
-    return notes
-
-
-def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
-    """NaN counts per scorer and prompt set, told per experiment."""
-    counts: dict[tuple[str, str, str], dict[str, str]] = {}
-    for e in comparison.estimates:
-        if e.missing:
-            key = (e.model, metrics.load(e.metric).scorer, e.prompt_set)
-            counts.setdefault(key, {})[e.experiment] = f"{e.experiment} {e.missing} of {e.seeds * e.images}"
-    return {key: ", ".join(found.values()) for key, found in counts.items()}
-
-
-def _not_scored(comparison: Comparison) -> list[str]:
-    notes = []
-    for model in comparison.models():
-        cells = {(e.experiment, e.metric, e.prompt_set) for e in comparison.of(model=model)}
-        for experiment in dict.fromkeys(e.experiment for e in comparison.of(model=model)):
-            absent = [
-                f"{metrics.load(metric).title} on {prompt_set}"
-                for metric, prompt_set in sorted({(m, s) for _, m, s in cells})
-                if (experiment, metric, prompt_set) not in cells
-                and not (experiment == BASE and metrics.load(metric).reference is not None)
-            ]
-            if absent:
-                notes.append(f"{model}: not scored for {experiment}: {'; '.join(absent)}.")
-    return notes
-
-
-def _header(comparison: Comparison, command: str) -> str:
-    versions = ", ".join(f"{scorer} {version}" for scorer, version in sorted(comparison.versions.items()))
-    notes = "\n".join(f"- {note}" for note in method_notes(comparison))
-    return f"# Results\n\nGenerated by `{command}`. Do not edit.\n\n{notes}\n- Scorer versions: {versions}.\n"
-
-
-def _footer(comparison: Comparison) -> str:
-    return "## Counted\n\n" + "\n".join(f"- {note}" for note in count_notes(comparison)) + "\n"
-
-
-def dagger(estimate: Estimate) -> str:
-    """† on a cell whose scorer the run was trained on."""
-    return "†" if estimate.trained_on else ""
-
-
-def at_a_glance(comparison: Comparison, model: str) -> str:
-    """Headline metrics by experiments, as a Markdown table; in brackets the ratio to the base, where one means something."""
-    experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=model)))
-    by_key = {(e.experiment, e.metric, e.prompt_set): e for e in comparison.of(model=model, headline=True)}
-    lines = [["metric", "prompt set", *experiments]]
-    for name, prompt_set in headline_columns(comparison, model):
-        cells = [_glance(by_key.get((experiment, name, prompt_set))) for experiment in experiments]
-        lines.append([heading(metrics.load(name)), prompt_set, *cells])
-    return _table(lines)
-
-
-def headline_columns(comparison: Comparison, model: str) -> list[tuple[str, str]]:
-    """The headline cells' (metric, prompt set), the goals in the order of `GOALS`."""
-    found = {(e.metric, e.prompt_set) for e in comparison.of(model=model, headline=True)}
-    return sorted(found, key=lambda column: (*metric_order(column[0]), column[1]))
-
-
-def metric_order(name: str) -> tuple[int, str]:
-    """Goals first, in the order of `GOALS`, then the side effects by name."""
-    return (GOALS.index(name) if name in GOALS else len(GOALS), name)
-
-
-def _glance(e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    metric = metrics.load(e.metric)
-    ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
-    return f"{interval(metric, e.value)}{ratio} {SIGNS[e.mark]}{dagger(e)}".strip()
-
-
-def _kept(comparison: Comparison, model: str) -> str:
-    found = [r for r in comparison.retentions if r.model == model]
-    if not found:
-        return ""
-    lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
-    for r in found:
-        ratios = [percent(r.raw), percent(r.gain)]
-        lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
-    return (
-        "### What the joint run keeps of each specialist\n\n"
-        "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over the base (.84, .66, "
-        ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none.\n\n"
-        f"{_table(lines)}\n"
-    )
-
-
-def percent(value: Interval) -> str:
-    """A ratio with its interval, in whole per cent; a dash where it has no meaning."""
-    if math.isnan(value.value):
-        return "–"
-    return f"{100 * value.value:.0f} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("-", "−")
-
-
-def _wins(comparison: Comparison, model: str) -> str:
-    headlines = {(e.metric, e.prompt_set) for e in comparison.of(model=model, headline=True)}
-    found = [o for o in comparison.outcomes if o.model == model and (o.metric, o.prompt_set) in headlines]
-    if not found:
-        return ""
-    lines = [
-        [
-            "judge",
-            "prompt set",
-            "run",
-            "win",
-            "tie",
-            "loss",
-            "half-tie",
-            "ties dropped",
-            "prompts won : lost",
-            "p",
-        ]
-    ]
-    for o in found:
-        shares = [o.win, o.tie, o.loss, o.half_tie, o.ties_dropped]
-        lines.append(
-            [metrics.load(o.metric).scorer, o.prompt_set, o.experiment]
-            + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
-            + [f"{o.prompts_won} : {o.prompts_lost}", f"{o.sign_p:.2g}"]
-        )
-    return (
-        "### Win, tie and loss against the base\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
-        f"over prompts.\n\n{_table(lines)}\n"
-    )
-
-
-def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
-    lines = [["metric", "run", "value [95 %]", "difference to base [95 %]", "", "seeds × prompts × images"]]
-    found = comparison.of(model=model, prompt_set=prompt_set)
-    for name in sorted({e.metric for e in found}, key=metric_order):
-        metric = metrics.load(name)
-        for e in (e for e in found if e.metric == name):
-            n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
-            mark = f"{SIGNS[e.mark]} {e.mark}".strip()
-            value = f"{interval(metric, e.value)}{dagger(e)}"
-            lines.append(
-                [heading(metric), e.experiment, value, interval(metric, e.difference, True), mark, n]
-            )
-    return f"### {prompt_set}\n\n{_table(lines)}\n"
-
-
-def _table(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns are padded, so that it reads in a terminal too."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    padded = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])

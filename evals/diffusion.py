@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from evals.conditioning import Conditioning, PromptEncoder, latent_shape
@@ -106,6 +105,8 @@ class Schedule:
         Raises:
             ValueError: for thresholding, more steps than training timesteps, or a noise prediction at zero signal.
         """
+        from diffusers import DDIMScheduler  # here: a table is told how a suite draws, and draws nothing
+
         config = {"clip_sample": False, "set_alpha_to_one": False, **dict(scheduler.config)}
         ddim = DDIMScheduler.from_config({k: v for k, v in config.items() if k != "_class_name"})
         if ddim.config.thresholding:

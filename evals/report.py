@@ -23,7 +23,7 @@ import pandas as pd
 from markupsafe import Markup
 
 import prompts
-from evals import compare, metrics, stats, svg
+from evals import compare, metrics, stats, svg, tables
 from evals import rows as score_rows
 from evals.compare import BASE, Comparison, Estimate
 from evals.files import write_text
@@ -123,8 +123,8 @@ def render(rows: pd.DataFrame, comparison: Comparison, runs: Path, images: Path,
     return environment.get_template("report.html.j2").render(
         models=sections,
         command=command,
-        method=compare.method_notes(comparison),
-        counted=compare.count_notes(comparison),
+        method=tables.method_notes(comparison),
+        counted=tables.count_notes(comparison),
         versions=sorted(comparison.versions.items()),
         extremes=EXTREMES,
         sample=SAMPLE,
@@ -210,19 +210,19 @@ def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estim
     """The headline cell of each specialist's goal: the first that the run was not trained on, or else the first."""
     cells = sorted(
         comparison.of(model=model, experiment=experiment, headline=True),
-        key=lambda e: compare.metric_order(e.metric),
+        key=lambda e: tables.metric_order(e.metric),
     )
     chosen: dict[tuple[str | None, str], Estimate] = {}
     for e in sorted(cells, key=lambda e: e.trained_on):  # stable: the goals keep their order
         chosen.setdefault((metrics.load(e.metric).specialist, e.prompt_set), e)
-    return sorted(chosen.values(), key=lambda e: compare.metric_order(e.metric))
+    return sorted(chosen.values(), key=lambda e: tables.metric_order(e.metric))
 
 
 def _change(e: Estimate) -> str:
     metric = metrics.load(e.metric)
-    after = compare.number(metric, e.value.value) + (" %" if metric.unit == "share" else "")
-    before = compare.number(metric, e.value.value - e.difference.value)
-    return f"{metric.title} {f'to {after}' if metric.needs_base else f'from {before} to {after}'}{compare.dagger(e)}"
+    after = tables.number(metric, e.value.value) + (" %" if metric.unit == "share" else "")
+    before = tables.number(metric, e.value.value - e.difference.value)
+    return f"{metric.title} {f'to {after}' if metric.needs_base else f'from {before} to {after}'}{tables.dagger(e)}"
 
 
 def _strength(e: Estimate) -> float:
@@ -257,7 +257,7 @@ def _goal_columns(comparison: Comparison, model: str) -> list[tuple[str, str]]:
     """The first two headline columns of each specialist, in the order of the goals."""
     seen: dict[str | None, int] = {}
     chosen = []
-    for name, prompt_set in compare.headline_columns(comparison, model):
+    for name, prompt_set in tables.headline_columns(comparison, model):
         specialist = metrics.load(name).specialist
         seen[specialist] = seen.get(specialist, 0) + 1
         if seen[specialist] <= 2:
@@ -276,44 +276,44 @@ def _figure(
     base = bases[0] if bases else (metric.reference if metric.reference is not None else math.nan)
     scale = svg.scale_of([*ends, base])
     return {
-        "title": compare.heading(metric),
+        "title": tables.heading(metric),
         "prompt_set": prompt_set,
         "about": (getattr(metric, "__doc__", None) or "").split("\n\n")[0],
-        "low": compare.number(metric, scale.low),
-        "high": compare.number(metric, scale.high),
+        "low": tables.number(metric, scale.low),
+        "high": tables.number(metric, scale.high),
         "lines": [_line(e, base, scale, colours[e.experiment]) for e in found],
     }
 
 
 def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
     metric = metrics.load(e.metric)
-    value = compare.interval(metric, e.value)
+    value = tables.interval(metric, e.value)
     ratio = "" if math.isnan(e.ratio.value) or e.experiment == BASE else f"× {e.ratio.value:.2f}"
     return {
         "experiment": e.experiment,
         "colour": colour,
         "bar": svg.interval_bar(*e.value, base, scale, colour, f"{e.experiment}: {value}"),
-        "value": compare.number(metric, e.value.value),
+        "value": tables.number(metric, e.value.value),
         "ends": value.partition(" ")[2],
-        "difference": compare.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
+        "difference": tables.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
         "ratio": ratio,
         "mark": e.mark,
-        "sign": compare.SIGNS[e.mark],
-        "dagger": compare.dagger(e),
+        "sign": tables.SIGNS[e.mark],
+        "dagger": tables.dagger(e),
         "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
     }
 
 
 def _tables(comparison: Comparison, model: str, colours: dict[str, str]) -> list[dict[str, Any]]:
     """All metrics, a table for each prompt set."""
-    tables = []
+    found = []
     for prompt_set in dict.fromkeys(e.prompt_set for e in comparison.of(model=model)):
         names = sorted(
-            {e.metric for e in comparison.of(model=model, prompt_set=prompt_set)}, key=compare.metric_order
+            {e.metric for e in comparison.of(model=model, prompt_set=prompt_set)}, key=tables.metric_order
         )
         figures = [_figure(comparison, model, name, prompt_set, colours) for name in names]
-        tables.append({"prompt_set": prompt_set, "figures": figures})
-    return tables
+        found.append({"prompt_set": prompt_set, "figures": figures})
+    return found
 
 
 def _kept(r: compare.Retention) -> dict[str, str]:
@@ -321,8 +321,8 @@ def _kept(r: compare.Retention) -> dict[str, str]:
         "experiment": r.experiment,
         "specialist": r.specialist,
         "metric": metrics.load(r.metric).title,
-        "raw": compare.percent(r.raw),
-        "gain": compare.percent(r.gain),
+        "raw": tables.percent(r.raw),
+        "gain": tables.percent(r.gain),
     }
 
 
@@ -331,7 +331,7 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
     cells = {
         (e.metric, e.prompt_set, e.experiment): e for e in comparison.of(model=model) if e.experiment != BASE
     }
-    keys = sorted({(m, s) for m, s, _ in cells}, key=lambda key: (key[1], *compare.metric_order(key[0])))
+    keys = sorted({(m, s) for m, s, _ in cells}, key=lambda key: (key[1], *tables.metric_order(key[0])))
     lines = []
     for name, prompt_set in keys:
         found = [cells.get((name, prompt_set, experiment)) for experiment in tuned]
@@ -339,7 +339,7 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
         metric = metrics.load(name)
         lines.append(
             {
-                "title": compare.heading(metric),
+                "title": tables.heading(metric),
                 "prompt_set": prompt_set,
                 "cells": [_tax_cell(metric, e, largest) if e else None for e in found],
             }
@@ -350,11 +350,11 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
 def _tax_cell(metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
     depth = abs(e.difference.value) / largest if e.mark in ("better", "worse", "changed") else 0.0
     return {
-        "text": compare.number(metric, e.difference.value, signed=True),
-        "full": f"{e.experiment}: {compare.interval(metric, e.difference, signed=True)}, {e.mark}",
+        "text": tables.number(metric, e.difference.value, signed=True),
+        "full": f"{e.experiment}: {tables.interval(metric, e.difference, signed=True)}, {e.mark}",
         "mark": e.mark.replace(" ", "-"),
-        "sign": compare.SIGNS[e.mark],
-        "dagger": compare.dagger(e),
+        "sign": tables.SIGNS[e.mark],
+        "dagger": tables.dagger(e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }
 

@@ -52,8 +52,12 @@ def table(records: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(list(records), columns=list(COLUMNS))
 
 
-def read(paths: Sequence[Path | str]) -> pd.DataFrame:
+def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     """All rows of the files, with one more column `file` that says where each came from.
+
+    Args:
+        paths: of the files.
+        refuse: what cannot be compared; False leaves it to the caller to say what differs.
 
     Raises:
         ValueError: one sentence that names the file, where a file is missing, is not such a CSV or repeats a row; where two
@@ -65,6 +69,8 @@ def read(paths: Sequence[Path | str]) -> pd.DataFrame:
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
     _refuse_repeats(rows)
+    if not refuse:
+        return rows
     _refuse_two(
         rows,
         "suite",
@@ -107,8 +113,12 @@ def begins_as_scores(path: Path) -> bool:
         return header.startswith(file.read(len(header)))
 
 
-def versions(rows: pd.DataFrame) -> dict[str, str]:
+def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
     """The version of every scorer; with the models beside them where another model has another, as the miniature has beside photographs.
+
+    Args:
+        rows: score rows.
+        refuse: two versions of one scorer for one model; False tells both.
 
     Raises:
         ValueError: two versions of one scorer for one model, whose numbers cannot be compared; names both, and a file of each.
@@ -116,7 +126,7 @@ def versions(rows: pd.DataFrame) -> dict[str, str]:
     where = "file" if "file" in rows.columns else "experiment"
     found = rows[["model", "scorer", "version", where]].drop_duplicates(["model", "scorer", "version"])
     for (_, scorer), group in found.groupby(["model", "scorer"], sort=True):
-        if len(group) > 1:
+        if refuse and len(group) > 1:
             first, second = group.iloc[0], group.iloc[1]
             raise ValueError(
                 f"scorer {scorer} has version {first.version} in {first[where]} but {second.version} in "

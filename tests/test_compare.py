@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
-from evals import compare, rows, stats
+from evals import compare, metrics, rows, stats, suites, tables
 from evals.compare import Comparison
 from tests.synthetic_rows import SETS, study
 
@@ -101,25 +101,43 @@ def test_the_dagger_is_on_the_reward_and_on_nothing_else(comparison: Comparison)
     assert ("joint", "detection") in daggers
     assert not {name for _, name in daggers} & {"win_rate_judge", "win_rate_gold", "fully_right", "drift"}
     assert not [e for e in comparison.of(experiment="base") if e.trained_on]
-    glance = compare.at_a_glance(comparison, "miniature").splitlines()
-    gold, judge, reward = glance[2:5]  # side by side: what no run is trained on stands first
-    assert gold.startswith("| win rate (gold)")
-    assert judge.startswith("| win rate (held-out judge)")
-    assert reward.startswith("| win rate (reward model)")
-    assert [line.count("†") for line in (gold, judge, reward)] == [0, 0, 2]
 
 
-def test_headlines_are_the_goals_on_their_home_sets(comparison: Comparison) -> None:
+def test_headlines_are_what_the_suite_says(comparison: Comparison) -> None:
     headlines = {(e.metric, e.prompt_set) for e in comparison.estimates if e.headline}
+    parts = {part.prompt_set: part.headlines for part in suites.load("miniature").parts}
+    scored = {(e.metric, e.prompt_set) for e in comparison.estimates}
+    assert headlines == {(m, s) for m, s in scored if m in parts[s]}
     assert ("win_rate_gold", PREFERENCE) in headlines
     assert ("win_rate_gold", SCENES) not in headlines
-    assert ("parity_excess", PORTRAITS) in headlines
-    elsewhere = compare.compare(study(prompts=3, images=2).replace({PREFERENCE: "parti"}), resamples=100)
-    assert only(elsewhere, experiment="joint", metric="win_rate_gold", prompt_set="parti").headline
 
 
-def test_retention_is_the_papers_table_5() -> None:
-    """The paper's five rows as one-prompt scores: raw .895 / .805 / .960 and gain .84 / .66 / .77."""
+@pytest.mark.parametrize("suite", ["somebodys:0123ab", "miniature:012345"])
+def test_of_an_unknown_suite_or_set_the_specialists_metrics_are_headlines(suite: str) -> None:
+    strange = study(prompts=3, images=2).replace({PREFERENCE: "strange"}).assign(suite=suite)
+    made = compare.compare(strange, resamples=100)
+    assert only(made, experiment="joint", metric="win_rate_gold", prompt_set="strange").headline
+    assert not only(made, experiment="joint", metric="gold_quality", prompt_set="strange").headline
+
+
+def listing(monkeypatch: pytest.MonkeyPatch, name: str, headlines: dict[str, tuple[str, ...]]) -> None:
+    """A suite of that name, which no other test uses."""
+    parts = tuple(
+        suites.Part(prompt_set, 1, (), headlines=listed) for prompt_set, listed in headlines.items()
+    )
+    suite = suites.Suite(parts, suites.load("miniature").sampling, 0)
+    monkeypatch.setattr(suites, "names", lambda: (name,))
+    monkeypatch.setattr(suites, "load", lambda name: suite)
+
+
+def test_a_headline_needs_no_specialist(monkeypatch: pytest.MonkeyPatch, frame: pd.DataFrame) -> None:
+    listing(monkeypatch, "quality", {SCENES: ("gold_quality",)})
+    made = compare.compare(frame.assign(suite="quality:1"), resamples=50)
+    assert {e.metric for e in made.estimates if e.headline and e.prompt_set == SCENES} == {"gold_quality"}
+
+
+def test_retention_is_the_papers_table_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what a suite says each prompt set is there for. The paper's five rows as one-prompt scores: raw .895 / .805 / .960 and gain .84 / .66 / .77."""
     scores = {
         "base": (0.273, 0.098, 0.567),
         "imagereward": (0.783, 0.114, 0.659),
@@ -130,7 +148,11 @@ def test_retention_is_the_papers_table_5() -> None:
     rewards = {"imagereward": ("imagereward",), "compositionality": ("objects",), "fairness": ("skin_tone",)}
     records = []
     for experiment, (reward, detection, _) in scores.items():
-        for scorer, value in (("imagereward", reward), ("objects", detection)):
+        for scorer, prompt_set, value in (
+            ("imagereward", "parti", reward),
+            ("imagereward", "composition-unseen", -reward),
+            ("objects", "composition-unseen", detection),
+        ):
             own = scorer in rewards.get(
                 experiment, ("imagereward", "objects") if experiment == "joint" else ()
             )
@@ -139,8 +161,8 @@ def test_retention_is_the_papers_table_5() -> None:
                     experiment,
                     "sd2",
                     0,
-                    "paper:1",
-                    "parti",
+                    "like_the_papers:1",
+                    prompt_set,
                     "d",
                     f"p{prompt}",
                     0,
@@ -152,7 +174,16 @@ def test_retention_is_the_papers_table_5() -> None:
                 )
                 for prompt in range(5)
             ]
+    listing(
+        monkeypatch,
+        "like_the_papers",
+        {"parti": ("reward_mean", "aesthetic_mean"), "composition-unseen": ("detection",)},
+    )
     found = compare.compare(rows.table(records), resamples=200).retentions
+    assert sorted((r.metric, r.prompt_set, r.specialist) for r in found) == [
+        ("detection", "composition-unseen", "compositionality"),
+        ("reward_mean", "parti", "imagereward"),
+    ]
     by_metric = {r.metric: r for r in found}
     assert by_metric["reward_mean"].raw.value == pytest.approx(0.895, abs=1e-3)
     assert by_metric["reward_mean"].gain.value == pytest.approx(0.84, abs=5e-3)
@@ -215,7 +246,7 @@ def test_a_scorer_that_the_base_lacks_is_refused(frame: pd.DataFrame) -> None:
 
 def test_a_set_that_a_run_was_not_scored_on_is_told(frame: pd.DataFrame) -> None:
     lost = (frame["experiment"] == "fairness") & (frame["prompt_set"] == SCENES)
-    notes = compare.count_notes(compare.compare(frame[~lost], resamples=50))
+    notes = tables.count_notes(compare.compare(frame[~lost], resamples=50))
     assert any("not scored for fairness" in note and f"detection score on {SCENES}" in note for note in notes)
 
 
@@ -231,7 +262,7 @@ def test_unusable_images_and_unpaired_prompts_are_counted(frame: pd.DataFrame) -
     )
     assert cell.unpaired == 2  # one prompt, two seeds
     assert cell.missing >= 8
-    notes = "\n".join(compare.count_notes(compare.compare(changed, resamples=50)))
+    notes = "\n".join(tables.count_notes(compare.compare(changed, resamples=50)))
     assert "fairness, parity gap (Eq 12) on miniature-portraits-unseen: 2 of 20 prompts" in notes
     assert "not applicable (NaN), skin_tone on miniature-portraits-unseen" in notes
 
@@ -261,38 +292,201 @@ def test_a_column_more_changes_no_other_number(frame: pd.DataFrame) -> None:
         np.testing.assert_array_equal(estimate.difference, of_joint[estimate.metric, estimate.prompt_set])
 
 
-def test_files_are_written_whole_and_are_the_same_again(frame: pd.DataFrame, tmp_path: Path) -> None:
-    rows.write(frame, tmp_path / "all.csv")
-    compare.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
-    text, numbers = (tmp_path / "table.md").read_text(), (tmp_path / "table.csv").read_text()
-    compare.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
-    assert (tmp_path / "table.md").read_text() == text
-    assert (tmp_path / "table.csv").read_text() == numbers
-    header = text.split("## miniature")[0]
-    for told in ("make compare", "200 resamples", "tie", "imagereward 0.1", "gold_utility 0a1b2c3d"):
-        assert told in header
-    assert "Holm" in text.split("## Counted")[1]
-    tidy = pd.read_csv(tmp_path / "table.csv")
-    assert {
-        "value_low",
-        "difference_high",
-        "mark",
-        "trained_on",
-        "p_holm",
-        "seeds",
-        "prompts",
-        "images",
-    } <= set(tidy)
-    with pytest.raises(ValueError, match=r"--out must be a \.md file"):
-        compare.write([tmp_path / "all.csv"], tmp_path / "table.csv", "x")
+# ------------------------------------------------------------------------------------------- anybody's checkpoints
 
 
-def test_numbers_as_printed(comparison: Comparison) -> None:
-    text = compare.markdown(comparison, "x")
-    assert "nan" not in text.lower().replace("(nan)", "")
-    section = text.split("### " + SCENES)[1].split("###")[0]
-    widths = {len(line) for line in section.splitlines() if line.startswith("|")}
-    assert len(widths) == 1  # padded, so that it reads in a terminal
+def two(seeds_a: tuple[int, ...], seeds_b: tuple[int, ...]) -> pd.DataFrame:
+    """Two checkpoints of somebody else's, A and B, without a base."""
+    frame = study(prompts=6, images=3, seeds=(0, 1, 2), experiments=("joint", "imagereward"))
+    frame = frame[frame["scorer"] != "kid"].assign(model="external", trained_on=0)
+    keep = ((frame["experiment"] == "joint") & frame["seed"].isin(seeds_a)) | (
+        (frame["experiment"] == "imagereward") & frame["seed"].isin(seeds_b)
+    )
+    return frame[keep].replace({"experiment": {"joint": "A", "imagereward": "B"}}).reset_index(drop=True)
+
+
+SEEDS = [((0,), (0,)), ((0, 1, 2), (0,)), ((0, 1, 2), (0, 1, 2))]
+
+
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), SEEDS)
+def test_swapping_the_two_negates_every_difference_to_the_last_bit(
+    seeds_a: tuple[int, ...], seeds_b: tuple[int, ...]
+) -> None:
+    frame = two(seeds_a, seeds_b)
+    ours = compare.compare(frame, resamples=400, against="A").of(experiment="B")
+    theirs = compare.compare(frame, resamples=400, against="B")
+    assert len(ours) > 20
+    for e in ours:
+        other = only(theirs, experiment="A", metric=e.metric, prompt_set=e.prompt_set)
+        assert e.difference.value == -other.difference.value
+        assert (e.difference.low, e.difference.high) == (-other.difference.high, -other.difference.low)
+        assert (e.p_test, e.test) == (pytest.approx(other.p_test), other.test)
+        if metrics.load(e.metric).needs_base:
+            assert e.value.value == 1 - other.value.value
+            assert e.value[1:] == pytest.approx((1 - other.value.high, 1 - other.value.low), abs=1e-12)
+    assert {e.mark for e in ours} & {"better", "worse"}
+    assert "not distinguished" in {e.mark for e in ours}
+
+
+def test_a_win_everywhere_is_a_loss_everywhere_from_the_other_side() -> None:
+    frame = two((0,), (0,))
+    sure = frame["value"].where(frame["scorer"] != "clip_judge", (frame["experiment"] == "A") * 5.0)
+    made = [compare.compare(frame.assign(value=sure), 50, against=name) for name in "AB"]
+    lost = only(made[0], experiment="B", metric="win_rate_judge", prompt_set=SCENES)
+    won = only(made[1], experiment="A", metric="win_rate_judge", prompt_set=SCENES)
+    assert (lost.value.value, won.value.value) == (0, 1)
+    assert lost.difference[1:] == (-won.difference.high, -won.difference.low)
+    assert won.value.low == pytest.approx(stats.wilson(6, 6).low)
+
+
+def test_a_against_a_is_half_and_all_ties() -> None:
+    frame = two((0, 1, 2), ())
+    made = compare.compare(pd.concat([frame, frame.assign(experiment="A2")]), resamples=200, against="A")
+    for e in made.of(experiment="A2"):
+        assert (e.difference, e.mark, e.p_test, e.p_holm) == ((0, 0, 0), "not distinguished", 1, 1)
+    rates = [e.value.value for e in made.of(experiment="A2") if metrics.load(e.metric).needs_base]
+    assert len(rates) > 4
+    assert set(rates) == {0.5}
+    assert {(o.win, o.tie, o.loss, o.half_tie) for o in made.outcomes} == {(0, 1, 0, 0.5)}
+    assert not made.panel.flips
+
+
+def test_without_a_base_the_choices_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no base scores for the model external .*: --against A or B"):
+        compare.compare(two((0,), (0,)))
+    with pytest.raises(
+        ValueError, match=r"no scores of C for the model external: --against must be one of A, B"
+    ):
+        compare.compare(two((0,), (0,)), against="C")
+
+
+def test_seeds_that_cannot_be_set_beside_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"B has the training seeds 0, 1 but A 0, 1, 2: .*same seeds"):
+        compare.compare(two((0, 1, 2), (0, 1)), against="A")
+
+
+def test_a_run_may_be_what_all_is_compared_with(frame: pd.DataFrame, comparison: Comparison) -> None:
+    made = compare.compare(frame[frame["scorer"] != "kid"], resamples=200, against="joint")
+    ours = only(made, experiment="base", metric="detection", prompt_set=SCENES)
+    theirs = only(comparison, experiment="joint", metric="detection", prompt_set=SCENES)
+    assert ours.difference.value == -theirs.difference.value
+    assert (ours.seeds, ours.mark) == (1, "worse")
+
+
+def test_drift_from_the_base_is_not_compared_with_something_that_has_none() -> None:
+    frame = study(prompts=4, images=2)
+    lost = (frame["experiment"] == "joint") & (frame["scorer"] == "kid")
+    made = compare.compare(frame[~lost], resamples=50, against="joint")
+    assert not [e for e in made.estimates if e.metric == "drift"]
+    assert made.remarks == (
+        f"miniature: {metrics.load('drift').title} is not compared: joint has no kid scores.",
+    )
+    with_it = compare.compare(frame, resamples=50, against="joint")
+    cell = only(with_it, experiment="imagereward", metric="drift", prompt_set=SCENES)
+    assert cell.difference.value == pytest.approx(
+        cell.value.value - only(with_it, experiment="joint", metric="drift", prompt_set=SCENES).value.value
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- tests
+
+
+def test_each_kind_of_score_has_its_test(frame: pd.DataFrame, comparison: Comparison) -> None:
+    def cell(metric: str, prompt_set: str) -> compare.Estimate:
+        return only(comparison, experiment="joint", metric=metric, prompt_set=prompt_set)
+
+    mean = frame.groupby(["experiment", "scorer", "prompt_set", "prompt_id"])["value"].mean()
+
+    def gain(scorer: str, prompt_set: str) -> pd.Series[float]:
+        return mean["joint", scorer, prompt_set] - mean["base", scorer, prompt_set]
+
+    passed = gain("fully_right", SCENES).round(9)
+    won, lost = int((passed > 0).sum()), int((passed < 0).sum())
+    assert (cell("fully_right", SCENES).test, cell("fully_right", SCENES).p_test) == (
+        "McNemar",
+        scipy.stats.binomtest(won, won + lost).pvalue,
+    )
+    gold = cell("gold_quality", SCENES)
+    assert gold.test == "Wilcoxon"
+    assert gold.p_test == pytest.approx(scipy.stats.wilcoxon(gain("gold_utility", SCENES)).pvalue)
+    (outcome,) = [
+        o
+        for o in comparison.outcomes
+        if (o.experiment, o.metric, o.prompt_set) == ("joint", "win_rate_gold", SCENES)
+    ]
+    assert (cell("win_rate_gold", SCENES).test, cell("win_rate_gold", SCENES).p_test) == (
+        "sign",
+        outcome.sign_p,
+    )
+    assert cell("parity_pooled", PORTRAITS).test == "bootstrap"
+    assert cell("drift", SCENES).test == "bootstrap"
+
+
+def test_mcnemar_with_one_image_a_prompt_is_the_published_vector() -> None:
+    """10 prompts only the run passes, 2 only the base: .0385742."""
+    run, base = [1] * 10 + [0] * 2 + [1] * 8, [0] * 10 + [1] * 2 + [1] * 8
+    records = [
+        rows.Row(name, "m", 0, "s:1", "set", "d", f"p{i}", 0, "", "fully_right", "v", 0, value)
+        for name, values in (("base", base), ("run", run))
+        for i, value in enumerate(values)
+    ]
+    cell = only(compare.compare(rows.table(records), resamples=50), experiment="run")
+    assert (cell.test, cell.p_test) == ("McNemar", pytest.approx(0.0385742, abs=1e-7))
+
+
+def test_holm_is_over_all_differences_of_the_table(comparison: Comparison) -> None:
+    tested = [e for e in comparison.estimates if not math.isnan(e.p_test)]
+    assert (
+        comparison.family == len(tested) == len([e for e in comparison.estimates if e.experiment != "base"])
+    )
+    assert [e.p_holm for e in tested] == stats.holm([e.p_test for e in tested])
+    weakest = max(tested, key=lambda e: e.p_test)
+    assert not weakest.survives
+
+
+def test_beyond_the_last_resample_p_is_a_normals_tail() -> None:
+    draws = np.random.default_rng(0).normal(8, 1, 10_000)
+    assert stats.p_value(draws) == pytest.approx(1 / 10_001)
+    z = draws.mean() / draws.std()
+    assert compare._tail(draws) == pytest.approx(2 * scipy.stats.norm.sf(z))
+    near = np.random.default_rng(0).normal(2, 1, 10_000)
+    assert compare._tail(near) == stats.p_value(near)
+    assert compare._tail(np.full(100, 3.0)) == 1 / 101
+
+
+def test_the_unit_of_a_change_is_the_bases_deviation_over_prompts(
+    frame: pd.DataFrame, comparison: Comparison
+) -> None:
+    base = frame[
+        (frame["experiment"] == "base")
+        & (frame["scorer"] == "gold_utility")
+        & (frame["prompt_set"] == SCENES)
+    ]
+    cell = only(comparison, experiment="joint", metric="gold_quality", prompt_set=SCENES)
+    assert cell.base_sd == pytest.approx(base.groupby("prompt_id")["value"].mean().std())
+    assert math.isnan(only(comparison, experiment="joint", metric="fully_right", prompt_set=SCENES).base_sd)
+    assert math.isnan(only(comparison, experiment="joint", metric="drift", prompt_set=SCENES).base_sd)
+
+
+# ---------------------------------------------------------------------------------------------------------- forced
+
+
+def test_forced_cells_say_in_what_they_differ(frame: pd.DataFrame) -> None:
+    other = (frame["experiment"] == "joint") & (frame["scorer"] == "objects")
+    changed = frame.assign(version=frame["version"].where(~other, "ffffffff"))
+    changed["prompts"] = changed["prompts"].where(
+        ~((frame["experiment"] == "fairness") & (frame["prompt_set"] == PORTRAITS)), "eeee"
+    )
+    made = compare.compare(changed, resamples=50, force=True)
+    told = {(e.experiment, e.metric, e.prompt_set): e.conflict for e in made.estimates if e.conflict}
+    assert told["joint", "detection", SCENES] == "scorer objects ffffffff in joint, 0a1b2c3d in base"
+    assert (
+        told["fairness", "unusable", PORTRAITS]
+        == f"prompts {PORTRAITS} eeee in fairness, 0123456789ab in base"
+    )
+    assert {e for e, _, _ in told} == {"joint", "fairness"}
+    assert {m for e, m, _ in told if e == "joint"} == {"detection"}
+    assert made.versions["objects"] == "0a1b2c3d (miniature) and ffffffff (miniature)"
 
 
 def test_ten_thousand_resamples_take_seconds() -> None:

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from evals import compare, rows
+from evals import compare, rows, tables
 from evals.checkpoints import ROOT, resolve
 from evals.diffusion import Painter, decode, sample
 from evals.weights import Weights
@@ -292,11 +292,11 @@ def test_results_are_those_of_compare_for_this_run_alone(finished: Path, tmp_pat
     assert len(table) == len(estimates) > 5
     for e in estimates:
         metric = compare.metrics.load(e.metric)
-        value = f"| {compare.interval(metric, e.value)}{'†' if e.trained_on else ''} |"
+        value = f"| {tables.interval(metric, e.value)}{'†' if e.trained_on else ''} |"
         difference = (
-            f"| {compare.interval(metric, e.difference, signed=True)} | {compare.SIGNS[e.mark]} {e.mark} |"
+            f"| {tables.interval(metric, e.difference, signed=True)} | {tables.SIGNS[e.mark]} {e.mark} |"
         )
-        start = f"| {compare.heading(metric)} | {e.prompt_set} | "
+        start = f"| {tables.heading(metric)} | {e.prompt_set} | "
         assert any(
             line.startswith(start) and line.endswith(f"{value[:-2]} {difference}") for line in table
         ), e

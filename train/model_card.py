@@ -288,8 +288,9 @@ def _results(results: Comparison | None) -> str:
     """Every metric with its interval, beside the base's, and how to read them."""
     if results is None:
         return "## Results\n\nNo scores were given when this card was made: how good it is, is not said here."
-    from evals.compare import BASE, SIGNS, count_notes, dagger, interval, method_notes, metric_order
+    from evals.compare import BASE
     from evals.metrics import load
+    from evals.tables import SIGNS, count_notes, dagger, interval, method_notes, metric_order
 
     base = {(e.metric, e.prompt_set): e for e in results.of(experiment=BASE)}
     lines = [["metric", "prompt set", "base", "this model", "difference", ""]]
@@ -311,8 +312,8 @@ def _results(results: Comparison | None) -> str:
 
 
 def _heading(metric: str) -> str:
-    from evals.compare import heading
     from evals.metrics import load
+    from evals.tables import heading
 
     return heading(load(metric))
 

@@ -1,8 +1,11 @@
 """Metrics: what score rows say about a checkpoint. One file each; the file name is the registry.
 
 The map of this package
-    win_rate_reward, win_rate_judge, win_rate_gold      preferred to the base at the same prompt and noise
-    reward_mean, gold_quality                           means of a score
+    win_rate_reward (ImageReward), win_rate_pickscore,
+    win_rate_hpsv2, win_rate_aesthetic,
+    win_rate_clip_score, win_rate_judge, win_rate_gold  preferred to the base at the same prompt and noise: the panel of judges
+    reward_mean, pickscore_mean, hpsv2_mean,
+    aesthetic_mean, clip_score_mean, gold_quality       means of a score
     detection, fully_right                              composition (Eq 13, and its strict form)
     parity, parity_excess, parity_excess_regrouped,
     parity_unbiased, parity_pooled, unusable            fairness of tone (Eq 12, its floor, its forms)
@@ -12,6 +15,9 @@ The map of this package
     geneval, geneval_prompts                            GenEval: mean over tasks, prompts with an image that is right
     t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
     _means, _equal, _wins, _parity, _geneval            what several of them share
+
+A win rate has one more constant, `tie_margin`: up to which difference of its scores two pictures are a tie, with the reason for the number. Which
+metrics are headlines of a prompt set says the suite (`evals.suites.Part`).
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with
@@ -46,8 +52,6 @@ class Metric(Protocol):
     """The value itself is relative to the base (a win rate)."""
     reference: float | None
     """The base's value where that is so by definition, and needs no rows of the base; else None."""
-    home: str
-    """Part of the name of the prompt sets on which this is a headline; "" for none in particular."""
     specialist: str | None
     """The experiment that exists to improve this metric; None: a side effect."""
     ratio_to_base: bool
@@ -78,8 +82,9 @@ def load(name: str) -> Metric:
 
 def per_prompt(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:
     """Mean over the images of each prompt of columns aligned with `rows`; NaN images are left out, all NaN gives NaN."""
-    keys = [rows[name] for name in PROMPT]
-    return pd.DataFrame(columns, index=rows.index).astype(np.float64).groupby(keys, sort=True).mean()
+    frame = pd.DataFrame(columns, index=rows.index).astype(np.float64)
+    # by the names of columns: given columns themselves, pandas first looks for one of that name, and prints them to say there is none
+    return frame.assign(**{name: rows[name] for name in PROMPT}).groupby(list(PROMPT), sort=True).mean()
 
 
 def first(mean_S: Array) -> Array:

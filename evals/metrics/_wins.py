@@ -21,8 +21,13 @@ def win_tie_loss(rows: pd.DataFrame, base_rows: pd.DataFrame, margin: float) -> 
 
 
 def half_tie_rate(mean_S: Array) -> Array:
-    """`(W + T/2) / (W + T + L)`: A against A is 1/2, swapping A and B gives 1 - rate."""
-    rate: Array = (mean_S[..., 0] + mean_S[..., 1] / 2) / mean_S.sum(axis=-1)
+    """`(W + T/2) / (W + T + L)`: A against A is 1/2, swapping A and B gives 1 - rate.
+
+    Written as `1/2 + (W - L) / (2 (W + T + L))` and rounded to 2^-40, so that the latter holds to the last bit.
+    """
+    win, tie, loss = (mean_S[..., i] for i in range(3))
+    lead = (win - loss) / (2 * (tie + (win + loss)))
+    rate: Array = 0.5 + np.round(lead * 2**40) / 2**40
     return rate
 
 

@@ -11,6 +11,5 @@ higher_is_better: bool | None = True
 scorer = "objects"
 needs_base = False
 reference: float | None = None
-home = "scenes-unseen"
 specialist: str | None = "compositionality"
 ratio_to_base = True

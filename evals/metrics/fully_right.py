@@ -11,6 +11,5 @@ higher_is_better: bool | None = True
 scorer = "fully_right"
 needs_base = False
 reference: float | None = None
-home = "scenes-unseen"
 specialist: str | None = "compositionality"
 ratio_to_base = True

@@ -13,7 +13,6 @@ higher_is_better: bool | None = False
 scorer = "skin_tone"
 needs_base = False
 reference: float | None = None
-home = ""
 specialist: str | None = None
 ratio_to_base = False
 

@@ -11,6 +11,5 @@ higher_is_better: bool | None = True
 scorer = "imagereward"
 needs_base = False
 reference: float | None = None
-home = "preference-unseen"
 specialist: str | None = "imagereward"
 ratio_to_base = False

@@ -13,7 +13,6 @@ higher_is_better: bool | None = True
 scorer = "imagereward"
 needs_base = True
 reference: float | None = None
-home = "preference-unseen"
 specialist: str | None = "imagereward"
 ratio_to_base = False
 tie_margin = 0.1

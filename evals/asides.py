@@ -1,0 +1,83 @@
+"""What is told beside score files, for the foot of a table: `X.json` beside `X.csv`, as `python -m evals score` leaves it.
+
+Rows hold what was scored. What could not be, and what no row shows (a prompt that is not read to its end, a picture that is all black or there
+twice), is counted when pictures are scored, under `prompt_sets`; here it is put into words. A file without one says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def beside(path: Path | str) -> Path:
+    """The file that tells of a score file."""
+    return Path(path).with_suffix(".json")
+
+
+def read(paths: Sequence[Path | str]) -> list[str]:
+    """A sentence for every score file and prompt set of which something is to be told, and one for the files of which nothing is."""
+    told: list[str] = []
+    clean: list[str] = []
+    for path in map(Path, paths):
+        if path.suffix != ".csv" or not beside(path).is_file():
+            continue  # packed files hold rows of several scorings
+        found = _of_file(path)
+        told += found
+        if not found:
+            clean.append(str(path))
+    if clean:
+        told.append(
+            "No picture failed to decode, is all black or is there twice, and no prompt was cut, as was counted for "
+            f"{', '.join(clean)}."
+        )
+    return told
+
+
+def _of_file(path: Path) -> list[str]:
+    aside = beside(path)
+    try:
+        content = json.loads(aside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    sets = content.get("prompt_sets") if isinstance(content, dict) else None
+    if not isinstance(sets, dict):
+        return [f"{aside} cannot be read, so what was cut or could not be decoded for {path} is not known."]
+    if content.get("rows_sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
+        return [f"{aside} tells of other rows than those of {path}, so its counts are left out."]
+    sentences = [(name, _of_set(counts)) for name, counts in sets.items() if isinstance(counts, dict)]
+    return [f"{path}, {name}: {sentence}." for name, sentence in sentences if sentence]
+
+
+def _of_set(counts: Mapping[str, Any]) -> str:
+    """What was counted on one prompt set; empty where all of it is 0."""
+    duplicates = _mapping(counts.get("duplicates"))
+    truncated = _mapping(counts.get("truncated"))
+    pictures = [
+        *_some(counts.get("failed_decodes"), "could not be decoded"),
+        *_some(counts.get("black"), "all black"),
+        *_some(duplicates.get("within_prompts"), "the same as another of their prompt"),
+        *_some(duplicates.get("across_prompts"), "the same as one of another prompt"),
+        *[part for how, n in _mapping(counts.get("converted")).items() for part in _some(n, str(how))],
+    ]
+    cut = [
+        *_some(truncated.get("model"), "by the model"),
+        *[part for name, n in _mapping(truncated.get("scorers")).items() for part in _some(n, f"by {name}")],
+    ]
+    parts = []
+    if pictures:
+        parts.append(f"of {counts.get('pictures')} pictures {', '.join(pictures)}")
+    if cut:
+        parts.append(f"of {counts.get('prompts_count')} prompts not read to their end {', '.join(cut)}")
+    return "; ".join(parts)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _some(count: object, what: str) -> list[str]:
+    return [f"{count} {what}"] if isinstance(count, int) and count > 0 else []

@@ -1,0 +1,684 @@
+"""A comparison as printed: Markdown and CSV, LaTeX, and JSON for machines.
+
+`write` does all of it; nothing is computed here but what a reader is told of the numbers of `evals.compare`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from evals import asides, metrics, panel, stats
+from evals import rows as score_rows
+from evals.compare import BASE, Comparison, Estimate, compare
+from evals.files import write_text
+from evals.metrics import Metric
+from evals.metrics._parity import parity_floor
+from evals.stats import Interval
+
+SIGNS: dict[str, str] = {"better": "▲", "worse": "▼", "changed": "◆", "not distinguished": "≈", "": ""}
+HOLLOW: dict[str, str] = {**SIGNS, "better": "△", "worse": "▽", "changed": "◇"}
+"""The signs of differences that do not survive Holm's correction."""
+GOALS = (
+    *("win_rate_gold", "win_rate_judge", "win_rate_pickscore", "win_rate_hpsv2", "win_rate_aesthetic"),
+    *("win_rate_clip_score", "win_rate_reward", "reward_mean"),
+    *("detection", "fully_right", "parity_excess", "parity"),
+)
+"""The order of columns: what no run is trained on stands before what some run is."""
+SCHEMA = 1
+"""Of the JSON; another number where a reader of this one would be wrong."""
+Unit = Literal["points", "sd", "raw"]
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+
+def number(metric: Metric, value: float, signed: bool = False) -> str:
+    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
+    if math.isnan(value):
+        return "–"
+    sign = "+" if signed else ""
+    text = f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.3f}"
+    return text.replace("-", "−")
+
+
+def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
+    """`80.3 [78.5, 82.0]`; without ends where there are none or where they are the value itself."""
+    text = number(metric, value.value, signed)
+    if math.isnan(value.low) or value.low == value.high == value.value:
+        return text
+    return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
+
+
+def percent(value: Interval) -> str:
+    """A ratio with its interval, in whole per cent; a dash where it has no meaning."""
+    if math.isnan(value.value):
+        return "–"
+    return f"{100 * value.value:.0f} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("-", "−")
+
+
+def heading(metric: Metric) -> str:
+    """The metric's title with its unit and an arrow to the good side."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+    return f"{metric.title}{', %' if metric.unit == 'share' else ''}{arrow}"
+
+
+def dagger(estimate: Estimate) -> str:
+    """† on a cell whose scorer the run was trained on."""
+    return "†" if estimate.trained_on else ""
+
+
+def sign(estimate: Estimate) -> str:
+    """The sign of a difference, hollow where it does not survive Holm's correction."""
+    return (SIGNS if estimate.survives else HOLLOW)[estimate.mark]
+
+
+def metric_order(name: str) -> tuple[int, str]:
+    """Goals first, in the order of `GOALS`, then the side effects by name."""
+    return (GOALS.index(name) if name in GOALS else len(GOALS), name)
+
+
+def headline_columns(comparison: Comparison, model: str) -> list[tuple[str, str]]:
+    """The headline cells' (metric, prompt set): the judges that no run was trained on, then the goals in the order of `GOALS`."""
+    judges, found = panel.judges(), comparison.of(model=model, headline=True)
+    trained = {e.metric for e in found if e.trained_on}
+
+    def order(column: tuple[str, str]) -> tuple[bool, bool, int, str, str]:
+        name, prompt_set = column
+        is_judge = name in judges
+        return (not is_judge, is_judge and name in trained, *metric_order(name), prompt_set)
+
+    return sorted({(e.metric, e.prompt_set) for e in found}, key=order)
+
+
+class Change(NamedTuple):
+    """One cell of the matrix of changes."""
+
+    value: float
+    unit: Unit
+
+
+def change(e: Estimate) -> Change:
+    """What a run changed: a share in points, a score in the base's standard deviations over prompts, anything else as it is."""
+    if metrics.load(e.metric).unit == "share":
+        return Change(100 * e.difference.value, "points")
+    if math.isnan(e.base_sd):
+        return Change(e.difference.value, "raw")
+    return Change(e.difference.value / e.base_sd, "sd")
+
+
+# --------------------------------------------------------------------------------------------------- markdown
+
+
+def markdown(comparison: Comparison, command: str, counted: Sequence[str] = ()) -> str:
+    """The comparison as a Markdown page.
+
+    Args:
+        comparison: the numbers.
+        command: that made it.
+        counted: more sentences for its foot.
+    """
+    parts = [_header(comparison, command)]
+    for model in comparison.models():
+        parts += [
+            f"## {model}\n",
+            f"### At a glance\n\n{at_a_glance(comparison, model)}\n",
+            _kept(comparison, model),
+            _wins(comparison, model),
+            _agreement(comparison, model),
+            _flips(comparison, model),
+            _tax(comparison, model),
+        ]
+        for prompt_set in dict.fromkeys(e.prompt_set for e in comparison.of(model=model)):
+            parts.append(_prompt_set(comparison, model, prompt_set))
+    parts += [_conflicts(comparison), _footer(comparison, counted)]
+    return "\n".join(part for part in parts if part)
+
+
+def at_a_glance(comparison: Comparison, model: str) -> str:
+    """Headline metrics by experiments, as a Markdown table; in brackets the ratio to the base, where one means something."""
+    return _table(glance(comparison, model))
+
+
+def glance(comparison: Comparison, model: str) -> list[list[str]]:
+    """The cells of `at_a_glance`, header first."""
+    experiments = _experiments(comparison, model)
+    by_key = {(e.experiment, e.metric, e.prompt_set): e for e in comparison.of(model=model, headline=True)}
+    lines = [["metric", "prompt set", *experiments]]
+    for name, prompt_set in headline_columns(comparison, model):
+        cells = [_glance(comparison, by_key.get((e, name, prompt_set))) for e in experiments]
+        lines.append([heading(metrics.load(name)), prompt_set, *cells])
+    return lines
+
+
+def _glance(comparison: Comparison, e: Estimate | None) -> str:
+    if e is None:
+        return "–"
+    metric = metrics.load(e.metric)
+    if e.trained_on and metric.scorer in _judges():
+        return "†"
+    ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
+    marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
+    return f"{interval(metric, e.value)}{ratio} {marks}".strip()
+
+
+def _judges() -> set[str]:
+    """The scorers of the panel."""
+    return {metrics.load(name).scorer for name in panel.judges()}
+
+
+def _experiments(comparison: Comparison, model: str) -> list[str]:
+    return list(dict.fromkeys(e.experiment for e in comparison.of(model=model)))
+
+
+def _runs(comparison: Comparison, model: str) -> list[str]:
+    return [name for name in _experiments(comparison, model) if name != comparison.against]
+
+
+def _kept(comparison: Comparison, model: str) -> str:
+    found = [r for r in comparison.retentions if r.model == model]
+    if not found:
+        return ""
+    lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
+    for r in found:
+        ratios = [percent(r.raw), percent(r.gain)]
+        lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
+    return (
+        "### What the joint run keeps of each specialist\n\n"
+        "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
+        f"{_the(comparison)} (.84, .66, "
+        ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none.\n\n"
+        f"{_table(lines)}\n"
+    )
+
+
+def _the(comparison: Comparison) -> str:
+    return "the base" if comparison.against == BASE else comparison.against
+
+
+def _wins(comparison: Comparison, model: str) -> str:
+    found = [o for o in comparison.outcomes if o.model == model]
+    if not found:
+        return ""
+    header = ["judge", "prompt set", "run", "win", "tie", "loss", "half-tie", "ties dropped"]
+    lines = [[*header, "prompts won : lost", "p"]]
+    order = _experiments(comparison, model)
+    for o in sorted(
+        found, key=lambda o: (o.prompt_set, order.index(o.experiment), o.trained_on, *metric_order(o.metric))
+    ):
+        shares = [o.win, o.tie, o.loss, o.half_tie, o.ties_dropped]
+        lines.append(
+            [metrics.load(o.metric).scorer + ("†" if o.trained_on else ""), o.prompt_set, o.experiment]
+            + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
+            + [f"{o.prompts_won} : {o.prompts_lost}", f"{o.sign_p:.2g}"]
+        )
+    return (
+        f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
+        f"over prompts.\n\n{_table(lines)}\n"
+    )
+
+
+def _agreement(comparison: Comparison, model: str) -> str:
+    found = [a for a in comparison.panel.agreements if a.model == model]
+    if not found:
+        return ""
+    trained = _trained(comparison, model)
+    lines = [["prompt set", "run", "judges", "Kendall's τ-b [95 %]", "pictures", "prompts"]]
+    for a in found:
+        names = " and ".join(
+            scorer + ("†" if (a.experiment, scorer) in trained else "") for scorer in a.judges
+        )
+        tau = f"{a.tau.value:+.2f} [{a.tau.low:+.2f}, {a.tau.high:+.2f}]".replace("-", "−").replace(
+            "nan", "–"
+        )
+        lines.append([a.prompt_set, a.experiment, names, tau, f"{a.pictures:,}", f"{a.prompts:,}"])
+    return (
+        "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
+        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{_table(lines)}\n"
+    )
+
+
+def _resamples(comparison: Comparison) -> str:
+    return f"{min(panel.TAU_RESAMPLES, comparison.resamples):,}"
+
+
+def _trained(comparison: Comparison, model: str) -> set[tuple[str, str]]:
+    """Experiment and scorer, where the one was trained on the other."""
+    return {
+        (e.experiment, metrics.load(e.metric).scorer) for e in comparison.of(model=model, trained_on=True)
+    }
+
+
+def _flips(comparison: Comparison, model: str) -> str:
+    if not any(a.model == model for a in comparison.panel.agreements):
+        return ""
+    found = [f for f in comparison.panel.flips if f.model == model]
+    told = (
+        "### Where judges order two checkpoints differently\n\nEach by a win rate whose interval leaves out one half; "
+        "† one of the two was trained on that judge."
+    )
+    if not found:
+        return f"{told} No such pair.\n"
+    lines = [["prompt set", "one", "other", "for the one", "for the other"]]
+    for f in found:
+        lines.append([f.prompt_set, f.first, f.second, _verdicts(f.for_first), _verdicts(f.for_second, True)])
+    return f"{told}\n\n{_table(lines)}\n"
+
+
+def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool = False) -> str:
+    told = []
+    for v in verdicts:
+        metric = metrics.load(v.metric)
+        rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
+        told.append(f"{metric.scorer}{'†' if v.trained_on else ''} {interval(metric, rate)}")
+    return "; ".join(told)
+
+
+def _tax(comparison: Comparison, model: str) -> str:
+    runs = _runs(comparison, model)
+    if not runs:
+        return ""
+    units = {"points": "points", "sd": "SD", "raw": "raw"}
+    lines = [["metric", "prompt set", "in", *runs]]
+    for name, prompt_set in _tax_lines(comparison, model):
+        found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
+        unit = next(units[change(found[run]).unit] for run in runs if run in found)
+        metric = metrics.load(name)
+        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+        cells = [_tax_cell(comparison, found[run]) if run in found else "–" for run in runs]
+        lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
+    return (
+        f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
+        f"its prompts' means, raw where a prompt has no value of its own.\n\n{_table(lines)}\n"
+    )
+
+
+def _tax_lines(comparison: Comparison, model: str) -> list[tuple[str, str]]:
+    """Metric and prompt set of every line of the matrix."""
+    runs = set(_runs(comparison, model))
+    found = {(e.metric, e.prompt_set) for e in comparison.of(model=model) if e.experiment in runs}
+    return sorted(found, key=lambda line: (line[1], *metric_order(line[0])))
+
+
+def _tax_cell(comparison: Comparison, e: Estimate) -> str:
+    value, unit = change(e)
+    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
+    return f"{text} {sign(e)}{dagger(e)}{_footmark(comparison, e)}".strip()
+
+
+def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
+    header = ["metric", "run", "value [95 %]", f"difference to {comparison.against} [95 %]", ""]
+    lines = [[*header, "p (Holm)", "seeds × prompts × images"]]
+    found = comparison.of(model=model, prompt_set=prompt_set)
+    for name in sorted({e.metric for e in found}, key=metric_order):
+        metric = metrics.load(name)
+        for e in (e for e in found if e.metric == name):
+            n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
+            value = f"{interval(metric, e.value)}{dagger(e)}{_footmark(comparison, e)}"
+            p = "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g} {e.test}"
+            difference = interval(metric, e.difference, True)
+            lines.append(
+                [heading(metric), e.experiment, value, difference, f"{sign(e)} {e.mark}".strip(), p, n]
+            )
+    return f"### {prompt_set}\n\n{_table(lines)}\n"
+
+
+def _table(lines: list[list[str]]) -> str:
+    """A Markdown table whose columns are padded, so that it reads in a terminal too."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    padded = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([padded[0], rule, *padded[1:]])
+
+
+# ------------------------------------------------------------------------------------------------------ notes
+
+
+def method_notes(comparison: Comparison) -> list[str]:
+    """What a reader has to know about the numbers, a sentence or two each."""
+    margins = "; ".join(
+        f"{metrics.load(n).scorer} {m:g}"
+        for n, m in sorted(comparison.tie_margins.items())
+        if _is_scored(comparison, n)
+    )
+    the = _the(comparison)
+    notes = [
+        f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
+        f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
+        "several. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image "
+        "index, same noise.",
+        "With one training seed an interval speaks of that run only, not of the method; with two or three it is "
+        "still a rough statement about the method.",
+        f"▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from {the}: the interval of the "
+        "difference contains 0.",
+        f"Beside the intervals stand tests between these very checkpoints, over prompts: McNemar's exact test for pass and fail (with several "
+        "images of a prompt: prompts on which it passes more often against those on which less), an exact sign test for win rates, "
+        "Wilcoxon's signed ranks for scores, and the resamples where a prompt has no value of its own. Holm's correction is over "
+        f"all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
+        "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
+        "number is left out; it stands in the tables below.",
+    ]
+    if margins:
+        notes.append(
+            f"Win rates count a tie as half. A tie is a difference of at most, fixed beforehand: {margins}."
+        )
+    if any(name.startswith("parity") and _is_scored(comparison, name) for name in metrics.names()):
+        notes.append(
+            "The parity gap (Eq 12) of a perfectly fair generator is not 0: its floor is "
+            + ", ".join(f"{parity_floor(n):.3f} with {n}" for n in (8, 12, 16))
+            + " usable images of a prompt, exactly. The gap over its floor takes each prompt's own number."
+        )
+    notes.append("A share that is 0 or 100 % in every prompt has Wilson's interval with the prompts as n.")
+    return notes
+
+
+def _is_scored(comparison: Comparison, name: str) -> bool:
+    return metrics.load(name).scorer in comparison.versions
+
+
+def count_notes(comparison: Comparison) -> list[str]:
+    """What was not counted, or does not hold up: nothing is dropped in silence."""
+    notes = []
+    for (model, scorer, prompt_set), total in _missing_by(comparison).items():
+        notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
+    for e in comparison.estimates:
+        if e.unpaired:
+            notes.append(
+                f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
+                f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."
+            )
+    marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
+    weak = [e for e in marks if not e.survives]
+    listed = "; ".join(f"{e.experiment}, {metrics.load(e.metric).title}, {e.prompt_set}" for e in weak)
+    notes.append(
+        f"{len(weak)} of {len(marks)} marks do not survive Holm's correction over all {comparison.family} differences"
+        f"{': ' + listed if weak else ''}."
+    )
+    single = sorted(
+        {e.experiment for e in comparison.estimates if e.seeds == 1 and e.experiment != comparison.against}
+    )
+    if single:
+        notes.append(f"One training seed only: {', '.join(single)}.")
+    return [*notes, *_not_scored(comparison), *comparison.remarks]
+
+
+def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
+    """NaN counts per scorer and prompt set, told per experiment."""
+    counts: dict[tuple[str, str, str], dict[str, str]] = {}
+    for e in comparison.estimates:
+        if e.missing:
+            key = (e.model, metrics.load(e.metric).scorer, e.prompt_set)
+            counts.setdefault(key, {})[e.experiment] = f"{e.experiment} {e.missing} of {e.seeds * e.images}"
+    return {key: ", ".join(found.values()) for key, found in counts.items()}
+
+
+def _not_scored(comparison: Comparison) -> list[str]:
+    notes = []
+    for model in comparison.models():
+        cells = {(e.experiment, e.metric, e.prompt_set) for e in comparison.of(model=model)}
+        for experiment in _experiments(comparison, model):
+            absent = [
+                f"{metrics.load(metric).title} on {prompt_set}"
+                for metric, prompt_set in sorted({(m, s) for _, m, s in cells})
+                if (experiment, metric, prompt_set) not in cells
+                and not (experiment == BASE and metrics.load(metric).reference is not None)
+            ]
+            if absent:
+                notes.append(f"{model}: not scored for {experiment}: {'; '.join(absent)}.")
+    return notes
+
+
+def conflicts(comparison: Comparison) -> list[str]:
+    """In what forced comparisons differ, each once; a cell's footnote ‡n is the n-th."""
+    return list(dict.fromkeys(e.conflict for e in comparison.estimates if e.conflict))
+
+
+def _footmark(comparison: Comparison, e: Estimate) -> str:
+    return f"‡{conflicts(comparison).index(e.conflict) + 1}" if e.conflict else ""
+
+
+def _conflicts(comparison: Comparison) -> str:
+    found = conflicts(comparison)
+    if not found:
+        return ""
+    told = "\n".join(f"- ‡{place} {conflict}." for place, conflict in enumerate(found, start=1))
+    return (
+        "## Forced\n\nThese cells compare what cannot be compared: their differences may be the evaluation's, not the "
+        f"checkpoint's.\n\n{told}\n"
+    )
+
+
+def _header(comparison: Comparison, command: str) -> str:
+    versions = ", ".join(f"{scorer} {version}" for scorer, version in sorted(comparison.versions.items()))
+    notes = "\n".join(f"- {note}" for note in method_notes(comparison))
+    return f"# Results\n\nGenerated by `{command}`. Do not edit.\n\n{notes}\n- Scorer versions: {versions}.\n"
+
+
+def _footer(comparison: Comparison, counted: Sequence[str]) -> str:
+    return "## Counted\n\n" + "\n".join(f"- {note}" for note in (*count_notes(comparison), *counted)) + "\n"
+
+
+# -------------------------------------------------------------------------------------------------------- CSV
+
+
+def tidy(comparison: Comparison) -> str:
+    """The estimates as CSV, a row each, intervals in three columns."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for place, e in enumerate(comparison.estimates):
+        cells: dict[str, str] = {}
+        for f in fields(Estimate):
+            value = getattr(e, f.name)
+            parts = (
+                zip(("", "_low", "_high"), value, strict=True)
+                if isinstance(value, Interval)
+                else [("", value)]
+            )
+            cells |= {f"{f.name}{end}": _plain(part) for end, part in parts}
+        if place == 0:
+            writer.writerow(cells)
+        writer.writerow(cells.values())
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------ LaTeX
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # after \\ a bracket would be an option
+    "]": "{]}",
+    **{"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "◆": r"$\blacklozenge$", "≈": r"$\approx$"},
+    **{"△": r"$\vartriangle$", "▽": r"$\triangledown$", "◇": r"$\lozenge$", "τ": r"$\tau$"},
+    **{"†": r"$^\dagger$", "‡": r"$^\ddagger$", "×": r"$\times$", "−": r"$-$", "↑": r"$\uparrow$"},
+    **{"↓": r"$\downarrow$", "–": "--"},
+}
+
+
+def escaped(text: str) -> str:
+    """A text that LaTeX prints as it is; what no font of a plain document has is printed by its number."""
+    told = []
+    for character in " ".join(text.split()):
+        if character in _LATEX:
+            told.append(_LATEX[character])
+        elif character.isascii() and character.isprintable():
+            told.append(character)
+        else:
+            told.append(f"U+{ord(character):04X}")
+    return "".join(told)
+
+
+def latex(comparison: Comparison, command: str) -> str:
+    """The table at a glance of every model, as a booktabs tabular that a document takes in."""
+    parts = [
+        f"% Generated by {' '.join(command.split())}. Do not edit. Needs \\usepackage{{booktabs,amssymb}}.",
+        f"% 95 % intervals, {comparison.resamples:,} resamples; signs and daggers as in the Markdown table.",
+    ]
+    for model in comparison.models():
+        header, *lines = glance(comparison, model)
+        parts += [
+            f"% {' '.join(model.split())}",
+            f"\\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}",
+            r"\toprule",
+        ]
+        parts += [
+            _latex_line(header),
+            r"\midrule",
+            *map(_latex_line, lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(escaped, cells)) + r" \\"
+
+
+# ------------------------------------------------------------------------------------------------------- JSON
+
+
+def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -> dict[str, Any]:
+    """The comparison for machines; NaN is null, an interval an object of value, low and high."""
+    files = list(dict.fromkeys(file for origin in comparison.origins.values() for file in origin.file))
+    content = {
+        "schema": SCHEMA,
+        "command": command,
+        "against": comparison.against,
+        "level": stats.LEVEL,
+        "resamples": comparison.resamples,
+        "tau_resamples": min(panel.TAU_RESAMPLES, comparison.resamples),
+        "seed": comparison.seed,
+        "family": {"correction": "Holm", "differences": comparison.family},
+        "files": files,
+        "versions": comparison.versions,
+        "tie_margins": comparison.tie_margins,
+        "cells": [_machine_cell(comparison, e) for e in comparison.estimates],
+        "outcomes": [_known(o) for o in comparison.outcomes],
+        "retentions": [_known(r) for r in comparison.retentions],
+        "agreements": [_known(a) for a in comparison.panel.agreements],
+        "flips": [_known(f) for f in comparison.panel.flips],
+        "tax": [_machine_tax(comparison, model) for model in comparison.models()],
+        "conflicts": conflicts(comparison),
+        "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},
+    }
+    known = _null(content)
+    assert isinstance(known, dict)
+    return known
+
+
+def _machine_cell(comparison: Comparison, e: Estimate) -> dict[str, Any]:
+    metric = metrics.load(e.metric)
+    origin = comparison.origins[e.model, e.experiment, e.prompt_set, metric.scorer]
+    n = {
+        "seeds": e.seeds,
+        "prompts": e.prompts,
+        "images": e.images,
+        "missing": e.missing,
+        "unpaired": e.unpaired,
+    }
+    told = {f.name: getattr(e, f.name) for f in fields(Estimate) if f.name not in n}
+    value, unit = change(e)
+    return {
+        **told,
+        "title": metric.title,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "n": n,
+        "change": {"value": value, "unit": unit},
+        "survives_holm": e.survives,
+        "provenance": {
+            "scorer": metric.scorer,
+            "tie_margin": comparison.tie_margins.get(e.metric),
+            **{
+                f"{name}{'' if name == 'prompts' else 's'}": list(told)
+                for name, told in origin._asdict().items()
+            },
+        },
+    }
+
+
+def _machine_tax(comparison: Comparison, model: str) -> dict[str, Any]:
+    runs = _runs(comparison, model)
+    lines = []
+    for name, prompt_set in _tax_lines(comparison, model):
+        found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
+        cells = [
+            {**change(found[run])._asdict(), "mark": found[run].mark, "survives_holm": found[run].survives}
+            if run in found
+            else None
+            for run in runs
+        ]
+        lines.append({"metric": name, "prompt_set": prompt_set, "cells": cells})
+    return {"model": model, "runs": runs, "lines": lines}
+
+
+def _known(of: Any) -> dict[str, Any]:
+    return {f.name: getattr(of, f.name) for f in fields(of)}
+
+
+def _null(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Interval):
+        return {name: _null(end) for name, end in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null(item) for item in value]
+    if isinstance(value, panel.Verdict):
+        return _null(asdict(value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def write(
+    paths: Sequence[Path | str],
+    out: Path,
+    command: str,
+    resamples: int = stats.RESAMPLES,
+    against: str = BASE,
+    force: bool = False,
+    latex_out: Path | None = None,
+    json_out: Path | None = None,
+) -> Comparison:
+    """Read the score files, compare, and write the table at `out` (.md), beside it (.csv) and, where asked for, as LaTeX and JSON.
+
+    Raises:
+        ValueError: as `evals.rows.read`, `evals.compare.compare` and `evals.asides.read`; or `out` is not a .md file.
+    """
+    if out.suffix != ".md":
+        raise ValueError(f"--out must be a .md file, not {out}; the numbers go beside it as .csv")
+    comparison = compare(score_rows.read(paths, refuse=not force), resamples, against=against, force=force)
+    counted = asides.read(paths)
+    write_text(markdown(comparison, command, counted), out)
+    write_text(tidy(comparison), out.with_suffix(".csv"))
+    if latex_out is not None:
+        write_text(latex(comparison, command), latex_out)
+    if json_out is not None:
+        content = json.dumps(
+            machine(comparison, command, counted), indent=1, ensure_ascii=False, allow_nan=False
+        )
+        write_text(content + "\n", json_out)
+    return comparison

@@ -1,0 +1,343 @@
+"""The tables as printed: Markdown, CSV, LaTeX and JSON, their foot, and the command that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from evals import asides, compare, metrics, rows, tables
+from evals.__main__ import main
+from evals.compare import Comparison
+from tests.synthetic_rows import SETS, study
+
+PREFERENCE, SCENES, PORTRAITS = SETS
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return study(prompts=6, images=4, seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def comparison(frame: pd.DataFrame) -> Comparison:
+    return compare.compare(frame, resamples=300)
+
+
+def test_files_are_written_whole_and_are_the_same_again(frame: pd.DataFrame, tmp_path: Path) -> None:
+    rows.write(frame, tmp_path / "all.csv")
+    tables.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
+    text, numbers = (tmp_path / "table.md").read_text(), (tmp_path / "table.csv").read_text()
+    tables.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
+    assert (tmp_path / "table.md").read_text() == text
+    assert (tmp_path / "table.csv").read_text() == numbers
+    header = text.split("## miniature")[0]
+    for told in ("make compare", "200 resamples", "tie", "imagereward 0.1", "gold_utility 0a1b2c3d"):
+        assert told in header
+    assert "Holm" in text.split("## Counted")[1]
+    tidy = pd.read_csv(tmp_path / "table.csv")
+    assert {
+        "value_low",
+        "difference_high",
+        "mark",
+        "trained_on",
+        "p_holm",
+        "seeds",
+        "prompts",
+        "images",
+    } <= set(tidy)
+    with pytest.raises(ValueError, match=r"--out must be a \.md file"):
+        tables.write([tmp_path / "all.csv"], tmp_path / "table.csv", "x")
+
+
+def test_numbers_as_printed(comparison: Comparison) -> None:
+    text = tables.markdown(comparison, "x")
+    assert "nan" not in text.lower().replace("(nan)", "")
+    section = text.split("### " + SCENES)[1].split("###")[0]
+    widths = {len(line) for line in section.splitlines() if line.startswith("|")}
+    assert len(widths) == 1  # padded, so that it reads in a terminal
+
+
+# ------------------------------------------------------------------------------------------------------ markdown
+
+
+def test_the_first_judge_read_is_held_out_and_a_trained_one_has_no_number(comparison: Comparison) -> None:
+    glance = tables.at_a_glance(comparison, "miniature").splitlines()
+    gold, judge, reward, mean = glance[2:6]
+    assert gold.startswith("| win rate (gold)")
+    assert judge.startswith("| win rate (held-out judge)")
+    assert reward.startswith("| win rate (reward model)")
+    assert mean.startswith("| reward model score")
+    assert [line.count("†") for line in (gold, judge, reward, mean)] == [0, 0, 2, 2]
+    header = [cell.strip() for cell in glance[0].split("|")]
+    cells = [cell.strip() for cell in reward.split("|")]
+    assert [cells[header.index(name)] for name in ("imagereward", "joint")] == ["†", "†"]
+    text = tables.markdown(comparison, "x")
+    assert re.search(
+        r"\| imagereward† +\| miniature-preference-unseen +\| joint ", text
+    )  # its number is below
+
+
+def test_a_judge_that_is_trained_on_stands_after_those_that_are_not(frame: pd.DataFrame) -> None:
+    trained = frame["trained_on"].where(
+        frame["scorer"] != "gold_utility", (frame["experiment"] == "joint") * 1
+    )
+    made = compare.compare(frame.assign(trained_on=trained), resamples=50)
+    names = [name for name, _ in tables.headline_columns(made, "miniature")]
+    assert names[:3] == ["win_rate_judge", "win_rate_gold", "win_rate_reward"]
+
+
+def test_what_does_not_survive_holm_is_hollow(comparison: Comparison) -> None:
+    marked = [e for e in comparison.estimates if e.mark in ("better", "worse", "changed")]
+    weak = [e for e in marked if not e.survives]
+    assert weak
+    assert len(weak) < len(marked)
+    assert {tables.sign(e) for e in weak} <= set("△▽◇")
+    assert {tables.sign(e) for e in marked if e.survives} <= set("▲▼◆")
+    assert f"{len(weak)} of {len(marked)} marks do not survive" in "".join(tables.count_notes(comparison))
+
+
+def test_the_matrix_of_changes_has_every_metric_and_run_in_its_unit(comparison: Comparison) -> None:
+    section = tables.markdown(comparison, "x").split("### What every run changed")[1].split("###")[0]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"
+    ]
+    header, body = lines[0], lines[2:]
+    assert header == ["metric", "prompt set", "in", "imagereward", "compositionality", "fairness", "joint"]
+    assert len(body) == len({(e.metric, e.prompt_set) for e in comparison.estimates})
+    cells = {(line[0], line[1]): dict(zip(header, line, strict=True)) for line in body}
+
+    def cell(metric: str) -> tuple[compare.Estimate, dict[str, str]]:
+        (e,) = comparison.of(experiment="joint", metric=metric, prompt_set=SCENES)
+        loaded = metrics.load(metric)
+        arrow = {True: " ↑", False: " ↓", None: ""}[loaded.higher_is_better]
+        return e, cells[loaded.title + arrow, SCENES]
+
+    gold, printed = cell("gold_quality")
+    assert printed["in"] == "SD"
+    assert printed["joint"].startswith(f"{gold.difference.value / gold.base_sd:+.2f} {tables.sign(gold)}")
+    right, printed = cell("fully_right")
+    assert printed["in"] == "points"
+    assert printed["joint"].startswith(f"{100 * right.difference.value:+.1f}".replace("-", "−"))
+    assert cell("drift")[1]["in"] == "raw"
+    assert cell("detection")[1]["joint"].endswith("†")
+
+
+def test_what_all_is_compared_with_is_named(frame: pd.DataFrame) -> None:
+    made = compare.compare(frame[frame["scorer"] != "kid"], resamples=50, against="fairness")
+    text = tables.markdown(made, "x")
+    assert "difference to fairness [95 %]" in text
+    assert "### Win, tie and loss against fairness" in text
+    assert "not distinguished from fairness" in text
+    assert "the base" not in text
+
+
+def test_forced_cells_have_a_mark_and_a_footnote_with_both_hashes(frame: pd.DataFrame) -> None:
+    other = (frame["experiment"] == "joint") & (frame["scorer"] == "objects")
+    changed = frame.assign(version=frame["version"].where(~other, "ffffffff"))
+    made = compare.compare(changed, resamples=50, force=True)
+    text = tables.markdown(made, "x")
+    assert "- ‡1 scorer objects ffffffff in joint, 0a1b2c3d in base." in text
+    marked = [line for line in text.splitlines() if "‡1" in line and line.startswith("|")]
+    assert marked
+    assert all("detection" in line for line in marked)
+    glance = tables.glance(made, "miniature")
+    (line,) = [line for line in glance if line[0].startswith("detection")]
+    assert [("‡1" in cell) for cell in line[2:]] == [name == "joint" for name in glance[0][2:]]
+    plain = tables.markdown(compare.compare(frame, resamples=50), "x")
+    assert "‡" not in plain
+    assert "## Forced" not in plain
+
+
+# --------------------------------------------------------------------------------------------------------- LaTeX
+
+
+def read_tex(text: str) -> str:
+    """What LaTeX would print, by its rules for special characters; fails where it would stop or mistake one for its own."""
+    names = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textbar": "|"}
+    names |= {"textless": "<", "textgreater": ">"}
+    maths = {"blacktriangle": "▲", "blacktriangledown": "▼", "blacklozenge": "◆", "approx": "≈", "tau": "τ"}
+    maths |= {
+        "vartriangle": "△",
+        "triangledown": "▽",
+        "lozenge": "◇",
+        "times": "×",
+        "uparrow": "↑",
+        "downarrow": "↓",
+    }
+    maths |= {"^\\dagger": "†", "^\\ddagger": "‡", "-": "−"}
+    told, rest = [], text.replace("--", "–")
+    while rest:
+        if found := re.match(r"\\(text[a-z]+)\{\}", rest):
+            told.append(names[found[1]])
+        elif found := re.match(r"\\([&%$#_{}])", rest):
+            told.append(found[1])
+        elif found := re.match(r"\$\\?([^$]+)\$", rest):
+            told.append(maths[found[1]])
+        elif found := re.match(r"\{([\[\]])\}", rest):
+            told.append(found[1])
+        else:
+            found = re.match(r"[^\\&%$#_{}~^|<>\[\]]", rest)
+            assert found, f"LaTeX would stop at {rest[:20]!r}"
+            told.append(found[0])
+        rest = rest[found.end() :]
+    return "".join(told)
+
+
+def test_escaping_prints_every_character_and_lets_none_act() -> None:
+    for text in (
+        r"a\b & 100 % of $x_1$ {set} #2 ~ ^ | <b> [0, 1]",
+        r"\input{/etc/passwd}",
+        "▲▼◆≈△▽◇τ†‡×−↑↓–",
+        "80.3 [78.5, 82.0] ▲†",
+    ):
+        escaped = tables.escaped(text)
+        assert escaped.isascii()
+        assert read_tex(escaped) == text
+    assert tables.escaped("two\nlines\there") == "two lines here"
+    assert tables.escaped("猫") == "U+732B"
+
+
+def test_the_latex_table_is_the_one_at_a_glance(frame: pd.DataFrame) -> None:
+    strange = frame.replace({"experiment": {"joint": "50%_of&all"}})
+    made = compare.compare(strange, resamples=50)
+    text = tables.latex(made, "python -m evals compare a_b.csv\n\\end")
+    lines = text.splitlines()
+    code = [line for line in lines if not line.startswith("%")]
+    assert [line for line in code if not line.endswith(r"\\")] == [
+        r"\begin{tabular}{llrrrrr}",
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    cells = [[read_tex(cell) for cell in line[:-3].split(" & ")] for line in code if line.endswith(r"\\")]
+    assert cells == tables.glance(made, "miniature")
+    assert "50%_of&all" in cells[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- JSON
+
+
+def test_the_json_has_every_cell_and_where_it_comes_from(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    rows.write(frame, path)
+    out = tmp_path / "table.json"
+    made = tables.write([path], tmp_path / "t.md", "make compare", resamples=100, json_out=out)
+    told = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (told["schema"], told["command"], told["against"]) == (1, "make compare", "base")
+    assert (told["resamples"], told["seed"], told["files"]) == (100, 0, [str(path)])
+    assert told["family"] == {"correction": "Holm", "differences": made.family}
+    assert told["tie_margins"]["win_rate_reward"] == 0.1
+    assert len(told["cells"]) == len(made.estimates)
+    for cell, e in zip(told["cells"], made.estimates, strict=True):
+        assert cell["value"]["value"] == pytest.approx(e.value.value, nan_ok=True)
+        assert (cell["mark"], cell["trained_on"], cell["test"]) == (e.mark, e.trained_on, e.test)
+        assert cell["p_holm"] == (None if math.isnan(e.p_holm) else e.p_holm)
+        assert cell["n"]["prompts"] == e.prompts
+        assert cell["provenance"]["versions"] == ["0a1b2c3d"]
+        assert cell["provenance"]["suites"] == ["miniature:012345"]
+        assert cell["provenance"]["prompts"] == ["0123456789ab"]
+        assert cell["provenance"]["files"] == [str(path)]
+    (tax,) = told["tax"]
+    assert tax["runs"] == ["imagereward", "compositionality", "fairness", "joint"]
+    assert {len(line["cells"]) for line in tax["lines"]} == {4}
+    assert told["agreements"]
+    assert told["notes"]["counted"]
+
+
+# ------------------------------------------------------------------------------------------------------ the foot
+
+
+def scored(folder: Path, name: str, **counts: object) -> Path:
+    """A score file with what was counted beside it."""
+    path = folder / f"{name}.csv"
+    rows.write(study(prompts=2, images=2, experiments=("base",)), path)
+    nothing = {"failed_decodes": 0, "black": 0, "duplicates": {"within_prompts": 0, "across_prompts": 0}}
+    of_set = {"pictures": 480, "prompts_count": 120, **nothing, **counts}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    asides.beside(path).write_text(json.dumps({"prompt_sets": {SCENES: of_set}, "rows_sha256": digest}))
+    return path
+
+
+def test_what_was_counted_beside_the_scores_is_told(tmp_path: Path) -> None:
+    bad = scored(
+        tmp_path,
+        "bad",
+        failed_decodes=3,
+        black=2,
+        duplicates={"within_prompts": 4, "across_prompts": 0},
+        truncated={"model": 7, "scorers": {"imagereward": 9, "vendi": None}},
+    )
+    clean, other = scored(tmp_path, "clean"), tmp_path / "no_aside.csv"
+    assert asides.read([bad, clean, other]) == [
+        f"{bad}, {SCENES}: of 480 pictures 3 could not be decoded, 2 all black, 4 the same as another of their prompt; of 120 prompts "
+        "not read to their end 7 by the model, 9 by imagereward.",
+        f"No picture failed to decode, is all black or is there twice, and no prompt was cut, as was counted for {clean}.",
+    ]
+    tables.write([bad], tmp_path / "t.md", "x", resamples=10)
+    assert "3 could not be decoded" in (tmp_path / "t.md").read_text().split("## Counted")[1]
+
+
+def test_counts_of_other_rows_or_none_that_can_be_read_are_said_to_be(tmp_path: Path) -> None:
+    stale, damaged = scored(tmp_path, "stale"), scored(tmp_path, "damaged")
+    stale.write_text(stale.read_text() + "\n")
+    asides.beside(damaged).write_text("{")
+    first, second = asides.read([stale, damaged])
+    assert "stale.json tells of other rows" in first
+    assert "damaged.json cannot be read" in second
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_writes_all_forms_and_says_how(frame: pd.DataFrame, tmp_path: Path) -> None:
+    lean = frame[frame["scorer"].isin(["objects", "fully_right"]) & (frame["experiment"] != "base")]
+    paths = [str(tmp_path / f"{name}.csv") for name in ("joint", "fairness")]
+    for name, path in zip(("joint", "fairness"), paths, strict=True):
+        rows.write(lean[lean["experiment"] == name], path)
+    names = {form: str(tmp_path / f"t.{form}") for form in ("md", "tex", "json")}
+    options = [
+        "--out",
+        names["md"],
+        "--latex",
+        names["tex"],
+        "--json",
+        names["json"],
+        "--against",
+        "fairness",
+    ]
+    result = CliRunner().invoke(main, ["compare", *paths, *options])
+    assert result.exit_code == 0, result.output
+    assert "not distinguished from fairness" in result.output
+    told = json.loads(Path(names["json"]).read_text())
+    assert told["command"] == f"python -m evals compare {' '.join(paths)} {' '.join(options)}"
+    assert "toprule" in Path(names["tex"]).read_text()
+
+    newer = pd.read_csv(paths[0], dtype=str).assign(version="ffffffff", suite="miniature:ffffff")
+    newer.to_csv(paths[0], index=False)
+    refused = CliRunner().invoke(main, ["compare", *paths, *options])
+    assert refused.exit_code == 2
+    assert "was scored on the suite miniature:" in refused.output
+    forced = CliRunner().invoke(main, ["compare", *paths, *options, "--force"])
+    assert forced.exit_code == 0, forced.output
+    assert "--force" in json.loads(Path(names["json"]).read_text())["command"]
+    text = Path(names["md"]).read_text()
+    assert (
+        "ffffffff in joint, 0a1b2c3d in fairness; suite miniature:ffffff in joint, miniature:012345 in fairness"
+        in text
+    )
+
+
+def test_the_json_does_not_replace_what_is_told_of_the_scores(tmp_path: Path) -> None:
+    path = scored(tmp_path, "base")
+    arguments = ["compare", str(path), "--out", str(tmp_path / "t.md"), "--json", str(tmp_path / "base.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "would write over" in result.output
