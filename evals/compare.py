@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from evals import metrics, panel, stats
+from evals import metrics, panel, stats, variety
 from evals import rows as score_rows
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
@@ -249,8 +249,20 @@ def compare(
 
 
 def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
-    """What is to be said of the rows themselves; a guard over rows puts its sentences here."""
-    return _without_reference(rows, against)
+    """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
+    return [*_without_reference(rows, against), *variety.duplicate_notes(rows), *_collapses(rows, against)]
+
+
+def _collapses(rows: pd.DataFrame, against: str) -> list[str]:
+    """A sentence for every run that has lost the variety of significantly more prompts than chance would."""
+    told = []
+    for _, part in rows[rows["scorer"].isin(variety.VENDI)].groupby(["model", "scorer"], sort=False):
+        base = without_copies(part[part["experiment"] == against])
+        others = part[part["experiment"] != against]
+        for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
+            sides = _sides(mine, base, against)
+            told += [found.sentence for found in variety.collapses(sides.run, sides.base) if found.alarm]
+    return told
 
 
 def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
@@ -455,28 +467,35 @@ def _cell(
     is_base = experiment == against
     runs, prompts, _ = pair_RPS.shape
 
-    def resample(array_RPS: Array, seeds: str) -> tuple[float, Array]:
+    def resample(array_RPS: Array, seeds: str) -> tuple[float, Array, Array]:
+        """Value, draws [N], and what each prompt of each seed adds [R, P]."""
         weight_NR = resampler.weights(seeds, len(array_RPS))
         weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
         draws_N = metric.finish(stats.mean_statistics(array_RPS, weight_NR, weight_NP))
-        return stats.point(array_RPS, metric.finish), draws_N
+        influence_RP = stats.influence(array_RPS, metric.finish)
+        return stats.point(array_RPS, metric.finish), draws_N, influence_RP
 
-    value, draws_N = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
+    value, draws_N, influence_RP = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
+    known = stats.precision(influence_RP)
     lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
     if base_RPS is None or metric.needs_base:
         reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
         assert reference is not None, "a base that needs no rows has a value by definition"
         both = _Paired(value, draws_N, reference, np.full_like(draws_N, reference))
-        net = _net(metric, both, prompts)
+        net_N = stats.with_tails(value - reference, draws_N - reference, known)
+        net = _net(metric, both, net_N, prompts)
         own = Interval(value, *(reference + end for end in net[1:]))
     else:
         lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
-        run_draws = (value, draws_N)
+        run = (value, draws_N, influence_RP)
         if lost_RP.any() or own_RPS is not pair_RPS:
-            run_draws = resample(_without(pair_RPS, lost_RP), sides.seeds)
-        both = _Paired(*run_draws, *resample(_without(base_RPS, lost_RP), sides.seeds))
-        net = symmetric_interval(both.value - both.base, both.draws_N - both.base_N)
-        own = _interval(metric, value, draws_N, prompts)
+            run = resample(_without(pair_RPS, lost_RP), sides.seeds)
+        base = resample(_without(base_RPS, lost_RP), sides.seeds)
+        both = _Paired(*run[:2], *base[:2])
+        gain, net_N = both.value - both.base, both.draws_N - both.base_N
+        net_N = stats.with_tails(gain, net_N, stats.precision(run[2] - base[2]))
+        net = stats.percentile_interval(gain, net_N)
+        own = _interval(metric, value, draws_N, known, prompts)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
     test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, lost_RP, both)
@@ -489,7 +508,7 @@ def _cell(
         difference=difference,
         ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(*both),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
-        p=math.nan if is_base else stats.p_value(both.draws_N - both.base_N),
+        p=math.nan if is_base else stats.p_value(net_N),
         test=test,
         p_test=p_test,
         p_holm=p_test,
@@ -544,20 +563,13 @@ def _test(
     gain_P = gain_P[~np.isnan(gain_P)].round(12)  # equal means of equal scores may differ in the last bit
     if metric.unit == "share":
         return "McNemar", stats.mcnemar_exact(int((gain_P > 0).sum()), int((gain_P < 0).sum()))
-    return "Wilcoxon", _wilcoxon(gain_P)
+    return "Wilcoxon", stats.wilcoxon(gain_P)
 
 
 def _won_and_lost(values_RPS: Array) -> tuple[int, int]:
     """Prompts of which more images are won than lost, and less, of statistics win, tie and loss."""
     net_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0).round(12)
     return int((net_P > 0).sum()), int((net_P < 0).sum())
-
-
-def _wilcoxon(gain_P: Array) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; equal prompts take part in the ranks (Pratt), and say nothing where all are equal."""
-    if not gain_P.any():
-        return 1.0
-    return float(scipy_stats.wilcoxon(gain_P, zero_method="pratt").pvalue)
 
 
 def _tail(net_N: Array) -> float:
@@ -576,25 +588,19 @@ def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
 
 
-def _interval(metric: Metric, value: float, draws_N: Array, prompts: int) -> Interval:
-    """Percentile interval; Wilson's with the prompts as n for a share that is 0 or 1 everywhere and so cannot be resampled."""
-    if metric.unit == "share" and value in (0.0, 1.0) and bool(np.all(draws_N == value)):
-        return stats.wilson(value * prompts, prompts)
-    return stats.percentile_interval(value, draws_N)
+def _interval(metric: Metric, value: float, draws_N: Array, known: stats.Precision, prompts: int) -> Interval:
+    """Percentile interval with Student's tails; a share's is Wilson's, which stays within 0 and 1."""
+    if metric.unit == "share":
+        return stats.share_interval(value, known, prompts)
+    return stats.percentile_interval(value, stats.with_tails(value, draws_N, known))
 
 
-def symmetric_interval(value: float, draws_N: Array) -> Interval:
-    """Percentile interval of which the one of the negated draws is the negative, to the last bit."""
-    upper = stats.percentile_interval(-value, -draws_N).low
-    return Interval(value, stats.percentile_interval(value, draws_N).low, -upper)
-
-
-def _net(metric: Metric, both: _Paired, prompts: int) -> Interval:
-    """The difference to a base that is a constant by definition, with `_interval`'s special case of a share that is 0 or 1 everywhere."""
+def _net(metric: Metric, both: _Paired, net_N: Array, prompts: int) -> Interval:
+    """The difference to a base that is a constant by definition; Wilson's, shifted, for a share that is 0 or 1 everywhere and so cannot be resampled."""
     if metric.unit == "share" and both.value in (0.0, 1.0) and bool(np.all(both.draws_N == both.value)):
         ends = [end - both.base for end in stats.wilson(prompts, prompts)]
         return Interval(*ends) if both.value else Interval(-ends[0], -ends[2], -ends[1])
-    return symmetric_interval(both.value - both.base, both.draws_N - both.base_N)
+    return stats.percentile_interval(both.value - both.base, net_N)
 
 
 def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> Interval:
@@ -622,14 +628,14 @@ def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> lis
         e = cell.estimate
         metric = metrics.load(e.metric)
         suite = origins[e.model, e.experiment, e.prompt_set, metric.scorer].suite[0]
-        listed = _headlines(suite.partition(":")[0]).get(e.prompt_set)
+        listed = headlines_of(suite.partition(":")[0]).get(e.prompt_set)
         headline = metric.specialist is not None if listed is None else e.metric in listed
         marked.append(_changed(cell, headline=headline))
     return marked
 
 
 @cache
-def _headlines(suite: str) -> dict[str, tuple[str, ...]]:
+def headlines_of(suite: str) -> dict[str, tuple[str, ...]]:
     """The headlines of every prompt set of a suite; nothing for one that is not known, or that names none."""
     from evals import suites  # here: it says how to draw, which takes a deep learning stack
 

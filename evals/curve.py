@@ -36,10 +36,11 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import heading, interval
+from evals.compare import headlines_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.stats import Array, Interval
+from evals.tables import heading, interval
 from prompts import Prompt
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def chosen_metrics(rows: pd.DataFrame) -> list[tuple[str, Role, str, str]]:
     Raises:
         ValueError: where no reward of the run is scored.
     """
+    headlines = headlines_of(str(rows["suite"].iloc[0]).partition(":")[0])
     trained = set(rows.loc[rows["trained_on"] == 1, "scorer"])
     sets = rows.groupby("scorer")["prompt_set"].unique()
     first: dict[tuple[str, str], tuple[str, Metric]] = {}
@@ -189,10 +191,10 @@ def chosen_metrics(rows: pd.DataFrame) -> list[tuple[str, Role, str, str]]:
             f"no metric of the suite reads a reward that {experiments} was trained on, so there is no proxy to follow: choose another --suite"
         )
     found: list[tuple[str, Role, str, str]] = []
-    for (question, scorer), (name, metric) in sorted(first.items()):
+    for (question, scorer), (name, _) in sorted(first.items()):
         role: Role = "proxy" if scorer in trained else "gold" if scorer in GOLD else "judge"
         scored = sorted(map(str, sets[scorer]))
-        home = [prompt_set for prompt_set in scored if metric.home in prompt_set] or scored
+        home = [prompt_set for prompt_set in scored if name in headlines.get(prompt_set, ())] or scored
         found += [(question, role, name, prompt_set) for prompt_set in home if question in asked]
     return found
 

@@ -354,8 +354,8 @@ def method_notes(comparison: Comparison) -> list[str]:
     notes = [
         f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
-        "several. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image "
-        "index, same noise.",
+        "several; the resamples are stretched to Student's tails at the degrees of freedom that the few seeds, or the few prompts that decide, "
+        "leave. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image index, same noise.",
         "With one training seed an interval speaks of that run only, not of the method; with two or three it is "
         "still a rough statement about the method.",
         f"▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from {the}: the interval of the "
@@ -377,7 +377,10 @@ def method_notes(comparison: Comparison) -> list[str]:
             + ", ".join(f"{parity_floor(n):.3f} with {n}" for n in (8, 12, 16))
             + " usable images of a prompt, exactly. The gap over its floor takes each prompt's own number."
         )
-    notes.append("A share that is 0 or 100 % in every prompt has Wilson's interval with the prompts as n.")
+    notes.append(
+        "A share has Wilson's interval at its effective number of independent observations; where it is 0 or 100 % in every prompt, with the "
+        "prompts as n."
+    )
     return notes
 
 

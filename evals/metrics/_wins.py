@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from evals import stats
 from evals.metrics import Array, per_prompt
 
 
@@ -21,14 +22,8 @@ def win_tie_loss(rows: pd.DataFrame, base_rows: pd.DataFrame, margin: float) -> 
 
 
 def half_tie_rate(mean_S: Array) -> Array:
-    """`(W + T/2) / (W + T + L)`: A against A is 1/2, swapping A and B gives 1 - rate.
-
-    Written as `1/2 + (W - L) / (2 (W + T + L))` and rounded to 2^-40, so that the latter holds to the last bit.
-    """
-    win, tie, loss = (mean_S[..., i] for i in range(3))
-    lead = (win - loss) / (2 * (tie + (win + loss)))
-    rate: Array = 0.5 + np.round(lead * 2**40) / 2**40
-    return rate
+    """`evals.stats.half_tie_rate` of the statistics [..., 3]."""
+    return stats.half_tie_rate(mean_S[..., 0], mean_S[..., 1], mean_S[..., 2])
 
 
 def ties_dropped_rate(mean_S: Array) -> Array:

@@ -11,6 +11,5 @@ higher_is_better: bool | None = True
 scorer = "lpips"
 needs_base = False
 reference: float | None = None
-home = ""
 specialist: str | None = None
 ratio_to_base = False

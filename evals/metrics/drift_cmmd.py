@@ -11,6 +11,5 @@ higher_is_better: bool | None = None
 scorer = "cmmd"
 needs_base = False
 reference: float | None = 0.0
-home = ""
 specialist: str | None = None
 ratio_to_base = False

@@ -17,7 +17,6 @@ higher_is_better: bool | None = True
 scorer = "geneval"
 needs_base = False
 reference: float | None = None
-home = "geneval"
 specialist: str | None = None
 ratio_to_base = True
 

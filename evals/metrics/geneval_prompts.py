@@ -14,7 +14,6 @@ higher_is_better: bool | None = True
 scorer = "geneval"
 needs_base = False
 reference: float | None = None
-home = ""
 specialist: str | None = None
 ratio_to_base = False
 

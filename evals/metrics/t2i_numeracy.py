@@ -11,6 +11,5 @@ higher_is_better: bool | None = True
 scorer = "t2i_numeracy"
 needs_base = False
 reference: float | None = None
-home = "t2i-compbench"
 specialist: str | None = None
 ratio_to_base = True

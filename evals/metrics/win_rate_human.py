@@ -17,7 +17,6 @@ higher_is_better: bool | None = True
 scorer = "human_votes"
 needs_base = True
 reference: float | None = None
-home = "preference-unseen"
 specialist: str | None = "imagereward"
 ratio_to_base = False
 tie_margin = 1e-4
