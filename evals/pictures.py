@@ -225,8 +225,11 @@ class Pictures:
 
     def _open(self) -> Painter:
         if self._painter is None:
-            self._painter = Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
+            self._painter = self._new_painter()
         return self._painter
+
+    def _new_painter(self) -> Painter:
+        return Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
 
     def path(self, part: Part, item: Item) -> Path:
         """Of a picture."""
