@@ -109,7 +109,7 @@ def score(target: str, out: Path, suite: str | None) -> None:
         _refuse_another_family(checkpoint, checkpoint.its_base())
     pictures = Pictures(checkpoint, chosen, out.parent.parent / "images", device)
     whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
-    weights = {"weights": checkpoint.digest(), "base": checkpoint.base}
+    weights = {"weights": pictures.digest, "base": checkpoint.base}
     Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
 
 
@@ -487,8 +487,10 @@ class Scoring:
             else:
                 base = self._base(part)
                 assert base is not None, "who has no base is not asked"
-                sides = ([one for one in source.read(part, asked) if one] for source in (self.pictures, base))
-                values[whole] = _asked(name, scorer, asked, *map(stacked, sides))
+                ours_BCHW = stacked([one for one in self.pictures.read(part, asked) if one])
+                is_own = base is self.pictures
+                theirs_BCHW = ours_BCHW if is_own else stacked([one for one in base.read(part, asked) if one])
+                values[whole] = _asked(name, scorer, asked, ours_BCHW, theirs_BCHW)
         return values.tolist()
 
     def _rows(

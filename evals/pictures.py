@@ -212,7 +212,8 @@ class Pictures:
         self._base: Pictures | None = None
         self._says = True
         mine = folder / checkpoint.name
-        source = _source(checkpoint, suite)
+        self.digest = checkpoint.digest()
+        source = _source(self.digest, suite)
         # one scoring at a time decides whose pictures a folder holds: several may need the base's
         with locked(self._lock("claim")):
             if not _is_claimed(mine, source):
@@ -418,9 +419,9 @@ def _read_or_none(path: Path) -> Read | None:
 # ------------------------------------------------------------------------------------------------------- a checkpoint's
 
 
-def _source(checkpoint: Checkpoint, suite: Suite) -> str:
+def _source(weights: str, suite: Suite) -> str:
     """What decides the pictures."""
-    return json.dumps({"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed})
+    return json.dumps({"weights": weights, "sampling": repr(suite.sampling), "seed": suite.seed})
 
 
 def _is_claimed(folder: Path, source: str) -> bool:
