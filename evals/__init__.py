@@ -10,7 +10,9 @@ The map of this package
     checkpoints.py  opens what can be scored: a run directory, a diffusers folder, one file, a LoRA file, a hub id
     families.py     checkpoints in one file; architectures.py knows each family's sizes without its weights
     weights.py      weights of others: where they lie, which exactly, under what terms; hub.py fetches them
-    harness.py      draws a suite's prompts and scores the pictures
+    harness.py      draws a suite's prompts and scores the pictures, in units that processes and hosts share
+    pictures.py     pictures on disk: drawn where they are missing, or somebody's
+    provenance.py   what rows were made of, as told beside them; workers.py starts several processes
     rows.py         score rows, the tidy CSV from which every table is made
     stats.py        paired, prompt-clustered bootstrap intervals
     compare.py      the table: every cell and every difference with an interval

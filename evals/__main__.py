@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,18 +69,90 @@ def main() -> None:
     multiple=True,
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
-def score(target: str, out: Path, suite: str | None, accept_terms: tuple[str, ...]) -> None:
-    """Draw the suite's prompts with a checkpoint and score the pictures.
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That share the work, one to a GPU; without a GPU they share the CPU. Hosts that see the folder of --out are given the same command.",
+)
+@click.option(
+    "--pictures",
+    is_flag=True,
+    help="RUN_OR_MODEL is a folder of somebody's pictures, PROMPT_SET/PROMPT_ID/0.png, or as GenEval has them: nothing is drawn.",
+)
+@click.option(
+    "--name", help="With --pictures: what their rows are called (base: others are compared with them)."
+)
+@click.option(
+    "--model",
+    help="With --pictures: what the model is called, that of the rows to compare with; external unless given.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="With --pictures: folder of the base's, for scorers that compare with them.",
+)
+def score(
+    target: str,
+    out: Path,
+    suite: str | None,
+    accept_terms: tuple[str, ...],
+    processes: int,
+    pictures: bool,
+    name: str | None,
+    model: str | None,
+    base: Path | None,
+) -> None:
+    """Draw the suite's prompts with a checkpoint and score the pictures, or score somebody's (--pictures).
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.
+    The same command goes on where it was stopped. X.json beside --out X.csv tells what was scored and counted.
     """
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    _check_given(pictures, suite=suite, name=name, model=model, base=base)
     from evals import harness, weights  # here: the deep learning stack, which `compare` does not need
 
+    if processes > 1:
+        sys.exit(_share(processes))
     weights.accept_terms(accept_terms)
-    harness.score(target, out, suite)
+    if pictures:
+        assert suite is not None
+        assert name is not None
+        harness.score_given(Path(target), out, suite, name, model or "external", base)
+    else:
+        harness.score(target, out, suite)
+
+
+def _check_given(pictures: bool, **options: str | Path | None) -> None:
+    """Refuse options that say whose pictures are given where none are, and pictures without them.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not pictures:
+        for option in ("name", "model", "base"):
+            if options[option] is not None:
+                raise ValueError(f"--{option} goes with --pictures: of a checkpoint its run says it")
+        return
+    for option in ("suite", "name"):
+        if options[option] is None:
+            raise ValueError(f"--pictures needs --{option}: nothing else says it")
+    for option in ("name", "model"):
+        value = options[option]
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):
+            raise ValueError(f"--{option} {value} must be letters, digits, dots and underscores")
+
+
+def _share(processes: int) -> int:
+    """Run this very command in several processes. Returns the exit code."""
+    from evals import workers
+
+    environments = workers.environments(processes, workers.visible_gpus())
+    # click takes the last of two: the processes do not start others
+    return workers.run([sys.executable, *sys.orig_argv[1:], "--processes", "1"], environments)
 
 
 @main.command()

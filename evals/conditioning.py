@@ -85,14 +85,14 @@ class PromptEncoder:
 
     def what_is_cut(self, name: str, prompts: Sequence[Prompt]) -> str:
         """A sentence on prompts of a set that are longer than the tokenizer's length (see `evals.cut`); empty where there is none."""
+        limit = self.towers[0][0].model_max_length
+        return what_is_cut(name, prompts, self.is_cut, f"the {limit} tokens that the model reads")
+
+    def is_cut(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """For each prompt whether it is longer than the tokenizer's length."""
         tokenizer = self.towers[0][0]
-        limit = tokenizer.model_max_length
-
-        def is_cut(some: list[Prompt]) -> list[bool]:
-            tokens = tokenizer([prompt.text for prompt in some], truncation=False, verbose=False).input_ids
-            return [len(one) > limit for one in tokens]
-
-        return what_is_cut(name, prompts, is_cut, f"the {limit} tokens that the model reads")
+        tokens = tokenizer([prompt.text for prompt in prompts], truncation=False, verbose=False).input_ids
+        return [len(one) > tokenizer.model_max_length for one in tokens]
 
     def _one(self, text: str) -> tuple[Tensor, ...]:
         found = self._cache.get(text)

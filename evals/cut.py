@@ -10,12 +10,23 @@ COUNTED = 10_000
 """Prompts of a set that are counted at the most: tokenizing millions would take minutes."""
 
 
-def what_is_cut(
-    name: str, prompts: Sequence[Prompt], is_cut: Callable[[list[Prompt]], Sequence[bool]], beyond: str
-) -> str:
+IsCut = Callable[[list[Prompt]], Sequence[bool]]
+"""For each of some prompts whether it is not read to its end."""
+
+
+def how_many_are_cut(prompts: Sequence[Prompt], is_cut: IsCut) -> int:
+    """How many prompts are not read to their end; of a set of more than `COUNTED`, that many are counted, evenly spaced, and the answer has two digits."""
+    counted = min(len(prompts), COUNTED)
+    found = sum(is_cut([prompts[i * len(prompts) // counted] for i in range(counted)]))
+    if counted == len(prompts):
+        return found
+    return int(float(f"{found * len(prompts) / counted:.2g}"))  # to two digits: more are not known
+
+
+def what_is_cut(name: str, prompts: Sequence[Prompt], is_cut: IsCut, beyond: str) -> str:
     """A sentence on prompts that are not read to their end; empty where there is none.
 
-    Of a set of more than `COUNTED`, that many are counted, evenly spaced, and the sentence says "about".
+    Of a set of more than `COUNTED` the sentence says "about".
 
     Args:
         name: of the prompt set.
@@ -23,11 +34,9 @@ def what_is_cut(
         is_cut: for each of some prompts whether it is.
         beyond: what they are longer than.
     """
-    counted = min(len(prompts), COUNTED)
-    found = sum(is_cut([prompts[i * len(prompts) // counted] for i in range(counted)]))
+    found = how_many_are_cut(prompts, is_cut)
     if not found:
         return ""
-    of_all = float(f"{found * len(prompts) / counted:.2g}")  # to two digits: more are not known
-    count = str(found) if counted == len(prompts) else f"about {of_all:.0f}"
+    count = str(found) if len(prompts) <= COUNTED else f"about {found}"
     are = "is" if count == "1" else "are"
     return f"note: {count} of the {len(prompts)} prompts of {name} {are} longer than {beyond}"

@@ -1,64 +1,87 @@
-"""Draws a suite's prompts with a checkpoint, keeps the pictures, and turns them into score rows.
+"""Draws a suite's prompts with a checkpoint, or takes somebody's pictures, and turns them into score rows.
 
-Pictures are kept as PNG and read back before they are scored, so that a score can always be had again from what is on
-disk. A killed scoring goes on where it was: pictures that are there are not drawn again, and rows of a finished scorer
-lie in `<out>.partial` until all are there.
+Pictures are kept as files and read back before they are scored, so that a score can always be had again from what is on disk. Work goes in units, chunks of whole prompts of
+a part: of each, the pictures are decoded once for all scorers, so that memory does not grow with their number. What a unit gave lies in `<out>.parts/`, with a hash of every
+picture: the same command goes on where it was killed, and does again only what is of another picture, scorer version or prompt set.
+
+Several processes share the work, of one host (`--processes`) or of several that see the folder and are given the same command. A unit is done behind a lock, which the system frees
+when its process ends, however it does. Where a file system carries no locks between hosts, or shows a new file late, a unit may be done twice: its rows are the same, and written
+whole. All processes wait for the last unit; the first that is through puts the rows together, in the suite's order, which are the same byte for byte however many there were.
+
+Beside `X.csv` lies `X.json`: see `evals.provenance`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import shutil
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 import prompts
+from evals import provenance, scorers, suites
 from evals import rows as score_rows
-from evals import scorers, suites
-from evals.checkpoints import Checkpoint, first_line, resolve
-from evals.diffusion import Painter, exact_device
+from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say
+from evals.diffusion import exact_device
 from evals.files import write_bytes, write_text
+from evals.pictures import (
+    Given,
+    Item,
+    Pictures,
+    Read,
+    Source,
+    and_more,
+    bar,
+    items_of,
+    refuse_other_sizes,
+    stacked,
+)
+from evals.provenance import Record, Score, Seen
 from evals.scorers import Scorer
 from evals.suites import Part, Suite
-from prompts import Prompt
 from prompts.lock import locked
 
-CHUNK = 96
-SHOWN = 384
-"""Pictures in memory where a scorer sees each by itself: 1.2 GB at 512 pixels. Scorers go through them in parts of 32, 64 or 128, which divide it."""
-BASE = "base"
+SHOWN = 128
+"""Pictures of a unit: 0.4 GB at 512 pixels. Scorers go through them in parts of 32, 64 or 128, which divide it, so that no picture's part depends on where a unit ends."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture to draw: the i-th of a prompt."""
+class Unit:
+    """Whole prompts of a part, scored at once."""
 
-    prompt: Prompt
-    image: int
+    part: Part
+    number: int
+    items: tuple[Item, ...]
 
-    def path(self, folder: Path) -> Path:
-        """Where it lies below the folder of its prompt set."""
-        return folder / self.prompt.id / f"{self.image}.png"
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.part.prompt_set}-{self.number:05d}"
 
 
-def items_of(part: Part) -> list[Item]:
-    """Every picture of a part, prompt by prompt."""
-    return [
-        Item(prompt, i) for prompt in prompts.load(part.prompt_set) for i in range(part.images_per_prompt)
-    ]
+def units_of(part: Part) -> list[Unit]:
+    """The units of a part: about `SHOWN` pictures each, whoever does them."""
+    items = items_of(part)
+    size = max(1, SHOWN // part.images_per_prompt) * part.images_per_prompt
+    starts = range(0, len(items), size)
+    return [Unit(part, number, tuple(items[start : start + size])) for number, start in enumerate(starts)]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Whose pictures are scored, as rows say it."""
+
+    experiment: str
+    model: str
+    seed: int
+    suite: str
+    rewards: tuple[str, ...] = ()
 
 
 def score(target: str, out: Path, suite: str | None) -> None:
@@ -70,7 +93,7 @@ def score(target: str, out: Path, suite: str | None) -> None:
         suite: its name; None takes that of the domain of a run.
 
     Raises:
-        ValueError: the target or the suite is none, or it is not said which, in one sentence.
+        ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
     """
     checkpoint = resolve(target)
     chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
@@ -78,100 +101,500 @@ def score(target: str, out: Path, suite: str | None) -> None:
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
         )
+    provenance.refuse_foreign(out)
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
-    loaded = {
-        name: scorers.load(name, device, chosen.domain) for part in chosen.parts for name in part.scorers
-    }
-    images = out.parent.parent / "images"
-    pictures = Pictures(checkpoint, chosen, images, device)
-    rows = _unfinished(out, checkpoint) if pictures.kept else []
-    for part in chosen.parts:
-        rows = _score_part(
-            part, {name: loaded[name] for name in part.scorers}, checkpoint, pictures, rows, out
-        )
-    score_rows.write(pd.concat(rows), out)
-    _partial(out).unlink(missing_ok=True)
+    loaded = _load(chosen, device)
+    if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
+        _refuse_another_family(checkpoint, checkpoint.its_base())
+    pictures = Pictures(checkpoint, chosen, out.parent.parent / "images", device)
+    whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
+    weights = {"weights": pictures.digest, "base": checkpoint.base}
+    Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _unfinished(out: Path, checkpoint: Checkpoint) -> list[pd.DataFrame]:
-    """Rows of an earlier scoring that did not end, of the same checkpoint."""
-    if not _partial(out).is_file():
-        return []
-    rows = score_rows.read([_partial(out)]).drop(columns="file")
-    same = (rows["experiment"] == checkpoint.experiment) & (rows["seed"] == checkpoint.seed)
-    return [rows] if bool(same.all()) else []
-
-
-def _score_part(
-    part: Part,
-    loaded: Mapping[str, Scorer],
-    checkpoint: Checkpoint,
-    pictures: Pictures,
-    rows: list[pd.DataFrame],
-    out: Path,
-) -> list[pd.DataFrame]:
-    items = items_of(part)
-    there = pd.concat(rows) if rows else pd.DataFrame(columns=list(score_rows.COLUMNS))
-    todo = {name: s for name, s in loaded.items() if not _is_there(there, part, name, s.version, len(items))}
-    if not todo:
-        return rows
-    paths = pictures.of(part, items)
-    hashes = [picture_hash(path) for path in paths]
-    base = pictures.of_base(part, items) if any(s.scope == "paired" for s in todo.values()) else []
-    bar = tqdm(todo.items(), desc=f"scoring {part.prompt_set}", file=sys.stderr)
-    for name, scorer in bar:
-        bar.set_postfix_str(name)
-        if note := scorers.what_is_cut(name, scorer, part.prompt_set, prompts.load(part.prompt_set)):
-            bar.write(note, file=sys.stderr)
-        values = _values(name, scorer, items, paths, base)
-        made = _rows_of(checkpoint, pictures.suite, part, items, hashes, name, scorer.version, values)
-        rows = [*_without(rows, part, name), made]
-        score_rows.write(pd.concat(rows), _partial(out))
-    return rows
-
-
-def _values(
-    name: str, scorer: Scorer, items: Sequence[Item], paths: Sequence[Path], base: Sequence[Path]
-) -> Tensor:
-    """A scorer's answers [B]. One that sees each picture by itself is shown `SHOWN` at a time, the others all of them.
+def score_given(
+    folder: Path, out: Path, suite: str, name: str, model: str = "external", base: Path | None = None
+) -> None:
+    """Score somebody's pictures on a suite's prompts into a CSV file, without a model.
 
     Args:
-        name: of the scorer.
-        scorer: to be asked.
-        items: what was drawn.
-        paths: where it lies.
-        base: the same of the base, for a scorer of scope "paired".
+        folder: as `evals.pictures.Given` takes it.
+        out: the file.
+        suite: its name.
+        name: what the rows call them; "base" for those that others are compared with.
+        model: what the rows call the model.
+        base: folder of the base's pictures, for scorers that compare with them. Without it those are left out, and it is said.
 
     Raises:
-        ValueError: see `_asked`.
+        ValueError: see `evals.pictures.Given`, and `score`.
     """
-    if scorer.scope == "paired":
-        return _asked(name, scorer, items, _stacked(paths), _stacked(base))
-    at_once = SHOWN if scorer.scope == "image" else len(items)
-    parts = (slice(i, i + at_once) for i in range(0, len(items), at_once))
-    return torch.cat([_asked(name, scorer, items[part], _stacked(paths[part])) for part in parts])
+    chosen = suites.load(suite)
+    provenance.refuse_foreign(out)
+    device = str(exact_device())
+    loaded = _load(chosen, device)
+    theirs = Given(base, chosen, "base") if base else None
+    pictures = Given(folder, chosen, name, theirs)
+    if pictures.base() is None:
+        alone = [scorer for scorer, one in loaded.items() if one.scope == "paired"]
+        if alone:
+            say(f"note: without --base no {' and no '.join(alone)}, which compares with the base's pictures")
+        chosen = _without(chosen, alone)
+    whose = Scored(name, model, 0, f"{chosen.name}:given")
+    Scoring(chosen, whose, pictures, loaded, out, device, {}).run()
+
+
+def _load(suite: Suite, device: str) -> dict[str, Scorer]:
+    return {name: scorers.load(name, device, suite.domain) for part in suite.parts for name in part.scorers}
+
+
+def _without(suite: Suite, names: Sequence[str]) -> Suite:
+    """A suite without some scorers, and without parts that have no other. Raises ValueError where nothing is left."""
+    rest = [
+        replace(part, scorers=tuple(name for name in part.scorers if name not in names))
+        for part in suite.parts
+    ]
+    if not any(part.scorers for part in rest):
+        raise ValueError(
+            f"every scorer of suite {suite.name} compares with the base's pictures: give them with --base"
+        )
+    return replace(suite, parts=tuple(part for part in rest if part.scorers))
+
+
+DENOISER = (
+    "cross_attention_dim",
+    "in_channels",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)
+"""What the denoisers of a family have in common, and those of two have not."""
+
+
+def _refuse_another_family(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Refuse a checkpoint that cannot have come from its base, where both are in diffusers layout.
+
+    Raises:
+        ValueError: naming both.
+    """
+    sources = (checkpoint.weights, find_base(base.source))
+    configs = [Path(source) / "unet" / "config.json" for source in sources if source is not None]
+    if len(configs) < 2 or not all(config.is_file() for config in configs):
+        return
+    ours, theirs = (json.loads(config.read_text(encoding="utf-8")) for config in configs)
+    for field in DENOISER:
+        if ours.get(field) != theirs.get(field):
+            raise ValueError(
+                f"{checkpoint.source} is of another family than its base {base.source}: {field} of its denoiser is {ours.get(field)}, of the base's "
+                f"{theirs.get(field)}, so drift from it means nothing"
+            )
+
+
+class Scoring:
+    """One command's work, and what is there of it."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        whose: Scored,
+        pictures: Source,
+        loaded: Mapping[str, Scorer],
+        out: Path,
+        device: str,
+        model: Mapping[str, str | None],
+    ) -> None:
+        self.suite, self.whose, self.pictures, self.loaded, self.out = suite, whose, pictures, loaded, out
+        self.device, self.model = device, model
+        # once: a version reads weights
+        self.versions = {name: scorer.version for name, scorer in loaded.items()}
+        self.parts = out.with_name(out.name + ".parts")
+        self.units = {part: units_of(part) for part in suite.parts}
+        self.digests = {part: prompts.digest(prompts.load(part.prompt_set)) for part in suite.parts}
+
+    def run(self) -> None:
+        """Do what others do not, then wait for them and do what they have not; put all together.
+
+        Raises:
+            ValueError: see `score`; what was scored before is kept.
+        """
+        self._say_what_is_cut()
+        for wait in (False, True):
+            for part, units in self.units.items():
+                self._work(part, units, wait)
+        records = {unit.name: self._done(unit) for units in self.units.values() for unit in units}
+        self._merge(records)
+        self._say_what_was_found(records)
+
+    def _work(self, part: Part, units: Sequence[Unit], wait: bool) -> None:
+        """A part: its pictures, then its units. Without `wait`, what no other process is at."""
+        sources = [self.pictures, *([base] if (base := self._base(part)) else [])]
+        items = [item for unit in units for item in unit.items]
+        for source in sources:
+            source.make(part, items, wait)
+        with bar(f"scoring {part.prompt_set}", len(items)) as told:
+            for unit in units:
+                if wait or all(source.are_there(part, unit.items) for source in sources):
+                    with locked(self.parts / f"{unit.name}.lock", wait) as taken:
+                        if taken:
+                            self._score(unit)
+                told.update(len(unit.items))
+
+    def _base(self, part: Part) -> Source | None:
+        """The base's pictures, where a scorer of the part compares with them."""
+        is_paired = any(self.loaded[name].scope == "paired" for name in part.scorers)
+        return self.pictures.base() if is_paired else None
+
+    # -------------------------------------------------------------------------------------------------------------- a unit
+
+    def _record(self, unit: Unit) -> Record | None:
+        """What is kept of a unit; None where there is nothing, or it is of other prompts or another suite."""
+        record = provenance.read(self.parts / f"{unit.name}.json")
+        of = (self.whose.suite, self.digests[unit.part], len(unit.items))
+        return record if record and (record.suite, record.prompts, len(record.pictures)) == of else None
+
+    def _done(self, unit: Unit) -> Record:
+        record = self._record(unit)
+        assert record is not None, "every unit was done, or waited for"
+        return record
+
+    def _score(self, unit: Unit) -> None:
+        """Ask every scorer that has not yet answered for these very pictures, and keep the answers, also where one of them fails."""
+        kept, base = self._record(unit), self._base(unit.part)
+        names = [name for name in unit.part.scorers if not self._is_asked_at_the_end(name)]
+        if kept and self._is_current(unit, kept, base):
+            kept.scores = {name: kept.scores[name] for name in names if self._has(unit, name, kept, kept)}
+            if len(kept.scores) == len(names):
+                return
+        pictures = self.pictures.read(unit.part, unit.items)
+        theirs = base.read(unit.part, unit.items) if base and base is not self.pictures else None
+        if base:
+            self._refuse_other_sizes(unit, base, pictures, theirs or pictures)
+        record = Record(
+            suite=self.whose.suite,
+            prompts=self.digests[unit.part],
+            pictures=self._seen(self.pictures, unit, pictures),
+            base=self._seen(base, unit, theirs or pictures) if base else None,
+        )
+        if kept and record.shows_the_same(kept):
+            record.scores = {name: kept.scores[name] for name in names if self._has(unit, name, kept, record)}
+            record.seconds = kept.seconds
+        try:
+            self._ask(unit, record, [name for name in names if name not in record.scores], pictures, theirs)
+        finally:
+            record.machine = provenance.machine(self.device)
+            record.seconds = provenance.added(record.seconds, self.pictures.clock.drained())
+            provenance.write(record, self.parts / f"{unit.name}.json")
+
+    def _is_asked_at_the_end(self, name: str) -> bool:
+        """A scorer that wants all pictures at once."""
+        scorer = self.loaded[name]
+        return scorer.scope == "paired" and not scorers.has_stages(scorer)
+
+    def _is_current(self, unit: Unit, kept: Record, base: Source | None) -> bool:
+        """Whether the files are those that were read, by their size and time: then they need not be read again."""
+        return all(
+            [one.stat for one in seen]
+            == [provenance.stat(source.path(unit.part, item)) for item in unit.items]
+            for source, seen in ((self.pictures, kept.pictures), *([(base, kept.base or [])] if base else []))
+        )
+
+    def _has(self, unit: Unit, name: str, kept: Record, now: Record) -> bool:
+        """Whether a scorer's answers are kept, of its version and the base's pictures of today."""
+        score = kept.scores.get(name)
+        if score is None or score.version != self.versions[name]:
+            return False
+        return score.values is not None or self._features(unit, name, now) is not None
+
+    def _seen(self, source: Source, unit: Unit, pictures: Sequence[Read | None]) -> list[Seen]:
+        return [
+            Seen.of(picture, provenance.stat(source.path(unit.part, item)))
+            for item, picture in zip(unit.items, pictures, strict=True)
+        ]
+
+    def _refuse_other_sizes(
+        self, unit: Unit, base: Source, ours: Sequence[Read | None], theirs: Sequence[Read | None]
+    ) -> None:
+        """Refuse pictures of another size than the base's: they are of another family.
+
+        Raises:
+            ValueError: naming one of each.
+        """
+        for item, one, other in zip(unit.items, ours, theirs, strict=True):
+            if one and other and one.size != other.size:
+                raise ValueError(
+                    f"{self.pictures.path(unit.part, item)} is {one.size[0]} x {one.size[1]} pixels, but the base's {base.path(unit.part, item)} is "
+                    f"{other.size[0]} x {other.size[1]}: two models of one family draw one size"
+                )
+
+    def _ask(
+        self,
+        unit: Unit,
+        record: Record,
+        names: Sequence[str],
+        pictures: Sequence[Read | None],
+        theirs: Sequence[Read | None] | None,
+    ) -> None:
+        """Put the answers of some scorers into a record, each as soon as it is there."""
+        decoded = [place for place, one in enumerate(pictures) if one]
+        images = _stacked(pictures, decoded)
+        for name in names:
+            scorer = self.loaded[name]
+            with self.pictures.clock.of(f"{provenance.SCORER}{name}"):
+                if scorer.scope == "paired":
+                    both = [place for place in decoded if theirs is None or theirs[place]]
+                    ours = images if both == decoded else _stacked(pictures, both)
+                    self._keep_features(unit, record, name, ours, _stacked(theirs, both) if theirs else ours)
+                    continue
+                places = decoded if scorer.scope == "image" else _of_whole_prompts(unit.items, decoded)
+                shown = images if places == decoded else _stacked(pictures, places)
+                values = torch.full((len(unit.items),), torch.nan)
+                if places:
+                    values[places] = _asked(name, scorer, [unit.items[place] for place in places], shown)
+                record.scores[name] = Score(self.versions[name], values.tolist())
+
+    # ----------------------------------------------------------------------------------------------- features of a unit
+
+    def _keep_features(self, unit: Unit, record: Record, name: str, images: Tensor, base: Tensor) -> None:
+        scorer = self.loaded[name]
+        stages = [
+            _answer(name, lambda side=side: scorers.ask_features(name, scorer, side))  # type: ignore[misc]
+            if len(side)
+            else torch.empty(0, 1)
+            for side in (images, base)
+        ]
+        content = save(
+            dict(zip(("ours", "base"), stages, strict=True)), {"of": self._features_of(name, record)}
+        )
+        write_bytes(content, self._features_file(unit, name))
+        record.scores[name] = Score(self.versions[name], None)
+
+    def _features_file(self, unit: Unit, name: str) -> Path:
+        return self.parts / f"{unit.name}.{Path(name).stem}.safetensors"
+
+    def _features_of(self, name: str, record: Record) -> str:
+        """What features depend on: pictures, the base's, scorer version."""
+        of = [self.versions[name], record.digests(), [seen.digest for seen in record.base or []]]
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+    def _features(self, unit: Unit, name: str, record: Record) -> tuple[Tensor, Tensor] | None:
+        """Features of a unit's pictures and of the base's; None where they are not there, or of others."""
+        path = self._features_file(unit, name)
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata() != {"of": self._features_of(name, record)}:
+                    return None
+                return file.get_tensor("ours"), file.get_tensor("base")
+        except (OSError, SafetensorError):
+            return None
+
+    # -------------------------------------------------------------------------------------------------- all of them
+
+    def _merge(self, records: Mapping[str, Record]) -> None:
+        """Write rows and provenance, unless that is what is there."""
+        key = self._key(records)
+        with locked(self.parts / "merge.lock"):
+            if provenance.is_of(self.out, key):
+                self.out.touch()  # make goes by its time
+                return
+            self._refuse_several_sizes(records)
+            values = {
+                (part, name): self._values(part, name, records)
+                for part in self.suite.parts
+                for name in part.scorers
+            }
+            table = score_rows.table(
+                row
+                for part in self.suite.parts
+                for name in part.scorers
+                for row in self._rows(part, name, records, values[part, name])
+            )
+            score_rows.write(table, self.out)
+            told = {
+                "suite": self.whose.suite,
+                **provenance.drawing(self.suite, drawn=self.whose.suite == self.suite.drawn),
+                "model": {
+                    "experiment": self.whose.experiment,
+                    "model": self.whose.model,
+                    "seed": self.whose.seed,
+                    **self.model,
+                },
+                "scorers": {
+                    name: {"version": self.versions[name], "source": self.loaded[name].source}
+                    for name in sorted({name for part in self.suite.parts for name in part.scorers})
+                },
+                "prompt_sets": {
+                    part.prompt_set: self._counts(part, records, values) for part in self.suite.parts
+                },
+                "made_of": key,
+                "rows_sha256": provenance.sha256(self.out),
+                "machine": provenance.machines(list(records.values()), self.pictures.clock.drained()),
+            }
+            write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", provenance.beside(self.out))
+
+    def _key(self, records: Mapping[str, Record]) -> str:
+        """What the rows depend on, as a hash."""
+        of = [
+            repr(self.whose),
+            {
+                part.prompt_set: {name: self.versions[name] for name in part.scorers}
+                for part in self.suite.parts
+            },
+            {
+                name: [record.prompts, record.digests(), record.base_digests()]
+                for name, record in records.items()
+            },
+        ]
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+    def _refuse_several_sizes(self, records: Mapping[str, Record]) -> None:
+        """Refuse a part whose units have pictures of several sizes. Raises ValueError, naming one."""
+        for part, units in self.units.items():
+            paths = [self.pictures.path(part, item) for unit in units for item in unit.items]
+            seen = [seen for unit in units for seen in records[unit.name].pictures]
+            sized = [(path, one.size) for path, one in zip(paths, seen, strict=True) if one.size]
+            refuse_other_sizes(
+                [path for path, _ in sized], [size for _, size in sized], "and it is made again"
+            )
+
+    def _values(self, part: Part, name: str, records: Mapping[str, Record]) -> list[float]:
+        """A scorer's answers for all pictures of a part, in order."""
+        scorer, units = self.loaded[name], self.units[part]
+        if scorer.scope != "paired":
+            kept = [records[unit.name].scores[name].values for unit in units]
+            return [value for values in kept for value in values or []]
+        items = [item for unit in units for item in unit.items]
+        whole = [
+            place
+            for place, (ours, theirs) in enumerate(
+                (ours, theirs)
+                for unit in units
+                for ours, theirs in zip(
+                    records[unit.name].pictures, records[unit.name].base or [], strict=True
+                )
+            )
+            if ours.digest and theirs.digest
+        ]
+        values = torch.full((len(items),), torch.nan)
+        asked = [items[place] for place in whole]
+        with self.pictures.clock.of(f"{provenance.SCORER}{name}"):
+            if scorers.has_stages(scorer):
+                found = [self._features(unit, name, records[unit.name]) for unit in units]
+                ours, theirs = (
+                    torch.cat([pair[side] for pair in found if pair and len(pair[side])]) for side in (0, 1)
+                )
+                values[whole] = _answer(
+                    name, lambda: scorers.ask_from_features(name, scorer, ours, theirs, _whose(asked))
+                )
+            else:
+                base = self._base(part)
+                assert base is not None, "who has no base is not asked"
+                ours_BCHW = stacked([one for one in self.pictures.read(part, asked) if one])
+                is_own = base is self.pictures
+                theirs_BCHW = ours_BCHW if is_own else stacked([one for one in base.read(part, asked) if one])
+                values[whole] = _asked(name, scorer, asked, ours_BCHW, theirs_BCHW)
+        return values.tolist()
+
+    def _rows(
+        self, part: Part, name: str, records: Mapping[str, Record], values: Sequence[float]
+    ) -> list[score_rows.Row]:
+        seen = [
+            (item, seen)
+            for unit in self.units[part]
+            for item, seen in zip(unit.items, records[unit.name].pictures, strict=True)
+        ]
+        trained = int(name in self.whose.rewards)
+        return [
+            score_rows.Row(
+                experiment=self.whose.experiment,
+                model=self.whose.model,
+                seed=self.whose.seed,
+                suite=self.whose.suite,
+                prompt_set=part.prompt_set,
+                prompts=self.digests[part],
+                prompt_id=item.prompt.id,
+                image=item.image,
+                picture=one.digest or "",
+                scorer=name,
+                version=self.versions[name],
+                trained_on=trained,
+                value=value,
+            )
+            for (item, one), value in zip(seen, values, strict=True)
+        ]
+
+    def _counts(
+        self, part: Part, records: Mapping[str, Record], values: Mapping[tuple[Part, str], Sequence[float]]
+    ) -> dict[str, object]:
+        """See `evals.provenance`."""
+        seen = [
+            (item.prompt.id, one)
+            for unit in self.units[part]
+            for item, one in zip(unit.items, records[unit.name].pictures, strict=True)
+        ]
+        asked = prompts.load(part.prompt_set)
+        cut = {name: scorers.how_many_are_cut(self.loaded[name], asked) for name in part.scorers}
+        return {
+            "prompts": self.digests[part],
+            "prompts_count": len(asked),
+            "images_per_prompt": part.images_per_prompt,
+            **provenance.counts(seen),
+            "truncated": {"model": self.pictures.truncated(part), "scorers": cut},
+            "not_applicable": {
+                name: sum(value != value for value in values[part, name]) for name in part.scorers
+            },
+        }
+
+    # ---------------------------------------------------------------------------------------------------------- said
+
+    def _say_what_is_cut(self) -> None:
+        """Name scorers that do not read prompts to their end."""
+        for part in self.suite.parts:
+            for name in part.scorers:
+                asked = prompts.load(part.prompt_set)
+                if note := scorers.what_is_cut(name, self.loaded[name], part.prompt_set, asked):
+                    say(note)
+
+    def _say_what_was_found(self, records: Mapping[str, Record]) -> None:
+        """Name pictures that could not be decoded, are black, or had to be made RGB."""
+        for part, units in self.units.items():
+            found: dict[str, list[Path]] = {}
+            for unit in units:
+                for item, one in zip(unit.items, records[unit.name].pictures, strict=True):
+                    if one.remark:
+                        found.setdefault(one.remark, []).append(self.pictures.path(part, item))
+            for remark, paths in found.items():
+                say(f"note: {paths[0]}: {remark}{and_more(len(paths))}")
+
+
+def _of_whole_prompts(items: Sequence[Item], decoded: Sequence[int]) -> list[int]:
+    """Places of pictures of whose prompt all were decoded: what is said of a group depends on its size."""
+    broken = {item.prompt.id for item in (items[place] for place in {*range(len(items))} - {*decoded})}
+    return [place for place in decoded if items[place].prompt.id not in broken]
+
+
+def _stacked(pictures: Sequence[Read | None], places: Sequence[int]) -> Tensor:
+    return stacked([one for place in places if (one := pictures[place])]) if places else torch.empty(0)
 
 
 def _asked(
     name: str, scorer: Scorer, items: Sequence[Item], images: Tensor, base: Tensor | None = None
 ) -> Tensor:
-    """A scorer's answers [B], held to the contract.
+    """A scorer's answers [B], held to the contract. Raises ValueError, see `_answer`."""
+    asked = [item.prompt for item in items]
+    return _answer(name, lambda: scorers.ask(name, scorer, images, asked, _whose(items), base))
+
+
+def _whose(items: Sequence[Item]) -> Callable[[int], str]:
+    return lambda place: f"prompt {items[place].prompt.id}, image {items[place].image}"
+
+
+def _answer(name: str, ask: Callable[[], Tensor]) -> Tensor:
+    """What a scorer answers.
 
     Raises:
         ValueError: where its weights do not open, it raises, or its answer is not one number in its range for each picture.
     """
-    asked = [item.prompt for item in items]
-
-    def whose(number: int) -> str:
-        return f"prompt {items[number].prompt.id}, image {items[number].image}"
-
     try:
-        return scorers.ask(name, scorer, images, asked, whose, base)
+        return ask()
     except scorers.ScorerFailed as failure:
         cause = failure.__cause__
         if isinstance(cause, OSError | SafetensorError):
@@ -181,199 +604,3 @@ def _asked(
         if isinstance(cause, ValueError):  # a sentence of its own, on what it was given
             raise ValueError(str(cause)) from failure
         raise ValueError(f"{failure}: mend the scorer or its weights") from failure
-
-
-def _is_there(rows: pd.DataFrame, part: Part, scorer: str, version: str, count: int) -> bool:
-    mine = rows[(rows["prompt_set"] == part.prompt_set) & (rows["scorer"] == scorer)]
-    return len(mine) == count and bool((mine["version"] == version).all())
-
-
-def _without(rows: list[pd.DataFrame], part: Part, scorer: str) -> list[pd.DataFrame]:
-    """Rows but for those of one scorer on one prompt set, which are about to be made."""
-    kept = [r[(r["prompt_set"] != part.prompt_set) | (r["scorer"] != scorer)] for r in rows]
-    return [r for r in kept if len(r)]
-
-
-def _rows_of(
-    checkpoint: Checkpoint,
-    suite: Suite,
-    part: Part,
-    items: Sequence[Item],
-    hashes: Sequence[str],
-    scorer: str,
-    version: str,
-    values: Tensor,
-) -> pd.DataFrame:
-    trained, digest = int(scorer in checkpoint.rewards), prompts.digest(prompts.load(part.prompt_set))
-    return score_rows.table(
-        score_rows.Row(
-            checkpoint.experiment,
-            checkpoint.model,
-            checkpoint.seed,
-            suite.drawn,
-            part.prompt_set,
-            digest,
-            item.prompt.id,
-            item.image,
-            picture,
-            scorer,
-            version,
-            trained,
-            value,
-        )
-        for item, picture, value in zip(items, hashes, values.tolist(), strict=True)
-    )
-
-
-class Pictures:
-    """The pictures of one checkpoint and of its base, on disk, drawn where they are missing."""
-
-    def __init__(self, checkpoint: Checkpoint, suite: Suite, folder: Path, device: str = "cpu") -> None:
-        self.checkpoint, self.suite, self.root, self.device = checkpoint, suite, folder, device
-        self._painter: Painter | None = None
-        self._told: set[str] = set()  # prompt sets of which it was said what is cut
-        mine = folder / checkpoint.name
-        source = _source(checkpoint, suite)
-        # one scoring at a time decides whose pictures a folder holds: several may need the base's
-        with locked(folder / f".{checkpoint.name}.lock"):
-            self.kept = _is_claimed(mine, source)
-            if not self.kept:
-                # before pictures are removed: weights that do not open cost nothing
-                self._painter = self._new_painter()
-                _claim(mine, source)
-
-    def _new_painter(self) -> Painter:
-        return Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
-
-    def of(self, part: Part, items: Sequence[Item]) -> list[Path]:
-        """Where they lie, all there and of one size.
-
-        Raises:
-            ValueError: naming one of another size.
-        """
-        folder = self.root / self.checkpoint.name / part.prompt_set
-        missing = [item for item in items if not _is_picture(item.path(folder))]
-        if missing:
-            if self._painter is None:
-                self._painter = self._new_painter()
-            self._say_what_is_cut(self._painter, part)
-            for item, picture in _draw(self._painter, missing, self.suite, f"drawing {part.prompt_set}"):
-                _save(picture, item.path(folder))
-        paths = [item.path(folder) for item in items]
-        _refuse_other_sizes(paths)
-        return paths
-
-    def of_base(self, part: Part, items: Sequence[Item]) -> list[Path]:
-        """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
-        if self.checkpoint.experiment == BASE:
-            return self.of(part, items)
-        base = Pictures(self.checkpoint.its_base(), self.suite, self.root, self.device)
-        base._told = self._told
-        return base.of(part, items)
-
-    def _say_what_is_cut(self, painter: Painter, part: Part) -> None:
-        """Name prompts that the model will not read to their end, once."""
-        if part.prompt_set in self._told:
-            return
-        self._told.add(part.prompt_set)
-        if note := painter.encoder.what_is_cut(part.prompt_set, prompts.load(part.prompt_set)):
-            print(note, file=sys.stderr)
-
-
-def _refuse_other_sizes(paths: Sequence[Path]) -> None:
-    """Refuse pictures of several sizes.
-
-    Raises:
-        ValueError: naming the first that is of another size than most.
-    """
-    sizes = [_size(path) for path in paths]
-    (usual, _), *others = Counter(sizes).most_common()
-    if others:
-        odd, path = next((size, path) for size, path in zip(sizes, paths, strict=True) if size != usual)
-        raise ValueError(
-            f"{path} is {odd[0]} x {odd[1]} pixels, but most are {usual[0]} x {usual[1]}: "
-            f"delete this one, and it is drawn again"
-        )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height."""
-    with Image.open(path) as picture:
-        return picture.size
-
-
-def _stacked(paths: Sequence[Path]) -> Tensor:
-    """float32 [B, 3, H, W] in [0, 1], as the PNG files hold them."""
-    return torch.stack([_read(path) for path in paths])
-
-
-MARK = "source.json"
-
-
-def _source(checkpoint: Checkpoint, suite: Suite) -> str:
-    """What decides the pictures."""
-    return json.dumps({"weights": checkpoint.digest(), "sampling": repr(suite.sampling), "seed": suite.seed})
-
-
-def _is_claimed(folder: Path, source: str) -> bool:
-    """Whether the folder's pictures are of these weights and this suite, its `_source`.
-
-    Raises:
-        ValueError: where it is no folder of pictures at all.
-    """
-    mark = folder / MARK
-    if mark.is_file():
-        return mark.read_bytes() == source.encode()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
-    return False
-
-
-def _claim(folder: Path, source: str) -> None:
-    """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # the mark goes last: killed here, the folder is still the earlier checkpoint's
-    for old in folder.iterdir():
-        if old.is_dir():
-            shutil.rmtree(old)
-    write_text(source, folder / MARK)
-
-
-def _draw(painter: Painter, items: Sequence[Item], suite: Suite, title: str) -> Iterator[tuple[Item, Tensor]]:
-    """Draw with each image's own noise, a chunk at a time."""
-    with tqdm(total=len(items), desc=title, unit="image", file=sys.stderr) as bar:
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start : start + CHUNK]
-            drawn = painter.paint([i.prompt.text for i in chunk], [i.image for i in chunk], suite.seed)
-            yield from zip(chunk, drawn, strict=True)
-            bar.update(len(chunk))
-
-
-def _save(picture_CHW: Tensor, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, format="PNG")
-    write_bytes(encoded.getvalue(), path, durable=False)
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, SyntaxError):  # not there, cut off, no picture
-        return False
-    return True
-
-
-def picture_hash(path: Path) -> str:
-    """12 hex characters of the SHA-256 of a picture's size and RGB pixels: the same for the same picture in another file format."""
-    with Image.open(path) as picture:
-        rgb = picture.convert("RGB")
-        return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()[:12]
-
-
-def _read(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)

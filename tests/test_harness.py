@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import prompts
-from evals import checkpoints, harness, scorers, suites
+from evals import checkpoints, harness, provenance, scorers, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.checkpoints import ROOT
@@ -63,15 +63,26 @@ def write_run(folder: Path, name: str, rewards: list[str]) -> Path:
     return folder
 
 
+def kept_scorers(out: Path) -> set[str]:
+    """The scorers whose answers are kept of a scoring that did not end."""
+    (path,) = out.with_name(out.name + ".parts").glob("*.json")
+    record = provenance.read(path)
+    assert record is not None
+    assert all(len(score.values or []) == 25 for score in record.scores.values())
+    return {*record.scores}
+
+
 def test_rows_are_complete_and_scoring_again_changes_nothing(base_run: Path, tmp_path: Path):
     out = tmp_path / "scores" / "base-miniature-0.csv"
     harness.score(str(base_run), out, "small")
     first = out.read_bytes()
     rows = score_rows.read([out])
     assert len(rows) == 25 * 3
+    told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert told["prompt_sets"]["miniature-portraits-unseen"]["pictures"] == 25
+    assert told["scorers"]["kid"]["version"] == rows.loc[rows["scorer"] == "kid", "version"].iloc[0]
     assert set(rows["experiment"]) == {"base"}
     assert rows.loc[rows["scorer"] == "kid", "value"].abs().max() == pytest.approx(0, abs=1e-3)
-    assert not out.with_name(out.name + ".partial").exists()
     out.unlink()
     harness.score(str(base_run), out, "small")
     assert out.read_bytes() == first
@@ -91,23 +102,23 @@ def test_a_killed_scoring_goes_on_and_gives_the_same_rows(
         picture.read_bytes()[:40]
     )  # as a kill in the middle of a write by another program leaves it
 
-    real = harness._rows_of
+    real = scorers.ask
     calls: list[str] = []
 
-    def killed_at_the_second(*arguments):
-        calls.append(arguments[3])
+    def killed_at_the_second(name, *arguments):
+        calls.append(name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(name, *arguments)
 
-    monkeypatch.setattr(harness, "_rows_of", killed_at_the_second)
+    shutil.rmtree(out.with_name(out.name + ".parts"))
+    monkeypatch.setattr(scorers, "ask", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         harness.score(str(base_run), out, "small")
     assert not out.exists()
-    assert out.with_name(out.name + ".partial").exists()
-    monkeypatch.setattr(harness, "_rows_of", real)
     harness.score(str(base_run), out, "small")
     assert out.read_bytes() == straight
+    assert calls == ["skin_tone", "gold_utility", "gold_utility", "kid"]
 
 
 def test_pictures_of_other_weights_are_not_taken(base_run: Path, tmp_path: Path):
@@ -147,6 +158,13 @@ def test_prompts_that_the_model_does_not_read_to_their_end_are_counted(
     harness.score(str(tuned), tmp_path / "scores" / "x.csv", "small")
     note = "note: 1 of the 3 prompts of miniature-portraits-unseen is longer than the"
     assert capsys.readouterr().err.count(note) == 1  # though the base is drawn as well, for KID
+    told = json.loads((tmp_path / "scores" / "x.json").read_text(encoding="utf-8"))
+    counted = told["prompt_sets"]["miniature-portraits-unseen"]
+    assert counted["truncated"] == {
+        "model": 1,
+        "scorers": {"skin_tone": None, "gold_utility": None, "kid": None},
+    }
+    assert counted["duplicates"] == {"within_prompts": 0, "across_prompts": 1}  # two prompts of one text
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -208,7 +226,7 @@ def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
     ):
         harness.score(str(base_run), out, "small")
     assert not out.exists()
-    assert set(score_rows.read([harness._partial(out)])["scorer"]) == {"skin_tone"}
+    assert kept_scorers(out) == {"skin_tone"}
 
 
 @pytest.mark.parametrize(
@@ -248,8 +266,7 @@ def test_a_score_out_of_its_scorers_range_is_refused(
         match=r"scorer gold_utility gave [\d.]+ to prompt .*, image 0, but states a range of 0 to 1.5",
     ):
         harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
-    kept = score_rows.read([tmp_path / "scores" / "x.csv.partial"])
-    assert set(kept["scorer"]) == {"skin_tone"}  # what was scored before is not lost
+    assert kept_scorers(tmp_path / "scores" / "x.csv") == {"skin_tone"}  # what was scored before is not lost
 
 
 @pytest.mark.parametrize(
@@ -505,3 +522,66 @@ def test_a_suite_of_another_domain_is_refused(
         match=r"suite paper looks at pictures of the domain photo, but .* draws those of miniature",
     ):
         harness.score(str(base_run), tmp_path / "scores" / "x.csv", "paper")
+
+
+def test_a_checkpoint_of_another_family_than_its_base_is_one_sentence(
+    tmp_path: Path, tiny_pipeline_dir: Path, tiny_xl_dir: Path
+):
+    """Before anything is drawn."""
+    run = tmp_path / "runs" / "joint-tiny-0"
+    shutil.copytree(tiny_xl_dir, run)
+    card = {"name": "joint-tiny-0", "model": "tiny", "seed": 0, "rewards": [], "base": str(tiny_pipeline_dir)}
+    (run / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"joint-tiny-0 is of another family than its base .*: cross_attention_dim of"
+    ):
+        harness.score(str(run), tmp_path / "scores" / "x.csv", "small")
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_base_that_draws_another_size_is_one_sentence(tmp_path: Path, tiny_pipeline_dir: Path):
+    """Denoisers of one family may still draw pictures of two sizes."""
+    run = tmp_path / "runs" / "joint-tiny-0"
+    shutil.copytree(tiny_pipeline_dir, run)
+    config = json.loads((run / "unet" / "config.json").read_text(encoding="utf-8"))
+    (run / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 8}), encoding="utf-8")
+    card = {"name": "joint-tiny-0", "model": "tiny", "seed": 0, "rewards": [], "base": str(tiny_pipeline_dir)}
+    (run / "run.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"0.png is 16 x 16 pixels, but the base's .*0.png is 8 x 8"):
+        harness.score(str(run), tmp_path / "scores" / "x.csv", "small")
+
+
+@pytest.mark.parametrize("content", ["nothing", "a lora"])
+def test_a_folder_without_a_run_card_is_one_sentence(tmp_path: Path, content: str):
+    run = tmp_path / "joint-miniature-0"
+    run.mkdir()
+    if content == "a lora":
+        save_file({"a": torch.zeros(1)}, run / checkpoints.LORA_FILE)
+    code, output = run_cli("score", str(run), "--out", str(tmp_path / "s" / "x.csv"), "--suite", "small")
+    assert (code, output.count("error: ")) == (2, 1)
+    assert "no pipeline in diffusers layout, it has no model_index.json" in output
+
+
+def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_path: Path):
+    notes = tmp_path / "scores" / "x.json"
+    notes.parent.mkdir()
+    notes.write_text('{"my": "notes"}')
+    with pytest.raises(ValueError, match=r"x\.json is there, .* and is something else"):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    assert notes.read_text() == '{"my": "notes"}'
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--name", "a"], "--name goes with --pictures"),
+        (["--pictures", "--suite", "small"], "--pictures needs --name"),
+        (["--pictures", "--name", "a"], "--pictures needs --suite"),
+        (["--pictures", "--name", "a-b", "--suite", "small"], "--name a-b must be letters"),
+        (["--pictures", "--name", "a", "--suite", "small"], "there is no folder of pictures"),
+    ],
+)
+def test_options_for_pictures_that_do_not_go_together(tmp_path: Path, options: list[str], told: str):
+    code, output = run_cli("score", str(tmp_path / "no"), "--out", str(tmp_path / "x.csv"), *options)
+    assert code == 2
+    assert told in output

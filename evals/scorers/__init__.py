@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,10 @@ class Scorer(Protocol):
     "paired": against the base model's image of the same prompt and noise."""
     version: str
     """8 hex digits of code and weights; rows of different versions are not compared."""
-    # and, where its weights are others', `weights: tuple[Weights, ...]`
+    # and, where its weights are others', `weights: tuple[Weights, ...]`; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
+    # many of each it does not read; and in scope "paired", where an answer depends on all pictures through their embeddings alone, two stages, so that
+    # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
+    # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both.
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -131,12 +134,19 @@ def what_is_cut(name: str, scorer: Scorer, prompt_set: str, prompts: Sequence[Pr
 
     A scorer that cuts has `cut_tokens(prompts)`, how many tokens of each it does not read.
     """
+    is_cut = _is_cut(scorer)
+    return "" if is_cut is None else cut.what_is_cut(prompt_set, prompts, is_cut, f"scorer {name} reads")
+
+
+def how_many_are_cut(scorer: Scorer, prompts: Sequence[Prompt]) -> int | None:
+    """How many prompts a scorer does not read to their end (see `evals.cut`); None for one that has no `cut_tokens`."""
+    is_cut = _is_cut(scorer)
+    return None if is_cut is None else cut.how_many_are_cut(prompts, is_cut)
+
+
+def _is_cut(scorer: Scorer) -> cut.IsCut | None:
     cut_tokens = getattr(scorer, "cut_tokens", None)
-    if cut_tokens is None:
-        return ""
-    return cut.what_is_cut(
-        prompt_set, prompts, lambda some: [count > 0 for count in cut_tokens(some)], f"scorer {name} reads"
-    )
+    return None if cut_tokens is None else lambda some: [count > 0 for count in cut_tokens(some)]
 
 
 class ScorerFailed(Exception):
@@ -164,27 +174,74 @@ def ask(
     Raises:
         ScorerFailed: where it raises, or answers with another shape, with infinity or outside its range.
     """
+    base = () if base_images_BCHW is None else (base_images_BCHW,)
+    value_B = _called(name, lambda: scorer(images_BCHW, prompts, *base))
+    return _held(name, scorer, value_B, len(prompts), whose)
+
+
+def has_stages(scorer: Scorer) -> bool:
+    """Whether a scorer of scope "paired" answers in two stages, `features` and `from_features`."""
+    return scorer.scope == "paired" and hasattr(scorer, "features") and hasattr(scorer, "from_features")
+
+
+def ask_features(name: str, scorer: Scorer, images_BCHW: Tensor) -> Tensor:
+    """The first stage of a scorer of two: [B, D] on the CPU.
+
+    Raises:
+        ScorerFailed: where it raises, or answers with another shape.
+    """
+    features_BD = _called(name, lambda: cast(Any, scorer).features(images_BCHW))
+    if not isinstance(features_BD, Tensor) or features_BD.ndim != 2 or len(features_BD) != len(images_BCHW):
+        shape = _shape(features_BD)
+        raise ScorerFailed(
+            f"scorer {name} has features of shape {shape} for {len(images_BCHW)} images, not one row each"
+        )
+    kept: Tensor = features_BD.detach().cpu()
+    return kept
+
+
+def ask_from_features(
+    name: str, scorer: Scorer, features_BD: Tensor, base_BD: Tensor, whose: Callable[[int], str]
+) -> Tensor:
+    """The second stage: as `ask`, of features of all pictures and of the base's."""
+    value_B = _called(name, lambda: cast(Any, scorer).from_features(features_BD, base_BD))
+    return _held(name, scorer, value_B, len(features_BD), whose)
+
+
+def _called(name: str, call: Callable[[], Any]) -> Any:
+    """What a scorer answers; whatever it raises is told with its name."""
     try:
-        value_B = scorer(images_BCHW, prompts, *(() if base_images_BCHW is None else (base_images_BCHW,)))
+        return call()
     except Exception as error:
         raise ScorerFailed(f"scorer {name} failed with {type(error).__name__}: {_told(error)}") from error
-    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts),):
-        shape = tuple(value_B.shape) if isinstance(value_B, Tensor) else type(value_B).__name__
+
+
+def _shape(answer: object) -> object:
+    return tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+
+
+def _held(name: str, scorer: Scorer, value_B: Any, count: int, whose: Callable[[int], str]) -> Tensor:
+    """An answer for `count` images, float32 on the CPU, held to the contract.
+
+    Raises:
+        ScorerFailed: for another shape, infinity or a value outside the scorer's range.
+    """
+    if not isinstance(value_B, Tensor) or value_B.shape != (count,):
         raise ScorerFailed(
-            f"scorer {name} answered with {shape} for {len(prompts)} images, not with one number each"
+            f"scorer {name} answered with {_shape(value_B)} for {count} images, not with one number each"
         )
     if value_B.isinf().any():
         raise ScorerFailed(
             f"scorer {name} answered with infinity for {int(value_B.isinf().sum())} of {len(value_B)} images"
         )
-    value_B = value_B.detach().float().cpu()
-    outside = first_outside(value_B, scorer.range)
+    values_B: Tensor = value_B.detach().float().cpu()
+    outside = first_outside(values_B, scorer.range)
     if outside is not None:
         low, high = scorer.range
         raise ScorerFailed(
-            f"scorer {name} gave {value_B[outside]:g} to {whose(outside)}, but states a range of {low:g} to {high:g}"
+            f"scorer {name} gave {values_B[outside]:g} to {whose(outside)}, but states a range of {low:g} to {high:g}"
         )
-    return value_B
+    return values_B
 
 
 def _told(error: BaseException) -> str:

@@ -1,0 +1,116 @@
+"""What scoring costs beyond the calls of model and scorers that it cannot do without. `make bench`, or `pytest bench -s`.
+
+A part of the miniature's suite is drawn, kept and scored, and timed against the bare calls: the painter and every scorer on the same pictures in memory, in the same
+batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, so that whatever else the machine does falls on both;
+the overhead is the median of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.bare import now
+from evals import harness, scorers, suites
+from evals.checkpoints import resolve
+from evals.diffusion import Painter, exact_device
+from evals.miniature import weights_folder
+from evals.pictures import CHUNK, Pictures, items_of
+from evals.suites import Suite
+from evals.suites.miniature import SUITE
+
+ALLOWED = 1.05
+ROUNDS = 3
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    """The part with the most scorers, two pictures of each prompt."""
+    if not (weights_folder("pipeline") / "model_index.json").is_file():
+        pytest.skip("the miniature's weights are not here: the clone is incomplete")
+    part = replace(SUITE.parts[0], images_per_prompt=2)
+    return replace(SUITE, parts=(part,), name="miniature")
+
+
+class BareCalls:
+    """The painter and every scorer, on pictures in memory."""
+
+    def __init__(self, suite: Suite, target: Path, device: str) -> None:
+        (self.part,) = suite.parts
+        self.suite = suite
+        self.painter = Painter.of(resolve(str(target)).pipeline().to(device), suite.sampling)
+        self.items = items_of(self.part)
+        self.scorers = {name: scorers.load(name, device, suite.domain) for name in self.part.scorers}
+
+    def __call__(self) -> float:
+        """Seconds."""
+        start = now()
+        texts, numbers = [one.prompt.text for one in self.items], [one.image for one in self.items]
+        drawn = [
+            self.painter.paint(texts[at : at + CHUNK], numbers[at : at + CHUNK], self.suite.seed)
+            for at in range(0, len(texts), CHUNK)
+        ]
+        images, asked = torch.cat(drawn), [one.prompt for one in self.items]
+        for scorer in self.scorers.values():
+            if scorer.scope == "paired":
+                scorer(images, asked, images)
+                continue
+            for at in range(0, len(asked), harness.SHOWN):
+                scorer(images[at : at + harness.SHOWN], asked[at : at + harness.SHOWN])
+        return now() - start
+
+
+@pytest.mark.benchmark(group="scoring")
+def test_scoring_costs_little_more_than_its_bare_calls(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Any
+) -> None:
+    device = str(exact_device())
+    target = tmp_path / "base"
+    target.symlink_to(weights_folder("pipeline"))
+    bare = BareCalls(suite, target, device)
+    # what a suite of minutes does not feel: the models are opened, by both, before the clock starts
+    checkpoint = replace(resolve(str(target)), experiment="base")
+    monkeypatch.setattr(harness, "resolve", lambda _target: checkpoint)
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    monkeypatch.setattr(scorers, "load", lambda name, *_: bare.scorers[name])
+    monkeypatch.setattr(Pictures, "_new_painter", lambda _self: bare.painter)
+    out = tmp_path / "scores" / "base.csv"
+    seconds: list[float] = []
+
+    def anew() -> None:
+        for folder in (out.parent, tmp_path / "images"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def scoring() -> None:
+        start = now()
+        harness.score(str(target), out, "miniature")
+        seconds.append(now() - start)
+
+    bare()
+    bare_seconds = [bare()]
+    for _ in range(ROUNDS - 1):
+        anew()
+        scoring()
+        bare_seconds.append(bare())
+    anew()
+    benchmark.pedantic(scoring, rounds=1)
+    ratios = [ours / theirs for ours, theirs in zip(seconds, bare_seconds, strict=True)]
+    overhead = statistics.median(ratios)
+    benchmark.extra_info |= {
+        "bare_seconds": statistics.median(bare_seconds),
+        "overhead": overhead,
+        "images": len(bare.items),
+        "threads": torch.get_num_threads(),
+    }
+    print(
+        f"\nscoring {statistics.median(seconds):.2f} s, bare calls {statistics.median(bare_seconds):.2f} s, ratio {overhead:.3f}"
+    )
+    assert overhead <= ALLOWED, f"scoring takes {overhead:.3f} times its bare calls"

@@ -1,0 +1,612 @@
+"""Pictures on disk: those that a checkpoint draws where they are missing, or somebody's own; each read once for all scorers.
+
+Both are a `Source`: `Pictures` of a checkpoint, `Given` of a folder. A checkpoint's lie in `<folder>/<name>/<prompt set>/<prompt id>/<index>.png`, and belong to the weights
+and the suite that drew them (`source.json`). Several processes, also of several hosts that share the folder, draw together: a chunk at a time, each behind a lock. Where a file
+system carries no locks between hosts, two may draw the same chunk: the files are equal bit for bit, and written whole, so that time is lost and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import prompts
+from evals.checkpoints import Checkpoint, first_line, say
+from evals.cut import how_many_are_cut
+from evals.diffusion import Painter
+from evals.files import write_bytes, write_text
+from evals.suites import Part, Suite
+from prompts import Prompt
+from prompts.lock import locked
+
+CHUNK = 96
+"""Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
+BASE = "base"
+MARK = "source.json"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SMALLEST = 64
+"""Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
+LARGEST = 64 * 2**20
+"""Pixels of a picture: with more it is no picture of such a model, and would fill the memory."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+"""What Pillow raises for a file that is no picture, or not all of one."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a suite: the i-th of a prompt."""
+
+    prompt: Prompt
+    image: int
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies below the folder of its prompt set."""
+        return folder / self.prompt.id / f"{self.image}.png"
+
+
+def items_of(part: Part) -> list[Item]:
+    """Every picture of a part, prompt by prompt."""
+    return [
+        Item(prompt, i) for prompt in prompts.load(part.prompt_set) for i in range(part.images_per_prompt)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+class Read(NamedTuple):
+    """A picture in memory, and how it became RGB."""
+
+    pixels_HWC: NDArray[np.uint8]
+    made: str
+    """What was done to make it RGB, empty where it was."""
+
+    @property
+    def digest(self) -> str:
+        """12 hex characters of the SHA-256 of size and pixels: the same for the same picture in another file format."""
+        height, width, _ = self.pixels_HWC.shape
+        return hashlib.sha256(repr((width, height)).encode() + self.pixels_HWC.tobytes()).hexdigest()[:12]
+
+    @property
+    def is_black(self) -> bool:
+        """Whether every pixel is 0: what a safety checker leaves of a picture that it objects to."""
+        return not self.pixels_HWC.any()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels_HWC.shape[1], self.pixels_HWC.shape[0]
+
+
+def read(path: Path) -> Read:
+    """A picture file, whole and at 8 bits a channel.
+
+    Raises:
+        OSError, SyntaxError, ValueError and others of `DAMAGE`: there is none, or it is damaged.
+    """
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.verify()  # the checksums of a PNG, which decoding passes over
+    with Image.open(io.BytesIO(content)) as picture:
+        rgb, made = _as_rgb(picture)
+        return Read(np.asarray(rgb), made)
+
+
+def _as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
+    """A picture in RGB and what was done for it: what is transparent is laid over white, as a browser shows it; palette, grey and CMYK are converted."""
+    if picture.has_transparency_data:
+        over = Image.new("RGBA", picture.size, "white")
+        over.alpha_composite(picture.convert("RGBA"))
+        return over.convert("RGB"), "transparency laid over white"
+    if picture.mode == "RGB":
+        return picture.convert("RGB"), ""
+    return picture.convert("RGB"), f"{picture.mode} converted to RGB"
+
+
+def stacked(pictures: Sequence[Read]) -> Tensor:
+    """float32 [B, 3, H, W] in [0, 1] of pictures of one size."""
+    return torch.stack(
+        [
+            torch.from_numpy(np.asarray(picture.pixels_HWC, dtype=np.float32) / 255).permute(2, 0, 1)
+            for picture in pictures
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ clock
+
+
+@dataclass
+class Clock:
+    """What the time of this process went into, since it was last asked."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Count the time that the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def drained(self) -> dict[str, float]:
+        """All that was counted, with "total", and from now on anew."""
+        now = time.perf_counter()
+        spent = {**self.seconds, "total": now - self.since}
+        self.seconds, self.since = {}, now
+        return spent
+
+
+# ---------------------------------------------------------------------------------------------------------------- sources
+
+
+class Source(Protocol):
+    """Where a suite's pictures are."""
+
+    name: str
+    """Of whom they are."""
+    clock: Clock
+
+    def path(self, part: Part, item: Item) -> Path:
+        """Of a picture."""
+
+    def are_there(self, part: Part, items: Sequence[Item]) -> bool:
+        """Whether all have a file."""
+
+    def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
+        """Make what is missing of a part's; without `wait`, only what no other process is making."""
+
+    def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
+        """Some of a part's, None for one that cannot be decoded. Raises ValueError where they are of several sizes."""
+
+    def truncated(self, part: Part) -> int | None:
+        """How many prompts the model does not read to their end, None where that is not known."""
+
+    def base(self) -> Source | None:
+        """The base's pictures of the same prompts; itself where this is the base, None where there are none."""
+
+
+class Pictures:
+    """The pictures of one checkpoint, drawn where they are missing."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        suite: Suite,
+        folder: Path,
+        device: str = "cpu",
+        clock: Clock | None = None,
+    ) -> None:
+        """Claim the checkpoint's folder; pictures of other weights or another suite are removed from it.
+
+        Raises:
+            ValueError: the folder holds something else, or the weights do not open.
+        """
+        self.checkpoint, self.suite, self.root, self.device = checkpoint, suite, folder, device
+        self.name = checkpoint.name
+        self.clock = clock or Clock()
+        self._painter: Painter | None = None
+        self._base: Pictures | None = None
+        self._says = True
+        mine = folder / checkpoint.name
+        self.digest = checkpoint.digest()
+        source = _source(self.digest, suite)
+        # one scoring at a time decides whose pictures a folder holds: several may need the base's
+        with locked(self._lock("claim")):
+            if not _is_claimed(mine, source):
+                # before pictures are removed: weights that do not open cost nothing
+                self._open()
+                _claim(mine, source)
+
+    def _lock(self, what: str) -> Path:
+        return self.root / f".{self.checkpoint.name}.locks" / what
+
+    def _open(self) -> Painter:
+        if self._painter is None:
+            self._painter = self._new_painter()
+        return self._painter
+
+    def _new_painter(self) -> Painter:
+        return Painter.of(self.checkpoint.pipeline().to(self.device), self.suite.sampling)
+
+    def path(self, part: Part, item: Item) -> Path:
+        """Of a picture."""
+        return item.path(self.root / self.checkpoint.name / part.prompt_set)
+
+    def are_there(self, part: Part, items: Sequence[Item]) -> bool:
+        """Whether all have a file."""
+        return not self._missing(part, items)
+
+    def _missing(self, part: Part, items: Sequence[Item]) -> list[Item]:
+        return [item for item in items if not self.path(part, item).is_file()]
+
+    def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
+        """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing."""
+        missing = len(self._missing(part, items))
+        if not missing:
+            return
+        micro_batch = self.suite.sampling.micro_batch
+        at_once = max(1, CHUNK // micro_batch) * micro_batch
+        with bar(f"drawing {part.prompt_set}", missing) as told:
+            for start in range(0, len(items), at_once):
+                chunk = items[start : start + at_once]
+                if self.are_there(part, chunk):
+                    continue
+                with locked(self._lock(f"{part.prompt_set}-{start}"), wait) as taken:
+                    if taken:
+                        todo = self._missing(part, chunk)
+                        self._draw(part, todo)
+                        told.update(len(todo))
+
+    def _draw(self, part: Part, items: Sequence[Item]) -> None:
+        """Draw with each image's own noise."""
+        if not items:
+            return
+        painter = self._open()
+        self._count_cut(part, painter)
+        with self.clock.of("drawing"):
+            drawn = painter.paint(
+                [item.prompt.text for item in items], [item.image for item in items], self.suite.seed
+            )
+        with self.clock.of("saving"):
+            for item, picture in zip(items, drawn, strict=True):
+                _save(picture, self.path(part, item))
+
+    def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
+        """Some of a part's, of one size; one that is damaged is drawn again.
+
+        Raises:
+            ValueError: naming one of another size.
+        """
+        with self.clock.of("reading"):
+            found = [_read_or_none(self.path(part, item)) for item in items]
+        damaged = [place for place, picture in enumerate(found) if picture is None]
+        if damaged:
+            say(
+                f"note: {self.path(part, items[damaged[0]])} is damaged and is drawn again{and_more(len(damaged))}"
+            )
+            self._draw(part, [items[place] for place in damaged])
+            for place in damaged:
+                found[place] = read(self.path(part, items[place]))
+        paths = [self.path(part, item) for item in items]
+        refuse_other_sizes(paths, [picture.size for picture in found if picture], "and it is drawn again")
+        return found
+
+    def truncated(self, part: Part) -> int:
+        """How many prompts the model does not read to their end."""
+        kept = self._cut_file(part)
+        if not kept.is_file():
+            self._count_cut(part, self._open())
+        return int(json.loads(kept.read_text(encoding="utf-8"))["truncated"])
+
+    def _cut_file(self, part: Part) -> Path:
+        """Where it is kept how many prompts are cut: to count them takes the tokenizer, which takes the weights."""
+        digest = prompts.digest(prompts.load(part.prompt_set))
+        return self.root / self.checkpoint.name / f".{part.prompt_set}-{digest}.json"
+
+    def _count_cut(self, part: Part, painter: Painter) -> None:
+        """Count prompts that the model will not read to their end, and say it, once."""
+        kept = self._cut_file(part)
+        if kept.is_file():
+            return
+        asked = prompts.load(part.prompt_set)
+        count = how_many_are_cut(asked, painter.encoder.is_cut)
+        if count and self._says:
+            say(painter.encoder.what_is_cut(part.prompt_set, asked))
+        write_text(json.dumps({"truncated": count}), kept)
+
+    def base(self) -> Pictures:
+        """The base's pictures of the same prompts and noise; the checkpoint's own where it is the base."""
+        if self.checkpoint.experiment == BASE:
+            return self
+        if self._base is None:
+            theirs = self.checkpoint.its_base()
+            self._base = Pictures(theirs, self.suite, self.root, self.device, self.clock)
+            self._base._says = False  # it reads the same prompts
+        return self._base
+
+
+class Given:
+    """Somebody's pictures, in a folder: nothing is drawn and nothing written."""
+
+    def __init__(self, folder: Path, suite: Suite, name: str, base: Given | None = None) -> None:
+        """Find every picture that the suite asks for, and look at its header.
+
+        `<prompt set>/<prompt id>/<index>.png`, without the first where the suite has one prompt set, indices from 0; or, for any of these folders of prompts, GenEval's
+        layout, `00000/metadata.jsonl` and `00000/samples/0000.png`, where the prompt is known by its text. .jpg, .jpeg and .webp do as well.
+
+        Args:
+            folder: of the pictures.
+            suite: that they are of.
+            name: what their rows call them.
+            base: the base's pictures, for scorers that compare with them.
+
+        Raises:
+            ValueError: a prompt or a picture is missing, or is not the suite's, or is one that cannot be scored; in one sentence.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder of pictures {folder}")
+        self.folder, self.suite, self.name, self._base = folder, suite, name, base
+        self.clock: Clock = base.clock if base else Clock()
+        self.paths = {part.prompt_set: _found(where, part) for part, where in _folders(folder, suite).items()}
+        for paths in self.paths.values():
+            _refuse_unfit(list(paths.values()))
+
+    def path(self, part: Part, item: Item) -> Path:
+        """Of a picture."""
+        return self.paths[part.prompt_set][item.prompt.id, item.image]
+
+    def are_there(self, part: Part, items: Sequence[Item]) -> bool:
+        """They are, or it would have been refused."""
+        return True
+
+    def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
+        """Nothing is missing."""
+
+    def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
+        """Some of a part's, None for one that cannot be decoded."""
+        with self.clock.of("reading"):
+            return [_read_or_none(self.path(part, item)) for item in items]
+
+    def truncated(self, part: Part) -> None:
+        """What drew them is not known."""
+
+    def base(self) -> Given | None:
+        """The base's, where they were given; itself where this is the base."""
+        return self if self.name == BASE else self._base
+
+
+def bar(title: str, total: int) -> tqdm[Any]:
+    """Progress in pictures, on the first of several processes."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    return tqdm(total=total, desc=title, unit="image", file=sys.stderr, disable=not speaks)
+
+
+def and_more(count: int) -> str:
+    """What a sentence that names the first says of the others."""
+    return f", as are {count - 1} more" if count > 1 else ""
+
+
+def refuse_other_sizes(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], then: str) -> None:
+    """Refuse pictures of several sizes.
+
+    Args:
+        paths: of the pictures.
+        sizes: width and height of each.
+        then: what happens once the odd one is deleted.
+
+    Raises:
+        ValueError: naming the first that is of another size than most.
+    """
+    (usual, _), *others = Counter(sizes).most_common() or [((0, 0), 0)]
+    if others:
+        odd, path = next((size, path) for size, path in zip(sizes, paths, strict=True) if size != usual)
+        raise ValueError(
+            f"{path} is {odd[0]} x {odd[1]} pixels, but most are {usual[0]} x {usual[1]}: delete this one, {then}"
+        )
+
+
+def _read_or_none(path: Path) -> Read | None:
+    try:
+        return read(path)
+    except DAMAGE:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- a checkpoint's
+
+
+def _source(weights: str, suite: Suite) -> str:
+    """What decides the pictures."""
+    return json.dumps({"weights": weights, "sampling": repr(suite.sampling), "seed": suite.seed})
+
+
+def _is_claimed(folder: Path, source: str) -> bool:
+    """Whether the folder's pictures are of these weights and this suite, its `_source`.
+
+    Raises:
+        ValueError: where it is no folder of pictures at all.
+    """
+    mark = folder / MARK
+    if mark.is_file():
+        return mark.read_bytes() == source.encode()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
+    return False
+
+
+def _claim(folder: Path, source: str) -> None:
+    """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # the mark goes last: killed here, the folder is still the earlier checkpoint's
+    for old in folder.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != MARK:
+            old.unlink()
+    write_text(source, folder / MARK)
+
+
+def _save(picture_CHW: Tensor, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG")
+    write_bytes(encoded.getvalue(), path, durable=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ somebody's
+
+
+def _folders(folder: Path, suite: Suite) -> dict[Part, Path]:
+    """Where the prompts of each part are.
+
+    Raises:
+        ValueError: a prompt set has no folder, or a folder is no prompt set's.
+    """
+    sets = [part.prompt_set for part in suite.parts]
+    there = _subfolders(folder)
+    if len(sets) == 1 and sets[0] not in there:
+        return {suite.parts[0]: folder}
+    if lacking := [name for name in sets if name not in there]:
+        raise ValueError(
+            f"{folder} has no folder {lacking[0]}: suite {suite.name} asks for the prompt sets {', '.join(sets)}, each in a folder of its name"
+        )
+    if unknown := sorted(there.keys() - {*sets}):
+        raise ValueError(
+            f"{folder / unknown[0]} is no prompt set of suite {suite.name}: it has {', '.join(sets)}"
+        )
+    return {part: there[part.prompt_set] for part in suite.parts}
+
+
+def _subfolders(folder: Path) -> dict[str, Path]:
+    return {f.name: f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")}
+
+
+def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
+    """The picture files of a part by prompt id and index.
+
+    Raises:
+        ValueError: see `Given`.
+    """
+    asked, there = prompts.load(part.prompt_set), _subfolders(folder)
+    if any((one / GENEVAL).is_file() for one in there.values()):
+        there = _by_text(there, asked, part.prompt_set)
+    ids = [prompt.id for prompt in asked]
+    if unknown := sorted(there.keys() - {*ids}):
+        raise ValueError(
+            f"{there[unknown[0]]} is of no prompt of {part.prompt_set}: its prompts have ids such as {ids[0]}"
+        )
+    if missing := [one for one in ids if one not in there]:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of the {len(ids)} prompts of {part.prompt_set}, the first {missing[0]}"
+        )
+    wanted, more = part.images_per_prompt, 0
+    found: dict[tuple[str, int], Path] = {}
+    for one in ids:
+        files = _numbered(there[one])
+        if lacking := [i for i in range(wanted) if i not in files]:
+            raise ValueError(
+                f"{there[one]} has no picture {lacking[0]}: {part.prompt_set} is to have {wanted} of each prompt, numbered from 0"
+            )
+        found |= {(one, i): files[i] for i in range(wanted)}
+        more += len(files) > wanted
+    if more:
+        say(
+            f"note: {more} of the {len(ids)} prompts of {part.prompt_set} have more than {wanted} pictures: the first {wanted} are scored"
+        )
+    return found
+
+
+GENEVAL = "metadata.jsonl"
+
+
+def _by_text(there: Mapping[str, Path], asked: Sequence[Prompt], prompt_set: str) -> dict[str, Path]:
+    """Folders in GenEval's layout by prompt id. A text that several prompts have is theirs in the order of the set and of the folders.
+
+    Raises:
+        ValueError: a folder does not say its prompt, or it is none of the set's.
+    """
+    ids: dict[str, list[str]] = {}
+    for prompt in asked:
+        ids.setdefault(prompt.text.strip(), []).append(prompt.id)
+    found = {}
+    for folder in there.values():
+        path = folder / GENEVAL
+        try:
+            text = str(json.loads(path.read_text(encoding="utf-8"))["prompt"]).strip()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not say a prompt: {first_line(error)}") from error
+        if not ids.get(text):
+            raise ValueError(f"{path} is of the prompt {text!r}, which {prompt_set} has not, or not as often")
+        found[ids[text].pop(0)] = folder / "samples"
+    return found
+
+
+def _numbered(folder: Path) -> dict[int, Path]:
+    """The pictures of a prompt by their number.
+
+    Raises:
+        ValueError: a picture has no number, or that of another.
+    """
+    found: dict[int, Path] = {}
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in (f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")):
+        if not path.stem.isdecimal():
+            raise ValueError(f"{path} has no number for a name: a prompt's pictures are 0.png, 1.png, ...")
+        number = int(path.stem)
+        if number in found:
+            raise ValueError(f"{found[number]} and {path.name} are both picture {number}: keep one")
+        found[number] = path
+    return found
+
+
+def _refuse_unfit(paths: Sequence[Path]) -> None:
+    """Refuse pictures by their headers: too large, too small, of several sizes, of more than 8 bits a channel. One that has no header is left to `Given.read`.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    sized: dict[Path, tuple[int, int]] = {}
+    for path in paths:
+        try:
+            with _without_limit(), Image.open(path) as picture:
+                size, deep = picture.size, _is_deep(picture)
+        except DAMAGE:
+            continue
+        if size[0] * size[1] > LARGEST:
+            raise ValueError(
+                f"{path} has {size[0]} x {size[1]} pixels, and {LARGEST} are the most that is read"
+            )
+        if min(size) < SMALLEST:
+            raise ValueError(
+                f"{path} is {size[0]} x {size[1]} pixels, too small to be scored: a side has at least {SMALLEST}"
+            )
+        if deep:
+            raise ValueError(f"{path} has 16 bits a channel or more: save it with 8")
+        sized[path] = size
+    refuse_other_sizes(list(sized), list(sized.values()), "or bring all to one size")
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Pillow's own limit lifted, while nothing but a header is read: ours is lower, and says the file."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether a channel has more than 8 bits; Pillow cuts a colour picture of 16 to 8 while it decodes, and the file's own mode says so."""
+    tiles = getattr(picture, "tile", [])
+    return (
+        picture.mode in ("I", "F")
+        or picture.mode.startswith("I;16")
+        or any(";16" in str(t[3]) for t in tiles)
+    )

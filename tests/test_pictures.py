@@ -1,0 +1,322 @@
+"""Pictures of others: where they are looked for, what of them is refused, converted and counted."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import prompts
+from evals import harness, pictures, scorers, suites
+from evals import rows as score_rows
+from evals.diffusion import Sampling
+from evals.suites import Part, Suite
+from prompts import Prompt
+from tests import toy, toy_scoring
+
+ASKED = (Prompt("p0", "a red cup"), Prompt("p1", "a blue cup"), Prompt("p2", "a cup"))
+PART = Part("cups", 2, ("redness", "spread"))
+SUITE = Suite((PART,), Sampling(), seed=1, name="small")
+
+
+class Spread(toy.Redness):
+    """Of scope "prompt": the same for all of a prompt, and only of whole ones."""
+
+    scope = "prompt"
+
+    def __call__(self, images_BCHW: torch.Tensor, prompts: Any) -> torch.Tensor:
+        assert len(images_BCHW) % 2 == 0
+        return super().__call__(images_BCHW, prompts)
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"redness": toy.Redness, "spread": Spread, "distance": toy_scoring.Distance}
+    monkeypatch.setattr(scorers, "load", lambda name, device="cpu", domain="photo": known[name](device))
+    monkeypatch.setattr(suites, "load", lambda _name: SUITE)
+    monkeypatch.setattr(prompts, "load", lambda _name: ASKED)
+
+
+def drawn(seed: int, size: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures of each of three prompts."""
+    for number, prompt in enumerate(ASKED):
+        (tmp_path / "theirs" / prompt.id).mkdir(parents=True)
+        for image in range(2):
+            drawn(2 * number + image).save(tmp_path / "theirs" / prompt.id / f"{image}.png")
+    return tmp_path / "theirs"
+
+
+def scored(folder: Path, **more: Any) -> Any:
+    out = folder.parent / "scores.csv"
+    harness.score_given(folder, out, "small", "theirs", **more)
+    return score_rows.read([out]), json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_rows_of_pictures_of_others(folder: Path) -> None:
+    rows, told = scored(folder, model="dalle")
+    assert {*rows["suite"]} == {"small:given"}
+    assert {(*one,) for one in rows[["experiment", "model", "seed"]].to_numpy()} == {("theirs", "dalle", 0)}
+    redness = rows[rows["scorer"] == "redness"]
+    assert [*zip(redness["prompt_id"], redness["image"], strict=True)] == [
+        (p.id, i) for p in ASKED for i in (0, 1)
+    ]
+    pixels = np.asarray(drawn(3), dtype=np.float64) / 255
+    expected = pixels[..., 0].mean() - pixels[..., 1:].mean()
+    assert redness["value"].iloc[3] == pytest.approx(expected, abs=1e-5)
+    assert (told["sampling"], told["seed"]) == (None, None)
+    assert told["prompt_sets"]["cups"]["truncated"]["model"] is None
+
+
+def test_pictures_that_a_checkpoint_drew_have_the_same_hash_when_given(folder: Path) -> None:
+    rows, _ = scored(folder)
+    before = rows["picture"].tolist()
+    path = folder / "p1" / "1.png"
+    Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+    path.unlink()
+    assert scored(folder)[0]["picture"].tolist() == before
+
+
+@pytest.mark.parametrize("below", ["", "cups"])
+def test_genevals_layout_goes_by_the_text(folder: Path, below: str) -> None:
+    straight, _ = scored(folder)
+    theirs = folder.parent / "geneval"
+    for number, prompt in enumerate(reversed(ASKED)):  # not in the order of the set
+        samples = theirs / below / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps({"tag": "colors", "prompt": prompt.text}))
+        (samples.parent / "grid.png").write_bytes(b"")
+        for image in range(2):
+            (folder / prompt.id / f"{image}.png").rename(samples / f"{image:04d}.png")
+    rows, _ = scored(theirs)
+    assert rows.drop(columns="file").equals(straight.drop(columns="file"))
+    (theirs / below / "00001" / "metadata.jsonl").write_text(json.dumps({"prompt": "a hat"}))
+    with pytest.raises(ValueError, match=r"metadata.jsonl is of the prompt 'a hat', which cups has not"):
+        scored(theirs)
+    (theirs / below / "00001" / "metadata.jsonl").write_text("[")
+    with pytest.raises(ValueError, match=r"00001/metadata.jsonl does not say a prompt"):
+        scored(theirs)
+
+
+def test_equal_texts_are_told_apart_by_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "load", lambda _name: tuple(replace(one, text="a cup") for one in ASKED))
+    straight, _ = scored(folder)
+    for number, prompt in enumerate(ASKED):
+        samples = folder / f"{number:05d}" / "samples"
+        samples.parent.mkdir()
+        (folder / prompt.id).rename(samples)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps({"prompt": "a cup"}))
+    assert scored(folder)[0]["picture"].tolist() == straight["picture"].tolist()
+
+
+def test_several_prompt_sets_are_folders_of_their_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = replace(SUITE, parts=(PART, replace(PART, prompt_set="mugs")))
+    monkeypatch.setattr(suites, "load", lambda _name: two)
+    with pytest.raises(
+        ValueError, match=r"theirs has no folder cups: suite small asks for the prompt sets cups, mugs"
+    ):
+        scored(folder)
+    whole = folder.rename(folder.parent / "cups")
+    folder.mkdir()
+    whole.rename(folder / "cups")
+    with pytest.raises(ValueError, match="has no folder mugs"):
+        scored(folder)
+    import shutil
+
+    shutil.copytree(folder / "cups", folder / "mugs")
+    rows, _ = scored(folder)
+    assert {*rows["prompt_set"]} == {"cups", "mugs"}
+    (folder / "hats").mkdir()
+    with pytest.raises(ValueError, match="hats is no prompt set of suite small: it has cups, mugs"):
+        scored(folder)
+
+
+def deep(path: Path) -> None:
+    """A PNG of 16 bits a channel, in colour, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + bytes(64 * 6)) * 64
+    header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def huge(path: Path) -> None:
+    """A decompression bomb: 10 kB that say 4 gigapixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 65000, 65000, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(10_000)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda f: (f / "p9").mkdir(), r"p9 is of no prompt of cups: its prompts have ids such as p0"),
+        (lambda f: (f / "p1").rename(f / ".p1"), r"theirs lacks 1 of the 3 prompts of cups, the first p1"),
+        (lambda f: (f / "p1" / "1.png").unlink(), r"p1 has no picture 1: cups is to have 2 of each prompt"),
+        (
+            lambda f: (f / "p1" / "0.png").rename(f / "p1" / "2.png"),
+            r"p1 has no picture 0: .* numbered from 0",
+        ),
+        (lambda f: drawn(1).save(f / "p1" / "0.jpg"), r"0.jpg and 0.png are both picture 0: keep one"),
+        (lambda f: drawn(1).save(f / "p1" / "cup.png"), r"cup.png has no number for a name"),
+        (
+            lambda f: drawn(1, 70).save(f / "p1" / "1.png"),
+            r"p1/1.png is 70 x 70 pixels, but most are 64 x 64",
+        ),
+        (lambda f: drawn(1, 20).save(f / "p1" / "1.png"), r"1.png is 20 x 20 pixels, too small to be scored"),
+        (lambda f: huge(f / "p1" / "1.png"), r"1.png has 65000 x 65000 pixels, and \d+ are the most"),
+        (lambda f: deep(f / "p1" / "1.png"), r"1.png has 16 bits a channel or more: save it with 8"),
+        (
+            lambda f: Image.fromarray(np.zeros((64, 64), np.uint16)).save(f / "p1" / "1.png"),
+            r"1.png has 16 bits a channel or more",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(folder: Path, change: Any, told: str) -> None:
+    change(folder)
+    with pytest.raises(ValueError, match=told):
+        scored(folder)
+
+
+def test_more_pictures_than_asked_for_are_left_and_it_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, _ = scored(folder)
+    drawn(7).save(folder / "p1" / "2.png")
+    assert scored(folder)[0].equals(straight)
+    assert (
+        "note: 1 of the 3 prompts of cups have more than 2 pictures: the first 2 are scored"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("broken", ["cut off", "a flipped bit", "no picture", "empty"])
+def test_a_picture_that_cannot_be_decoded_has_no_scores_and_is_counted(
+    folder: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "p1" / "1.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"cut off": content[:900], "a flipped bit": content, "no picture": b"GIF89a?", "empty": b""}
+    path.write_bytes(bytes(damaged[broken]))
+    rows, told = scored(folder)
+    redness, spread = (
+        rows[rows["scorer"] == name]["value"].isna().tolist() for name in ("redness", "spread")
+    )
+    assert redness == [False, False, False, True, False, False]
+    assert spread == [False, False, True, True, False, False]  # a group of one is no group of two
+    assert rows["picture"].eq("").sum() == 2
+    counted = told["prompt_sets"]["cups"]
+    assert counted["failed_decodes"] == 1
+    assert counted["not_applicable"] == {"redness": 1, "spread": 2}
+    assert f"note: {path}: cannot be decoded, so it has no scores\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "made", "expected"),
+    [
+        ("L", "L converted to RGB", (100, 100, 100)),
+        ("P", "P converted to RGB", (200, 100, 50)),
+        ("RGBA", "transparency laid over white", (227, 177, 152)),
+        ("LA", "transparency laid over white", (177, 177, 177)),
+    ],
+)
+def test_what_is_not_rgb_is_converted_and_counted(
+    folder: Path, mode: str, made: str, expected: tuple[int, int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    colour = {"L": 100, "LA": (100, 128), "RGBA": (200, 100, 50, 128)}.get(mode, (200, 100, 50))
+    whole = Image.new("RGB" if mode == "P" else mode, (64, 64), colour)
+    path = folder / "p1" / "1.png"
+    (whole.quantize(4) if mode == "P" else whole).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    _, told = scored(folder)
+    assert told["prompt_sets"]["cups"]["converted"] == {made: 1}
+    assert pictures.read(path).pixels_HWC[5, 5] == pytest.approx(expected, abs=1)
+    assert f"note: {path}: {made}\n" in capsys.readouterr().err
+
+
+def test_black_and_repeated_pictures_are_scored_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("p0/0.png", "p0/1.png", "p2/0.png"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+    rows, told = scored(folder)
+    counted = told["prompt_sets"]["cups"]
+    assert (counted["black"], counted["duplicates"]) == (3, {"within_prompts": 1, "across_prompts": 1})
+    assert bool(rows["value"].notna().all())
+    said = capsys.readouterr().err
+    assert "p0/0.png: is all black, as a safety checker leaves it, as are 2 more" in said
+
+
+def test_a_scorer_that_compares_needs_the_bases_pictures(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paired = replace(SUITE, parts=(replace(PART, scorers=("redness", "distance")),))
+    monkeypatch.setattr(suites, "load", lambda _name: paired)
+    rows, _ = scored(folder)
+    assert {*rows["scorer"]} == {"redness"}
+    assert "note: without --base no distance" in capsys.readouterr().err
+
+    import shutil
+
+    base = folder.parent / "base"
+    shutil.copytree(folder, base)
+    (base / "p2" / "1.png").write_bytes(b"")
+    rows, _ = scored(folder, base=base)
+    missing = rows[rows["value"].isna()]
+    assert [(*one,) for one in missing[["scorer", "prompt_id", "image"]].to_numpy()] == [
+        ("distance", "p2", 1)
+    ]
+    first = rows[rows["scorer"] == "distance"]["value"].iloc[0]
+
+    drawn(9).save(base / "p0" / "1.png")  # another base: features that are kept are of the old one
+    rows, _ = scored(folder, base=base)
+    assert rows[rows["scorer"] == "distance"]["value"].iloc[0] != first
+    harness.score_given(base, folder.parent / "base.csv", "small", "base")
+    assert {*score_rows.read([folder.parent / "base.csv"])["scorer"]} == {"redness", "distance"}
+
+    monkeypatch.setattr(
+        suites, "load", lambda _name: replace(SUITE, parts=(replace(PART, scorers=("distance",)),))
+    )
+    with pytest.raises(ValueError, match="every scorer of suite small compares with the base's pictures"):
+        scored(folder)
+
+
+def test_pictures_and_the_bases_have_one_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        suites, "load", lambda _name: replace(SUITE, parts=(replace(PART, scorers=("distance",)),))
+    )
+    base = folder.parent / "base"
+    for path in folder.rglob("*.png"):
+        to = base / path.relative_to(folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        drawn(0, 80).save(to)
+    with pytest.raises(ValueError, match=r"p0/0.png is 64 x 64 pixels, but the base's .*p0/0.png is 80 x 80"):
+        scored(folder, base=base)
