@@ -106,7 +106,7 @@ eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
 .SECONDEXPANSION:
 $(RESULTS)/scores/%.csv: \
 		$$(if $$(wildcard $(RESULTS)/scores/$$*.csv),$$(wildcard $(RESULTS)/runs/$$*/run.json),$(RESULTS)/runs/$$*/run.json) | $(VENV)
-	$(PY) -m evals score $(RESULTS)/runs/$* --out $@$(ACCEPT)
+	$(PY) -m evals score $(RESULTS)/runs/$* --out $@$(PROCESSES)$(ACCEPT)
 
 ## compare | the results table from the scores: no GPU, seconds
 compare: $(RESULTS)/table.md

@@ -4,7 +4,7 @@ A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `
 all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
 model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
 reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
-hashed. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
+hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
 """
 
 from __future__ import annotations
