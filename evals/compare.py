@@ -596,11 +596,18 @@ def _interval(metric: Metric, value: float, draws_N: Array, known: stats.Precisi
 
 
 def _net(metric: Metric, both: _Paired, net_N: Array, prompts: int) -> Interval:
-    """The difference to a base that is a constant by definition; Wilson's, shifted, for a share that is 0 or 1 everywhere and so cannot be resampled."""
+    """The difference to a base that is a constant by definition; of a share, within what it can be.
+
+    A share that is 0 or 1 everywhere cannot be resampled: Wilson's interval, shifted.
+    """
     if metric.unit == "share" and both.value in (0.0, 1.0) and bool(np.all(both.draws_N == both.value)):
         ends = [end - both.base for end in stats.wilson(prompts, prompts)]
         return Interval(*ends) if both.value else Interval(-ends[0], -ends[2], -ends[1])
-    return stats.percentile_interval(both.value - both.base, net_N)
+    net = stats.percentile_interval(both.value - both.base, net_N)
+    if metric.unit != "share":
+        return net
+    # as a distance from the base, so that swapping both negates it to the last bit where that is one half
+    return Interval(*(min(max(end, -both.base), 1 - both.base) for end in net))
 
 
 def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> Interval:

@@ -312,5 +312,15 @@ def _rates(
             lead_N = (
                 (weight_NK * net_NK[:, mine]).sum(axis=1) / (weight_NK * valid_NK[:, mine]).sum(axis=1) / 2
             )
-        found.append(stats.percentile_interval(0.5 + float(lead), 0.5 + lead_N))
+        told_KPS = np.stack([net_KP[mine], valid_KP[mine]], axis=2)
+        known = stats.precision(stats.influence(told_KPS, _lead))
+        ends = stats.percentile_interval(float(lead), stats.with_tails(float(lead), lead_N, known))
+        found.append(Interval(*(0.5 + min(max(end, -0.5), 0.5) for end in ends)))
     return found
+
+
+def _lead(mean_S: Array) -> Array:
+    """How far the half-tie rate is above one half, of the mean net wins and the mean share of prompts with a pair."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lead: Array = mean_S[..., 0] / mean_S[..., 1] / 2
+    return lead

@@ -228,13 +228,13 @@ def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
     both_RP = influence_RP - influence_RP.mean(axis=0) - (seeds_R / prompts)[:, None] + influence_RP.mean()
     of_both = float(np.sum(both_RP**2)) / pairs * prompts / max(prompts - 1, 1)
     alone_P, alone_R = max(variance_P - of_both, 0.0), max(variance_R - of_both, 0.0)
-    variance = alone_P + alone_R + of_both
+    variance, pigeonhole = alone_P + alone_R + of_both, variance_P + variance_R
     return Precision(
         standard_error=math.sqrt(variance),
         of_seeds=alone_R / variance if variance > 0 else 0.0,
         seed_degrees=max(runs - 1, 1),
         prompt_degrees=_degrees(of_prompts_P, most=prompts - (1 if strata is None else len(set(strata)))),
-        of_bootstrap=variance / (variance_P + variance_R) if variance > 0 else 1.0,
+        of_bootstrap=variance / pigeonhole if variance > 0 and pigeonhole > 0 else 1.0,
     )
 
 

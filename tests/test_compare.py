@@ -48,7 +48,7 @@ def test_known_effects_are_found_and_marked(comparison: Comparison) -> None:
 def test_a_cell_is_the_plain_mean_and_its_interval_the_explicit_bootstrap(
     frame: pd.DataFrame, comparison: Comparison
 ) -> None:
-    """One cell by hand: prompts and seeds looped over with the same weights."""
+    """One cell by hand: prompts and seeds looped over with the same weights, and Student's tails for ten prompts and two seeds."""
     chosen = frame[(frame["scorer"] == "gold_utility") & (frame["prompt_set"] == SCENES)]
     per_prompt = chosen.groupby(["experiment", "seed", "prompt_id"])["value"].mean()
     joint, base = per_prompt["joint"].unstack().to_numpy(), per_prompt["base"].unstack().to_numpy()
@@ -58,7 +58,11 @@ def test_a_cell_is_the_plain_mean_and_its_interval_the_explicit_bootstrap(
     seeds = stats.weights(2, 2000, 0, "seeds of joint")
     prompts = stats.weights(10, 2000, 0, f"prompts of {SCENES}")
     draws = np.einsum("nr,np,rp->n", seeds, prompts, joint - base)
-    np.testing.assert_allclose(cell.difference[1:], np.quantile(draws, [0.025, 0.975]))
+    gain = joint - base
+    known = stats.precision((gain - gain.mean()) / gain.shape[1])
+    tailed = stats.with_tails(gain.mean(), draws, known)
+    np.testing.assert_allclose(cell.difference[1:], np.quantile(tailed, [0.025, 0.975]))
+    assert np.ptp(cell.difference[1:]) > 1.5 * np.ptp(np.quantile(draws, [0.025, 0.975]))
     assert (cell.seeds, cell.prompts, cell.images) == (2, 10, 40)
 
 
