@@ -15,9 +15,15 @@ The map of this package
     provenance.py   what rows were made of, as told beside them; workers.py starts several processes
     rows.py         score rows, the tidy CSV from which every table is made
     stats.py        paired, prompt-clustered bootstrap intervals
-    compare.py      the table: every cell and every difference with an interval
-    report.py       the same as one self-contained HTML page, with pictures and curves
-    geneval.py      GenEval's rules; skin.py measures how often skin tones are read right
+    compare.py      every cell and every difference with an interval and a test; tables.py prints them, as Markdown, CSV, LaTeX, JSON
+    panel.py        judges: how far they agree, and where they order two checkpoints differently
+    variety.py      runs that have lost their variety, pictures that are there twice; asides.py reads what stands beside score files
+    fairness.py     who is drawn: Eq 12 with floor, correction and refusal
+    curve.py        over the snapshots of a run: where reward and judge part; divergence.py is the exact KL to the base
+    plan.py         what a comparison will be able to tell, before it is made
+    ballots.py      votes of people: what is shown, and the log; vote.py serves the page, tally.py counts
+    report.py       the table as one self-contained HTML page, with pictures and curves
+    geneval.py      GenEval's rules, t2i_compbench.py T2I-CompBench's; geneval_people.py and skin.py hold them to people and to known tones
     __main__.py     `python -m evals score | compare | report | ...`
 
 It reads run directories and never imports `train`. Importing it loads no weights.

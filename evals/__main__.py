@@ -1,4 +1,4 @@
-"""`python -m evals score | compare | report | picture | pack | check-scorer | calibrate | plan`: score a checkpoint, print the table, write the page."""
+"""`python -m evals score | compare | report | fairness | curve | plan | vote | tally | calibrate | ...`: score checkpoints, say which is better, write the page."""
 
 from __future__ import annotations
 
