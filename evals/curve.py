@@ -566,10 +566,10 @@ def _scored(target: str, checkpoint: Checkpoint, suite: str, folder: Path) -> Pa
         },
     }
     file = folder / f"{checkpoint.name}.csv"
-    if file.is_file() and _kept_of(file.with_suffix(".json"), source) is not None:
+    if file.is_file() and _kept_of(file.with_suffix(".source.json"), source) is not None:
         return file
     harness.score(target, file, suite)
-    _keep(file.with_suffix(".json"), source, {})
+    _keep(file.with_suffix(".source.json"), source, {})
     return file
 
 

@@ -181,8 +181,8 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[t
         assert repository == "a/b"
         return fetch(name, revision)
 
-    def several(repository: str, revision: str | None, allow_patterns: Sequence[str]) -> str:
-        assert repository == "a/b"
+    def several(repository: str, revision: str | None, allow_patterns: Sequence[str], repo_type: str) -> str:
+        assert (repository, repo_type) == ("a/b", "model")
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         for name in names:
             if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):

@@ -352,7 +352,8 @@ def test_a_run_is_scored_once_and_told_the_same_twice(
     assert {path: path.read_bytes() for path in before} == before
     # another denoiser under the same name is another checkpoint
     move(run / "snapshots" / "000001", weights_folder("pipeline"), 1.05)
-    assert called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)[0] == 0
+    code, told = called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)
+    assert code == 0, told
     assert asked == [f"{run}@1"]
     later = pd.read_csv(out.with_suffix(".csv")).set_index(["role", "iteration"])
     assert later.loc[("judge", 1), "kl"] > 2 * at.loc[1, "kl"]

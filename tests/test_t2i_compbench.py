@@ -460,5 +460,7 @@ def test_the_suite_has_a_metric_for_every_scorer():
         for name in part.scorers:
             metric = metrics.load(name)
             assert metric.scorer == name
-            assert metric.home in part.prompt_set
+            assert set(part.headlines) <= {
+                m for m in metrics.names() if metrics.load(m).scorer in part.scorers
+            }
         assert part.prompt_set in prompts.names()

@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import ballots, compare, harness, metrics, rows, stats, tally, vote
+from evals import ballots, compare, metrics, pictures, rows, stats, tally, vote
 from evals.__main__ import main
 from evals.ballots import NOISE, Choice, Comparison, Log, Pair, Shown, Votes, schedule
 from tests import browser
@@ -146,7 +146,7 @@ def test_what_is_compared(folders: tuple[Path, Path]) -> None:
     assert found.prompts == {SET: prompts.digest(prompts.load(SET))}
     first = found.pairs[0]
     path = ballots.path_of(folders[0], SET, first.prompt_id, 0)
-    assert first.a == harness.picture_hash(path)
+    assert first.a == pictures.read(path).digest
 
 
 def test_more_prompts_than_asked_for_are_drawn_at_random(folders: tuple[Path, Path]) -> None:
@@ -171,7 +171,7 @@ def test_several_images_and_prompt_sets(tmp_path: Path) -> None:
 def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
     from evals import suites
 
-    assert harness.MARK == ballots.MARK
+    assert pictures.MARK == ballots.MARK
     suite = suites.load("miniature")
     mark = {"weights": "x", "sampling": repr(suite.sampling), "seed": suite.seed}
     (folders[0] / "source.json").write_text(json.dumps(mark))
