@@ -24,12 +24,15 @@ from tests.synthetic_rows import SETS, study
 PREFERENCE, SCENES, PORTRAITS = SETS
 TAGS = (("near", "red"), ("right of", "red"), ("near",))
 JOINT = f"cell/miniature/{PREFERENCE}/win_rate_gold/joint"
+OTHER = "other:543210"
+"""Another suite, of the scenes."""
 SEEN = "!e.closest('[hidden]')"
 
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return study(prompts=6, images=2, seeds=(0, 1), experiments=("base", "imagereward", "joint"))
+    made = study(prompts=6, images=2, seeds=(0, 1), experiments=("base", "imagereward", "joint"))
+    return made.assign(suite=made["suite"].where(made["prompt_set"] != SCENES, OTHER))
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +141,8 @@ def test_a_filter_shows_what_is_asked_for_and_nothing_else(page: Browser) -> Non
     # whatever says of what it is, is of that
     for facet, value in (("run", "joint"), ("metric", "win_rate_gold"), ("set", SCENES)):
         assert set(seen(page, f"main [data-{facet}]", f"e.dataset.{facet}")) == {value}
-    assert (
-        seen(page, "#goals ~ .cards > .card", "1") == []
-    )  # no goal of that set: the card goes, heading and all
+    # a card without a line goes, heading and all
+    assert seen(page, "#goals ~ .cards > .card", "e.dataset.set") == [SCENES]
     page.click("#clear")
     assert seen(page, lines, "e.dataset.cell") == whole
 
@@ -149,6 +151,14 @@ def test_two_choices_of_one_kind_are_one_or_the_other(page: Browser) -> None:
     check(page, "run", "joint")
     check(page, "run", "base")
     assert set(seen(page, "main tr[data-cell]", "e.dataset.run")) == {"joint", "base"}
+
+
+def test_a_suite_stands_for_its_prompt_sets(page: Browser) -> None:
+    check(page, "suite", OTHER)
+    assert set(seen(page, "main [data-set]", "e.dataset.set")) == {SCENES}
+    check(page, "set", PREFERENCE)  # of another suite
+    assert seen(page, "main tr[data-cell]", "1") == []
+    assert "" not in seen(page, ".empty", "e.textContent") and len(seen(page, ".empty", "1")) > 3
 
 
 def test_the_address_holds_the_filter(page: Browser, file: Path) -> None:
@@ -256,9 +266,9 @@ def test_the_keyboard_reaches_everything(page: Browser) -> None:
     assert focused("getComputedStyle(e).outlineStyle") == "solid"
     page.press("Enter")
     page.press("Tab")
-    assert focused("e.type + e.name") == "checkboxset"
+    assert focused("e.type + e.name") == "checkboxsuite"
     page.press(" ")
-    assert page.evaluate("location.hash") == f"#set={PREFERENCE}"
+    assert page.evaluate("location.hash") == "#suite=miniature%3A012345"
     page.press("Escape")
     assert not page.evaluate("document.querySelector('#filter').open")
     assert focused("e.tagName") == "SUMMARY"
