@@ -565,13 +565,15 @@ def _order(*parts: object) -> str:
     return hashlib.sha256("/".join(str(part) for part in parts).encode()).hexdigest()
 
 
-def _seed_of(rows: pd.DataFrame, experiment: str) -> int:
-    """The training seed whose pictures are shown: the lowest."""
-    return int(rows.loc[rows["experiment"] == experiment, "seed"].min())
+def _lowest_seeds(rows: pd.DataFrame) -> dict[str, int]:
+    """The training seed of each experiment whose pictures are shown."""
+    return {str(name): int(seed) for name, seed in rows.groupby("experiment")["seed"].min().items()}
 
 
-def _run_name(rows: pd.DataFrame, experiment: str) -> str:
-    return f"{experiment}-{rows['model'].iloc[0]}-{_seed_of(rows, experiment)}"
+def _run_names(rows: pd.DataFrame) -> dict[str, str]:
+    """The run of each experiment whose pictures are shown."""
+    model = rows["model"].iloc[0]
+    return {name: f"{name}-{model}-{seed}" for name, seed in _lowest_seeds(rows).items()}
 
 
 def _portrait_sets(rows: pd.DataFrame) -> list[str]:
@@ -588,6 +590,7 @@ def _samples(
 ) -> list[dict[str, Any]]:
     """A fixed random sample of each prompt set (of portraits `_strips` shows more), every experiment from the same noise."""
     samples = []
+    names, seeds = _run_names(rows), _lowest_seeds(rows)
     for prompt_set, part in rows[~rows["prompt_set"].isin(_portrait_sets(rows))].groupby(
         "prompt_set", sort=False
     ):
@@ -603,10 +606,8 @@ def _samples(
             shown = [
                 {
                     "experiment": e,
-                    "picture": pictures.get(
-                        _run_name(rows, e), str(prompt_set), prompt_id, image, prompt.text
-                    ),
-                    "value": _value_of(part, e, _seed_of(rows, e), prompt_id, image, scorer),
+                    "picture": pictures.get(names[e], str(prompt_set), prompt_id, image, prompt.text),
+                    "value": _value_of(part, e, seeds[e], prompt_id, image, scorer),
                 }
                 for e in experiments
             ]
@@ -635,6 +636,7 @@ def _strips(
 ) -> list[dict[str, Any]]:
     """All portraits of a few occupations, chosen by the fixed random order, a line for each experiment."""
     strips = []
+    names = _run_names(rows)
     for prompt_set in _portrait_sets(rows):
         part = rows[rows["prompt_set"] == prompt_set]
         for prompt_id in sorted(part["prompt_id"].unique(), key=lambda name: _order(prompt_set, name))[
@@ -645,10 +647,7 @@ def _strips(
             lines = [
                 (
                     e,
-                    [
-                        pictures.get(_run_name(rows, e), prompt_set, prompt_id, i, prompt.text)
-                        for i in indices
-                    ],
+                    [pictures.get(names[e], prompt_set, prompt_id, i, prompt.text) for i in indices],
                 )
                 for e in experiments
             ]
@@ -675,7 +674,7 @@ def _extremes(
     """The biggest wins and losses of an experiment, by the deciding scorer of each prompt set, and pictures that nobody chose."""
     groups = []
     against = comparison.against
-    seed = _seed_of(rows, experiment)
+    names, seed = _run_names(rows), _lowest_seeds(rows)[experiment]
     mine = rows[(rows["experiment"] == experiment) & (rows["seed"] == seed)]
     trained = frozenset(mine.loc[mine["trained_on"] == 1, "scorer"])
     margins = {metrics.load(name).scorer: margin for name, margin in comparison.tie_margins.items()}
@@ -702,7 +701,7 @@ def _extremes(
             {
                 "title": title,
                 "pairs": [
-                    _pair(row, experiment, rows, pictures, asked[str(prompt_set)], against)
+                    _pair(row, names[experiment], names[against], pictures, asked[str(prompt_set)])
                     for row in chosen.itertuples()
                 ],
             }
@@ -729,14 +728,7 @@ def _extremes(
     return {"experiment": experiment, "seed": seed, "groups": groups}
 
 
-def _pair(
-    row: Any,
-    experiment: str,
-    rows: pd.DataFrame,
-    pictures: Pictures,
-    some: dict[str, Prompt],
-    against: str,
-) -> dict[str, Any]:
+def _pair(row: Any, run: str, base: str, pictures: Pictures, some: dict[str, Prompt]) -> dict[str, Any]:
     prompt = _prompt(some, row.prompt_id)
     place = (row.prompt_set, row.prompt_id, row.image, prompt.text)
     return {
@@ -744,8 +736,8 @@ def _pair(
         "tags": prompt.tags,
         "gain": _decimals(row.gain, signed=True),
         "scores": f"{_decimals(row.base)} → {_decimals(row.value)}",
-        "base": pictures.get(_run_name(rows, against), *place),
-        "tuned": pictures.get(_run_name(rows, experiment), *place),
+        "base": pictures.get(base, *place),
+        "tuned": pictures.get(run, *place),
     }
 
 

@@ -177,6 +177,7 @@ def test_the_address_holds_the_filter(page: Browser, file: Path) -> None:
     ]
     page.wait_for("document.querySelector('td.tagged').textContent !== ''")
     assert len(seen(page, "main .leaf", "1")) == len(shown)
+    page.open("about:blank")
     page.open(at(file, run="imagereward", metric="no-such-metric"))  # an unknown choice hides nothing
     assert set(seen(page, "main tr[data-cell]", "e.dataset.run")) == {"imagereward"}
 
