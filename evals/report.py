@@ -1,8 +1,11 @@
 """The report: one self-contained HTML page per comparison, from score rows, pictures and run directories.
 
-Numbers come from `evals.compare`, pictures from `<images>/<run>/<prompt set>/<prompt id>/<index>.png`, curves, cost and gates
-from the run directories; a run's name is `<experiment>-<model>-<seed>`. What is not there is said on the page. The template is
-report.html.j2, autoescaped: prompts and names may hold anything.
+Numbers come from `evals.compare`, tones from `evals.fairness`, pictures from `<images>/<run>/<prompt set>/<prompt id>/<index>.png`, curves,
+cost and gates from the run directories; a run's name is `<experiment>-<model>-<seed>`. Tables of `python -m evals curve` are taken from the
+folder that holds the run directories and from these. What is not there is said on the page.
+
+The template is report.html.j2, autoescaped: prompts and names may hold anything. report.js filters what is shown and opens the rows behind a
+number (`evals.report_data`); the page's policy allows that script alone, by its hash, and no request. Without scripts everything is shown.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -23,22 +27,35 @@ import pandas as pd
 from markupsafe import Markup
 
 import prompts
-from evals import compare, metrics, stats, svg, tables
+from evals import asides, compare, fairness, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
 from evals.compare import BASE, Comparison, Estimate
+from evals.fairness import Fairness
 from evals.files import write_text
-from evals.metrics._parity import GROUPS
+from evals.report_data import cell_id
+from prompts import Prompt
 
 SAMPLE = 6
 """Random pictures per prompt set."""
-EXTREMES = 3
-"""Biggest wins, and biggest losses, per experiment and prompt set."""
+EXTREMES = 4
+"""Biggest wins, biggest losses, and pictures drawn at random, per experiment and prompt set."""
 STRIPS = 3
 """Occupations whose portraits are all shown."""
-DECIDING = ("gold_utility", "clip_judge", "imagereward", "objects")
-"""Wins and losses are chosen by the first of these that was scored: the gold measure before anyone's reward."""
-SMALL, SHRUNK = 128, 256
-"""Pictures up to SMALL pixels are embedded as they are; larger ones are shrunk to SHRUNK, so that the page stays light."""
+DECIDING = (
+    *("gold_utility", "clip_judge", "pickscore", "hpsv2", "clip_score", "aesthetic", "imagereward"),
+    *("geneval", "objects_grounding_dino", "objects"),
+)
+"""Wins and losses are chosen by the first of these that was scored and that the run was not trained on: gold before the panel's judges."""
+CURVE = (
+    *("iteration", "experiment", "kl", "role", "metric", "prompt_set"),
+    *("gain", "gain_low", "gain_high", "kept", "apart"),
+)
+"""Columns that are read of a table of `python -m evals curve`."""
+ROLES = ("proxy", "judge", "gold")
+"""In which order they are drawn."""
+SMALL, SHRUNK, MANY = 128, 256, 16
+"""Pictures up to SMALL pixels are embedded as they are; larger ones are shrunk to SHRUNK, or to SMALL where there are more than MANY
+experiments times prompt sets, so that the page stays light."""
 
 
 class Picture(NamedTuple):
@@ -53,6 +70,8 @@ class Pictures:
     """Reads pictures, and remembers which were missing."""
 
     folder: Path
+    side: int = SHRUNK
+    """Of larger ones, in pixels."""
     missing: dict[str, int] = field(default_factory=dict)
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
@@ -62,17 +81,17 @@ class Pictures:
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
-        return Picture(_data_uri(path), f"{run}: {text}, image {index}")
+        return Picture(_data_uri(path, self.side), f"{run}: {text}, image {index}")
 
 
-def _data_uri(path: Path) -> str:
+def _data_uri(path: Path, side: int) -> str:
     from PIL import Image
 
     content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
         if max(picture.size) > SMALL:
             small = picture.convert("RGB")
-            small.thumbnail((SHRUNK, SHRUNK))
+            small.thumbnail((side, side))
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
@@ -105,11 +124,27 @@ def write(
     """
     rows = score_rows.read(paths)
     comparison = compare.compare(rows, resamples)
-    write_text(render(rows, comparison, runs, images, command), out)
+    write_text(render(rows, comparison, runs, images, command, asides.read(paths)), out)
 
 
-def render(rows: pd.DataFrame, comparison: Comparison, runs: Path, images: Path, command: str) -> str:
-    """The page of a comparison."""
+def render(
+    rows: pd.DataFrame,
+    comparison: Comparison,
+    runs: Path,
+    images: Path,
+    command: str,
+    counted: Sequence[str] = (),
+) -> str:
+    """The page of a comparison.
+
+    Args:
+        rows: that it was made of.
+        comparison: the numbers.
+        runs: folder of run directories.
+        images: folder of the scored pictures.
+        command: that makes the page.
+        counted: more sentences for its foot.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -117,28 +152,82 @@ def render(rows: pd.DataFrame, comparison: Comparison, runs: Path, images: Path,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    asked = {str(name): _prompts(str(name)) for name in rows["prompt_set"].unique()}
     sections = [
-        _model(model, rows[rows["model"] == model], comparison, runs, images) for model in comparison.models()
+        _model(model, rows[rows["model"] == model], comparison, runs, images, asked)
+        for model in comparison.models()
     ]
+    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         models=sections,
         command=command,
         method=tables.method_notes(comparison),
-        counted=tables.count_notes(comparison),
+        counted=[*tables.count_notes(comparison), *counted],
         versions=sorted(comparison.versions.items()),
         extremes=EXTREMES,
         sample=SAMPLE,
+        facets=_facets(rows, comparison, asked),
+        files=_files(rows),
+        data=report_data.packed(report_data.content(rows, comparison, asked)),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _model(name: str, rows: pd.DataFrame, comparison: Comparison, runs: Path, images: Path) -> dict[str, Any]:
+class Facet(NamedTuple):
+    """Something to filter by: its choices are (value, how it is shown, prompt sets that it stands for)."""
+
+    name: str
+    title: str
+    choices: list[tuple[str, str, list[str]]]
+
+
+def _facets(rows: pd.DataFrame, comparison: Comparison, asked: dict[str, dict[str, Prompt]]) -> list[Facet]:
+    """What can be filtered by; a facet with one choice is none."""
+
+    def same(values: Iterable[str]) -> list[tuple[str, str, list[str]]]:
+        return [(value, value, []) for value in dict.fromkeys(values)]
+
+    names = sorted({e.metric for e in comparison.estimates}, key=tables.metric_order)
+    suites: dict[str, list[str]] = {}
+    for suite, prompt_set in rows[["suite", "prompt_set"]].drop_duplicates().to_numpy():
+        suites.setdefault(str(suite), []).append(str(prompt_set))
+    tags = sorted({tag for some in asked.values() for prompt in some.values() for tag in prompt.tags})
+    found = [
+        Facet("model", "Model", same(comparison.models())),
+        Facet("suite", "Suite", [(suite, suite, sets) for suite, sets in suites.items()]),
+        Facet("set", "Prompt set", same(map(str, rows["prompt_set"].unique()))),
+        Facet("metric", "Metric", [(name, metrics.load(name).title, []) for name in names]),
+        Facet("run", "Run", same(e.experiment for e in comparison.estimates)),
+        Facet("tag", "Tag of the prompts", same(tags)),
+    ]
+    return [facet for facet in found if len(facet.choices) > 1]
+
+
+def _files(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    """The score files, and how many rows are of each."""
+    if "file" not in rows:
+        return []
+    return [(str(file), int(count)) for file, count in rows["file"].value_counts(sort=False).items()]
+
+
+def _model(
+    name: str,
+    rows: pd.DataFrame,
+    comparison: Comparison,
+    runs: Path,
+    images: Path,
+    asked: dict[str, dict[str, Prompt]],
+) -> dict[str, Any]:
     """Everything that the template shows of one model."""
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
     colours = {experiment: f"c{index % 8}" for index, experiment in enumerate(experiments)}
-    pictures = Pictures(images)
-    texts = {str(prompt_set): _texts(str(prompt_set)) for prompt_set in rows["prompt_set"].unique()}
+    many = len(experiments) * rows["prompt_set"].nunique() > MANY
+    pictures = Pictures(images, SMALL if many else SHRUNK)
+    tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
     cards = [_run(runs, *key) for key in _run_keys(rows)]
-    tuned = [experiment for experiment in experiments if experiment != BASE]
+    tuned = [experiment for experiment in experiments if experiment != comparison.against]
+    over, problems = _over_optimisation(runs, cards, experiments)
     section = {
         "name": name,
         "experiments": experiments,
@@ -148,27 +237,34 @@ def _model(name: str, rows: pd.DataFrame, comparison: Comparison, runs: Path, im
         "sentences": [(e, gain(comparison, name, e), cost(comparison, name, e)) for e in tuned],
         "facts": _facts(comparison, name),
         "goals": [_figure(comparison, name, *column, colours) for column in _goal_columns(comparison, name)],
-        "tables": _tables(comparison, name, colours),
+        "tables": _tables(comparison, name, colours, list(asked)),
         "retentions": [_kept(r) for r in comparison.retentions if r.model == name],
-        "samples": _samples(rows, experiments, pictures, texts),
-        "strips": _strips(rows, experiments, pictures, texts),
-        "extremes": [_extremes(rows, experiment, pictures, texts) for experiment in tuned],
-        "tones": _tones(rows, experiments),
+        "tags": tags,
+        "samples": _samples(rows, experiments, pictures, asked),
+        "strips": _strips(rows, experiments, pictures, asked),
+        "extremes": [_extremes(rows, experiment, pictures, asked, comparison) for experiment in tuned],
+        "tones": _tones(rows, comparison, asked),
         "tax": _tax(comparison, name, tuned),
+        "judges": _judges(comparison, name),
         "curves": _curves(cards, colours),
+        "over": over,
         "cost": [_cost(run) for run in cards],
         "gates": [_gates(run) for run in cards if run.experiment != BASE],
-        "problems": [problem for run in cards for problem in run.problems],
+        "problems": [*(problem for run in cards for problem in run.problems), *problems],
     }
     return {**section, "missing": sorted(pictures.missing.items())}
 
 
-def _texts(prompt_set: str) -> dict[str, str]:
-    """Prompt texts by id; none where the set cannot be read, and then the ids are shown."""
+def _prompts(prompt_set: str) -> dict[str, Prompt]:
+    """Prompts by id; none where the set cannot be read, and then ids stand for texts, and there are no tags."""
     try:
-        return {prompt.id: prompt.text for prompt in prompts.load(prompt_set)}
+        return {prompt.id: prompt for prompt in prompts.load(prompt_set)}
     except ValueError:
         return {}
+
+
+def _prompt(some: dict[str, Prompt], prompt_id: str) -> Prompt:
+    return some.get(prompt_id) or Prompt(prompt_id, prompt_id)
 
 
 # ------------------------------------------------------------------------------------------------- sentences
@@ -194,7 +290,7 @@ def headline(comparison: Comparison, model: str) -> dict[str, str]:
 def gain(comparison: Comparison, model: str, experiment: str) -> str:
     """The goals that an experiment distinguishably reaches, in a sentence; held-out measures where there are any."""
     better = [_change(e) for e in _goals_of(comparison, model, experiment) if e.mark == "better"]
-    return f"improves {_list(better)}." if better else "improves no goal distinguishably."
+    return Markup("improves {}.").format(_list(better)) if better else "improves no goal distinguishably."
 
 
 def cost(comparison: Comparison, model: str, experiment: str) -> str:
@@ -203,7 +299,9 @@ def cost(comparison: Comparison, model: str, experiment: str) -> str:
     worst = {e.metric: e for e in sorted(worse, key=_strength)}
     if not worst:
         return "Nothing that was measured got distinguishably worse."
-    return f"It cost {_list([f'{_change(e)} on {e.prompt_set}' for e in worst.values()])}."
+    return Markup("It cost {}.").format(
+        _list([Markup("{} on {}").format(_change(e), e.prompt_set) for e in worst.values()])
+    )
 
 
 def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estimate]:
@@ -218,11 +316,14 @@ def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estim
     return sorted(chosen.values(), key=lambda e: tables.metric_order(e.metric))
 
 
-def _change(e: Estimate) -> str:
+def _change(e: Estimate) -> Markup:
     metric = metrics.load(e.metric)
     after = tables.number(metric, e.value.value) + (" %" if metric.unit == "share" else "")
     before = tables.number(metric, e.value.value - e.difference.value)
-    return f"{metric.title} {f'to {after}' if metric.needs_base else f'from {before} to {after}'}{tables.dagger(e)}"
+    told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
+    return Markup('{} <a class="cell" href="#{}">{}</a>{}').format(
+        metric.title, cell_id(e), told, tables.dagger(e)
+    )
 
 
 def _strength(e: Estimate) -> float:
@@ -231,8 +332,10 @@ def _strength(e: Estimate) -> float:
     return abs(e.difference.value) / half if half else math.inf
 
 
-def _list(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+def _list(parts: Sequence[Markup]) -> Markup:
+    if len(parts) < 2:
+        return Markup("").join(parts)
+    return Markup("{} and {}").format(Markup(", ").join(parts[:-1]), parts[-1])
 
 
 def _facts(comparison: Comparison, model: str) -> list[tuple[str, str]]:
@@ -277,6 +380,7 @@ def _figure(
     scale = svg.scale_of([*ends, base])
     return {
         "title": tables.heading(metric),
+        "metric": name,
         "prompt_set": prompt_set,
         "about": (getattr(metric, "__doc__", None) or "").split("\n\n")[0],
         "low": tables.number(metric, scale.low),
@@ -290,6 +394,7 @@ def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, 
     value = tables.interval(metric, e.value)
     ratio = "" if math.isnan(e.ratio.value) or e.experiment == BASE else f"× {e.ratio.value:.2f}"
     return {
+        "id": cell_id(e),
         "experiment": e.experiment,
         "colour": colour,
         "bar": svg.interval_bar(*e.value, base, scale, colour, f"{e.experiment}: {value}"),
@@ -298,16 +403,20 @@ def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, 
         "difference": tables.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
         "ratio": ratio,
         "mark": e.mark,
-        "sign": tables.SIGNS[e.mark],
+        "sign": tables.sign(e),
         "dagger": tables.dagger(e),
+        "p": "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g}",
+        "test": e.test,
         "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
     }
 
 
-def _tables(comparison: Comparison, model: str, colours: dict[str, str]) -> list[dict[str, Any]]:
+def _tables(
+    comparison: Comparison, model: str, colours: dict[str, str], sets: Sequence[str]
+) -> list[dict[str, Any]]:
     """All metrics, a table for each prompt set."""
     found = []
-    for prompt_set in dict.fromkeys(e.prompt_set for e in comparison.of(model=model)):
+    for prompt_set in (name for name in sets if comparison.of(model=model, prompt_set=name)):
         names = sorted(
             {e.metric for e in comparison.of(model=model, prompt_set=prompt_set)}, key=tables.metric_order
         )
@@ -320,6 +429,10 @@ def _kept(r: compare.Retention) -> dict[str, str]:
     return {
         "experiment": r.experiment,
         "specialist": r.specialist,
+        "name": r.metric,
+        "prompt_set": r.prompt_set,
+        "id": "cell/"
+        + "/".join(quote(n, safe="@+") for n in (r.model, r.prompt_set, r.metric, r.experiment)),
         "metric": metrics.load(r.metric).title,
         "raw": tables.percent(r.raw),
         "gain": tables.percent(r.gain),
@@ -328,35 +441,120 @@ def _kept(r: compare.Retention) -> dict[str, str]:
 
 def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[str, Any]]:
     """Every metric's change for every run; the depth of a colour is the change over the largest of its line."""
-    cells = {
-        (e.metric, e.prompt_set, e.experiment): e for e in comparison.of(model=model) if e.experiment != BASE
-    }
-    keys = sorted({(m, s) for m, s, _ in cells}, key=lambda key: (key[1], *tables.metric_order(key[0])))
+    cells = {(e.metric, e.prompt_set, e.experiment): e for e in comparison.of(model=model)}
+    keys = {(m, s) for m, s, experiment in cells if experiment in tuned}
     lines = []
-    for name, prompt_set in keys:
+    for name, prompt_set in sorted(keys, key=lambda key: (key[1], *tables.metric_order(key[0]))):
         found = [cells.get((name, prompt_set, experiment)) for experiment in tuned]
-        largest = max(abs(e.difference.value) for e in found if e) or 1.0
+        sizes = [abs(tables.change(e).value) for e in found if e]
+        largest = max((size for size in sizes if size > 0), default=1.0)
         metric = metrics.load(name)
+        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+        unit = next(tables.change(e).unit for e in found if e)
         lines.append(
             {
-                "title": tables.heading(metric),
+                "title": metric.title + arrow,
+                "unit": {"points": "points", "sd": "SD", "raw": "raw"}[unit],
+                "metric": name,
                 "prompt_set": prompt_set,
-                "cells": [_tax_cell(metric, e, largest) if e else None for e in found],
+                "cells": [
+                    _tax_cell(metric, e, largest) if e else {"experiment": x, "id": ""}
+                    for x, e in zip(tuned, found, strict=True)
+                ],
             }
         )
     return lines
 
 
 def _tax_cell(metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
-    depth = abs(e.difference.value) / largest if e.mark in ("better", "worse", "changed") else 0.0
+    value, unit = tables.change(e)
+    depth = abs(value) / largest if e.mark in ("better", "worse", "changed") else 0.0
+    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
     return {
-        "text": tables.number(metric, e.difference.value, signed=True),
-        "full": f"{e.experiment}: {tables.interval(metric, e.difference, signed=True)}, {e.mark}",
+        "id": cell_id(e),
+        "experiment": e.experiment,
+        "text": text,
+        "full": f"{e.experiment}, {metric.title}: {tables.interval(metric, e.difference, signed=True)}, {e.mark or 'no difference'}",
         "mark": e.mark.replace(" ", "-"),
-        "sign": tables.SIGNS[e.mark],
+        "sign": tables.sign(e),
         "dagger": tables.dagger(e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }
+
+
+# --------------------------------------------------------------------------------------------------- judges
+
+
+def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
+    """Win, tie and loss by each judge, how far judges agree, and what they order differently."""
+    ids = {(e.experiment, e.metric, e.prompt_set): cell_id(e) for e in comparison.of(model=model)}
+    trained = {(e.experiment, e.metric) for e in comparison.of(model=model, trained_on=True)}
+    metric_of = {metrics.load(name).scorer: name for name in panel.judges()}
+    outcomes = [
+        {
+            "id": ids[o.experiment, o.metric, o.prompt_set],
+            "judge": metrics.load(o.metric).scorer + ("†" if o.trained_on else ""),
+            "metric": o.metric,
+            "prompt_set": o.prompt_set,
+            "experiment": o.experiment,
+            "bar": svg.win_bar(o.win, o.tie, o.loss, f"{o.experiment}, {metrics.load(o.metric).title}"),
+            "shares": [_share(share) for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)],
+            "prompts": f"{o.prompts_won} : {o.prompts_lost}",
+            "p": f"{o.sign_p:.2g}",
+        }
+        for o in sorted(
+            (o for o in comparison.outcomes if o.model == model),
+            key=lambda o: (o.prompt_set, o.trained_on, *tables.metric_order(o.metric)),
+        )
+    ]
+    agreements = [
+        {
+            "prompt_set": a.prompt_set,
+            "experiment": a.experiment,
+            "metrics": [metric_of[judge] for judge in a.judges],
+            "judges": [
+                (
+                    judge + ("†" if (a.experiment, metric_of[judge]) in trained else ""),
+                    ids.get((a.experiment, metric_of[judge], a.prompt_set), ""),
+                )
+                for judge in a.judges
+            ],
+            "tau": _signed(a.tau),
+            "bar": svg.interval_bar(*a.tau, 0.0, svg.Scale(-1.0, 1.0), "", f"Kendall's tau {_signed(a.tau)}"),
+            "n": f"{a.pictures:,} of {a.prompts:,} prompts",
+        }
+        for a in comparison.panel.agreements
+        if a.model == model
+    ]
+    flips = [
+        {
+            "prompt_set": f.prompt_set,
+            "runs": [f.first, f.second],
+            "for_first": _verdicts(f.for_first, swapped=False),
+            "for_second": _verdicts(f.for_second, swapped=True),
+        }
+        for f in comparison.panel.flips
+        if f.model == model
+    ]
+    return {"outcomes": outcomes, "agreements": agreements, "flips": flips}
+
+
+def _share(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _signed(value: stats.Interval) -> str:
+    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.value:+.2f}{ends}".replace("-", "−")
+
+
+def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool) -> str:
+    told = []
+    for v in verdicts:
+        rate = stats.Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
+        metric = metrics.load(v.metric)
+        told.append(f"{metric.scorer}{'†' if v.trained_on else ''} {tables.interval(metric, rate)}")
+    return "; ".join(told)
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -367,13 +565,15 @@ def _order(*parts: object) -> str:
     return hashlib.sha256("/".join(str(part) for part in parts).encode()).hexdigest()
 
 
-def _seed_of(rows: pd.DataFrame, experiment: str) -> int:
-    """The training seed whose pictures are shown: the lowest."""
-    return int(rows.loc[rows["experiment"] == experiment, "seed"].min())
+def _lowest_seeds(rows: pd.DataFrame) -> dict[str, int]:
+    """The training seed of each experiment whose pictures are shown."""
+    return {str(name): int(seed) for name, seed in rows.groupby("experiment")["seed"].min().items()}
 
 
-def _run_name(rows: pd.DataFrame, experiment: str) -> str:
-    return f"{experiment}-{rows['model'].iloc[0]}-{_seed_of(rows, experiment)}"
+def _run_names(rows: pd.DataFrame) -> dict[str, str]:
+    """The run of each experiment whose pictures are shown."""
+    model = rows["model"].iloc[0]
+    return {name: f"{name}-{model}-{seed}" for name, seed in _lowest_seeds(rows).items()}
 
 
 def _portrait_sets(rows: pd.DataFrame) -> list[str]:
@@ -383,10 +583,14 @@ def _portrait_sets(rows: pd.DataFrame) -> list[str]:
 
 
 def _samples(
-    rows: pd.DataFrame, experiments: Sequence[str], pictures: Pictures, texts: dict[str, dict[str, str]]
+    rows: pd.DataFrame,
+    experiments: Sequence[str],
+    pictures: Pictures,
+    asked: dict[str, dict[str, Prompt]],
 ) -> list[dict[str, Any]]:
     """A fixed random sample of each prompt set (of portraits `_strips` shows more), every experiment from the same noise."""
     samples = []
+    names, seeds = _run_names(rows), _lowest_seeds(rows)
     for prompt_set, part in rows[~rows["prompt_set"].isin(_portrait_sets(rows))].groupby(
         "prompt_set", sort=False
     ):
@@ -395,131 +599,297 @@ def _samples(
         one_each = list({prompt_id: (prompt_id, image) for prompt_id, image in reversed(chosen)}.values())[
             ::-1
         ]
+        scorer = _deciding(part, trained=frozenset())
         lines = []
         for prompt_id, image in one_each[:SAMPLE]:
-            text = texts[str(prompt_set)].get(prompt_id, prompt_id)
+            prompt = _prompt(asked[str(prompt_set)], prompt_id)
             shown = [
-                (
-                    experiment,
-                    pictures.get(_run_name(rows, experiment), str(prompt_set), prompt_id, image, text),
-                )
-                for experiment in experiments
+                {
+                    "experiment": e,
+                    "picture": pictures.get(names[e], str(prompt_set), prompt_id, image, prompt.text),
+                    "value": _value_of(part, e, seeds[e], prompt_id, image, scorer),
+                }
+                for e in experiments
             ]
-            lines.append({"text": text, "image": image, "pictures": shown})
-        samples.append({"prompt_set": prompt_set, "lines": lines})
+            lines.append({"text": prompt.text, "tags": prompt.tags, "image": image, "pictures": shown})
+        samples.append({"prompt_set": prompt_set, "scorer": scorer or "", "lines": lines})
     return samples
 
 
+def _value_of(
+    rows: pd.DataFrame, experiment: str, seed: int, prompt_id: str, image: int, scorer: str | None
+) -> str:
+    of = (rows["experiment"] == experiment) & (rows["seed"] == seed) & (rows["scorer"] == scorer)
+    found = rows.loc[of & (rows["prompt_id"] == prompt_id) & (rows["image"] == image), "value"]
+    return _decimals(float(found.iloc[0])) if len(found) else "–"
+
+
+def _decimals(value: float, signed: bool = False) -> str:
+    return "–" if math.isnan(value) else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
 def _strips(
-    rows: pd.DataFrame, experiments: Sequence[str], pictures: Pictures, texts: dict[str, dict[str, str]]
+    rows: pd.DataFrame,
+    experiments: Sequence[str],
+    pictures: Pictures,
+    asked: dict[str, dict[str, Prompt]],
 ) -> list[dict[str, Any]]:
     """All portraits of a few occupations, chosen by the fixed random order, a line for each experiment."""
     strips = []
+    names = _run_names(rows)
     for prompt_set in _portrait_sets(rows):
         part = rows[rows["prompt_set"] == prompt_set]
         for prompt_id in sorted(part["prompt_id"].unique(), key=lambda name: _order(prompt_set, name))[
             :STRIPS
         ]:
-            text = texts[prompt_set].get(prompt_id, prompt_id)
+            prompt = _prompt(asked[prompt_set], prompt_id)
             indices = sorted(part.loc[part["prompt_id"] == prompt_id, "image"].unique())
             lines = [
                 (
-                    experiment,
-                    [
-                        pictures.get(_run_name(rows, experiment), prompt_set, prompt_id, i, text)
-                        for i in indices
-                    ],
+                    e,
+                    [pictures.get(names[e], prompt_set, prompt_id, i, prompt.text) for i in indices],
                 )
-                for experiment in experiments
+                for e in experiments
             ]
-            strips.append({"text": text, "lines": lines})
+            strips.append(
+                {"text": prompt.text, "tags": prompt.tags, "prompt_set": prompt_set, "lines": lines}
+            )
     return strips
 
 
+def _deciding(rows: pd.DataFrame, trained: frozenset[str]) -> str | None:
+    """The first of `DECIDING` that was scored, of those that the run was not trained on if there is one."""
+    scored = set(rows["scorer"])
+    found = [name for name in DECIDING if name in scored]
+    return next((name for name in found if name not in trained), found[0] if found else None)
+
+
 def _extremes(
-    rows: pd.DataFrame, experiment: str, pictures: Pictures, texts: dict[str, dict[str, str]]
+    rows: pd.DataFrame,
+    experiment: str,
+    pictures: Pictures,
+    asked: dict[str, dict[str, Prompt]],
+    comparison: Comparison,
 ) -> dict[str, Any]:
-    """The biggest wins and losses of an experiment, by the deciding scorer of each prompt set."""
+    """The biggest wins and losses of an experiment, by the deciding scorer of each prompt set, and pictures that nobody chose."""
     groups = []
-    seed = _seed_of(rows, experiment)
+    against = comparison.against
+    names, seed = _run_names(rows), _lowest_seeds(rows)[experiment]
     mine = rows[(rows["experiment"] == experiment) & (rows["seed"] == seed)]
+    trained = frozenset(mine.loc[mine["trained_on"] == 1, "scorer"])
+    margins = {metrics.load(name).scorer: margin for name, margin in comparison.tie_margins.items()}
     for prompt_set, part in mine.groupby("prompt_set", sort=False):
-        scorer = next((name for name in DECIDING if (part["scorer"] == name).any()), None)
+        scorer = _deciding(part, trained)
         if scorer is None:
             continue
         part = part[part["scorer"] == scorer]
-        base = score_rows.same_images(part, rows[(rows["experiment"] == BASE) & (rows["scorer"] == scorer)])
-        ranked = part.assign(gain=part["value"] - base["value"]).dropna(subset=["gain"])
-        ranked = ranked.sort_values(["gain", "prompt_id", "image"], ascending=[False, True, True])
-        half = min(EXTREMES, len(ranked) // 2)
-        for title, chosen in (
-            ("biggest wins", ranked.head(half)),
-            ("biggest losses", ranked.tail(half)[::-1]),
-        ):
-            pairs = [
-                _pair(row, experiment, rows, pictures, texts[str(prompt_set)]) for row in chosen.itertuples()
+        base = score_rows.same_images(
+            part, rows[(rows["experiment"] == against) & (rows["scorer"] == scorer)]
+        )
+        both = part.assign(base=base["value"], gain=part["value"] - base["value"])
+        ranked = both.dropna(subset=["gain"]).sort_values(
+            ["gain", "prompt_id", "image"], ascending=[False, True, True]
+        )
+        margin = margins.get(scorer, 0.0)
+        won, lost = ranked[ranked["gain"] > margin], ranked[ranked["gain"] < -margin]
+        drawn = ranked.assign(
+            order=[
+                _order(prompt_set, p, i) for p, i in zip(ranked["prompt_id"], ranked["image"], strict=True)
             ]
-            groups.append({"prompt_set": prompt_set, "title": title, "scorer": scorer, "pairs": pairs})
+        ).sort_values("order")
+        parts = [
+            {
+                "title": title,
+                "pairs": [
+                    _pair(row, names[experiment], names[against], pictures, asked[str(prompt_set)])
+                    for row in chosen.itertuples()
+                ],
+            }
+            for title, chosen in (
+                ("biggest wins", won.head(EXTREMES)),
+                ("biggest losses", lost.tail(EXTREMES)[::-1]),
+                ("drawn at random", drawn.head(EXTREMES)),
+            )
+        ]
+        counts = {"lost": len(lost), "tied": len(ranked) - len(won) - len(lost)}
+        if len(ranked) < len(both):
+            counts["without a score"] = len(both) - len(ranked)
+        groups.append(
+            {
+                "prompt_set": prompt_set,
+                "scorer": scorer + ("†" if scorer in trained else ""),
+                "counts": f"{len(won):,} of {len(both):,} pictures won, "
+                + ", ".join(f"{n:,} {name}" for name, n in counts.items())
+                + (f"; a difference of at most {margin:g} is a tie" if margin else "")
+                + ".",
+                "parts": parts,
+            }
+        )
     return {"experiment": experiment, "seed": seed, "groups": groups}
 
 
-def _pair(
-    row: Any, experiment: str, rows: pd.DataFrame, pictures: Pictures, texts: dict[str, str]
-) -> dict[str, Any]:
-    text = texts.get(row.prompt_id, row.prompt_id)
-    place = (row.prompt_set, row.prompt_id, row.image, text)
+def _pair(row: Any, run: str, base: str, pictures: Pictures, some: dict[str, Prompt]) -> dict[str, Any]:
+    prompt = _prompt(some, row.prompt_id)
+    place = (row.prompt_set, row.prompt_id, row.image, prompt.text)
     return {
-        "text": text,
-        "gain": f"{row.gain:+.2f}".replace("-", "−"),
-        "base": pictures.get(_run_name(rows, BASE), *place),
-        "tuned": pictures.get(_run_name(rows, experiment), *place),
+        "text": prompt.text,
+        "tags": prompt.tags,
+        "gain": _decimals(row.gain, signed=True),
+        "scores": f"{_decimals(row.base)} → {_decimals(row.value)}",
+        "base": pictures.get(base, *place),
+        "tuned": pictures.get(run, *place),
     }
 
 
 # ---------------------------------------------------------------------------------------------------- tones
 
 
-def _tones(rows: pd.DataFrame, experiments: Sequence[str]) -> list[dict[str, Any]]:
-    """For each portrait set and experiment, the four bins of all usable images, and each occupation's own bar."""
-    is_base = rows["experiment"] == BASE
-    rows = pd.concat([rows[~is_base], score_rows.without_copies(rows[is_base])])
+def _tones(
+    rows: pd.DataFrame, comparison: Comparison, asked: dict[str, dict[str, Prompt]]
+) -> list[dict[str, Any]]:
+    """For each portrait set, what `evals.fairness` says of every experiment."""
+    if not _portrait_sets(rows):
+        return []
+    told = fairness.fairness(rows, resamples=comparison.resamples)
     found = []
-    for prompt_set in _portrait_sets(rows):
-        part = rows[(rows["scorer"] == "skin_tone") & (rows["prompt_set"] == prompt_set)]
-        of_all = [(e, part[part["experiment"] == e]) for e in experiments]
-        shown = [
-            (e, score_rows.without_copies(of_e) if e == BASE else of_e) for e, of_e in of_all if len(of_e)
-        ]
-        top = max(max(_tone_shares(of_run)) for _, of_run in shown)
-        columns = [_tone_column(of_run, e, max(top, 2 / GROUPS)) for e, of_run in shown]
+    for prompt_set in dict.fromkeys(f.prompt_set for f in told):
+        runs = [f for f in told if f.prompt_set == prompt_set]
+        top = max(share.value for f in runs for share in f.shares)
+        most = max((n / sum(f.tones) for f in runs for n in f.tones), default=0.0)
+        columns = []
+        for f in runs:
+            cells = comparison.of(model=f.model, prompt_set=prompt_set, experiment=f.experiment)
+            ids = {e.metric: cell_id(e) for e in cells}
+            columns.append(_tone_column(f, max(top, 0.5), max(most, 0.2), asked[prompt_set], ids))
         found.append({"prompt_set": prompt_set, "columns": columns})
     return found
 
 
-def _tone_shares(rows: pd.DataFrame) -> list[float]:
-    """Share of each tone group among the usable images."""
-    return [
-        float((rows["value"] == group).sum() / max(rows["value"].notna().sum(), 1)) for group in range(GROUPS)
-    ]
-
-
-def _tone_column(rows: pd.DataFrame, experiment: str, top: float) -> dict[str, Any]:
-    shares = _tone_shares(rows)
-    told = ", ".join(f"{100 * share:.0f} %" for share in shares)
+def _tone_column(
+    f: Fairness, top: float, most: float, some: dict[str, Prompt], ids: dict[str, str]
+) -> dict[str, Any]:
+    shares = [share.value for share in f.shares]
+    groups = ", ".join(f"{100 * share:.0f} %" for share in shares)
+    tones = ", ".join(map(str, f.tones))
     return {
-        "experiment": experiment,
-        "histogram": svg.tone_histogram(shares, top, f"{experiment}: tone groups from light to dark {told}"),
-        "unusable": f"{100 * rows['value'].isna().mean():.1f}",
-        "strips": [
-            _tone_strip(str(prompt_id), part["value"]) for prompt_id, part in rows.groupby("prompt_id")
+        "experiment": f.experiment,
+        "refused": f.refused,
+        "gap": (_told(f.gap), ids.get("parity", "")),
+        "floor": f"{f.floor:.3f}",
+        "unbiased": (_told(f.unbiased), ids.get("parity_unbiased", "")),
+        "pooled": (_told(f.pooled), ids.get("parity_pooled", "")),
+        "unusable": (f"{100 * f.unusable.value:.1f}", ids.get("unusable", "")),
+        "n": f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}",
+        "histogram": svg.tone_histogram(
+            shares, top, f"{f.experiment}: tone groups from light to dark {groups}"
+        ),
+        "tones": svg.monk_histogram(
+            f.tones, most, f"{f.experiment}: pictures of Monk tones 1 to 10: {tones}"
+        ),
+        "ranked": [
+            {
+                "id": p.prompt_id,
+                "text": _prompt(some, p.prompt_id).text,
+                "tags": _prompt(some, p.prompt_id).tags,
+                "strip": svg.tone_strip(
+                    p.counts,
+                    p.unusable,
+                    f"{p.prompt_id}: {list(p.counts)} by tone group, {p.unusable} unusable",
+                ),
+                "counts": " · ".join(map(str, p.counts)),
+                "unusable": p.unusable,
+                "gap": "–" if math.isnan(p.gap) else f"{p.gap:.3f}",
+                "floor": "–" if math.isnan(p.floor) else f"{p.floor:.3f}",
+            }
+            for p in f.ranked
         ],
     }
 
 
-def _tone_strip(prompt_id: str, values: pd.Series[float]) -> Markup:
-    counts = [int((values == group).sum()) for group in range(GROUPS)]
-    unusable = int(values.isna().sum())
-    return svg.tone_strip(counts, unusable, f"{prompt_id}: {counts} by tone group, {unusable} unusable")
+def _told(value: stats.Interval) -> str:
+    if math.isnan(value.value):
+        return "–"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
+
+
+# --------------------------------------------------------------------------------------- over-optimisation
+
+
+def _over_optimisation(
+    runs: Path, cards: Sequence[Run], experiments: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The curves of `python -m evals curve` of these experiments, and what is wrong with their files."""
+    folders = [runs.parent, *dict.fromkeys(runs / card.name for card in cards)]
+    found, problems = [], []
+    for path in (path for folder in folders for path in sorted(folder.glob("*.csv"))):
+        try:
+            with path.open(encoding="utf-8") as file:
+                if not file.readline().startswith("iteration,experiment,"):
+                    continue
+            table = pd.read_csv(path)
+            lacks = next((name for name in CURVE if name not in table), None)
+            if lacks is not None:
+                problems.append(f"{path}: lacks the column {lacks}, so its curves are not shown")
+                continue
+            last = table.sort_values("iteration")["experiment"].iloc[-1].split("@")[0]
+            if last in experiments:
+                found.append(_over(path, last, table.sort_values("iteration")))
+        except (OSError, ValueError, AttributeError, IndexError) as error:
+            problems.append(f"{path}: is no table of curves ({str(error).splitlines()[0]})")
+    return found, problems
+
+
+def _over(path: Path, experiment: str, table: pd.DataFrame) -> dict[str, Any]:
+    """Proxy, judge and gold of one run, each over iterations and over KL."""
+    series = []
+    keys = [
+        (str(r), str(m), str(p))
+        for r, m, p in table[["role", "metric", "prompt_set"]].drop_duplicates().to_numpy()
+    ]
+    for role, name, prompt_set in sorted(
+        keys, key=lambda key: (ROLES.index(key[0]) if key[0] in ROLES else 3, key)
+    ):
+        part = table[
+            (table["role"] == role) & (table["metric"] == name) & (table["prompt_set"] == prompt_set)
+        ]
+        metric = metrics.load(name)
+        scale = 100.0 if metric.unit == "share" else 1.0
+        gain, low, high = (
+            (scale * part[column].astype(float)).tolist() for column in ("gain", "gain_low", "gain_high")
+        )
+        marks = svg.Marks(
+            kept=_first(part["kept"].to_numpy() == 1),
+            apart=tuple(np.flatnonzero(part["apart"].to_numpy() == 1)),
+        )
+        title = f"{role} ({metric.title}) gained over the base{', points' if scale == 100 else ''}"
+        charts = [
+            svg.banded(
+                part[column].astype(float).tolist(),
+                gain,
+                low,
+                high,
+                marks,
+                f"{title}, by {x}",
+                x,
+                f"band {role}",
+            )
+            for column, x in (("iteration", "iterations"), ("kl", "nats of KL"))
+        ]
+        series.append({"title": title, "metric": name, "prompt_set": prompt_set, "charts": charts})
+    kept = table.loc[table["kept"] == 1, "iteration"]
+    return {
+        "experiment": experiment,
+        "file": str(path),
+        "kept": "" if kept.empty else f"{int(kept.iloc[0]):,}",
+        "apart": [f"{int(n):,}" for n in sorted(table.loc[table["apart"] == 1, "iteration"].unique())],
+        "series": series,
+    }
+
+
+def _first(flags: np.ndarray[Any, np.dtype[np.bool_]]) -> int | None:
+    """The place of the first that is true."""
+    places = np.flatnonzero(flags)
+    return int(places[0]) if len(places) else None
 
 
 # ----------------------------------------------------------------------------------------------------- runs
@@ -632,6 +1002,7 @@ def _cost(run: Run) -> dict[str, str]:
     commit = str(run.card.get("commit") or "")[:10]
     return {
         "run": run.name,
+        "experiment": run.experiment,
         "images": _count(cost.get("images")),
         "evaluations": _count(cost.get("denoiser_evaluations")),
         "minutes": f"{_number(cost.get('seconds')) / 60:.1f}" if cost.get("seconds") is not None else "–",
@@ -655,7 +1026,15 @@ def _short(value: object) -> str:
 
 def _gates(run: Run) -> dict[str, Any]:
     gates = run.card.get("gates")
-    return {"run": run.name, "gates": list(_flat(gates)) if isinstance(gates, dict) else []}
+    found = list(_flat(gates)) if isinstance(gates, dict) else []
+    states = [state for _, _, state in found if state]
+    return {
+        "run": run.name,
+        "experiment": run.experiment,
+        "gates": found,
+        "held": len(states),
+        "failed": states.count("fail"),
+    }
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str, str]]:

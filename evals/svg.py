@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from evals.miniature.render import MONK_TONES
+
 TONES = ("#f7ead0", "#d7bd96", "#825c43", "#3a312a")
 """One Monk swatch (3, 5, 7, 9) for each of the four tone groups 1-4, 5, 6-7, 8-10."""
 
@@ -90,6 +92,118 @@ def chart(lines: Sequence[Line], title: str, x_title: str) -> Markup:
         f'<text x="{left - 6}" y="{floor + 3}" text-anchor="end">{y0:.2f}</text>'
         f'<text x="{left}" y="{height - 6}">{x0:,.0f}</text>'
         f'<text x="{wide}" y="{height - 6}" text-anchor="end">{x1:,.0f} {escape(x_title)}</text>{paths}</svg>'
+    )
+
+
+class Marks(NamedTuple):
+    """What is marked on a curve, by the places of its points."""
+
+    kept: int | None
+    """The checkpoint to keep: a dashed line."""
+    apart: tuple[int, ...]
+    """Where it has parted from the reward: rings."""
+
+
+def banded(
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    marks: Marks,
+    title: str,
+    x_title: str,
+    css: str,
+) -> Markup:
+    """One curve with its band, a line at 0, and marks; the ends of both axes are written out."""
+    width, height, left, right, top, bottom = 320, 150, 46, 10, 18, 24
+    places = [i for i, value in enumerate(y) if math.isfinite(value) and math.isfinite(x[i])]
+    if not places:
+        return Markup("")
+    ends = [(low[i], high[i]) if math.isfinite(low[i] + high[i]) else (y[i], y[i]) for i in range(len(y))]
+    x0, x1 = min(x[i] for i in places), max(x[i] for i in places)
+    y0, y1 = min(0.0, *(ends[i][0] for i in places)), max(0.0, *(ends[i][1] for i in places))
+
+    def across(value: float) -> float:
+        return left + (width - left - right) * (value - x0) / (x1 - x0 or 1)
+
+    def up(value: float) -> float:
+        return height - bottom - (height - top - bottom) * (value - y0) / (y1 - y0 or 1)
+
+    in_order = sorted(places, key=lambda i: x[i])
+    line = " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in in_order)
+    band = " ".join(
+        [f"{across(x[i]):.1f},{up(ends[i][1]):.1f}" for i in in_order]
+        + [f"{across(x[i]):.1f},{up(ends[i][0]):.1f}" for i in reversed(in_order)]
+    )
+    dots = "".join(
+        f'<circle class="{"ring" if i in marks.apart else "dot"}" cx="{across(x[i]):.1f}" cy="{up(y[i]):.1f}" '
+        f'r="{4.5 if i in marks.apart else 2.4}"/>'
+        for i in in_order
+    )
+    kept = ""
+    if marks.kept is not None and marks.kept in places:
+        at = across(x[marks.kept])
+        end = "end" if at > width / 2 else "start"
+        kept = (
+            f'<line class="kept" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 6}" y2="{height - bottom}"/>'
+            f'<text class="name" x="{at + (-4 if end == "end" else 4):.1f}" y="10" text-anchor="{end}">keep</text>'
+        )
+    wide, floor = width - right, height - bottom
+    lowest = up(y0) + 3
+    zero = (
+        ""
+        if y0 == 0 or up(0) > lowest - 9
+        else f'<text x="{left - 6}" y="{up(0) + 3:.1f}" text-anchor="end">0</text>'
+    )
+    return Markup(
+        f'<svg class="chart {css}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        f'<polygon points="{band}"/><line class="axis" x1="{left}" x2="{wide}" y1="{up(0):.1f}" y2="{up(0):.1f}"/>'
+        f'<line class="grid" x1="{left}" x2="{wide}" y1="{floor}" y2="{floor}"/>{kept}'
+        f'<text x="{left - 6}" y="{top + 4}" text-anchor="end">{y1:.3g}</text>{zero}'
+        f'<text x="{left - 6}" y="{lowest:.1f}" text-anchor="end">{y0:.3g}</text>'
+        f'<text x="{left}" y="{height - 6}">{x0:,.3g}</text>'
+        f'<text x="{wide}" y="{height - 6}" text-anchor="end">{x1:,.0f} {escape(x_title)}</text>'
+        f'<polyline class="mean" points="{line}"/>{dots}</svg>'
+    )
+
+
+def win_bar(win: float, tie: float, loss: float, label: str) -> Markup:
+    """Shares won, tied and lost as one bar; the tick is at one half. Ties are hatched, so that it reads without colours."""
+    if not math.isfinite(win + tie + loss):
+        return Markup("")
+    told = ", ".join(
+        f"{100 * share:.0f} % {name}" for share, name in ((win, "won"), (tie, "tied"), (loss, "lost"))
+    )
+    parts, left = "", 0.0
+    for share, css in ((win, "won"), (tie, "tied"), (loss, "lost")):
+        parts += f'<rect class="{css}" x="{100 * left:.2f}%" width="{100 * share:.2f}%" height="12" y="2"/>'
+        left += share
+    return Markup(
+        f'<svg class="wins" width="100%" height="16" role="img" aria-label="{escape(label)}: {told}">{parts}'
+        '<line x1="50%" x2="50%" y1="0" y2="16"/></svg>'
+    )
+
+
+MONK = tuple("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in MONK_TONES)
+
+
+def monk_histogram(counts: Sequence[int], top: float, label: str) -> Markup:
+    """Ten bars, one per tone, `top` being the share of the full height; nothing where tones were not read."""
+    total = sum(counts)
+    if not total:
+        return Markup("")
+    width, height, gap = 200, 84, 4
+    each = (width - gap * (len(counts) + 1)) / len(counts)
+    bars = ""
+    for tone, count in enumerate(counts):
+        tall = (height - 16) * count / total / top
+        left = gap + tone * (each + gap)
+        bars += (
+            f'<rect x="{left:.1f}" y="{height - 14 - tall:.1f}" width="{each:.1f}" height="{tall:.1f}" rx="2" fill="{MONK[tone]}"/>'
+            f'<text class="name" x="{left + each / 2:.1f}" y="{height - 3}" text-anchor="middle">{tone + 1}</text>'
+        )
+    return Markup(
+        f'<svg class="tones" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{bars}</svg>'
     )
 
 

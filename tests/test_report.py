@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import hashlib
+import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +19,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from evals import compare, report, rows, svg
+from evals import compare, report, report_data, rows, svg
 from evals.__main__ import main
+from evals.compare import Comparison
+from prompts import Prompt
 from tests.synthetic_rows import SETS, study
 
 PREFERENCE, SCENES, PORTRAITS = SETS
-VOID = {"meta", "img", "input", "line", "circle", "rect", "polyline"}
+VOID = {"meta", "img", "input", "link", "line", "circle", "rect", "polyline", "polygon"}
 
 
 class Tags(HTMLParser):
@@ -33,12 +39,18 @@ class Tags(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.images_without_alt = 0
+        self.scripts: list[dict[str, str | None]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        assert tag != "script"
+        if tag == "script":
+            self.scripts.append(given)
         self.fetched += [value for name in ("src", "data", "srcset") if (value := given.get(name))]
-        self.links += [value for name, value in attrs if name == "href" and value]
+        links = [value for name, value in attrs if name == "href" and value]
+        if tag == "link":
+            self.fetched += links
+        else:
+            self.links += links
         self.ids += [value for name, value in attrs if name == "id" and value]
         self.images_without_alt += tag == "img" and not given.get("alt")
         if tag not in VOID:
@@ -59,6 +71,11 @@ def parsed(page: str) -> Tags:
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     return study(prompts=7, images=4, seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def made(frame: pd.DataFrame) -> Comparison:
+    return compare.compare(frame, resamples=50)
 
 
 def picture(path: Path, size: int = 8) -> None:
@@ -118,7 +135,8 @@ def page(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_is_self_contained_and_well_formed(page: str) -> None:
     tags = parsed(page)
     assert tags.fetched
-    assert all(source.startswith("data:image/") for source in tags.fetched)
+    assert all(source.startswith(("data:image/", "data:,")) for source in tags.fetched)
+    assert tags.scripts == [{"type": "text/plain", "id": "data"}, {}]
     assert all(link.startswith("#") for link in tags.links)
     assert {link[1:] for link in tags.links} <= set(tags.ids)
     assert len(tags.ids) == len(set(tags.ids))
@@ -127,15 +145,14 @@ def test_the_page_is_self_contained_and_well_formed(page: str) -> None:
     assert "image-rendering: pixelated" in page
 
 
-def test_the_same_numbers_make_the_same_page(frame: pd.DataFrame, tmp_path: Path) -> None:
-    made = compare.compare(frame, resamples=50)
+def test_the_same_numbers_make_the_same_page(frame: pd.DataFrame, tmp_path: Path, made: Comparison) -> None:
     first, second = (report.render(frame, made, tmp_path, tmp_path, "x") for _ in range(2))
     assert first == second
 
 
 def test_the_headline_is_generated_from_the_numbers(frame: pd.DataFrame) -> None:
     made = compare.compare(frame, resamples=200)
-    told = report.headline(made, "miniature")
+    told = {k: re.sub("<[^>]*>", "", v) for k, v in report.headline(made, "miniature").items()}
     assert told["experiment"] == "joint"  # the run with the most rewards
     (gold,) = made.of(experiment="joint", metric="win_rate_gold", prompt_set=PREFERENCE)
     assert f"win rate (gold) to {100 * gold.value.value:.1f} %" in told["gain"]
@@ -175,8 +192,9 @@ def test_cost_gates_and_curves_come_from_the_run(page: str) -> None:
     assert page.count("<polyline") == 2 * 2 * 3  # tasks x (reward, gold) x (two seeds and their mean)
 
 
-def test_a_page_without_any_run_or_picture_is_a_page(frame: pd.DataFrame, tmp_path: Path) -> None:
-    made = compare.compare(frame, resamples=50)
+def test_a_page_without_any_run_or_picture_is_a_page(
+    frame: pd.DataFrame, tmp_path: Path, made: Comparison
+) -> None:
     bare = report.render(frame, made, tmp_path / "runs", tmp_path / "images", "x")
     parsed(bare)
     assert "No training logs were found" in bare
@@ -187,10 +205,11 @@ def test_prompts_and_names_are_escaped(tmp_path: Path, monkeypatch: pytest.Monke
     evil = "<script>alert(1)</script>\"'&"
     frame = study(prompts=3, images=2, seeds=(0,), experiments=("base", "joint"))
     frame = frame.replace({"p000": evil, SCENES: f"scenes{evil}", "joint": f"joint{evil}"})
-    monkeypatch.setattr(report, "_texts", lambda _: {f"p{i:03d}": f"text {i} {evil}" for i in range(3)})
+    asked = {f"p{i:03d}": Prompt(f"p{i:03d}", f"text {i} {evil}", (evil, "plain")) for i in range(3)}
+    monkeypatch.setattr(report, "_prompts", lambda _: asked)
     made = compare.compare(frame, resamples=20)
     page = report.render(frame, made, tmp_path, tmp_path, f"x {evil}")
-    assert "<script" not in page
+    assert page.count("<script") == 2 and "<script>alert" not in page
     assert "&lt;script&gt;" in page
     parsed(page)
 
@@ -211,39 +230,274 @@ def test_small_pictures_are_kept_as_they_are_and_large_ones_are_shrunk(tmp_path:
     assert large is not None
     assert base64.b64decode(small.split(",")[1]) == (tmp_path / "run" / "set" / "a" / "0.png").read_bytes()
     assert large.startswith("data:image/webp")
+    assert sides(large) == (report.SHRUNK, report.SHRUNK)
+    few = report.Pictures(tmp_path, report.SMALL).get("run", "set", "a", 1, "x").data
+    assert few is not None
+    assert sides(few) == (report.SMALL, report.SMALL)
+
+
+def sides(address: str) -> tuple[int, int]:
+    with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as picture:
+        return picture.size
 
 
 def test_wins_and_losses_are_the_extremes_and_the_sample_is_not_chosen(
-    frame: pd.DataFrame, tmp_path: Path
+    frame: pd.DataFrame, tmp_path: Path, made: Comparison
 ) -> None:
-    texts: dict[str, dict[str, str]] = {prompt_set: {} for prompt_set in SETS}
-    shown = report._extremes(frame, "joint", report.Pictures(tmp_path), texts)
-    wins, losses = shown["groups"][:2]
-    assert wins["scorer"] == "gold_utility"
-    mine = frame[
-        (frame["experiment"] == "joint") & (frame["seed"] == 0) & (frame["scorer"] == "gold_utility")
-    ]
-    mine = mine[mine["prompt_set"] == wins["prompt_set"]].set_index(["prompt_id", "image"])["value"]
-    base = frame[(frame["experiment"] == "base") & (frame["scorer"] == "gold_utility")]
-    base = base[base["prompt_set"] == wins["prompt_set"]].set_index(["prompt_id", "image"])["value"]
-    gains = (mine - base).sort_values()
-    assert [pair["gain"] for pair in wins["pairs"]] == [f"{gain:+.2f}" for gain in gains.tail(3)[::-1]]
-    assert [pair["gain"] for pair in losses["pairs"]] == [
-        f"{g:+.2f}".replace("-", "−") for g in gains.head(3)
-    ]
-    changed = frame.assign(value=0.0)
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
     pictures = report.Pictures(tmp_path)
-    samples = [report._samples(f, ["base", "joint"], pictures, texts) for f in (frame, changed)]
+    (group, *_) = report._extremes(frame, "joint", pictures, asked, made)["groups"]
+    assert group["scorer"] == "gold_utility"
+    of = (frame["scorer"] == "gold_utility") & (frame["prompt_set"] == group["prompt_set"])
+    mine, base = (
+        frame[of & (frame["experiment"] == name) & (frame["seed"] == 0)].set_index(["prompt_id", "image"])[
+            "value"
+        ]
+        for name in ("joint", "base")
+    )
+    gains = (mine - base).sort_values()
+    wins, losses, drawn = group["parts"]
+    told = [f"{gain:+.2f}".replace("-", "−") for gain in gains]
+    lost = [text for text, gain in zip(told, gains, strict=True) if gain < 0]
+    assert [pair["gain"] for pair in wins["pairs"]] == told[: -report.EXTREMES - 1 : -1]
+    assert [pair["gain"] for pair in losses["pairs"]] == lost[: report.EXTREMES]
+    assert group["counts"].startswith(f"{(gains > 0).sum()} of 28 pictures won, {len(lost)} lost, 0 tied")
+    assert len(drawn["pairs"]) == report.EXTREMES
+
+    changed = frame.assign(value=frame["value"] * -1)
+    (other, *_) = report._extremes(changed, "joint", pictures, asked, made)["groups"]
+    assert [p["text"] for p in other["parts"][2]["pairs"]] == [p["text"] for p in drawn["pairs"]]
+    samples = [report._samples(f, ["base", "joint"], pictures, asked) for f in (frame, changed)]
     assert [line["text"] for line in samples[0][0]["lines"]] == [
         line["text"] for line in samples[1][0]["lines"]
     ]
     assert len({line["text"] for line in samples[0][0]["lines"]}) == report.SAMPLE
 
 
-def test_tones_of_a_base_that_every_seed_repeats_are_counted_once(frame: pd.DataFrame) -> None:
+def test_wins_are_decided_by_a_judge_that_the_run_was_not_trained_on(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
+    some = frame[frame["scorer"].isin(["imagereward", "objects"])]
+    made = compare.compare(some, resamples=20)
+    for experiment, decided in (
+        ("fairness", "imagereward"),
+        ("imagereward", "objects"),
+        ("joint", "imagereward†"),
+    ):
+        groups = report._extremes(some, experiment, report.Pictures(tmp_path), asked, made)["groups"]
+        assert {g["prompt_set"]: g["scorer"] for g in groups}[SCENES] == decided
+
+
+def test_tones_of_a_base_that_every_seed_repeats_are_counted_once(
+    frame: pd.DataFrame, made: Comparison
+) -> None:
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
     base = frame[frame["experiment"] == "base"]
     repeated = pd.concat([frame, base.assign(seed=7)], ignore_index=True)
-    assert report._tones(repeated, ["base", "joint"]) == report._tones(frame, ["base", "joint"])
+    assert report._tones(repeated, made, asked) == report._tones(frame, made, asked)
+    (found,) = report._tones(frame, made, asked)
+    assert [c["experiment"] for c in found["columns"]] == list(dict.fromkeys(frame["experiment"]))
+    gaps = [float(p["gap"]) - float(p["floor"]) for p in found["columns"][0]["ranked"]]
+    assert gaps == sorted(gaps, reverse=True)
+    assert "Monk tones 1 to 10" in found["columns"][0]["tones"]
+
+
+# --------------------------------------------------------------------------------------------------- the rows
+
+
+def unpacked(page: str) -> dict[str, Any]:
+    (text,) = re.findall('<script type="text/plain" id="data">([^<]*)</script>', page)
+    told: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(text)))
+    return told
+
+
+def test_the_only_script_that_may_run_is_that_of_the_page(page: str) -> None:
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    assert script == (Path(report.__file__).parent / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'")
+    assert "connect-src" not in policy and "unsafe-eval" not in policy
+
+
+def test_every_row_is_in_the_page_as_it_is_in_the_file(
+    page: str, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    data = unpacked(page)
+    found = []
+    for scoring in data["scorings"]:
+        place = data["sets"][f"{scoring['model']}/{scoring['prompt_set']}"]
+        shown = data["pictures"][scoring["pictures"]].split(",")
+        for (prompt, image), value, picture in zip(
+            place["slots"], scoring["values"].split(","), shown, strict=True
+        ):
+            if value != "-":
+                at = {"prompt_id": place["ids"][prompt], "image": image, "picture": picture}
+                found.append({**scoring, **at, "value": float(value) if value else math.nan})
+    made = pd.DataFrame(found)[list(rows.COLUMNS)]
+    rows.write(frame, tmp_path / "frame.csv")
+    assert data["whole"]
+    assert sorted(made.to_csv(index=False, float_format="%.6g").splitlines()) == sorted(
+        (tmp_path / "frame.csv").read_text().splitlines()
+    )
+
+
+def test_a_row_that_is_not_there_is_not_one_without_a_score(frame: pd.DataFrame, made: Comparison) -> None:
+    """The base is not scored on drift, and some faces cannot be read."""
+    scorings = report_data.content(frame, made, {})["scorings"]
+    assert not any(s["experiment"] == "base" and s["scorer"] == "kid" for s in scorings)
+    tones = [s for s in scorings if s["scorer"] == "skin_tone"]
+    empty = sum(s["values"].split(",").count("") for s in tones)
+    assert empty == frame.loc[frame["scorer"] == "skin_tone", "value"].isna().sum() > 0
+
+
+def test_the_prompts_of_a_cell_are_what_its_number_was_made_of(
+    page: str, frame: pd.DataFrame, made: Comparison
+) -> None:
+    cells = unpacked(page)["cells"]
+    assert set(cells) == {report_data.cell_id(e) for e in made.estimates}
+    for e in made.estimates:
+        cell = cells[report_data.cell_id(e)]
+        values, base = (np.array(cell[name], dtype=float) for name in ("values", "base"))
+        if e.metric == "parity_pooled":
+            assert not cell["mean"]
+            continue
+        assert cell["mean"], e.metric
+        np.testing.assert_allclose(np.nanmean(values), e.value.value, rtol=1e-5, atol=1e-6)
+        if e.experiment != "base" and not e.unpaired:
+            np.testing.assert_allclose(np.nanmean(values - base), e.difference.value, rtol=1e-4, atol=1e-6)
+
+
+def test_above_so_many_rows_only_prompts_are_in_the_page(
+    frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, made: Comparison
+) -> None:
+    monkeypatch.setattr(report_data, "ROWS", len(frame) - 1)
+    content = report_data.content(frame, made, {})
+    assert not content["whole"] and not content["scorings"]
+    assert all(len(cell["values"]) == 7 for cell in content["cells"].values())
+
+
+def test_every_number_leads_to_its_rows(page: str, frame: pd.DataFrame) -> None:
+    tags = parsed(page)
+    cells = unpacked(page)["cells"]
+    assert {link[1:] for link in tags.links if link.startswith("#cell/")} == set(cells)
+    assert set(cells) <= set(tags.ids)  # where scripts are off the link leads to the line of the number
+
+
+def test_what_can_be_filtered_by(frame: pd.DataFrame, made: Comparison) -> None:
+    asked = {name: {"p000": Prompt("p000", "x", ("near", "a b"))} for name in SETS}
+    found = {
+        facet.name: [value for value, _, _ in facet.choices] for facet in report._facets(frame, made, asked)
+    }
+    assert found["set"] == list(SETS)
+    assert found["run"] == list(dict.fromkeys(frame["experiment"]))
+    assert found["tag"] == ["a b", "near"]
+    assert set(found["metric"]) == {e.metric for e in made.estimates}
+    assert "suite" not in found and "model" not in found  # one of each is nothing to choose from
+    two = frame.assign(suite=frame["suite"].where(frame["prompt_set"] == SCENES, "other:543210"))
+    (suites,) = (facet for facet in report._facets(two, made, asked) if facet.name == "suite")
+    assert [sets for _, _, sets in suites.choices] == [[PREFERENCE, PORTRAITS], [SCENES]]
+
+
+# ----------------------------------------------------------------------------------------- over-optimisation
+
+
+def curve_table(folder: Path, **changes: object) -> Path:
+    lines = []
+    for role, metric, gains in (
+        ("proxy", "reward_mean", (0, 1, 2)),
+        ("judge", "win_rate_judge", (0, 0.2, 0.1)),
+    ):
+        for place, gain in enumerate(gains):
+            line = {
+                "iteration": 10 * place,
+                "experiment": ["base", "joint@10", "joint"][place],
+                "kl": 5.0 * place,
+                "question": "imagereward",
+                "role": role,
+                "metric": metric,
+                "prompt_set": PREFERENCE,
+                "gain": gain,
+                "gain_low": gain - 0.05 * place,
+                "gain_high": gain + 0.05 * place,
+                "kept": int(place == 1),
+                "apart": int(place == 2 and role == "judge"),
+            }
+            lines.append({**line, **changes})
+    pd.DataFrame(lines).to_csv(folder / "curve.csv", index=False)
+    return folder / "curve.csv"
+
+
+def test_two_models_are_two_parts_of_a_page(frame: pd.DataFrame, tmp_path: Path) -> None:
+    some = frame[frame["experiment"].isin(["base", "joint"]) & (frame["seed"] == 0)]
+    both = pd.concat([some, some.assign(model="other")], ignore_index=True)
+    page = report.render(both, compare.compare(both, resamples=20), tmp_path, tmp_path, "x")
+    tags = parsed(page)
+    assert len(tags.ids) == len(set(tags.ids))
+    assert {link[1:] for link in tags.links} <= set(tags.ids)
+    assert page.count('<div class="group" data-model=') == 2 and 'name="model" value="other"' in page
+
+
+def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
+    frame: pd.DataFrame, tmp_path: Path, made: Comparison
+) -> None:
+    curve_table(tmp_path)
+    found, problems = report._over_optimisation(tmp_path / "runs", [], ["base", "joint"])
+    assert problems == []
+    (one,) = found
+    assert (one["experiment"], one["kept"], one["apart"]) == ("joint", "10", ["20"])
+    proxy, judge = one["series"]
+    assert proxy["title"].startswith("proxy") and judge["title"].endswith("points")
+    for drawing in (*proxy["charts"], *judge["charts"]):
+        assert drawing.count('class="kept"') == 1 and ">keep<" in drawing
+    assert [chart.count('class="ring"') for chart in (*proxy["charts"], *judge["charts"])] == [0, 0, 1, 1]
+    page = report.render(frame, made, tmp_path / "runs", tmp_path / "images", "x")
+    parsed(page)
+    assert "keep iteration 10" in page and "a judge has fallen and the proxy risen: iteration 20." in page
+    assert report._over_optimisation(tmp_path / "runs", [], ["base"]) == ([], [])
+
+
+def test_a_broken_table_of_curves_is_said(tmp_path: Path) -> None:
+    path = curve_table(tmp_path)
+    path.write_text(path.read_text().replace(",kept,", ",keept,"))
+    assert report._over_optimisation(tmp_path / "runs", [], ["joint"]) == (
+        [],
+        [f"{path}: lacks the column kept, so its curves are not shown"],
+    )
+    curve_table(tmp_path, metric="charm")
+    found, (problem,) = report._over_optimisation(tmp_path / "runs", [], ["joint"])
+    assert found == [] and "there is no metric 'charm'" in problem
+
+
+# ------------------------------------------------------------------------------------------------------ looks
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_text_is_legible(page: str, mode: int) -> None:
+    colours = {
+        name: pair[mode] for name, *pair in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\);", page)
+    }
+    texts = {"ink", "soft", "good", "bad", "moved", *(f"c{i}" for i in range(8))}
+    assert texts <= set(colours)
+    for text in texts:
+        for ground in ("page", "card"):
+            high, low = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def test_the_page_says_its_language_and_has_landmarks(page: str) -> None:
+    assert '<html lang="en">' in page and re.search("<title>[^<]+</title>", page)
+    assert page.count("<main") == 1 and page.count("<nav") == 1
+    assert '<a class="skip" href="#content">' in page and '<main id="content">' in page
+    for table in re.findall(r'<div class="[^"]*scroll[^"]*"[^>]*>', page):
+        assert 'tabindex="0"' in table and 'role="region"' in table and "aria-label=" in table
 
 
 def test_drawings_hold_what_they_are_given() -> None:
@@ -256,6 +510,19 @@ def test_drawings_hold_what_they_are_given() -> None:
     assert svg.interval_bar(math.nan, 0, 0, 0, scale, "c1", "x") == ""
     assert svg.chart([svg.Line([0], [math.nan], "mean")], "t", "x") == ""
     assert svg.chart([svg.Line([0, 1], [2.0, 2.0], "mean")], "flat", "x").count("<polyline") == 1
+    bar = svg.win_bar(0.5, 0.125, 0.375, "<x>")
+    assert "50 % won, 12 % tied, 38 % lost" in bar and "<x>" not in bar
+    assert re.findall('class="(won|tied|lost)" x="([^"]*)%" width="([^"]*)%"', bar) == [
+        ("won", "0.00", "50.00"),
+        ("tied", "50.00", "12.50"),
+        ("lost", "62.50", "37.50"),
+    ]
+    assert svg.win_bar(math.nan, 0, 1, "x") == svg.monk_histogram([0] * 10, 1.0, "x") == ""
+    assert svg.monk_histogram([1] * 10, 0.2, "x").count("<rect") == 10
+    none = svg.Marks(None, ())
+    assert svg.banded([0], [math.nan], [0], [0], none, "t", "x", "") == ""
+    flat = svg.banded([0, 1], [0, 0], [0, 0], [0, 0], none, "t", "x", "")
+    assert "nan" not in flat and "keep" not in flat
     strip = svg.tone_strip([1, 0, 0, 3], 0, "x")
     assert 'width="75.00%"' in strip
     assert svg.tone_strip([0, 0, 0, 0], 0, "x") == ""
