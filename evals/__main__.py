@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from evals.scorers import Domain
 
 CSV = click.Path(path_type=Path)
+ACCEPT_TERMS = click.option(
+    "--accept-terms",
+    metavar="REPOSITORY",
+    multiple=True,
+    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
+)
 
 
 class OneSentence(click.Group):
@@ -63,12 +69,7 @@ def main() -> None:
 @click.option(
     "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
 )
-@click.option(
-    "--accept-terms",
-    metavar="REPOSITORY",
-    multiple=True,
-    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
-)
+@ACCEPT_TERMS
 @click.option(
     "--processes",
     type=click.IntRange(1),
@@ -299,12 +300,7 @@ def licences() -> None:
     show_default=True,
     help="Of the scorer of that name, and of the pictures that it is shown.",
 )
-@click.option(
-    "--accept-terms",
-    metavar="REPOSITORY",
-    multiple=True,
-    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
-)
+@ACCEPT_TERMS
 def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> None:
     """Hold a scorer to its contract, on a few pictures: exit code 1 where it does not keep it."""
     from evals import scorers, weights
@@ -335,12 +331,7 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
     metavar="FOLDER|fetched",
     help="geneval: the judged pictures, as <model>/<prompt>/samples/<picture>.png, or have them fetched.",
 )
-@click.option(
-    "--accept-terms",
-    metavar="REPOSITORY",
-    multiple=True,
-    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
-)
+@ACCEPT_TERMS
 @click.option(
     "--out", type=CSV, required=True, help="Tables to write (.md); the counts go beside them as .csv."
 )
@@ -445,12 +436,7 @@ def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
 @click.option(
     "--kl-images", type=click.IntRange(1), default=1, show_default=True, help="Images of each of them."
 )
-@click.option(
-    "--accept-terms",
-    metavar="REPOSITORY",
-    multiple=True,
-    help="Use weights of this repository, whose terms are not free for every use; repeatable.",
-)
+@ACCEPT_TERMS
 def curve(
     run: Path,
     out: Path,

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 import prompts
+from evals import rows
 from evals.files import sync_folder
 
 KIND = "human votes, protocol 1"
@@ -218,7 +219,7 @@ def open_picture(path: Path) -> Image.Image:
 
 def picture_hash(rgb: Image.Image) -> str:
     """12 hex characters of the SHA-256 of a picture's size and pixels, as score rows have it."""
-    return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()[:12]
+    return rows.picture_hash(rgb.size, rgb.tobytes())
 
 
 def under_noise(rgb: Image.Image) -> Image.Image:

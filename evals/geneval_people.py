@@ -150,12 +150,7 @@ def pair_agreement(right: Array, raters: Array) -> float:
 
 def fleiss_kappa(right: Array, raters: Array) -> float:
     """Agreement of many raters on right and wrong, above what chance gives (Fleiss 1971), with as many raters of each picture."""
-    observed = float(
-        np.mean((right * (right - 1) + (raters - right) * (raters - right - 1)) / (raters * (raters - 1)))
-    )
-    share = float(right.sum() / raters.sum())
-    expected = share**2 + (1 - share) ** 2
-    return (observed - expected) / (1 - expected)
+    return stats.fleiss_kappa(np.stack([right, raters - right], axis=-1))
 
 
 def unanimous(right: Array, raters: Array) -> float:

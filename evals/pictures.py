@@ -7,7 +7,6 @@ system carries no locks between hosts, two may draw the same chunk: the files ar
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import prompts
+from evals import rows
 from evals.checkpoints import Checkpoint, first_line, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
@@ -83,9 +83,9 @@ class Read(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """12 hex characters of the SHA-256 of size and pixels: the same for the same picture in another file format."""
+        """See `evals.rows.picture_hash`."""
         height, width, _ = self.pixels_HWC.shape
-        return hashlib.sha256(repr((width, height)).encode() + self.pixels_HWC.tobytes()).hexdigest()[:12]
+        return rows.picture_hash((width, height), self.pixels_HWC.tobytes())
 
     @property
     def is_black(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterable, Sequence
@@ -90,6 +91,11 @@ def write(rows: pd.DataFrame, path: Path | str) -> None:
     text = rows.loc[:, list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
     content = text.encode("utf-8")
     write_bytes(gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content, path)
+
+
+def picture_hash(size: tuple[int, int], rgb: bytes) -> str:
+    """12 hex characters of the SHA-256 of a picture's width, height and RGB pixels: the same for the same picture in another file format."""
+    return hashlib.sha256(repr(size).encode() + rgb).hexdigest()[:12]
 
 
 def by_picture(rows: pd.DataFrame) -> pd.DataFrame:

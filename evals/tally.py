@@ -106,22 +106,6 @@ def pair_agreement(counts_NK: Array) -> float:
     return float(alike_N.mean())
 
 
-def fleiss_kappa(counts_NK: Array) -> float:
-    """Agreement beyond chance (Fleiss, Psychological Bulletin 76, 1971); where subjects have unequal numbers of ratings, each counts once for agreement.
-
-    Args:
-        counts_NK: ratings of each of N subjects in each of K categories.
-
-    Returns:
-        NaN where no subject has two ratings, or where all ratings are one category and chance explains all.
-    """
-    several_NK = counts_NK[counts_NK.sum(axis=1) > 1]
-    if not len(several_NK):
-        return math.nan
-    chance = float(((several_NK.sum(axis=0) / several_NK.sum()) ** 2).sum())
-    return (pair_agreement(several_NK) - chance) / (1 - chance) if chance < 1 else math.nan
-
-
 def positive_rate(mean_S: Array) -> Array:
     """`W / (W + T + L)`: a tie is no positive vote."""
     rate: Array = mean_S[..., 0] / mean_S.sum(axis=-1)
@@ -182,7 +166,7 @@ def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMP
         ties_dropped=interval(ties_dropped_rate),
         positive=interval(positive_rate),
         p=stats.p_value(half_tie_rate(draws_NS) - 0.5),
-        kappa=fleiss_kappa(ratings_NK),
+        kappa=stats.fleiss_kappa(ratings_NK),
         agreement=pair_agreement(ratings_NK),
     )
 

@@ -397,7 +397,7 @@ TEXTBOOK = np.array(
 
 
 def test_fleiss_kappa_of_the_textbook() -> None:
-    assert tally.fleiss_kappa(TEXTBOOK) == pytest.approx(0.2099, abs=5e-5)
+    assert stats.fleiss_kappa(TEXTBOOK) == pytest.approx(0.2099, abs=5e-5)
 
 
 def test_pair_agreement_is_counted_pair_by_pair() -> None:
@@ -410,9 +410,9 @@ def test_pair_agreement_is_counted_pair_by_pair() -> None:
 
 def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     assert math.isnan(tally.pair_agreement(np.array([[1.0, 0, 0]])))
-    assert math.isnan(tally.fleiss_kappa(np.array([[1.0, 0, 0]])))
-    assert math.isnan(tally.fleiss_kappa(np.array([[3.0, 0, 0], [2, 0, 0]])))
-    assert tally.fleiss_kappa(np.array([[3.0, 0, 0], [0, 0, 3]])) == 1
+    assert math.isnan(stats.fleiss_kappa(np.array([[1.0, 0, 0]])))
+    assert math.isnan(stats.fleiss_kappa(np.array([[3.0, 0, 0], [2, 0, 0]])))
+    assert stats.fleiss_kappa(np.array([[3.0, 0, 0], [0, 0, 3]])) == 1
 
 
 def test_rates_are_shares_of_votes_also_where_raters_did_unequal_much() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import Array
-from evals.metrics._wins import half_tie_rate, win_tie_loss
+from evals.metrics._wins import half_tie_rate as finish  # noqa: F401
+from evals.metrics._wins import win_tie_loss
 
 title = "win rate (PickScore)"
 unit = "share"
@@ -22,8 +22,3 @@ tie_margin = 0.1
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Shares of won, tied and lost images of a prompt."""
     return win_tie_loss(rows, base_rows, tie_margin)
-
-
-def finish(mean_S: Array) -> Array:
-    """Half-tie rate."""
-    return half_tie_rate(mean_S)
