@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evals.conditioning import Conditioning
 from evals.diffusion import micro_batches, predict
-from train.loop import Run
+from train.run import Run
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from train import experiments, records
 from train.card import git_commit
 from train.config import Experiment, Lora, Reward, Task
 from train.data import prompts_of
-from train.loop import Run, check_before, gathered_statistics, iterate, surrogate_of, synchronised
+from train.loop import iterate
+from train.methods._policy_gradient import check_before, gathered_statistics, surrogate_of
 from train.records import Case, Record
+from train.run import Run, synchronised
 from train.start import new_accelerator, prepare
 
 GOAL = 1.05

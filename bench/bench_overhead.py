@@ -23,7 +23,8 @@ from bench.bare import BareCalls, now
 from evals.checkpoints import ROOT
 from train import experiments
 from train.config import Experiment
-from train.loop import Run, iterate, save
+from train.loop import iterate, save
+from train.run import Run
 from train.start import new_accelerator, prepare
 
 ALLOWED = 1.1

@@ -19,8 +19,10 @@ from tests.test_fsdp import write_record
 from tests.test_resume import Runner, assert_same, train_toy
 from train import compiling
 from train.config import Ema, Experiment, Lora
-from train.loop import Run, collect, policy_gradient, train
+from train.loop import train
+from train.methods._policy_gradient import policy_gradient
 from train.policy import whole
+from train.run import Run
 from train.start import hand_over, new_accelerator, prepare
 
 UPDATE = toy.toy_experiment("", "").update
@@ -70,7 +72,7 @@ def graphs() -> int:
 
 def outcome(run: Run) -> tuple[Tensor, Tensor]:
     """Drawn latents, and the gradient of the first update."""
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     policy_gradient(run, batch, batch.order[0], 1.0)
     found = torch.cat([w.grad.flatten() for w in run.policy.weights.values() if w.grad is not None])
     run.policy.forget_gradients()

@@ -46,14 +46,15 @@ def first_update_and_two_iterations(base: str, prompts: str, out: str, lora: boo
     """Record a batch, the gradient of its first update, and the weights after two whole iterations; one file per process."""
     import evals.scorers
     from train.data import CachedPairs
-    from train.loop import collect, policy_gradient, pretraining_step, train
+    from train.loop import pretraining_step, train
+    from train.methods._policy_gradient import policy_gradient
     from train.start import new_accelerator, prepare
 
     evals.scorers.load = toy.load_scorer  # type: ignore[assignment]
     run = prepare(experiment_of(base, prompts, lora), "toy", 0, Path(out), new_accelerator())
     record: dict[str, torch.Tensor] = {}
     for task in run.experiment.tasks:
-        batch = collect(run, task, 0)
+        batch = run.experiment.method.collect(run, task, 0)
         record[f"{task.name}.latents"] = batch.trajectory.latents_BCHW
         record[f"{task.name}.advantage"] = batch.advantage_B
         record[f"{task.name}.valid"] = torch.tensor(batch.valid)

@@ -58,13 +58,14 @@ def write_record(run: Any, record: dict[str, Tensor], out: str) -> None:
 def two_iterations_and_the_hand_over(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
     """Record a gradient over micro-batches, weights after two iterations and a step on data, and how it lies; hand over."""
     from train.data import CachedPairs
-    from train.loop import collect, policy_gradient, pretraining_step, train
+    from train.loop import pretraining_step, train
+    from train.methods._policy_gradient import policy_gradient
     from train.policy import whole
     from train.start import hand_over
 
     run = prepared(experiment_of(base, prompts, lora, sharding), out)
     policy, record = run.policy, {}
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     policy_gradient(run, batch, batch.order[0], weight=1.0)
     for name, weight in policy.weights.items():
         assert weight.grad is not None
@@ -196,19 +197,19 @@ def test_the_plan_counts_a_share(
 def swap_and_break(base: str, prompts: str, out: str) -> None:
     """Draw with the average in the weights' place and with the weights again; then break one process's share."""
     from train.gates import Diverged
-    from train.loop import collect, refuse_divergence, train
+    from train.loop import refuse_divergence, train
     from train.policy import whole
 
     experiment = experiment_of(base, prompts, False, "fsdp2", iterations=1)
     run = prepared(replace(experiment, tasks=experiment.tasks[:1]), out)
     task = run.experiment.tasks[0]
-    first = collect(run, task, 0).trajectory.latents_BCHW
+    first = run.experiment.method.collect(run, task, 0).trajectory.latents_BCHW
     train(run)
     policy, record = run.policy, {"first": first}
-    record["before"] = collect(run, task, 0).trajectory.latents_BCHW
+    record["before"] = run.experiment.method.collect(run, task, 0).trajectory.latents_BCHW
     with policy.handed_over():
-        record["average"] = collect(run, task, 0).trajectory.latents_BCHW
-    record["after"] = collect(run, task, 0).trajectory.latents_BCHW
+        record["average"] = run.experiment.method.collect(run, task, 0).trajectory.latents_BCHW
+    record["after"] = run.experiment.method.collect(run, task, 0).trajectory.latents_BCHW
     name = "conv_in.weight"
     record["expected"] = whole(policy.ema.average[name])
     with policy.handed_over():
@@ -239,13 +240,15 @@ def test_the_average_takes_the_place_of_the_weights_on_every_process_and_a_broke
 
 
 def in_fp16(base: str, prompts: str, out: str) -> None:
-    from train.loop import accumulated, collect, policy_gradient, train
+    from train.loop import train
+    from train.methods._policy_gradient import policy_gradient
     from train.policy import whole
+    from train.run import accumulated
 
     experiment = experiment_of(base, prompts, False, "fsdp2", iterations=1)
     run = prepared(replace(experiment, sampling=replace(experiment.sampling, precision="fp16")), out)
     run.policy.loss_scale.value = 2.0**24  # overflows
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     accumulated(run, lambda: policy_gradient(run, batch, batch.order[0], 1.0))
     assert run.policy.loss_scale.value < 2.0**24
     record = {name: whole(weight.grad) for name, weight in run.policy.weights.items()}
@@ -296,7 +299,7 @@ def test_kill_and_resume_is_bit_for_bit_the_straight_run(two: Runner, trap: str)
     checkpoint = states.latest(two.place / name / "state")
     assert checkpoint is not None
     assert checkpoint.name == "000002-0"
-    states.read_tensors(checkpoint, needs_ema=True)
+    states.read_tensors(checkpoint, ["ema"])
     assert two(name) == [0, 0]
     assert_same(two.result(name), two.result("straight"))
 

@@ -16,8 +16,9 @@ from tests import toy
 from tests.test_distributed import recorded
 from tests.test_fsdp import two_iterations_and_the_hand_over
 from train.config import Ema, Experiment, Lora
-from train.loop import Run, iterate, save, train
+from train.loop import iterate, save, train
 from train.policy import only_deterministic
+from train.run import Run
 from train.start import new_accelerator, prepare
 
 pytestmark = pytest.mark.gpu

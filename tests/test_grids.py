@@ -20,7 +20,8 @@ from tests import toy
 from train import grids
 from train.config import Ema, Experiment, Lora, Reward, Task
 from train.grids import COLUMNS, GAP, SEED, is_due, sheet_path
-from train.loop import Run, Stopped, train
+from train.loop import Stopped, train
+from train.run import Run
 from train.start import hand_over, new_accelerator, prepare
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")

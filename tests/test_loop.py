@@ -18,11 +18,14 @@ from evals import diffusion
 from evals.checkpoints import ROOT, load_pipeline
 from evals.diffusion import Painter, Sampling, decode, log_prob, padded, predict, transition
 from tests import toy
-from train import gates, loop
+from train import gates
 from train.config import Experiment, Pretraining, Reward, Task, Update, as_json
 from train.data import CachedPairs, draw_steps, image_indices, noise_seed, positions, pretraining_source
 from train.gates import GateBroken
-from train.loop import Run, Stopped, collect, order_of_tasks, policy_gradient, pretraining_step, train, update
+from train.loop import Stopped, order_of_tasks, pretraining_step, train
+from train.methods import _policy_gradient
+from train.methods._policy_gradient import PolicyGradient, policy_gradient
+from train.run import Run
 from train.start import hand_over, new_accelerator, prepare
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")
@@ -128,11 +131,11 @@ def test_a_rollout_that_rounds_what_it_stores_is_stopped(
 def test_a_policy_that_moved_between_rollout_and_update_is_stopped(make_run: MakeRun) -> None:
     """The release synchronises its sampler before the pretraining step, so its first ratio is not 1."""
     run = make_run()
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     with torch.no_grad():
         next(iter(run.policy.weights.values())).mul_(1.01)
     with pytest.raises(GateBroken, match="KL"):
-        update(run, batch, on_policy=True)
+        run.experiment.method.update(run, batch, on_policy=True)
 
 
 def test_a_transition_that_is_not_diffusers_is_stopped(
@@ -194,7 +197,7 @@ def test_a_loss_that_depends_on_the_micro_batch_is_stopped(
         loss, found = padded(call, rows, *columns)
         return loss / len(columns[0]), found
 
-    monkeypatch.setattr(loop, "padded", averaged)
+    monkeypatch.setattr(_policy_gradient, "padded", averaged)
     with pytest.raises(Stopped, match="the gradient of a batch differs from that of its halves by"):
         train(run)
     assert run.progress.gates["gradient"]["holds"] is False
@@ -237,7 +240,7 @@ def test_run_card_reports_the_gates(make_run: MakeRun) -> None:
 
 def test_gradient_at_ratio_one_is_reinforce_through_the_denoiser(make_run: MakeRun) -> None:
     run = make_run()
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     step = batch.order[0]
     policy_gradient(run, batch, step, weight=1.0)
     ours = gradients(run)
@@ -261,7 +264,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(make_run: MakeRun, micro_ba
     found = []
     for size in (8, micro_batch):
         run = make_run(update=replace(UPDATE, micro_batch=size))
-        batch = collect(run, run.experiment.tasks[0], 0)
+        batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
         policy_gradient(run, batch, batch.order[0], weight=1.0)
         found.append(gradients(run))
     for name, gradient in found[0].items():
@@ -271,7 +274,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(make_run: MakeRun, micro_ba
 def test_masked_images_change_neither_gradient_nor_mean(make_run: MakeRun) -> None:
     """A batch with half of its images masked has the gradient of the other half alone."""
     run = make_run()
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     advantage_B = batch.advantage_B.clone()
     advantage_B[4:] = 0.0
     policy_gradient(run, replace(batch, advantage_B=advantage_B, valid=4), batch.order[0], 1.0)
@@ -312,11 +315,11 @@ def test_memory_does_not_grow_with_the_trained_steps(make_run: MakeRun) -> None:
     def peak(trained_steps: int, batch: int) -> int:
         task = replace(toy.toy_experiment("", "").tasks[0], batch=batch, prompts=str(prompts))
         run = make_run(tasks=(task,), update=replace(UPDATE, trained_steps=trained_steps), iterations=1)
-        drawn = collect(run, run.experiment.tasks[0], 0)
+        drawn = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
         gc.collect()
         Held.live = Held.peak = 0
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            update(run, drawn, on_policy=True)
+            run.experiment.method.update(run, drawn, on_policy=True)
         return Held.peak
 
     prompts = make_run().experiment.tasks[0].prompts
@@ -330,18 +333,18 @@ def test_each_task_is_sampled_right_before_its_update_or_all_at_first(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
-    inner_collect, inner_update = loop.collect, loop.update
+    inner_collect, inner_update = PolicyGradient.collect, PolicyGradient.update
 
-    def watched_collect(run: Run, task: Task, iteration: int) -> Any:
+    def watched_collect(self: PolicyGradient, run: Run, task: Task, iteration: int) -> Any:
         happened.append(f"sample {task.name}")
-        return inner_collect(run, task, iteration)
+        return inner_collect(self, run, task, iteration)
 
-    def watched_update(run: Run, batch: Any, on_policy: bool) -> Any:
+    def watched_update(self: PolicyGradient, run: Run, batch: Any, on_policy: bool) -> Any:
         happened.append(f"update {on_policy}")
-        return inner_update(run, batch, on_policy)
+        return inner_update(self, run, batch, on_policy)
 
-    monkeypatch.setattr(loop, "collect", watched_collect)
-    monkeypatch.setattr(loop, "update", watched_update)
+    monkeypatch.setattr(PolicyGradient, "collect", watched_collect)
+    monkeypatch.setattr(PolicyGradient, "update", watched_update)
     train(make_run(iterations=1))
     assert happened == ["sample redness", "update True", "sample tone", "update True"]
     happened.clear()
@@ -378,7 +381,9 @@ def test_metrics_have_a_line_per_iteration_and_task(make_run: MakeRun) -> None:
 def test_skipped_and_deterministic_steps_are_never_drawn(make_run: MakeRun) -> None:
     run = make_run(update=replace(UPDATE, skip_last=2))
     assert run.drawable == (0, 1)
-    drawn = {collect(run, run.experiment.tasks[0], iteration).order for iteration in range(4)}
+    drawn = {
+        run.experiment.method.collect(run, run.experiment.tasks[0], iteration).order for iteration in range(4)
+    }
     assert {step for order in drawn for step in order} == {0, 1}
 
 

@@ -34,7 +34,6 @@ from evals.diffusion import (
 from tests import toy
 from tests.test_diffusion import SD2_BASE, randn
 from tests.test_resume import Runner, assert_same
-from train import loop
 from train.__main__ import run as trainer
 from train.gates import (
     Diverged,
@@ -47,8 +46,11 @@ from train.gates import (
     output_error,
 )
 from train.launch import STOPS
-from train.loop import Run, Stopped, accumulated, collect, policy_gradient, train
+from train.loop import Stopped, train
 from train.loss_scale import LossScale, first_loss_scale
+from train.methods import _policy_gradient
+from train.methods._policy_gradient import policy_gradient
+from train.run import Run, accumulated
 from train.start import new_accelerator, prepare
 
 MakeRun = Callable[..., Run]
@@ -267,7 +269,7 @@ def test_an_update_that_is_another_function_is_stopped(
 ) -> None:
     """Pinterest's release: rollout in float32, update in bf16. And a timestep that is off by one."""
     run = make_run(update=replace(UPDATE, micro_batch=micro_batch), iterations=1)
-    monkeypatch.setattr(loop, "predict", planted)
+    monkeypatch.setattr(_policy_gradient, "predict", planted)
     with pytest.raises(Stopped, match=r"not the same function \(rounding does not do that\)"):
         train(run)
 
@@ -372,7 +374,7 @@ def gradient(run: Run, precision_scale: float | None = None) -> Tensor:
     if precision_scale is not None:
         assert run.policy.loss_scale is not None
         run.policy.loss_scale.value = precision_scale
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     accumulated(run, partial(policy_gradient, run, batch, batch.order[0], 1.0))
     found = torch.cat([w.grad.flatten() for w in run.policy.weights.values() if w.grad is not None])
     run.policy.forget_gradients()
@@ -404,7 +406,7 @@ def test_a_gradient_that_overflows_is_taken_again(make_run: MakeRun) -> None:
 
 def test_gradients_that_are_no_numbers_at_any_scale_stop_the_run(make_run: MakeRun) -> None:
     run = make_run(sampling=replace(SAMPLING, precision="fp16"))
-    batch = collect(run, run.experiment.tasks[0], 0)
+    batch = run.experiment.method.collect(run, run.experiment.tasks[0], 0)
     with torch.no_grad():
         next(iter(run.policy.weights.values())).fill_(torch.inf)
     with pytest.raises(Diverged, match="the gradients are no numbers"):

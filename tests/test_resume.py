@@ -144,9 +144,9 @@ def with_full_disk_at_last(_: int) -> None:
 
 def asked_to_stop(number: int, by: signal.Signals = signal.SIGTERM) -> None:
     """Get a signal while the batch of that number is drawn."""
-    from train import loop
+    from train.methods._policy_gradient import PolicyGradient
 
-    collect, calls = loop.collect, [0]
+    collect, calls = PolicyGradient.collect, [0]
 
     def collect_and_signal(*arguments: Any) -> Any:
         calls[0] += 1
@@ -154,7 +154,7 @@ def asked_to_stop(number: int, by: signal.Signals = signal.SIGTERM) -> None:
             os.kill(os.getpid(), by)
         return collect(*arguments)
 
-    loop.collect = collect_and_signal  # type: ignore[assignment]
+    PolicyGradient.collect = collect_and_signal  # type: ignore[method-assign]
 
 
 class Runner:
@@ -179,7 +179,7 @@ class Runner:
         progress, _ = states.read(checkpoint)
         tensors = {
             f"{file}/{key}": t
-            for file, ts in states.read_tensors(checkpoint, needs_ema=False).items()
+            for file, ts in states.read_tensors(checkpoint).items()
             for key, t in ts.items()
         }
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

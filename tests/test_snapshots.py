@@ -22,7 +22,8 @@ from tests import toy
 from tests.test_grids import assert_same, everything, interrupted
 from train import snapshots
 from train.config import Ema, Experiment, Lora, as_json, check, differences
-from train.loop import Run, train
+from train.loop import train
+from train.run import Run
 from train.snapshots import is_due
 from train.start import hand_over, new_accelerator, prepare
 

@@ -27,6 +27,7 @@ from train.__main__ import main, pace
 from train.__main__ import run as trainer
 from train.config import Experiment
 from train.launch import STOPS
+from train.methods._policy_gradient import PolicyGradient
 from train.state import Progress
 from train.trackers import Guarded, chosen, hyper_parameters, scalars
 
@@ -196,14 +197,14 @@ def killed(base: str, prompts: str, out: str, line: int) -> None:
 
 def stop_in(monkeypatch: pytest.MonkeyPatch, task: str, iteration: int, by: Callable[[], None]) -> None:
     """Do something that ends the run while that batch is drawn."""
-    collect = loop.collect
+    collect = PolicyGradient.collect
 
-    def collect_and_stop(run: Any, asked: Any, at: int) -> Any:
+    def collect_and_stop(self: PolicyGradient, run: Any, asked: Any, at: int) -> Any:
         if (asked.name, at) == (task, iteration):
             by()
-        return collect(run, asked, at)
+        return collect(self, run, asked, at)
 
-    monkeypatch.setattr(loop, "collect", collect_and_stop)
+    monkeypatch.setattr(PolicyGradient, "collect", collect_and_stop)
 
 
 def terminate() -> None:

@@ -25,9 +25,10 @@ from train import experiments, trackers
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
 from train.launch import Hosts, heeded, launch, leave_terminal, speaks
-from train.loop import Run, Stopped, train
+from train.loop import Stopped, train
 from train.plan import describe, plan
 from train.push import push
+from train.run import Run
 from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
@@ -194,7 +195,7 @@ def run(
         accelerator = new_accelerator(experiment.update.sharding)
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
         say_what_is_cut(ready)
-        if ready.experiment.tasks and (note := ready.rounding.note(ready.drawable)):
+        if ready.experiment.tasks and (note := ready.experiment.method.note(ready)):
             say(f"note: {note}", to_stderr=True)
     except ValueError as mistake:
         return leave(str(mistake), 2)

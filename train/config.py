@@ -6,6 +6,7 @@ something, `dataclasses.replace` it, or `--set field=value` on the command line,
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import types
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 from evals.diffusion import Reduction, Sampling
 from evals.scorers import Domain
+from train import methods
+from train.methods import Method
 
 Sharding = Literal["none", "fsdp2"]
 
@@ -144,6 +147,10 @@ class Ema:
     """Share of the old average kept at each optimiser step (ours; released config: use_ema False)."""
 
 
+def _papers_method() -> Method:
+    return methods.load(methods.PAPERS)()
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A whole run but for its seed."""
@@ -162,6 +169,8 @@ class Experiment:
     """How pictures are drawn, in rollout and update alike."""
     update: Update = Update()
     """How the policy is changed."""
+    method: Method = dataclasses.field(default_factory=_papers_method)
+    """By what (`train.methods`), with its own settings (paper: ppo)."""
     pretraining: Pretraining | None = None
     """The pretraining step, or none."""
     lora: Lora | None = None
@@ -179,8 +188,8 @@ class Experiment:
 
     @property
     def optimiser_steps(self) -> int:
-        """AdamW steps of the whole run: one per drawn denoising step of each task, and one on pretraining data."""
-        each = len(self.tasks) * self.update.trained_steps + (self.pretraining is not None)
+        """AdamW steps of the whole run: those of the method for each task, and one on pretraining data."""
+        each = len(self.tasks) * self.method.optimiser_steps(self) + (self.pretraining is not None)
         return self.iterations * each
 
 
@@ -226,7 +235,9 @@ def check(experiment: Experiment, processes: int) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"tasks: two tasks are called {name!r}")
-    _check_update(experiment)
+    if experiment.tasks:
+        _check_optimiser(experiment.update)
+        experiment.method.check(experiment)
     _check_pretraining(experiment, processes)
     least_of = {"iterations": 0, "save_every": 1, "samples_every": 0, "snapshots_every": 0}
     for field, least in least_of.items():
@@ -341,26 +352,6 @@ def _check_optimiser(update: Update) -> None:
             raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 0")
 
 
-def _check_update(experiment: Experiment) -> None:
-    update, steps = experiment.update, experiment.sampling.steps
-    if not experiment.tasks:
-        return
-    if experiment.sampling.eta == 0.0:
-        raise ValueError(
-            "sampling.eta is 0, but a deterministic sampler has no log-probability to train on: use 1.0"
-        )
-    _check_optimiser(update)
-    if not 0 <= update.skip_last < steps:
-        raise ValueError(
-            f"update.skip_last is {update.skip_last}, but only 0 to {steps - 1} of {steps} steps can be left out"
-        )
-    if update.trained_steps > steps - update.skip_last:
-        raise ValueError(
-            f"update.trained_steps is {update.trained_steps}, but only {steps - update.skip_last} denoising steps can be "
-            f"drawn (sampling.steps {steps} less update.skip_last {update.skip_last})"
-        )
-
-
 # ----------------------------------------------------------------------------------------------------- names and values
 
 
@@ -382,7 +373,7 @@ def choose(kind: str, given: str, choices: Iterable[str]) -> str:
 
 def as_json(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON holds it: lists for tuples."""
-    plain = _plain(asdict(experiment))
+    plain = _plain(asdict(experiment) | {"method": methods.as_json(experiment.method)})
     assert isinstance(plain, dict)
     return plain
 
@@ -418,6 +409,8 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
     for name, section in _SECTIONS.items():
         if complete[name] is not None:
             complete[name] = _defaults(section) | dict(complete[name])
+    if (method := complete["method"]["name"]) in methods.names():
+        complete["method"] = _plain(methods.as_json(methods.load(method)())) | dict(complete["method"])
     return complete
 
 
@@ -439,6 +432,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], but: Sequence
 def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """Apply `field=value` settings: `update.lr=1e-5`, `tasks.fairness.credit=shared`, or a field's bare name where it is the only one.
 
+    Another method is another experiment (`train.experiments`), as with it change other fields.
+
     `tasks.batch` or a bare task field changes every task. `none` switches off what may be off; setting a field of a
     section that is off (lora, ema) switches it on.
 
@@ -449,6 +444,10 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
         field, equals, value = setting.partition("=")
         if not equals or not field:
             raise ValueError(f"--set {setting!r} is not of the form field=value")
+        if field == "method":
+            raise ValueError(
+                f"--set {setting}: another method is another experiment, such as imagereward_{value}"
+            )
         for path in _resolve(experiment, field):
             experiment = _with(experiment, path, value, field)
     return experiment
@@ -490,10 +489,11 @@ def _paths(experiment: Experiment) -> Iterator[tuple[str, ...]]:
                     if inner.name not in ("name", "rewards")
                 )
             continue
-        if field.name not in ("sampling", "update"):
+        if field.name not in ("sampling", "update", "method"):
             yield (field.name,)
-        if field.name in _SECTIONS:
-            yield from ((field.name, inner.name) for inner in fields(_SECTIONS[field.name]))
+        section = type(experiment.method) if field.name == "method" else _SECTIONS.get(field.name)
+        if section is not None:
+            yield from ((field.name, inner.name) for inner in fields(section))
 
 
 def _resolve(experiment: Experiment, field: str) -> list[tuple[str, ...]]:

@@ -1,75 +1,35 @@
 """Algorithm 1 of the paper: for every task, sample, score, compare, make the good more likely; then a step on real data.
 
-What this is: PPO's clipped policy gradient over the transitions of a DDIM sampler (Eq 7), with one optimiser step per drawn
-denoising step, a batch-wide advantage (Eq 10; `baseline` may take off what a prompt's images share before), and tasks that take turns instead of being added. What it is not: there is no value
-function, no KL penalty, no second copy of the denoiser. The rollout's log-probabilities, of the stored values, are the old ones.
+Tasks take turns instead of being added, and each has samples of its own. How a batch is drawn and what it does to the policy is the method's
+(`train.methods`): the paper's is PPO's clipped policy gradient over the transitions of a DDIM sampler, in `train.methods.ppo`.
 
 When theta_old is fixed is open in the paper: Algorithm 1 sets it once per iteration, and yet draws later tasks' samples from the policy that
 earlier tasks have updated; sec. 3.3 reads as sampling everything first. The default here (`theta_old="task"`) samples each task
 right before its own update, so that all data is on-policy and every task's first ratio is 1; `"iteration"` samples all first.
-
-Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of this one, where a docstring says local), T kept steps.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from evals.conditioning import Conditioning
-from evals.diffusion import (
-    Trajectory,
-    add_noise,
-    denoising_target,
-    derive_seed,
-    gaussian_kl,
-    log_prob,
-    micro_batches,
-    noise,
-    padded,
-    predict,
-    transition,
-)
-from prompts import Prompt
+from evals.diffusion import derive_seed, micro_batches, noise
 from train import grids, snapshots
 from train import state as states
-from train.advantages import advantages
 from train.config import Experiment, Task
-from train.data import DataFailed, PretrainingSource, draw_steps, image_indices, noise_seed, prompts_of
-from train.gates import (
-    NOISE_TOLERANCE,
-    Diverged,
-    GateBroken,
-    Rounding,
-    check_identity,
-    check_part,
-    gradient_error,
-)
-from train.objective import (
-    clipped_share,
-    clipped_surrogate,
-    denoising_loss,
-    drawable_steps,
-    step_weights,
-)
-from train.policy import Policy, local, whole
-from train.rewards import RewardFailed, check_validity, score, shape
-
-if TYPE_CHECKING:
-    from train.trackers import Trackers
-
-Found = TypeVar("Found")
+from train.data import DataFailed, PretrainingSource
+from train.denoising import noised, outputs
+from train.gates import Diverged, GateBroken
+from train.objective import denoising_loss
+from train.policy import local
+from train.rewards import RewardFailed
+from train.run import Run, accumulated, gather, on_main_process, synchronised
 
 
 class Stopped(Exception):
@@ -78,76 +38,6 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-@dataclass
-class Run:
-    """Everything that training needs, ready to go."""
-
-    out: Path
-    experiment: Experiment
-    identity: states.Identity
-    seed: int
-    accelerator: Accelerator
-    policy: Policy
-    prompt_sets: dict[str, Sequence[Prompt]]
-    scorers: dict[str, Any]
-    source: PretrainingSource | None
-    log: states.MetricsLog | None
-    """On the main process."""
-    progress: states.Progress
-    show: Callable[[states.Progress, str, float | None], None]
-    """Progress bar: takes progress, task and its mean reward."""
-    stop_requested: Callable[[], int] = int
-    """The signal that has asked this process to stop, 0 for none."""
-    trackers: Trackers | None = None
-    """On the main process, where there are any."""
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def rank(self) -> int:
-        """Number of this process."""
-        return int(self.accelerator.process_index)
-
-    @property
-    def world(self) -> int:
-        """Number of processes."""
-        return int(self.accelerator.num_processes)
-
-    @property
-    def drawable(self) -> tuple[int, ...]:
-        """Denoising steps that can be trained on: those with a density, but for the last `skip_last` of all."""
-        sampling, update = self.experiment.sampling, self.experiment.update
-        return drawable_steps(self.policy.painter.schedule, sampling.eta, update.skip_last)
-
-    @property
-    def rounding(self) -> Rounding:
-        """How far rollout and update may be apart: see `gates`."""
-        sampling, update, painter = self.experiment.sampling, self.experiment.update, self.policy.painter
-        return Rounding(
-            schedule=painter.schedule,
-            sampling=sampling,
-            reduction=update.reduction,
-            clip=update.clip,
-            dims=math.prod(painter.latent_shape),
-            longest_sum=self.policy.longest_sum,
-            same_kernels=sampling.micro_batch == update.micro_batch,
-            on_cpu=self.accelerator.device.type == "cpu",
-        )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A task's samples, scored. Trajectory, texts and advantages are this process's; the report is of all."""
-
-    trajectory: Trajectory
-    order: tuple[int, ...]
-    """Drawn denoising steps in order of their updates."""
-    texts: list[str]
-    advantage_B: Tensor
-    valid: int
-    """Images with a reward, over all processes: what the loss is averaged over."""
-    report: dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------- algorithm
@@ -165,7 +55,7 @@ def train(run: Run) -> None:
     on_main_process(run, lambda: forget_after(run.out, -1 if begins else progress.iteration))
     try:
         if experiment.iterations and begins:
-            check_before(run)
+            experiment.method.check_before(run)
         watch(run)
         for iteration in range(progress.iteration, experiment.iterations):
             iterate(run, iteration)
@@ -189,13 +79,15 @@ def iterate(run: Run, iteration: int) -> None:
     tasks = order_of_tasks(experiment, iteration)[progress.phase :]
     for task, batch in zip(tasks, sampled(run, tasks, iteration), strict=True):
         on_policy = experiment.update.theta_old == "task" or task is tasks[0]
-        diagnostics = update(run, batch, on_policy)
+        report = experiment.method.update(run, batch, on_policy)
         refuse_divergence(run, task)
+        progress.images += task.batch
+        progress.denoiser_evaluations += sum(experiment.method.evaluations(experiment, task))
         progress.phase += 1
         if task is tasks[-1]:
-            diagnostics |= pretraining_step(run, iteration)
+            report |= pretraining_step(run, iteration)
             progress.iteration, progress.phase = iteration + 1, 0
-        record(run, iteration, task, batch.report | diagnostics)
+        record(run, iteration, task, report)
         save_where_due(run)
 
 
@@ -218,240 +110,11 @@ def order_of_tasks(experiment: Experiment, iteration: int) -> tuple[Task, ...]:
     return tasks[first:] + tasks[:first]
 
 
-def sampled(run: Run, tasks: Sequence[Task], iteration: int) -> Iterator[Batch]:
+def sampled(run: Run, tasks: Sequence[Task], iteration: int) -> Iterator[Any]:
     """A batch per task: each drawn when it is asked for, from the policy of that moment, or all before the first update."""
-    batches = (collect(run, task, iteration) for task in tasks)
+    method = run.experiment.method
+    batches = (method.collect(run, task, iteration) for task in tasks)
     return iter(list(batches)) if run.experiment.update.theta_old == "iteration" else batches
-
-
-def collect(run: Run, task: Task, iteration: int) -> Batch:
-    """What we ask, what the model draws, how good it is, and whether that is better than expected."""
-    prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, iteration)
-    prompts_B = [prompt for prompt in prompts_P for _ in range(task.images_per_prompt)]
-    share = task.batch // run.world
-    mine = slice(run.rank * share, (run.rank + 1) * share)  # whole groups: `config.check` has seen to it
-    order = draw_steps(run.drawable, run.experiment.update.trained_steps, run.seed, task, iteration)
-
-    painter = run.policy.painter
-    texts = [prompt.text for prompt in prompts_B[mine]]
-    indices = image_indices(task, iteration)[mine]
-    reduction = run.experiment.update.reduction
-    trajectory = painter.draw(texts, indices, noise_seed(task, run.seed), keep=order, reduction=reduction)
-    images = painter.decode(trajectory.latents_BCHW)
-
-    scores = gathered_scores(run, task, images, prompts_B[mine])
-    score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
-    check_validity(task, score_BK)
-    shaped = shape(task, score_BK)
-    advantage_B = advantages(shaped.credit_B, run.experiment.update.advantage_clip, shaped.group_B)
-
-    run.progress.images += task.batch
-    run.progress.denoiser_evaluations += task.batch * painter.sampling.steps * painter.sampling.branches
-    valid = int(shaped.credit_B.isfinite().sum())
-    report = reward_report(task, scores, shaped.reported, advantage_B, int(score_BK.isnan().any(1).sum()))
-    return Batch(trajectory, tuple(order), texts, advantage_B[mine], valid, report)
-
-
-def update(run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
-    """Make the good more likely: one optimiser step per drawn denoising step, over the whole batch.
-
-    Args:
-        run: with the policy.
-        batch: a task's samples.
-        on_policy: whether the policy is still the one that sampled, so that ratio 1 and KL 0 can be demanded before it moves.
-
-    Returns:
-        diagnostics, for metrics.jsonl.
-    """
-    experiment, policy = run.experiment, run.policy
-    schedule, eta = policy.painter.schedule, experiment.sampling.eta
-    weights = step_weights(schedule, run.drawable, eta, experiment.update.step_weight == "balanced")
-    statistics: dict[str, dict[str, float]] = {}
-    for place, step in enumerate(batch.order):
-        sums = accumulated(run, partial(policy_gradient, run, batch, step, weights[step]))
-        found = gathered_statistics(run, sums)
-        if on_policy and place == 0:
-            check_identity(run.progress.gates, step, found["ratio_max_dev"], found["kl_max"], run.rounding)
-        found["grad_norm"] = float(policy.optimiser_step())
-        statistics[str(schedule.timesteps[step])] = found
-    trained = len(batch.advantage_B) * run.world * len(batch.order)
-    run.progress.denoiser_evaluations += trained * experiment.sampling.branches
-    scale = {} if policy.loss_scale is None else {"loss_scale": policy.loss_scale.value}
-    return update_report(statistics) | scale
-
-
-def accumulated(run: Run, accumulate: Callable[[], Found]) -> Found:
-    """The gradient of one optimiser step, and what `accumulate` finds on the way; in fp16 taken again for as long as it overflows."""
-    while True:
-        found = accumulate()
-        if run.policy.gradients_fit():
-            return found
-
-
-def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
-    """Accumulate the gradient of Eq 7 at one denoising step, a micro-batch at a time.
-
-    The loss is the mean over all images with a reward, of all processes: neither their number nor the micro-batch is in it.
-    Each micro-batch's graph is freed before the next one's is made.
-
-    Returns:
-        local statistics: see `gathered_statistics`.
-    """
-    size = len(batch.advantage_B)
-    # DDP averages over processes, the loss is a sum over all images divided by their number
-    scale = weight * run.world / max(1, batch.valid)
-    statistics = []
-    for rows in micro_batches(size, run.experiment.update.micro_batch):
-        with synchronised(run, last=rows.stop == size):
-            loss, found = surrogate_of(run, batch.texts, batch.trajectory, batch.advantage_B, step, rows)
-            run.policy.backward(loss.sum() * scale)
-        statistics.append(found)
-    return torch.cat(statistics, 1)
-
-
-def surrogate_of(
-    run: Run, texts: Sequence[str], drawn: Trajectory, advantage_B: Tensor, step: int, rows: slice
-) -> tuple[Tensor, Tensor]:
-    """`surrogate` of some rows of a local batch, on the device, at most a micro-batch."""
-    painter, device = run.policy.painter, run.accelerator.device
-    count = rows.stop - rows.start
-    columns = (
-        *drawn.part(rows, drawn.steps.index(step)),
-        advantage_B[rows],
-        *painter.encoder(texts[rows]).columns(),
-    )
-    uncond = painter.unconditional()
-    loss, found = padded(
-        lambda x, after, mean, logp, advantage, *cond: surrogate(
-            run, step, x, after, mean, logp, advantage, Conditioning(*cond), uncond
-        ),
-        run.experiment.update.micro_batch,
-        *(column.to(device) for column in columns),
-    )
-    return loss[:count], found[:, :count]
-
-
-def surrogate(
-    run: Run,
-    step: int,
-    x_BCHW: Tensor,
-    next_BCHW: Tensor,
-    old_mean_BCHW: Tensor,
-    old_logp_B: Tensor,
-    advantage_B: Tensor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
-) -> tuple[Tensor, Tensor]:
-    """Loss of a micro-batch [B], and what is recorded of it: rows ratio, KL, clipped, loss [4, B]."""
-    policy, update, sampling = run.policy, run.experiment.update, run.experiment.sampling
-    schedule = policy.painter.schedule
-    timestep = schedule.timesteps[step]
-    output = predict(policy.module, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
-    mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
-    logp_B = log_prob(next_BCHW, mean, sigma, update.reduction)
-    loss_B, ratio_B = clipped_surrogate(logp_B, old_logp_B, advantage_B, update.clip)
-    with torch.no_grad():
-        kl_B = gaussian_kl(mean, old_mean_BCHW, sigma)
-        clipped_B = clipped_share(ratio_B, advantage_B, update.clip)
-        found = torch.stack([ratio_B, kl_B, clipped_B.float(), loss_B]).detach()
-    return loss_B, found
-
-
-def check_before(run: Run) -> None:
-    """Before training, for one micro-batch, through the path of the update: what `train.gates` holds every run to.
-
-    Raises:
-        GateBroken: where rollout and update are different functions, or parts do not make the whole.
-    """
-    task, update, painter = run.experiment.tasks[0], run.experiment.update, run.policy.painter
-    prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, 0)
-    texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
-    seed = derive_seed("identity", run.seed)
-    drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
-    gates, rounding = run.progress.gates, run.rounding
-    check_noise(run, texts, seed)
-    for step in drawn.steps:
-        worst = compared(run, texts, drawn, step, slice(0, len(texts)))
-        check_identity(gates, step, worst["ratio_max_dev"], worst["kl_max"], rounding)
-    check_part(gates, "image", *difference_alone(run, texts, drawn), rounding.sampling.precision)
-    gradient = float(gather(run, difference_of_halves(run, texts, drawn)[None]).max())
-    allowed = gradient_error(rounding.sampling, rounding.longest_sum)
-    check_part(gates, "gradient", gradient, allowed, rounding.sampling.precision)
-
-
-def check_noise(run: Run, texts: Sequence[str], seed: int) -> None:
-    """The last image has the noise that it has alone.
-
-    Raises:
-        GateBroken: where it has not.
-    """
-    painter, last = replace(run.policy.painter, unet=Silent(run.policy.unet.config)), len(texts) - 1
-    together = painter.draw(texts, range(len(texts)), seed).latents_BCHW[-1:]
-    alone = painter.draw(texts[-1:], [last], seed).latents_BCHW
-    difference = (alone - together).abs().max() / together.abs().max()
-    worst = float(gather(run, difference[None]).max())
-    check_part(run.progress.gates, "noise", worst, NOISE_TOLERANCE, run.experiment.sampling.precision)
-
-
-class Silent(torch.nn.Module):
-    """A denoiser that always answers zero: what is drawn with it shows the noise that it was given."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, x_BCHW: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-        """Zeros."""
-        return (torch.zeros_like(x_BCHW),)
-
-
-def difference_alone(run: Run, texts: Sequence[str], drawn: Trajectory) -> tuple[float, float]:
-    """How far the transitions of the last image, evaluated alone, are from those of the batch, at the step where it is most of what is allowed.
-
-    Returns:
-        the distance of the means, rms over dimensions in units of sigma_t, and what is allowed there.
-    """
-    dims, last = math.prod(drawn.x_BTCHW.shape[2:]), slice(len(texts) - 1, len(texts))
-    pairs = [
-        (
-            math.sqrt(2 * compared(run, texts, drawn, step, last)["kl_max"] / dims),
-            run.rounding.mean_error(step),
-        )
-        for step in drawn.steps
-    ]
-    return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])
-
-
-def compared(run: Run, texts: Sequence[str], drawn: Trajectory, step: int, rows: slice) -> dict[str, float]:
-    """`gathered_statistics` of some rows at one denoising step; the gradient is not taken."""
-    with synchronised(run, last=False):
-        _, found = surrogate_of(run, texts, drawn, torch.ones(len(texts)), step, rows)
-    return gathered_statistics(run, found)
-
-
-def difference_of_halves(run: Run, texts: Sequence[str], drawn: Trajectory) -> Tensor:
-    """Difference between a batch's gradient and its two halves', relative to its norm, on this process.
-
-    Of one weight, the one whose gradient is largest: what comes after it in the network is in it too, and a copy of one weight
-    is not a copy of the model.
-    """
-    weights, size = run.policy.weights, len(texts)
-
-    def accumulate(rows_at_once: int) -> None:
-        for rows in micro_batches(size, rows_at_once):
-            with synchronised(run, last=rows.stop == size):  # every process has the same images
-                loss, _ = surrogate_of(run, texts, drawn, torch.ones(size), drawn.steps[0], rows)
-                run.policy.backward(loss.sum() / size)
-
-    accumulated(run, partial(accumulate, size))
-    largest = max(weights.values(), key=lambda w: 0.0 if w.grad is None else float(whole(w.grad.norm())))
-    assert largest.grad is not None
-    at_once = whole(largest.grad).clone()
-    run.policy.forget_gradients()
-    accumulated(run, partial(accumulate, max(1, size // 2)))
-    difference: Tensor = (whole(largest.grad) - at_once).norm() / at_once.norm()
-    run.policy.forget_gradients()
-    return difference.cpu()
 
 
 def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
@@ -459,7 +122,7 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     pretraining, policy = run.experiment.pretraining, run.policy
     if pretraining is None or run.source is None:
         return {}
-    painter, sampling, device = policy.painter, run.experiment.sampling, run.accelerator.device
+    painter, device = policy.painter, run.accelerator.device
     (x0_BCHW, captions), skipped = pretraining_pairs(run, run.source, iteration, pretraining.batch)
     share, first = len(captions), iteration * pretraining.batch + run.rank * len(captions)
     seed = derive_seed("pretraining", run.seed)
@@ -471,22 +134,14 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
     timestep_B = torch.randint(timesteps, (pretraining.batch,), generator=generator)[run.rank * share :][
         :share
     ]
-    noisy_BCHW = add_noise(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
-    target_BCHW = denoising_target(painter.schedule, x0_BCHW, z_BCHW, timestep_B)
+    given = noised(painter, x0_BCHW, captions, z_BCHW, timestep_B)
 
     def accumulate() -> Tensor:
         total = torch.zeros((), device=device)
         for rows in micro_batches(share, run.experiment.update.micro_batch):
-            given = (noisy_BCHW[rows], timestep_B[rows], *painter.encoder(captions[rows]).columns())
             with synchronised(run, last=rows.stop == share):
-                output = padded(
-                    lambda x, timestep, *cond: predict(
-                        policy.module, x, timestep, Conditioning(*cond), None, None, sampling.precision
-                    ),
-                    run.experiment.update.micro_batch,
-                    *(column.to(device) for column in given),
-                )[: rows.stop - rows.start]
-                loss = denoising_loss(output, target_BCHW[rows].to(device)).sum() / share
+                output = outputs(run, given, rows)
+                loss = denoising_loss(output, given.target_BCHW[rows].to(device)).sum() / share
                 policy.backward(pretraining.beta * loss)
             total += loss.detach()
         return total
@@ -521,101 +176,7 @@ def pretraining_pairs(
     return pairs, int(skipped.sum())
 
 
-def synchronised(run: Run, last: bool) -> AbstractContextManager[Any]:
-    """Context of a forward and backward pass: DDP averages gradients over processes after the last of an optimiser step only."""
-    return nullcontext() if last else run.accelerator.no_sync(run.policy.module)
-
-
-# ------------------------------------------------------------------------------------------------------- over processes
-
-
-def gathered_scores(
-    run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Prompt]
-) -> dict[str, Tensor]:
-    """Rewards and monitors of the whole batch, in the order of its images, on every process.
-
-    Raises:
-        RewardFailed: on all processes, where a scorer failed on one.
-    """
-    names = list(dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors]))
-    failure: RewardFailed | None = None
-    local: dict[str, Tensor] = {}
-    try:
-        for name in names:
-            local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
-    except RewardFailed as reason:
-        failure = reason
-    scored = gather(
-        run, torch.tensor([len(local)])
-    )  # every process learns of a failure on any, and stops with it
-    if failure is not None:
-        raise failure
-    if (scored < len(names)).any():
-        rank = int(scored.argmin())
-        raise RewardFailed(f"scorer {names[int(scored[rank])]} failed on process {rank}")
-    score_BN = gather(run, torch.stack([local[name] for name in names], 1))
-    return dict(zip(names, score_BN.unbind(1), strict=True))
-
-
-def gather(run: Run, local: Tensor) -> Tensor:
-    """Rows of all processes in order of their rank, on the CPU."""
-    everywhere: Tensor = run.accelerator.gather(local.to(run.accelerator.device))
-    return everywhere.cpu()
-
-
-def gathered_statistics(run: Run, found: Tensor) -> dict[str, float]:
-    """Means over the batch of all processes, and the worst image, from rows ratio, KL, clipped, loss [4, B]."""
-    ratio_B, kl_B, clipped_B, loss_B = gather(run, found.T.contiguous()).double().unbind(1)
-    return {
-        "ratio_mean": ratio_B.mean().item(),
-        "ratio_max_dev": (ratio_B - 1).abs().max().item(),
-        "kl": kl_B.mean().item(),
-        "kl_max": kl_B.max().item(),
-        "clipped": clipped_B.mean().item(),
-        "loss": loss_B.mean().item(),
-    }
-
-
 # -------------------------------------------------------------------------------------------------------------- reports
-
-
-def reward_report(
-    task: Task, scores: dict[str, Tensor], reported: Tensor, advantage_B: Tensor, invalid: int
-) -> dict[str, Any]:
-    """How good the samples are. `reward_mean` is over images, or for parity over groups."""
-    valid = reported[reported.isfinite()]
-    return {
-        "reward_mean": mean_of(valid),
-        "reward_std": float(valid.std()) if len(valid) > 1 else None,
-        "reward_n": len(valid),
-        "invalid": invalid,
-        "rewards": {term.scorer: mean_of(scores[term.scorer]) for term in task.rewards},
-        "monitors": {name: mean_of(scores[name]) for name in task.monitors},
-        "advantage_max": float(advantage_B.abs().max()),
-    }
-
-
-def mean_of(value_B: Tensor) -> float | None:
-    """Mean of the values there are; None, which JSON has, where there are none."""
-    valid = value_B[value_B.isfinite()]
-    return float(valid.double().mean()) if len(valid) else None
-
-
-def update_report(statistics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Diagnostics of a task's updates: over all of them, and by timestep in order of the updates."""
-    steps = list(statistics.values())
-    return {
-        "ratio_mean": sum(found["ratio_mean"] for found in steps) / len(steps),
-        "ratio_max_dev": max(found["ratio_max_dev"] for found in steps),
-        "clipped": sum(found["clipped"] for found in steps) / len(steps),
-        "kl": sum(found["kl"] for found in steps) / len(steps),
-        "loss": sum(found["loss"] for found in steps) / len(steps),
-        "first_ratio_max_dev": steps[0]["ratio_max_dev"],
-        "first_kl_max": steps[0]["kl_max"],
-        "grad_norm": {timestep: found["grad_norm"] for timestep, found in statistics.items()},
-        "kl_by_step": {timestep: found["kl"] for timestep, found in statistics.items()},
-        "clipped_by_step": {timestep: found["clipped"] for timestep, found in statistics.items()},
-    }
 
 
 def record(run: Run, iteration: int, task: Task, report: dict[str, Any]) -> None:
@@ -722,25 +283,6 @@ def save(run: Run) -> None:
         states.save(run.out / "state", run.progress, run.identity, tensors)
 
     on_main_process(run, write)
-
-
-def on_main_process(run: Run, work: Callable[[], None]) -> None:
-    """Write something on the main process; the others wait for it, and stop with it where it fails.
-
-    Raises:
-        OSError: on every process, where the disk refuses the main one.
-    """
-    failure: OSError | None = None
-    if run.accelerator.is_main_process:
-        try:
-            work()
-        except OSError as error:
-            failure = error
-    failed = gather(run, torch.tensor([int(failure is not None)])).any()
-    if failure is not None:
-        raise failure
-    if failed:
-        raise OSError("the main process could not write")
 
 
 def random_states(run: Run) -> dict[str, Tensor]:

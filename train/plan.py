@@ -24,7 +24,7 @@ def plan(experiment: Experiment, processes: int) -> str:
         processes: one to a GPU.
     """
     on = "1 process" if processes == 1 else f"{processes} processes"
-    lines = [f"{experiment.iterations} iterations from {experiment.base} on {on}"]
+    lines = [f"{experiment.iterations} iterations of {experiment.method.name} from {experiment.base} on {on}"]
     lines += [_of_task(task, experiment, processes) for task in experiment.tasks]
     if (pretraining := experiment.pretraining) is not None and experiment.tasks:
         share, size = pretraining.batch // processes, experiment.update.micro_batch
@@ -41,10 +41,10 @@ def plan(experiment: Experiment, processes: int) -> str:
 
 def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
     sampling, update = experiment.sampling, experiment.update
-    share = task.batch // processes
+    share, steps = task.batch // processes, experiment.method.optimiser_steps(experiment)
     return (
         f"  {task.name}: {task.prompts_per_iteration} prompts x {task.images_per_prompt} images, "
-        f"{_evaluations_of(task, experiment)} denoiser evaluations and {update.trained_steps} optimiser steps an iteration; "
+        f"{sum(experiment.method.evaluations(experiment, task))} denoiser evaluations and {steps} optimiser steps an iteration; "
         f"on a process {share} images, drawn in {_parts(share, sampling.micro_batch)}, "
         f"gradients accumulated over {_parts(share, update.micro_batch)}"
     )
@@ -55,15 +55,9 @@ def _parts(count: int, size: int) -> str:
     return f"{math.ceil(count / size)} x {size}"
 
 
-def _evaluations_of(task: Task, experiment: Experiment) -> int:
-    """Denoiser evaluations that an iteration's images of a task take, over all processes."""
-    sampling = experiment.sampling
-    return task.batch * sampling.branches * (sampling.steps + experiment.update.trained_steps)
-
-
 def evaluations(experiment: Experiment) -> int:
     """Denoiser evaluations of the whole run, over all processes."""
-    of_tasks = sum(_evaluations_of(task, experiment) for task in experiment.tasks)
+    of_tasks = sum(sum(experiment.method.evaluations(experiment, task)) for task in experiment.tasks)
     of_data = experiment.pretraining.batch if experiment.pretraining is not None else 0
     return experiment.iterations * (of_tasks + of_data)
 
@@ -75,9 +69,9 @@ def describe(experiment: Experiment, processes: int) -> str:
 
 
 def gradient_scales(experiment: Experiment) -> list[str]:
-    """kappa_t and weight of every denoising step, where the base's scheduler can be read without a download."""
+    """kappa_t and weight of every denoising step, where they matter and the base's scheduler can be read without a download."""
     config = _scheduler(experiment.base)
-    if not experiment.tasks or config is None:
+    if not experiment.tasks or config is None or "step_weight" not in experiment.method.reads:
         return []
     sampling, update = experiment.sampling, experiment.update
     schedule = Schedule.of(SimpleNamespace(config=config), sampling.steps)

@@ -106,6 +106,9 @@ class Policy:
         )
         self.module: nn.Module = self._prepared() if experiment.tasks else self.unet
         self.ema = _averaged(self.weights, experiment.ema)
+        # the method says when it follows, and how closely
+        self.old = AveragedWeights(self.weights, 0.0) if experiment.method.needs_old else None
+        self.reference = _on_cpu(self.weights) if experiment.method.needs_reference else None
         self.painter = Painter.of(pipeline, experiment.sampling)
         if self.update.compile and experiment.tasks:
             self.painter.unet = compiled(self.unet, accelerator.device)
@@ -192,6 +195,8 @@ class Policy:
         files = {"weights": dict(self.weights), "optimiser": moments}
         if self.ema is not None:
             files["ema"] = self.ema.average
+        if self.old is not None:
+            files["old"] = self.old.average
         if self.loss_scale is not None:
             files["loss_scale"] = self.loss_scale.state()
         return {file: self._gathered(tensors) for file, tensors in files.items()}
@@ -215,6 +220,8 @@ class Policy:
         _copy(files["weights"], self.weights, "weights")
         if self.ema is not None:
             _copy(files["ema"], self.ema.average, "ema")
+        if self.old is not None:
+            _copy(files["old"], self.old.average, "old")
         if self.loss_scale is not None:
             if "loss_scale" not in files:
                 raise ValueError("it has no loss_scale.safetensors")
@@ -229,19 +236,46 @@ class Policy:
             self.optimiser.state[weight][moment] = mine.clone()
 
     @contextmanager
+    def lent(self, other: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other weights in place of the live ones, and the live ones back afterwards. On every process.
+
+        Args:
+            other: by the names of `weights`, whole or this process's share.
+        """
+        live = {name: local(weight).detach().clone() for name, weight in self.weights.items()}
+        try:
+            self._take(other)
+            yield
+        finally:
+            self._take(live)
+
+    @torch.no_grad()
+    def _take(self, other: Mapping[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            local(weight).copy_(local(other[name]))
+
+    @contextmanager
     def handed_over(self) -> Iterator[None]:
-        """The averaged weights in place of the live ones, where there is an average, and the live ones back afterwards. On every process."""
+        """The averaged weights in place of the live ones, where there is an average."""
         if self.ema is None:
             yield
             return
-        live = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        try:
-            with torch.no_grad():
-                _copy(self.ema.average, self.weights, "ema")
+        with self.lent(self.ema.average):
             yield
-        finally:
-            with torch.no_grad():
-                _copy(live, self.weights, "weights")
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The base in place of the policy: adapters as they began, which adds nothing, or the weights that wait on the CPU."""
+        assert self.reference is not None, "the method says needs_reference"
+        with self.lent(self.reference):
+            yield
+
+    @contextmanager
+    def as_old(self) -> Iterator[None]:
+        """The weights that follow the trained ones in place of these."""
+        assert self.old is not None, "the method says needs_old"
+        with self.lent(self.old.average):
+            yield
 
     def weights_to_hand_over(self) -> dict[str, Tensor]:
         """The trained weights, averaged where there is an average: whole on the main process, nothing on the others, which must ask as well."""
@@ -306,6 +340,11 @@ def learning_rate(update: Update, taken: int, in_all: int) -> float:
 
 def _averaged(weights: Mapping[str, Tensor], ema: Ema | None) -> AveragedWeights | None:
     return AveragedWeights(weights, ema.decay) if ema is not None else None
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of what this process holds of each weight."""
+    return {name: local(weight).detach().to("cpu", copy=True) for name, weight in weights.items()}
 
 
 def _add_adapters(unet: Any, lora: Lora, seed: int) -> None:

@@ -115,9 +115,9 @@ def _seconds(experiment: Experiment, processes: int, record: Record) -> float:
     sampling, update = experiment.sampling, experiment.update
     total = 0.0
     for task in experiment.tasks:
-        share = task.batch // processes
-        drawn = _padded(share, sampling.micro_batch) * sampling.branches * sampling.steps
-        trained = _padded(share, update.micro_batch) * sampling.branches * update.trained_steps
+        share, asked = task.batch // processes, experiment.method.evaluations(experiment, task)
+        drawn = _padded(share, sampling.micro_batch) * asked.drawn / task.batch
+        trained = _padded(share, update.micro_batch) * asked.trained / task.batch
         total += (
             drawn * record.rollout_seconds + trained * record.update_seconds + share * record.decoder_seconds
         )

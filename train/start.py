@@ -29,9 +29,9 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
-from train.loop import Run, on_main_process
 from train.policy import Policy
 from train.rewards import load_scorers
+from train.run import Run, on_main_process
 
 HANDING_OVER = ".handing-over.tmp"
 """Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
@@ -253,8 +253,8 @@ def prepare(
         show=show,
         stop_requested=stop_requested,
     )
-    check_drawable(run)
     if experiment.tasks:
+        experiment.method.check_model(run)
         painter = policy.painter
         gate = transition_gate(policy.pipeline.scheduler, painter.schedule, experiment.sampling.eta)
         progress.gates["transition"] = gate
@@ -263,26 +263,14 @@ def prepare(
     return run
 
 
-def check_drawable(run: Run) -> None:
-    """Refuse to draw more steps than have a density in this model's schedule.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    wanted, there = run.experiment.update.trained_steps, len(run.drawable)
-    if run.experiment.tasks and wanted > there:
-        raise ValueError(
-            f"update.trained_steps is {wanted}, but only {there} steps of this model's schedule have noise to learn from"
-        )
-
-
 def restore(run: Run, checkpoint: Path) -> None:
     """Put a checkpoint's tensors back: weights, moments, average, and this process's random states.
 
     Raises:
         ValueError: one sentence naming the checkpoint, where they are not this run's.
     """
-    files = states.read_tensors(checkpoint, needs_ema=run.experiment.ema is not None)
+    averages = {"ema": run.policy.ema, "old": run.policy.old}
+    files = states.read_tensors(checkpoint, [name for name, there in averages.items() if there is not None])
     try:
         run.policy.load_state(files)
         restore_random(run, files["random"])

@@ -3,7 +3,7 @@
     <run>/state/latest.json         names the folder that counts; replaced atomically, after that folder is safe on disk
     <run>/state/<iteration>-<phase>/
         progress.json               where training stands, and of what experiment
-        weights.safetensors, optimiser.safetensors, ema.safetensors, loss_scale.safetensors (fp16), random.safetensors
+        weights.safetensors, optimiser.safetensors, ema.safetensors, old.safetensors (methods that have one), loss_scale.safetensors (fp16), random.safetensors
 
 A checkpoint is written to a temporary folder, synchronised, renamed, and only then named in `latest.json`; the one before is
 deleted last. Whatever interrupts this, `latest.json` names a complete checkpoint.
@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Progress:
     """What the run has checked about itself: see `gates`."""
     scorer_versions: dict[str, str] = field(default_factory=dict)
     """Of rewards and monitors, by name; none in a state stored before there was this field."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the method remembers from iteration to iteration, as JSON holds it."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,17 @@ def _check_counts(progress: Progress, identity: Identity) -> None:
         raise ValueError(f"scorer_versions is {progress.scorer_versions!r}")
 
 
-def read_tensors(folder: Path, needs_ema: bool) -> dict[str, dict[str, Tensor]]:
+def read_tensors(folder: Path, also: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint, by file.
+
+    Args:
+        folder: of the checkpoint.
+        also: files that there must be beside those of every run.
 
     Raises:
         ValueError: one sentence naming the file that is missing or damaged.
     """
-    for required in ("weights", "optimiser", "random", *(["ema"] if needs_ema else [])):
+    for required in ("weights", "optimiser", "random", *also):
         if not (folder / f"{required}.safetensors").is_file():
             raise ValueError(
                 f"{folder / required}.safetensors is missing: delete {folder.parent} to start this run again"

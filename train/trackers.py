@@ -30,7 +30,7 @@ from train.config import Experiment, as_json, choose, flatten
 from train.grids import sheet_path
 
 if TYPE_CHECKING:
-    from train.loop import Run
+    from train.run import Run
 
 NONE = "none"
 NAMES = tuple(LOGGER_TYPE_TO_CLASS)

@@ -1,4 +1,7 @@
-"""One file per experiment: the file name is its name, `MODELS` its variants by model, the docstring what to expect."""
+"""One file per experiment: the file name is its name, `MODELS` its variants by model, the docstring what to expect.
+
+`<experiment>_<method>` is an experiment as another method than the paper's trains it (`train.methods`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import cast
 
+from train import methods
 from train.config import Experiment, choose
 
 
@@ -15,21 +19,53 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files))
 
 
+def with_methods() -> tuple[str, ...]:
+    """Every experiment with every method but the paper's, whether or not that method can train it."""
+    return tuple(
+        f"{name}_{method}" for name in names() for method in methods.names() if method != methods.PAPERS
+    )
+
+
+def parts(experiment: str) -> tuple[str, str]:
+    """Experiment and method of a name.
+
+    Raises:
+        ValueError: for an unknown one, naming the choices.
+    """
+    if experiment in names():
+        return experiment, methods.PAPERS
+    for method in methods.names():
+        name = experiment.removesuffix(f"_{method}")
+        if name != experiment and name in names() and method != methods.PAPERS:
+            return name, method
+    first, _, rest = experiment.partition("_")
+    if first in names():
+        choose("method", rest, [method for method in methods.names() if method != methods.PAPERS])
+    choose("experiment", experiment, names())
+    raise AssertionError("unreachable: a known name was found above")
+
+
 def models(experiment: str) -> dict[str, Experiment]:
     """The variants of an experiment, by model.
 
     Raises:
-        ValueError: for an unknown experiment, naming the choices.
+        ValueError: for an unknown experiment or method, naming the choices, or a method that cannot train it.
     """
-    module = importlib.import_module(f"train.experiments.{choose('experiment', experiment, names())}")
-    return cast(dict[str, Experiment], module.MODELS)
+    name, method = parts(experiment)
+    module = importlib.import_module(f"train.experiments.{name}")
+    variants = cast(dict[str, Experiment], module.MODELS)
+    if method == methods.PAPERS:
+        return variants
+    if not any(variant.tasks for variant in variants.values()):
+        raise ValueError(f"experiment {name} trains nothing, so there is no {experiment}")
+    return {model: methods.variant(method, variant, model) for model, variant in variants.items()}
 
 
 def load(experiment: str, model: str) -> Experiment:
     """One variant.
 
     Raises:
-        ValueError: for an unknown experiment or model, naming the choices.
+        ValueError: for an unknown experiment, method or model, naming the choices.
     """
     variants = models(experiment)
     return variants[choose(f"model for {experiment}", model, variants)]

@@ -1,0 +1,123 @@
+"""What an iteration asks of a task, and how good the answers are: the same for every method.
+
+Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of this one, where a docstring says local), K reward terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompts import Prompt
+from train.config import Task
+from train.data import image_indices, noise_seed, prompts_of
+from train.rewards import RewardFailed, Shaped, check_validity, score, shape
+from train.run import Run, gather
+
+
+@dataclass(frozen=True)
+class Asked:
+    """This process's share of what an iteration asks: whole groups, as `config.check` has seen to it."""
+
+    prompts: list[Prompt]
+    indices: list[int]
+    """Image index of each, which with text and seed decides its noise."""
+    seed: int
+    mine: slice
+    """Its place in the whole batch."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Of the prompts."""
+        return [prompt.text for prompt in self.prompts]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of the whole batch, on every process."""
+
+    scores: dict[str, Tensor]
+    """Of rewards and monitors, [B] by name."""
+    shaped: Shaped
+    invalid: int
+    """Images for which a reward term does not apply."""
+
+    @property
+    def valid(self) -> int:
+        """Images with a reward, over all processes: what a loss is averaged over."""
+        return int(self.shaped.credit_B.isfinite().sum())
+
+
+def ask(run: Run, task: Task, iteration: int) -> Asked:
+    """Prompts and image indices of an iteration."""
+    prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, iteration)
+    prompts_B = [prompt for prompt in prompts_P for _ in range(task.images_per_prompt)]
+    share = task.batch // run.world
+    mine = slice(run.rank * share, (run.rank + 1) * share)
+    indices = image_indices(task, iteration)
+    return Asked(prompts_B[mine], indices[mine], noise_seed(task, run.seed), mine)
+
+
+def judge(run: Run, task: Task, images_BCHW: Tensor, asked: Asked) -> Judged:
+    """Score local images, gather the scores, and shape them into rewards.
+
+    Raises:
+        RewardFailed: on all processes, where a reward cannot be trusted.
+    """
+    scores = gathered_scores(run, task, images_BCHW, asked.prompts)
+    score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
+    check_validity(task, score_BK)
+    return Judged(scores, shape(task, score_BK), int(score_BK.isnan().any(1).sum()))
+
+
+def gathered_scores(
+    run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Prompt]
+) -> dict[str, Tensor]:
+    """Rewards and monitors of the whole batch, in the order of its images, on every process.
+
+    Raises:
+        RewardFailed: on all processes, where a scorer failed on one.
+    """
+    names = list(dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors]))
+    failure: RewardFailed | None = None
+    local: dict[str, Tensor] = {}
+    try:
+        for name in names:
+            local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
+    except RewardFailed as reason:
+        failure = reason
+    scored = gather(
+        run, torch.tensor([len(local)])
+    )  # every process learns of a failure on any, and stops with it
+    if failure is not None:
+        raise failure
+    if (scored < len(names)).any():
+        rank = int(scored.argmin())
+        raise RewardFailed(f"scorer {names[int(scored[rank])]} failed on process {rank}")
+    score_BN = gather(run, torch.stack([local[name] for name in names], 1))
+    return dict(zip(names, score_BN.unbind(1), strict=True))
+
+
+def reward_report(task: Task, judged: Judged, advantage_B: Tensor) -> dict[str, Any]:
+    """How good the samples are. `reward_mean` is over images, or for parity over groups."""
+    reported, scores = judged.shaped.reported, judged.scores
+    valid = reported[reported.isfinite()]
+    return {
+        "reward_mean": mean_of(valid),
+        "reward_std": float(valid.std()) if len(valid) > 1 else None,
+        "reward_n": len(valid),
+        "invalid": judged.invalid,
+        "rewards": {term.scorer: mean_of(scores[term.scorer]) for term in task.rewards},
+        "monitors": {name: mean_of(scores[name]) for name in task.monitors},
+        "advantage_max": float(advantage_B.abs().max()),
+    }
+
+
+def mean_of(value_B: Tensor) -> float | None:
+    """Mean of the values there are; None, which JSON has, where there are none."""
+    valid = value_B[value_B.isfinite()]
+    return float(valid.double().mean()) if len(valid) else None

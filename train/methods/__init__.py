@@ -1,0 +1,134 @@
+"""How a batch changes the policy: one file per method, and its name is its registration.
+
+Method of the file `<name>.py` is its class `Method`, a frozen dataclass whose fields are the method's own settings (`--set method.<field>=`), with the
+source of each number; and its function `variant(experiment, model)` is an experiment as that method trains it. So `python -m train imagereward_grpo`
+is the experiment `imagereward`, trained by `grpo`. The loop (`train.loop`) is the same for all.
+
+Families share a file: `_policy_gradient` needs a sampler with noise and what it drew; `_forward_process` clean pictures and rewards alone;
+`_reward_gradient` a reward that can be differentiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from train.config import Experiment, Task
+    from train.run import Run
+
+PAPERS = "ppo"
+"""The method of the paper, which an experiment has unless it names another."""
+
+OF_SOME = ("clip", "reduction", "advantage_clip", "trained_steps", "skip_last", "step_weight", "theta_old")
+"""Fields of `update` that mean something to some methods only."""
+
+
+class Evaluations(NamedTuple):
+    """Denoiser evaluations of one latent that an iteration of a task takes, over all processes; two where guided."""
+
+    drawn: int
+    """Without a gradient: sampling, and whatever is compared with."""
+    trained: int
+    """With one."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What every method offers. `collect` and `update` are called in turn for every task of an iteration."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Which fields of `OF_SOME` it heeds; another one that is set is refused, not ignored."""
+    needs_reference: ClassVar[bool] = False
+    """Whether it compares with the base, whose weights then wait on the CPU."""
+    needs_old: ClassVar[bool] = False
+    """Whether it samples from weights of its own that follow the trained ones (`Policy.old`)."""
+
+    @property
+    def name(self) -> str:
+        """That of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse an experiment that this method cannot train.
+
+        Raises:
+            ValueError: one sentence that names the field and the choices.
+        """
+        usual = type(experiment.update)()
+        for field in OF_SOME:
+            value, default = getattr(experiment.update, field), getattr(usual, field)
+            if field not in self.reads and value != default:
+                heeded = (
+                    ", ".join(f"update.{one}" for one in OF_SOME if one in self.reads) or "none of its like"
+                )
+                raise ValueError(
+                    f"update.{field} is {value}, which the method {self.name} does not use: leave it at {default} (it heeds {heeded})"
+                )
+
+    def check_model(self, run: Run) -> None:
+        """Refuse a model that this method cannot train, once it is loaded.
+
+        Raises:
+            ValueError: one sentence.
+        """
+
+    def optimiser_steps(self, experiment: Experiment) -> int:
+        """AdamW steps of a task in an iteration."""
+        raise NotImplementedError
+
+    def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
+        """What an iteration of a task costs."""
+        raise NotImplementedError
+
+    def note(self, run: Run) -> str:
+        """A sentence on what a user should know before it trains; empty where there is nothing."""
+        return ""
+
+    def check_before(self, run: Run) -> None:
+        """Before training: what `train.gates` holds a run to.
+
+        Raises:
+            GateBroken: where it does not hold.
+        """
+        raise NotImplementedError
+
+    def collect(self, run: Run, task: Task, iteration: int) -> Any:
+        """What `update` is given: samples, scored."""
+        raise NotImplementedError
+
+    def update(self, run: Run, batch: Any, on_policy: bool) -> dict[str, Any]:
+        """Make the good more likely.
+
+        Args:
+            run: with the policy.
+            batch: of `collect`.
+            on_policy: whether the policy is still the one that sampled.
+
+        Returns:
+            what metrics.jsonl records, `reward_mean` and the like among it.
+        """
+        raise NotImplementedError
+
+
+def names() -> tuple[str, ...]:
+    """Every method: the files of this folder."""
+    return tuple(sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py")))
+
+
+def load(name: str) -> type[Method]:
+    """The method of that name, which is one of `names`."""
+    return cast(type[Method], importlib.import_module(f"train.methods.{name}").Method)
+
+
+def variant(name: str, experiment: Experiment, model: str) -> Experiment:
+    """An experiment as a method trains it on a model."""
+    return cast("Experiment", importlib.import_module(f"train.methods.{name}").variant(experiment, model))
+
+
+def as_json(method: Method) -> dict[str, Any]:
+    """Its name and its fields."""
+    return {"name": method.name, **dataclasses.asdict(method)}
