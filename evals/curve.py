@@ -16,7 +16,10 @@ The best of several checkpoints is partly the luckiest, so differences between c
 standard errors times the 95 % quantile, over resamples, of the largest studentised difference among all pairs (as Tukey's range, for
 correlated estimates of any scale). They hold for all pairs at once, whichever is looked at.
 
-Shape suffixes: T checkpoints, the base first; N resamples; P prompts; S sufficient statistics of a metric.
+Several runs that differ in their training seed alone are one curve: seeds are resampled above the prompts, and what few of them leave unknown widens the
+simultaneous intervals by Student's quantile over the normal's.
+
+Shape suffixes: T checkpoints, the base first; R training seeds; N resamples; P prompts; S sufficient statistics of a metric.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import special
 from tqdm import tqdm
 
 import prompts
@@ -144,13 +148,23 @@ class Curve:
         return list(dict.fromkeys(s.question for s in self.series))
 
 
-def curve(rows: pd.DataFrame, points: Sequence[Point], resamples: int = stats.RESAMPLES) -> Curve:
+Chosen = tuple[str, Role, str, str]
+"""Question, role, metric and prompt set of a series."""
+
+
+def curve(
+    rows: pd.DataFrame,
+    points: Sequence[Point],
+    resamples: int = stats.RESAMPLES,
+    chosen: Sequence[Chosen] | None = None,
+) -> Curve:
     """Find where proxies and judges part, and what to keep.
 
     Args:
-        rows: of all checkpoints of `points`, as `evals.rows.read` gives them.
+        rows: of all checkpoints of `points`, as `evals.rows.read` gives them; of one training seed, or of several that have the same.
         points: the base first.
         resamples: of the bootstrap.
+        chosen: what is looked at; `chosen_metrics` unless given.
 
     Raises:
         ValueError: where no reward of the run is scored, or rows are missing on a side.
@@ -158,7 +172,7 @@ def curve(rows: pd.DataFrame, points: Sequence[Point], resamples: int = stats.RE
     order = [point.experiment for point in points]
     found = [
         _series(question, role, name, prompt_set, rows, order, resamples)
-        for question, role, name, prompt_set in chosen_metrics(rows)
+        for question, role, name, prompt_set in chosen or chosen_metrics(rows)
     ]
     partings = [
         parting(proxy, against)
@@ -170,8 +184,8 @@ def curve(rows: pd.DataFrame, points: Sequence[Point], resamples: int = stats.RE
     return Curve(tuple(points), tuple(found), tuple(partings), choose(judges) if judges else None)
 
 
-def chosen_metrics(rows: pd.DataFrame) -> list[tuple[str, Role, str, str]]:
-    """Question, role, metric and prompt set of everything that is looked at.
+def chosen_metrics(rows: pd.DataFrame) -> list[Chosen]:
+    """Everything that is looked at.
 
     Raises:
         ValueError: where no reward of the run is scored.
@@ -190,7 +204,7 @@ def chosen_metrics(rows: pd.DataFrame) -> list[tuple[str, Role, str, str]]:
         raise ValueError(
             f"no metric of the suite reads a reward that {experiments} was trained on, so there is no proxy to follow: choose another --suite"
         )
-    found: list[tuple[str, Role, str, str]] = []
+    found: list[Chosen] = []
     for (question, scorer), (name, _) in sorted(first.items()):
         role: Role = "proxy" if scorer in trained else "gold" if scorer in GOLD else "judge"
         scored = sorted(map(str, sets[scorer]))
@@ -210,23 +224,25 @@ def _series(
 ) -> Series:
     metric = metrics.load(name)
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
-    values_TPS = _per_prompt(metric, mine, order)
-    lost_P = np.isnan(values_TPS).any(axis=(0, 2))
-    kept_TPS = values_TPS[:, ~lost_P]
-    number = kept_TPS.shape[1]
+    values_TRPS = per_prompt(metric, mine, order)
+    lost_P = np.isnan(values_TRPS).any(axis=(0, 1, 3))
+    kept_TRPS = values_TRPS[:, :, ~lost_P]
+    seeds, number = kept_TRPS.shape[1:3]
     if number < 2:
         raise ValueError(
             f"{prompt_set}: only {number} prompts have a {metric.scorer} score of every checkpoint, and differences need at least 2"
         )
     weight_NP = stats.weights(number, resamples, 0, f"prompts of {prompt_set}")
-    one_N1 = np.ones((resamples, 1))
+    weight_NR = stats.weights(seeds, resamples, 0, "training seeds")
     draws_TN = np.stack(
-        [metric.finish(stats.mean_statistics(values_PS[None], one_N1, weight_NP)) for values_PS in kept_TPS]
+        [metric.finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP)) for values_RPS in kept_TRPS]
     )
-    point_T = np.array([stats.point(values_PS[None], metric.finish) for values_PS in kept_TPS])
+    point_T = np.array([stats.point(values_RPS, metric.finish) for values_RPS in kept_TRPS])
     sign = 1.0 if metric.higher_is_better else -1.0
     gain_T, gain_TN = sign * (point_T - point_T[0]), sign * (draws_TN - draws_TN[0])
     error_TT, critical = simultaneous(gain_TN)
+    if seeds > 1:
+        critical *= _widening(np.stack([stats.influence(v_RPS, metric.finish) for v_RPS in kept_TRPS]))
     return Series(
         question=question,
         role=role,
@@ -240,8 +256,25 @@ def _series(
     )
 
 
-def _per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Array:
-    """Sufficient statistics [T, P, S] of every checkpoint, beside those of the base at the same images."""
+def _widening(influence_TRP: Array, level: float = stats.LEVEL) -> float:
+    """The largest of Student's quantiles of the gains over the base (the first), divided by the normal's."""
+    tail = (1 - level) / 2
+    normal = float(-special.ndtri(tail))
+    gains = (stats.precision(influence_RP - influence_TRP[0]) for influence_RP in influence_TRP[1:])
+    return max(float(known.deviations(tail)) / normal for known in gains)
+
+
+def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Array:
+    """Sufficient statistics [T, R, P, S] of every checkpoint, beside those of the base at the same images.
+
+    Args:
+        metric: of them.
+        rows: of its scorer, on one prompt set.
+        order: experiments of the checkpoints, the base first; a base of one seed stands beside every other's.
+
+    Raises:
+        ValueError: a checkpoint without rows, or seeds with other prompts or checkpoints.
+    """
     base = rows[rows["experiment"] == order[0]]
     stacked = []
     for experiment in order:
@@ -249,8 +282,14 @@ def _per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Arr
         if part.empty:
             raise ValueError(f"{experiment} has no {metric.scorer} scores: score it again")
         found = metric.statistics(part, score_rows.same_images(part, base))
-        stacked.append(found.to_numpy(dtype=np.float64))
-    return np.stack(stacked)
+        seeds = part["seed"].nunique()
+        stacked.append(found.to_numpy(dtype=np.float64).reshape(seeds, len(found) // seeds, -1))
+    most = max(stacked, key=len).shape
+    if odd := [
+        name for name, of in zip(order, stacked, strict=True) if of.shape not in (most, (1, *most[1:]))
+    ]:
+        raise ValueError(f"{odd[0]} was not scored for the training seeds of the others: score them again")
+    return np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked])
 
 
 def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:
@@ -518,7 +557,7 @@ def write(
     checkpoints = [resolve(target) for target in targets]
     name = suite or suites.of_domain(checkpoints[-1].domain, str(run))
     folder = out.parent / FOLDER
-    files = [_scored(*pair, name, folder) for pair in zip(targets, checkpoints, strict=True)]
+    files = [scored(*pair, name, folder) for pair in zip(targets, checkpoints, strict=True)]
     kls = divergences(checkpoints, suites.load(name), folder, kl_prompts, kl_images, resamples)
     points = [_point(run, *pair) for pair in zip(checkpoints, kls, strict=True)]
     found = curve(score_rows.read(files), points, resamples)
@@ -548,11 +587,13 @@ def _targets(run: Path, every: int) -> list[str]:
     return [f"{run}@0", *(f"{run}@{n}" for n in there), str(run)]
 
 
-def _scored(target: str, checkpoint: Checkpoint, suite: str, folder: Path) -> Path:
-    """The score file of a checkpoint, made where there is none of these weights, prompts and scorers."""
+def scored(
+    target: str, checkpoint: Checkpoint, suite: str, folder: Path, prompt_sets: Sequence[str] = ()
+) -> Path:
+    """The score file of a checkpoint, made where there is none of these weights, prompts and scorers; of all parts of the suite, or of some."""
     from evals import harness, scorers, suites
 
-    chosen = suites.load(suite)
+    chosen = suites.only(suites.load(suite), prompt_sets)
     source = {
         "weights": checkpoint.digest(),
         "base": checkpoint.its_base().digest(),
@@ -568,7 +609,7 @@ def _scored(target: str, checkpoint: Checkpoint, suite: str, folder: Path) -> Pa
     file = folder / f"{checkpoint.name}.csv"
     if file.is_file() and _kept_of(file.with_suffix(".source.json"), source) is not None:
         return file
-    harness.score(target, file, suite)
+    harness.score(target, file, suite, prompt_sets)
     _keep(file.with_suffix(".source.json"), source, {})
     return file
 
@@ -613,11 +654,22 @@ def divergences(
     Returns:
         nats, the base's exactly 0.
     """
+    found = nats_to_base(checkpoints, suite, folder, n_prompts, n_images)
+    return [Interval(0.0, 0.0, 0.0), *(_mean_over_parts(nats, resamples) for nats in found)]
+
+
+def nats_to_base(
+    checkpoints: Sequence[Checkpoint], suite: Suite, folder: Path, n_prompts: int, n_images: int
+) -> list[dict[str, list[list[float]]]]:
+    """KL divergence of every checkpoint but the first, the base, from it: by prompt set, of each prompt those of its images.
+
+    See `divergences`; what `folder` keeps of the same weights and prompts is taken as it is.
+    """
     from evals import divergence
 
     asked = {part.prompt_set: _spread(part.prompt_set, n_prompts) for part in suite.parts}
     base, painter = checkpoints[0], None
-    found = [Interval(0.0, 0.0, 0.0)]
+    found = []
     for checkpoint in tqdm(checkpoints[1:], desc="divergence from the base", file=sys.stderr):
         source = {
             "weights": checkpoint.digest(),
@@ -634,7 +686,7 @@ def divergences(
             painter = painter or _painter(base, suite)
             kept = _divergence(_painter(checkpoint, suite), painter, suite, asked, n_images)
             _keep(path, source, kept)
-        found.append(_mean_over_parts(kept, resamples))
+        found.append(kept)
     return found
 
 

@@ -84,19 +84,20 @@ class Scored:
     rewards: tuple[str, ...] = ()
 
 
-def score(target: str, out: Path, suite: str | None) -> None:
+def score(target: str, out: Path, suite: str | None, prompt_sets: Sequence[str] = ()) -> None:
     """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
 
     Args:
         target: what `evals.checkpoints.resolve` takes.
         out: the file.
         suite: its name; None takes that of the domain of a run.
+        prompt_sets: which of its parts; all unless given.
 
     Raises:
         ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
     """
     checkpoint = resolve(target)
-    chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
+    chosen = suites.only(suites.load(suite or suites.of_domain(checkpoint.domain, target)), prompt_sets)
     if checkpoint.domain not in (None, chosen.domain):
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"

@@ -167,6 +167,86 @@ def banded(
     )
 
 
+class Ribbon(NamedTuple):
+    """A curve with its band, and the thin ones of which it is the mean."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    each: Sequence[Sequence[float]]
+    colour: str
+
+
+class Corner(NamedTuple):
+    """Where a panel of a sheet begins."""
+
+    left: float
+    top: float
+
+
+PANEL_WIDTH, PANEL_HEIGHT = 232, 148
+
+
+def panel(
+    ribbons: Sequence[Ribbon],
+    x_ends: tuple[float, float],
+    y_ends: tuple[float, float],
+    title: str,
+    x_title: str,
+    at: Corner,
+) -> Markup:
+    """Curves of a sheet over axes that its other panels share, with a line at 0; colours are written out, as a file of its own has no page."""
+    left, right, top, bottom = 44, 10, 22, 26
+    wide, tall = PANEL_WIDTH - left - right, PANEL_HEIGHT - top - bottom
+
+    def across(value: float) -> float:
+        return left + wide * (value - x_ends[0]) / (x_ends[1] - x_ends[0] or 1)
+
+    def up(value: float) -> float:
+        return top + tall * (y_ends[1] - value) / (y_ends[1] - y_ends[0] or 1)
+
+    def line(x: Sequence[float], y: Sequence[float]) -> str:
+        return " ".join(
+            f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, y, strict=True) if math.isfinite(a + b)
+        )
+
+    drawn = ""
+    for r in ribbons:
+        whole = [i for i in range(len(r.x)) if math.isfinite(r.low[i] + r.high[i])]
+        there, back = [r.x[i] for i in whole], [r.x[i] for i in reversed(whole)]
+        edge = f"{line(there, [r.high[i] for i in whole])} {line(back, [r.low[i] for i in reversed(whole)])}"
+        drawn += f'<polygon points="{edge}" fill="{r.colour}" fill-opacity=".18"/>'
+        thin = f'fill="none" stroke="{r.colour}" stroke-width=".7" stroke-opacity=".55"'
+        drawn += "".join(f'<polyline points="{line(r.x, y)}" {thin}/>' for y in r.each)
+        drawn += f'<polyline points="{line(r.x, r.y)}" fill="none" stroke="{r.colour}" stroke-width="1.8"/>'
+    floor, end = top + tall, left + wide
+    zero = up(0) if y_ends[0] <= 0 <= y_ends[1] else floor
+    return Markup(
+        f'<g transform="translate({at.left:.0f} {at.top:.0f})"><text x="{left}" y="13" font-weight="600">{escape(title)}</text>'
+        f'<line x1="{left}" x2="{left}" y1="{top}" y2="{floor}" stroke="#bbb"/>'
+        f'<line x1="{left}" x2="{end}" y1="{zero:.1f}" y2="{zero:.1f}" stroke="#bbb"/>'
+        f'<text x="{left - 5}" y="{top + 4}" text-anchor="end">{y_ends[1]:.3g}</text>'
+        f'<text x="{left - 5}" y="{floor + 3}" text-anchor="end">{y_ends[0]:.3g}</text>'
+        f'<text x="{left}" y="{floor + 14}">{x_ends[0]:,.3g}</text>'
+        f'<text x="{end}" y="{floor + 14}" text-anchor="end">{x_ends[1]:,.0f} {escape(x_title)}</text>{drawn}</g>'
+    )
+
+
+def caption(text: str, at: Corner) -> Markup:
+    """A line of text on a sheet."""
+    return Markup(f'<text x="{at.left:.0f}" y="{at.top:.0f}">{escape(text)}</text>')
+
+
+def sheet(panels: Sequence[Markup], width: float, height: float, title: str) -> Markup:
+    """Panels as a file of its own, on white."""
+    return Markup(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="10" fill="#333">'
+        f'<title>{escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>{Markup("").join(panels)}</svg>'
+    )
+
+
 def win_bar(win: float, tie: float, loss: float, label: str) -> Markup:
     """Shares won, tied and lost as one bar; the tick is at one half. Ties are hatched, so that it reads without colours."""
     if not math.isfinite(win + tie + loss):

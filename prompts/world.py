@@ -4,9 +4,11 @@ The vocabulary, the grammar and the prompt sets of a small procedural world, sta
 picture exist: a *scene* of one or two coloured shapes in a relation, and a *portrait* of a person by occupation.
 Drawing them is `evals.miniature.render`; the biased training pictures are `train.miniature.data`.
 
-`python -m prompts.world` rewrites the six prompt sets `prompts/miniature-*.jsonl`. Whatever is "unseen" is unseen by
+`python -m prompts.world` rewrites the nine prompt sets `prompts/miniature-*.jsonl`. Whatever is "unseen" is unseen by
 reinforcement learning only: pairs of objects, relations and occupations that no training prompt holds. The base model
-has met them, as Stable Diffusion has met most of what it is asked for.
+has met them, as Stable Diffusion has met most of what it is asked for. Settings are chosen on the "tuning" sets, of which
+nothing is reported: scenes of pairs of objects that no other set holds, and portraits of occupations that are trained on,
+as all others are reported.
 """
 
 from __future__ import annotations
@@ -172,6 +174,9 @@ def is_unseen_occupation(occupation: str) -> bool:
 REQUESTS = 4
 """Times that each portrait is asked for in the preference training set."""
 
+TUNING_PORTRAITS = 20
+"""Occupations on whose portraits settings are chosen: every second or so of those that are trained on."""
+
 UNSEEN_OCCUPATIONS = tuple(sorted(sorted(OCCUPATIONS, key=lambda o: stable_fraction("unseen " + o))[:25]))
 
 
@@ -230,6 +235,27 @@ def _scenes(seed: int, count: int, unseen: bool) -> list[dict[str, Any]]:
     ]
 
 
+def _tuning_scenes(seed: int, reported: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Two scene prompts, the objects in either order, of each pair that neither a training prompt nor one of `reported` holds."""
+
+    def pair(line: dict[str, Any]) -> frozenset[str]:
+        return frozenset(f"{o['colour']} {o['shape']}" for o in line["expect"]["objects"])
+
+    taken = {pair(line) for line in reported if "objects" in line["expect"]}
+    rng = random.Random(seed)
+    rest = [
+        p
+        for p in combinations(OBJECTS, 2)
+        if is_unseen_pair(*p) and frozenset(f"{o.colour} {o.shape}" for o in p) not in taken
+    ]
+    rng.shuffle(rest)
+    found = []
+    for i, (a, b) in enumerate(rest):
+        one, other = (UNSEEN_RELATIONS[(i + k) % len(UNSEEN_RELATIONS)] for k in (0, 1))
+        found.append((scene_prompt(a, b, one, (one, "tuning")), scene_prompt(b, a, other, (other, "tuning"))))
+    return found
+
+
 def _portraits(unseen: bool) -> list[dict[str, Any]]:
     tag = "unseen" if unseen else "seen"
     return [portrait_prompt(o, (tag,)) for o in OCCUPATIONS if is_unseen_occupation(o) == unseen]
@@ -247,7 +273,7 @@ def prompt_sets() -> dict[str, list[dict[str, Any]]]:
     `REQUESTS` times, as popular requests are, so that there are as many different scenes as do not get known by heart.
     """
     seen_portraits, unseen_portraits = _portraits(unseen=False), _portraits(unseen=True)
-    return {
+    sets = {
         "miniature-scenes-train": _scenes(1, 800, unseen=False),
         "miniature-scenes-unseen": _scenes(2, 120, unseen=True),
         "miniature-portraits-train": seen_portraits,
@@ -255,6 +281,13 @@ def prompt_sets() -> dict[str, list[dict[str, Any]]]:
         "miniature-preference-train": _scenes(3, 3 * REQUESTS * len(seen_portraits), unseen=False)
         + [_asked_again(line, i) for i in range(REQUESTS) for line in seen_portraits],
         "miniature-preference-unseen": _scenes(4, 3 * len(unseen_portraits), unseen=True) + unseen_portraits,
+    }
+    pairs = _tuning_scenes(5, sets["miniature-scenes-unseen"] + sets["miniature-preference-unseen"])
+    portraits = seen_portraits[:: len(seen_portraits) // TUNING_PORTRAITS][:TUNING_PORTRAITS]
+    return sets | {
+        "miniature-scenes-tuning": [one for one, _ in pairs],
+        "miniature-portraits-tuning": portraits,
+        "miniature-preference-tuning": [other for _, other in pairs] + portraits,
     }
 
 

@@ -104,7 +104,7 @@ def card(progress: Progress, metrics: Path) -> dict[str, Any]:
 def kl_of_updates(metrics: Path) -> dict[str, float]:
     """Sum over iterations, by task, of the mean KL (nats per denoising step) between the policy that drew a batch and the one that learns from it.
 
-    The length of the way, not the distance from the base: that is `evals.divergence`.
+    The length of the way, not the distance from the base: that is `evals.divergence`. Nothing of a task whose method records no KL.
 
     Args:
         metrics: metrics.jsonl.
@@ -112,7 +112,8 @@ def kl_of_updates(metrics: Path) -> dict[str, float]:
     total: dict[str, float] = defaultdict(float)
     for line in metrics.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        total[record["task"]] += record["kl"]
+        if "kl" in record:
+            total[record["task"]] += record["kl"]
     return dict(total)
 
 

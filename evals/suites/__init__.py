@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,18 @@ def of_domain(domain: str | None, target: str) -> str:
 def names() -> tuple[str, ...]:
     """Every suite: the files of this folder."""
     return tuple(sorted(f.stem for f in Path(__file__).parent.glob("[!_]*.py")))
+
+
+def only(suite: Suite, prompt_sets: Sequence[str]) -> Suite:
+    """A suite with some of its parts; with all where none is named. Raises ValueError, with the choices, for a part that it has not."""
+    there = [part.prompt_set for part in suite.parts]
+    if unknown := [name for name in prompt_sets if name not in there]:
+        raise ValueError(
+            f"suite {suite.name} has no prompt set {unknown[0]!r}; choose from {', '.join(there)}"
+        )
+    return replace(
+        suite, parts=tuple(p for p in suite.parts if not prompt_sets or p.prompt_set in prompt_sets)
+    )
 
 
 def load(name: str) -> Suite:

@@ -6,6 +6,9 @@ is the experiment `imagereward`, trained by `grpo`. The loop (`train.loop`) is t
 
 Families share a file: `_policy_gradient` needs a sampler with noise and what it drew; `_forward_process` clean pictures and rewards alone;
 `_reward_gradient` a reward that can be differentiated.
+
+What a method's settings on the miniature were chosen from stands in its file as `TUNING`: `TRIES` tuples of `--set` settings, the same number for each
+method, of which the first is empty, the variant as it is. `python -m bench.methods tune` tries them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ PAPERS = "ppo"
 
 OF_SOME = ("clip", "reduction", "advantage_clip", "trained_steps", "skip_last", "step_weight", "theta_old")
 """Fields of `update` that mean something to some methods only."""
+
+TRIES = 4
+"""Settings that each method may be tried with."""
 
 
 class Evaluations(NamedTuple):
@@ -122,6 +128,22 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> type[Method]:
     """The method of that name, which is one of `names`."""
     return cast(type[Method], importlib.import_module(f"train.methods.{name}").Method)
+
+
+def tuning(name: str) -> tuple[tuple[str, ...], ...]:
+    """Settings that a method is tried with.
+
+    Raises:
+        ValueError: where its file has none, or not as many as every method has.
+    """
+    module = importlib.import_module(f"train.methods.{name}")
+    tries: tuple[tuple[str, ...], ...] = getattr(module, "TUNING", ())
+    if len(tries) != TRIES:
+        raise ValueError(
+            f"train/methods/{name}.py has {len(tries)} settings in TUNING, but every method is tried with {TRIES}: the variant as it is, (), and "
+            f"{TRIES - 1} others such as ('update.lr=3e-5',)"
+        )
+    return tries
 
 
 def variant(name: str, experiment: Experiment, model: str) -> Experiment:

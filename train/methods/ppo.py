@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from train.config import Experiment
 from train.methods._policy_gradient import PolicyGradient
 
+TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("update.trained_steps=8", "update.lr=6e-5"))
+"""Half and twice the rate; and more of each trajectory."""
+
 
 @dataclass(frozen=True)
 class Method(PolicyGradient):

@@ -1,0 +1,14 @@
+"""Training methods side by side: the same base, prompts, reward, budget of denoiser evaluations and seeds, on the miniature. `make methods`.
+
+A cell is one method, trained on one reward with one seed; its snapshots are scored on prompts that no training holds (`evals.suites.miniature_methods`), by
+the harness that scores everything else. The table is a function of the cells' files alone.
+
+The map of this package
+    questions.py    what is asked of a reward's runs: proxy, held-out, gold
+    cells.py        which cells there are, how long each is trained, what it costs, and what a method refuses
+    work.py         trains and scores a cell, and several at a time; goes on where it was stopped
+    table.py        from the cells' files to numbers with intervals
+    pages.py        results/methods.md, .csv and methods-<reward>.svg
+    tune.py         `tune METHOD`: the settings in the method's own file, tried on prompts of which nothing is reported
+    __main__.py     the commands
+"""

@@ -1,0 +1,253 @@
+"""`python -m bench.methods`: trains every method on every reward at one budget, scores it along the way and writes the table. `tune METHOD`: tries its settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evals.__main__ import OneSentence, check_out
+
+WORDS = click.Path(path_type=Path)
+
+
+def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(of):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+AT_WORK = options(
+    click.option(
+        "--budget",
+        type=click.IntRange(1),
+        help="Denoiser evaluations of a run; those of the paper's method for each reward unless given.",
+    ),
+    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time."),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each."),
+    click.option(
+        "--root",
+        type=WORDS,
+        default=Path("results/methods"),
+        show_default=True,
+        help="Folder of runs, pictures and score rows.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print what would be run and what it costs, and stop."),
+)
+
+
+@click.group(cls=OneSentence, invoke_without_command=True, help=__doc__)
+@click.option("--methods", "method_names", help="Names with commas between; all unless given.")
+@click.option(
+    "--rewards", help="Names with commas between; imagereward,compositionality,fairness unless given."
+)
+@click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds with commas between.")
+@click.option(
+    "--points", type=click.IntRange(1), default=10, show_default=True, help="Times that a run is scored."
+)
+@click.option(
+    "--out", type=WORDS, default=Path("results/methods.md"), show_default=True, help="Page to write (.md)."
+)
+@click.option("--only-table", is_flag=True, help="Train nothing: the table of what is there.")
+@AT_WORK
+@click.pass_context
+def main(
+    context: click.Context,
+    method_names: str | None,
+    rewards: str | None,
+    seeds: str,
+    points: int,
+    out: Path,
+    only_table: bool,
+    budget: int | None,
+    jobs: int,
+    threads: int,
+    root: Path,
+    dry_run: bool,
+) -> None:
+    """The table; or a command of its own."""
+    if context.invoked_subcommand is not None:
+        return
+    check_out(out, ".md")
+    from bench.methods import pages, work
+    from bench.methods.cells import Cell, Refusal, plan
+    from bench.methods.questions import QUESTIONS
+    from bench.methods.table import standing
+
+    planned = plan(named(method_names), named(rewards), numbers(seeds), budget, points)
+    cells = [cell for cell in planned if isinstance(cell, Cell)]
+    refusals = [refusal for refusal in planned if isinstance(refusal, Refusal)]
+    click.echo(
+        pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
+    )
+    if dry_run:
+        return
+    command = typed()
+    failed = [] if only_table else at_work(cells, root, jobs, threads, command)
+    standings = [
+        standing(
+            question,
+            [cell for cell in cells if cell.reward == reward],
+            [refusal for refusal in refusals if refusal.reward == reward],
+            root,
+        )
+        for reward, question in QUESTIONS.items()
+        if any(one.reward == reward for one in planned)
+    ]
+    click.echo(f"wrote {', '.join(map(str, pages.write(standings, out, command)))}")
+    say_failed(failed)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--reward", required=True, help="imagereward, compositionality or fairness.")
+@click.option(
+    "--out",
+    type=WORDS,
+    default=Path("results/methods-tuning.csv"),
+    show_default=True,
+    help="File of all tries (.csv).",
+)
+@AT_WORK
+def tune(
+    method: str,
+    reward: str,
+    out: Path,
+    budget: int | None,
+    jobs: int,
+    threads: int,
+    root: Path,
+    dry_run: bool,
+) -> None:
+    """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported, each with a quarter of the table's evaluations unless --budget says it."""
+    check_out(out, ".csv")
+    from bench.methods import pages, work
+    from bench.methods.cells import budget_of
+    from bench.methods.questions import QUESTIONS
+    from bench.methods.tune import found_of, keep, tries
+    from train import methods
+    from train.config import choose
+
+    choose("method", method, methods.names())
+    choose("reward", reward, QUESTIONS)
+    cells = tries(method, reward, budget or budget_of(reward) // 4)
+    click.echo(
+        pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
+    )
+    if dry_run:
+        return
+    failed = at_work(cells, root, jobs, threads, typed())
+    done = [cell for cell in cells if work.is_done(cell, root)]
+    if done:
+        found = found_of(done, root)
+        keep(found, out)
+        for _, row in found.iterrows():
+            gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
+            best = " (best)" if row["best"] else ""
+            click.echo(f"{row['settings'] or 'as it is'}: held-out gain {gain}{best}")
+        click.echo(f"wrote {out}")
+    say_failed(failed)
+
+
+@main.command(hidden=True)
+@click.argument("key")
+@click.option("--reward", required=True)
+@click.option("--method", required=True)
+@click.option("--seed", type=int, required=True)
+@click.option("--budget", type=int, required=True)
+@click.option("--points", type=int, required=True)
+@click.option("--set", "settings", multiple=True)
+@click.option("--suite", required=True)
+@click.option("--root", type=WORDS, required=True)
+@click.option("--jobs", type=int, required=True)
+@click.option("--command", required=True)
+def cell(
+    key: str,
+    reward: str,
+    method: str,
+    seed: int,
+    budget: int,
+    points: int,
+    settings: tuple[str, ...],
+    suite: str,
+    root: Path,
+    jobs: int,
+    command: str,
+) -> None:
+    """Do one cell, in this process."""
+    from bench.methods.cells import Refusal, cells
+    from bench.methods.work import do
+
+    made = cells(reward, method, [seed], budget, points, settings, suite)
+    assert not isinstance(made, Refusal), "a refused method has no cell"
+    if made[0].key != key:
+        raise ValueError(f"the files of {method} have changed since this began: give the command again")
+    sys.exit(do(made[0], root, jobs, command))
+
+
+def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: str) -> list[str]:
+    """Do what is left to do of cells. Returns a sentence for each that failed."""
+    from bench.methods import work
+
+    def arguments(cell: Any) -> list[str]:
+        given = {
+            "--reward": cell.reward,
+            "--method": cell.method,
+            "--seed": cell.seed,
+            "--budget": cell.budget,
+            "--points": cell.asked_points,
+            "--suite": cell.suite,
+            "--root": root,
+            "--jobs": jobs,
+            "--command": command,
+        }
+        words = [sys.executable, "-m", "bench.methods", "cell", cell.key]
+        words += [str(word) for pair in given.items() for word in pair]
+        return words + [word for setting in cell.settings for word in ("--set", setting)]
+
+    todo = [cell for cell in cells if not work.is_done(cell, root)]
+    return work.Crew(arguments, root, threads).run(todo, jobs) if todo else []
+
+
+def say_failed(failed: Sequence[str]) -> None:
+    """Say what could not be done, and end with exit code 1."""
+    for sentence in failed:
+        click.echo(f"error: {sentence}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+def named(given: str | None) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in given.split(",") if name.strip()] if given else []
+
+
+def numbers(given: str) -> list[int]:
+    """Whole numbers with commas between, each once.
+
+    Raises:
+        ValueError: where they are none.
+    """
+    found = named(given)
+    if not found or not all(one.isdecimal() for one in found):
+        raise ValueError(
+            f"--seeds is {given!r}, but it must be whole numbers with commas between, such as 0,1,2"
+        )
+    return sorted({int(one) for one in found})
+
+
+def typed() -> str:
+    """The command as typed, for the record."""
+    return " ".join(["python -m bench.methods", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

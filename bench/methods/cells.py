@@ -1,0 +1,192 @@
+"""Which cells there are: a method on a reward with a seed and a budget, or the sentence in which the method refuses the reward."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import prompts
+from bench.methods.questions import QUESTIONS
+from evals import suites
+from train import experiments, methods
+from train.config import Experiment, as_json, check, choose, override
+from train.plan import evaluations
+from train.start import check_names
+
+MODEL = "miniature"
+SUITE, TUNING_SUITE = "miniature_methods", "miniature_tuning"
+POINTS = 10
+"""Times that a run is scored: after each tenth of it."""
+KL_PROMPTS = 16
+"""Prompts on which the divergence from the base is taken, one image of each."""
+SEEDS = (0, 1, 2)
+ROOT = Path("results/methods")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run and its scores."""
+
+    reward: str
+    method: str
+    seed: int
+    budget: int
+    """Denoiser evaluations that it may take."""
+    experiment: Experiment
+    settings: tuple[str, ...]
+    """In which it differs from the method's variant, as `--set` has them."""
+    suite: str
+    asked_points: int
+    """Times that it is to be scored; `points` is how often its iterations allow."""
+
+    @property
+    def name(self) -> str:
+        """As `python -m train` calls the experiment."""
+        return name_of(self.reward, self.method)
+
+    @property
+    def run_name(self) -> str:
+        """Of the run."""
+        return f"{self.name}-{MODEL}-{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Its folder: the run's name and 8 hex digits of everything that is trained, so that other settings are another cell."""
+        trained = json.dumps([as_json(self.experiment), self.suite], sort_keys=True)
+        return f"{self.run_name}-{hashlib.sha256(trained.encode()).hexdigest()[:8]}"
+
+    @property
+    def prompt_set(self) -> str:
+        """On which it is scored."""
+        question = QUESTIONS[self.reward]
+        return question.tuning_set if self.suite == TUNING_SUITE else question.prompt_set
+
+    @property
+    def points(self) -> int:
+        """Checkpoints of it that are scored, its end among them, the base not."""
+        every = self.experiment.snapshots_every
+        return 1 + (math.ceil(self.experiment.iterations / every) - 1 if every else 0)
+
+    @property
+    def evaluations(self) -> int:
+        """Denoiser evaluations of training."""
+        return evaluations(self.experiment)
+
+    @property
+    def scoring_evaluations(self) -> int:
+        """Denoiser evaluations of scoring it and its base, of which the divergence takes two a picture and step."""
+        suite = suites.load(self.suite)
+        (part,) = suites.only(suite, [self.prompt_set]).parts
+        pictures = len(prompts.load(self.prompt_set)) * part.images_per_prompt
+        return suite.sampling.steps * ((self.points + 1) * pictures + 2 * self.points * KL_PROMPTS)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A method that cannot train on a reward."""
+
+    reward: str
+    method: str
+    sentence: str
+
+
+def name_of(reward: str, method: str) -> str:
+    """The experiment of a reward as a method trains it."""
+    return reward if method == methods.PAPERS else f"{reward}_{method}"
+
+
+def budget_of(reward: str) -> int:
+    """Denoiser evaluations that the paper's method has for a reward: those of the experiment."""
+    return evaluations(experiments.load(reward, MODEL))
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """The paper's method first, the others by name."""
+    return sorted(set(names), key=lambda name: (name != methods.PAPERS, name))
+
+
+def plan(
+    method_names: Sequence[str],
+    rewards: Sequence[str],
+    seeds: Sequence[int],
+    budget: int | None = None,
+    points: int = POINTS,
+) -> list[Cell | Refusal]:
+    """Every cell, or in place of a method's the sentence in which it refuses the reward.
+
+    Args:
+        method_names: names of methods; none is all.
+        rewards: experiments whose reward is trained on; none is all.
+        seeds: training seeds.
+        budget: denoiser evaluations of a run; that of the paper's method for each reward unless given.
+        points: times that a run is scored.
+
+    Raises:
+        ValueError: for an unknown method or reward, or a budget below one iteration.
+    """
+    wanted = in_order([choose("method", name, methods.names()) for name in method_names or methods.names()])
+    found: list[Cell | Refusal] = []
+    for reward in [choose("reward", name, QUESTIONS) for name in rewards or QUESTIONS]:
+        for method in wanted:
+            made = cells(reward, method, seeds, budget or budget_of(reward), points)
+            found += [made] if isinstance(made, Refusal) else made
+    return found
+
+
+def cells(
+    reward: str,
+    method: str,
+    seeds: Sequence[int],
+    budget: int,
+    points: int = POINTS,
+    settings: tuple[str, ...] = (),
+    suite: str = SUITE,
+) -> list[Cell] | Refusal:
+    """A method's cells of a reward, a seed each.
+
+    Raises:
+        ValueError: for settings that are none, or a budget below one iteration.
+    """
+    try:
+        experiment = checked(experiments.load(name_of(reward, method), MODEL))
+    except ValueError as refused:
+        return Refusal(reward, method, str(refused))
+    experiment = within(checked(override(experiment, settings)), budget, points, name_of(reward, method))
+    return [Cell(reward, method, seed, budget, experiment, settings, suite, points) for seed in seeds]
+
+
+def checked(experiment: Experiment) -> Experiment:
+    """The experiment. Raises ValueError where it cannot be trained."""
+    check(experiment, 1)
+    check_names(experiment)
+    return experiment
+
+
+def within(experiment: Experiment, budget: int, points: int, name: str) -> Experiment:
+    """As many iterations as a budget pays for, with snapshots after shares of them.
+
+    A rate that falls to 0 at the end of a run does so within the budget: what a run has reached at a tenth of it is not what a run of a tenth of the length would.
+
+    Args:
+        experiment: of the method.
+        budget: denoiser evaluations.
+        points: times that the run is scored, its end among them.
+        name: of the experiment, for the message.
+
+    Raises:
+        ValueError: where the budget does not pay for an iteration.
+    """
+    each = evaluations(replace(experiment, iterations=1))
+    iterations = budget // each
+    if iterations < 1:
+        raise ValueError(
+            f"--budget is {budget} denoiser evaluations, but one iteration of {name} takes {each}: give at least as many"
+        )
+    every = math.ceil(iterations / points)
+    return replace(
+        experiment, iterations=iterations, snapshots_every=every if points > 1 else 0, samples_every=0
+    )

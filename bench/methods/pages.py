@@ -1,0 +1,476 @@
+"""What the numbers look like: results/methods.md, results/methods.csv and a picture for each reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.methods.cells import KL_PROMPTS, SUITE, Refusal
+from bench.methods.questions import BESIDE, QUESTIONS
+from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
+from evals import metrics, suites, svg
+from evals.files import write_text
+from evals.stats import LEVEL, Array, Interval
+from evals.tables import heading, interval
+from train import methods
+
+GOAL = 0.1
+"""Share of the paper method's denoiser evaluations that the fastest method may take to its final gain: what the project set itself."""
+BUSY = 0.9
+"""Share of its threads' time that a trainer gets on an idle machine, or more: with less its seconds are marked."""
+PAPERS_COLOUR, OWN_COLOUR = "#888888", "#1663b0"
+ROLES = ("gold", "held-out", "proxy", *BESIDE, KL)
+
+
+def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
+    """Write the page at `out` (.md), the numbers beside it (.csv), and a picture for each reward that has a run. Returns what was written."""
+    pictures = {
+        standing.question.reward: out.with_name(f"{out.stem}-{standing.question.reward}.svg")
+        for standing in standings
+        if standing.tracks
+    }
+    for standing in standings:
+        if standing.tracks:
+            write_text(picture(standing) + "\n", pictures[standing.question.reward])
+    write_text(
+        tidy(standings).to_csv(index=False, float_format="%.6g", lineterminator="\n"), out.with_suffix(".csv")
+    )
+    write_text(markdown(standings, command, {k: path.name for k, path in pictures.items()}), out)
+    return [out, out.with_suffix(".csv"), *pictures.values()]
+
+
+# -------------------------------------------------------------------------------------------------------------------- the page
+
+
+def markdown(standings: Sequence[Standing], command: str, pictures: dict[str, str]) -> str:
+    """The page."""
+    parts = [
+        "# Training methods at equal compute, on the miniature",
+        f"Made by `{command}`. Do not edit. Every number, with its interval, n, date and machine, is in `methods.csv` beside this file.",
+        "\n".join(f"- {note}" for note in notes(standings)),
+    ]
+    for standing in standings:
+        parts += section(standing, pictures.get(standing.question.reward))
+    return "\n\n".join(parts) + "\n"
+
+
+def section(standing: Standing, picture_name: str | None) -> list[str]:
+    """A reward's part."""
+    question = standing.question
+    parts = [
+        f"## {question.reward}",
+        f"{question.why} Scored on {question.prompt_set}. Methods race by {question.goal}.",
+    ]
+    parts += [
+        f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less; equal evaluations are shares of {standing.evaluations:,.0f}, equal wall time of "
+        f"{standing.seconds:,.0f} s, the shortest training."
+        if standing.tracks
+        else "Nothing has been run yet."
+    ]
+    if standing.tracks:
+        parts.append(verdict(standing))
+        parts += [f"![Curves]({picture_name})"] if picture_name else []
+        parts.append("### To the paper method's final gain\n\n" + _table(race(standing)))
+        for at, what in (("evaluations", "denoiser evaluations"), ("seconds", "wall time")):
+            for share in (1.0, SHARES[0]):
+                title = (
+                    f"### At equal {what}{'' if share == 1 else f', {share:.0%} of them'.replace('%', ' %')}"
+                )
+                parts.append(
+                    f"{title}\n\n{_table(grid(standing, 'evaluations' if at == 'evaluations' else 'seconds', share))}"
+                )
+    parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
+    return parts
+
+
+def verdict(standing: Standing) -> str:
+    """Whether the goal is reached, in a sentence."""
+    if math.isnan(standing.target):
+        return f"The paper's method, {methods.PAPERS}, has no finished run of this budget, so there is no gain to reach."
+    metric = metrics.load(goal_of(standing.question))
+    whole = standing.evaluations_of_papers()
+    others = {
+        m: r for m, r in standing.reaches.items() if m != methods.PAPERS and not math.isnan(r.evaluations)
+    }
+    target = interval(metric, Interval(standing.target, math.nan, math.nan), signed=True)
+    if not others:
+        return f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below); no other method reaches that."
+    best = min(others, key=lambda m: others[m].evaluations)
+    share = others[best].evaluations / whole
+    reliable = sum(not math.isnan(e) for e in others[best].seeds)
+    return (
+        f"The paper's method ends at {target} in {metric.title}. The first to reach that is **{best}**, after {_most(others[best])}{share:.2f} of its evaluations "
+        f"(goal: {GOAL:g}, {'reached' if share <= GOAL else 'missed'}), in {reliable} of {len(others[best].seeds)} seeds by themselves."
+    )
+
+
+def _most(reach: Reach) -> str:
+    return "at most " if reach.at_most else ""
+
+
+def race(standing: Standing) -> list[list[str]]:
+    """Evaluations and seconds of each method to the paper method's final gain, and where it over-optimises."""
+    head = [
+        "method",
+        "final gain",
+        "evaluations",
+        "of the paper's",
+        "seconds",
+        "of the paper's",
+        "seeds that reach it",
+        "over-optimises",
+    ]
+    lines = [head]
+    metric = metrics.load(goal_of(standing.question))
+    whole_evaluations, whole_seconds = standing.evaluations_of_papers(), standing.seconds_of_papers()
+    for track in standing.tracks:
+        last = standing.of(track.method, "checkpoint", 1.0, standing.question.goal)
+        assert last is not None, "every track has an end"
+        line = [_named(track), interval(metric, last.gain, signed=True)]
+        reach = standing.reaches.get(track.method)
+        if reach is None or math.isnan(reach.evaluations):
+            line += ["–"] * 4
+        else:
+            at_most = "≤ " if reach.at_most else ""
+            line += [
+                f"{at_most}{reach.evaluations:,.0f}",
+                f"{at_most}{reach.evaluations / whole_evaluations:.2f}",
+            ]
+            line += [
+                f"{at_most}{reach.seconds:,.0f}{_busy(track)}",
+                f"{at_most}{reach.seconds / whole_seconds:.2f}",
+            ]
+        line.append(
+            "–" if reach is None else f"{sum(not math.isnan(e) for e in reach.seeds)} of {len(reach.seeds)}"
+        )
+        lines.append([*line, over_optimises(standing, track)])
+    return lines + [
+        [refusal.method, f"cannot: {refusal.sentence}", *[""] * 6] for refusal in standing.refusals
+    ]
+
+
+def over_optimises(standing: Standing, track: Track) -> str:
+    """From which evaluations on held-out and gold are below their best while the proxy has risen since."""
+    told = []
+    for parting in standing.partings[track.method]:
+        name = {"judge": "held-out", "gold": "gold"}[parting.against.role]
+        metric = metrics.load(parting.against.metric)
+        if parting.apart or parting.fallen:
+            t = (parting.apart or parting.fallen)[0]
+            loss = interval(metric, parting.against.difference(t, parting.against.best), signed=True)
+            rises = "" if parting.apart else ", the proxy no higher"
+            told.append(f"{name} from {track.evaluations_T[t]:,.0f} ({loss}{rises})")
+        else:
+            told.append(f"{name} not seen to")
+    return "; ".join(told)
+
+
+def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
+    """Every method at one place of the equal axis."""
+    question = standing.question
+    head = ["method"]
+    for role, name in (question.roles() | BESIDE).items():
+        arrowless = heading(metrics.load(name)).rstrip(" ↑↓")
+        gained = role not in BESIDE
+        head.append(f"{role}: gain in {arrowless}{'†' if role == 'proxy' else ''}" if gained else arrowless)
+    head += ["exact KL, nats", "denoiser evaluations" if at == "seconds" else "seconds"]
+    lines = [head]
+    for track in standing.tracks:
+        line = [_named(track)]
+        for role in ROLES:
+            number = standing.of(track.method, at, share, role)
+            assert number is not None, "every track has every number"
+            line.append(_cell(number))
+        number = standing.of(track.method, at, share, KL)
+        assert number is not None
+        line.append(
+            f"{number.evaluations:,.0f}" if at == "seconds" else f"{number.seconds:,.0f}{_busy(track)}"
+        )
+        lines.append(line)
+    return lines + [[r.method, f"cannot: {r.sentence}", *[""] * (len(head) - 2)] for r in standing.refusals]
+
+
+def _cell(number: Number) -> str:
+    if number.role == KL:
+        return "{} [{}, {}]".format(*(f"{value:.3g}" for value in number.value))
+    metric = metrics.load(number.metric)
+    if number.role not in BESIDE:
+        sign = "▲ " if number.gain.low > 0 else "▼ " if number.gain.high < 0 else ""
+        return sign + interval(metric, number.gain, signed=True)
+    value = interval(metric, number.value)
+    return value if number.role == "drift" else f"{value} ({interval(metric, number.gain, signed=True)})"
+
+
+def _named(track: Track) -> str:
+    few = f" ({len(track.seeds)} seed{'s' if len(track.seeds) > 1 else ''})"
+    return f"{track.method}{' (paper)' if track.method == methods.PAPERS else ''}{few}"
+
+
+def _busy(track: Track) -> str:
+    return " ⚠" if track.cpu_share() < BUSY else ""
+
+
+def left(standing: Standing) -> list[str]:
+    """What has no number, and why."""
+    told = [
+        f"{cell.method}, seed {cell.seed}: training stopped by itself: {sentence}"
+        for cell, sentence in standing.stopped
+    ]
+    by_method: dict[str, list[int]] = {}
+    for cell in standing.missing:
+        by_method.setdefault(cell.method, []).append(cell.seed)
+    return told + [
+        f"{method}: not run with seed {', '.join(map(str, seeds))}." for method, seeds in by_method.items()
+    ]
+
+
+def notes(standings: Sequence[Standing]) -> list[str]:
+    """What a reader has to know."""
+    tracks = [track for standing in standings for track in standing.tracks]
+    told = [
+        "Every method starts from the same base, trains on the same prompts and reward with the settings of its variant (`train/methods`), and may take the same number of "
+        "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included.",
+        f"Gains are differences to the base on the same prompts and noise (suite {SUITE}, prompts that no training holds), turned such that more is better, with {LEVEL:.0%} intervals over prompts and "
+        "training seeds, stretched to Student's tails: with three seeds they are wide, and a rough statement about the method. ▲ ▼ the interval leaves 0 out. † what the run was trained on.".replace(
+            "%", " %"
+        ),
+        "Between two checkpoints a curve is taken to be straight. Rates that fall do so over the whole budget, so that a run of a tenth of the length would stand elsewhere than this one after a tenth.",
+        "A method reaches the paper method's final gain where the mean of its seeds first does; ≤: at its first checkpoint already. The seeds beside it are counted each by itself, and the noise of scoring "
+        "helps the lucky.",
+        "It over-optimises from where held-out or gold is below its best while the proxy has risen since, both with intervals that hold for all pairs of checkpoints at once (`evals curve`).",
+        "Diversity is the Vendi score of the pictures of a prompt, at "
+        + ", ".join(f"{part.images_per_prompt} of {part.prompt_set}" for part in suites.load(SUITE).parts)
+        + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
+    ]
+    return told + _measured(tracks)
+
+
+def _measured(tracks: Sequence[Track]) -> list[str]:
+    """On what machine, when, and with what beside."""
+    sessions = [session for track in tracks for session in track.sessions]
+    records = [record for track in tracks for record in track.records]
+    if not sessions:
+        return []
+    names = sorted({record["machine"]["name"] for record in records})
+    dates = sorted(session["date"][:10] for session in sessions)
+
+    def spread(key: str) -> str:
+        values = sorted({session[key] for session in sessions})
+        return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+
+    shares = sorted(track.cpu_share() for track in tracks)
+    return [
+        f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates[0]} to {dates[-1]}: {spread('jobs')} at a "
+        f"time, {spread('threads')} threads each, {spread('cpus')} processors; the load average, of these runs and everything else, was {spread('load')}, and trainers were on a processor "
+        f"{100 * shares[0]:.0f} to {100 * shares[-1]:.0f} % of their threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
+    ]
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([padded[0], rule, *padded[1:]])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the numbers
+
+
+def tidy(standings: Sequence[Standing]) -> pd.DataFrame:
+    """One row a number, with everything that it depends on.
+
+    at: checkpoint, evaluations or seconds (equal ones), reach (the paper method's final gain, in the goal), refused or stopped (then `note` says why).
+    value, gain: each with _low and _high. gain_by_seed: of the seeds in `seeds`, at checkpoints and separated by spaces; of a reach the evaluations of each.
+    prompts, images: n of a seed. threads, jobs, load, cpu_share: under which the seconds were measured.
+    """
+    records: list[dict[str, Any]] = []
+    for standing in standings:
+        tracks = {track.method: track for track in standing.tracks}
+        records += [_record(number, tracks[number.method]) for number in standing.numbers]
+        for method, reach in standing.reaches.items():
+            name, own = goal_of(standing.question), _of_track(tracks[method])
+            each = " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds)
+            records.append(
+                _key(standing.question.reward, method, "reach")
+                | {"role": standing.question.goal, "metric": name, "prompt_set": standing.question.prompt_set}
+                | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target}
+                | {
+                    "gain_by_seed": each,
+                    "note": "at most: at the first checkpoint already" if reach.at_most else "",
+                }
+                | own
+            )
+        records += [_key(r.reward, r.method, "refused") | {"note": r.sentence} for r in standing.refusals]
+        records += [
+            _key(c.reward, c.method, "stopped") | {"seeds": str(c.seed), "note": sentence}
+            for c, sentence in standing.stopped
+        ]
+    return pd.DataFrame(records, columns=COLUMNS)
+
+
+COLUMNS = (
+    *("reward", "method", "at", "share", "evaluations", "seconds", "role", "metric", "prompt_set"),
+    *("value", "value_low", "value_high", "gain", "gain_low", "gain_high", "gain_by_seed"),
+    *("seeds", "prompts", "images", "budget", "note"),
+    *("command", "machine", "date", "threads", "jobs", "load", "cpu_share"),
+)
+
+
+def _key(reward: str, method: str, at: str) -> dict[str, Any]:
+    return {"reward": reward, "method": method, "at": at}
+
+
+def _record(number: Number, track: Track) -> dict[str, Any]:
+    each = ""
+    if number.at == "checkpoint" and number.role in track.question.roles():
+        t = int(np.argmin(np.abs(track.evaluations_T - number.evaluations)))
+        each = " ".join(f"{gain:.6g}" for gain in gains_RT(track, number.metric)[:, t])
+    return {
+        **_key(number.reward, number.method, number.at),
+        "share": number.share,
+        "evaluations": number.evaluations,
+        "seconds": number.seconds,
+        "role": number.role,
+        "metric": number.metric,
+        "prompt_set": number.prompt_set,
+        **_ends("value", number.value),
+        **_ends("gain", number.gain),
+        "gain_by_seed": each,
+        "prompts": number.prompts,
+        "images": number.images,
+        **_of_track(track),
+    }
+
+
+def _ends(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _of_track(track: Track) -> dict[str, Any]:
+    sessions = track.sessions
+    return {
+        "seeds": " ".join(map(str, track.seeds)),
+        "budget": track.budget,
+        "command": track.records[0]["command"],
+        "machine": track.records[0]["machine"]["name"],
+        "date": max(record["date"] for record in track.records),
+        "threads": max((s["threads"] for s in sessions), default=math.nan),
+        "jobs": max((s["jobs"] for s in sessions), default=math.nan),
+        "load": float(np.mean([s["load"] for s in sessions])) if sessions else math.nan,
+        "cpu_share": track.cpu_share(),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------------------ the picture
+
+
+def picture(standing: Standing) -> str:
+    """A row of panels a method, the paper's in grey behind: what it gains in gold, held-out and proxy over evaluations, and in the goal over seconds."""
+    question, tracks = standing.question, standing.tracks
+    columns: list[tuple[str, str, Callable[[Track], Array]]] = [
+        *((role, "evaluations", lambda track: track.evaluations_T) for role in question.roles()),
+        (question.goal, "s", lambda track: track.seconds_RT.mean(axis=0)),
+    ]
+    papers = next((track for track in tracks if track.method == methods.PAPERS), None)
+    panels = []
+    for column, (role, x_title, axis) in enumerate(columns):
+        ribbons = {track.method: _ribbon(standing, track, role, axis(track)) for track in tracks}
+        x_ends = (0.0, max(ribbon.x[-1] for ribbon in ribbons.values()))
+        ends = [
+            end for ribbon in ribbons.values() for end in (*ribbon.low, *ribbon.high) if math.isfinite(end)
+        ]
+        y_ends = (min(0.0, *ends), max(0.0, *ends))
+        unit = heading(metrics.load(question.roles()[role])).rstrip(" ↑↓")
+        for row, track in enumerate(tracks):
+            behind = [ribbons[papers.method]._replace(colour=PAPERS_COLOUR)] if papers else []
+            drawn = behind if track is papers else [*behind, ribbons[track.method]]
+            corner = svg.Corner(svg.PANEL_WIDTH * column, 34 + svg.PANEL_HEIGHT * row)
+            panels.append(svg.panel(drawn, x_ends, y_ends, f"{track.method}: {role}", x_title, corner))
+        panels.append(svg.caption(f"gain in {unit}", svg.Corner(svg.PANEL_WIDTH * column + 44, 24)))
+    title = f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's"
+    panels.append(svg.caption(title, svg.Corner(8, 11)))
+    return str(svg.sheet(panels, svg.PANEL_WIDTH * len(columns), 34 + svg.PANEL_HEIGHT * len(tracks), title))
+
+
+def _ribbon(standing: Standing, track: Track, role: str, axis_T: Array) -> svg.Ribbon:
+    found = [n for n in standing.numbers if (n.method, n.at, n.role) == (track.method, "checkpoint", role)]
+    scale = 100.0 if metrics.load(found[0].metric).unit == "share" else 1.0
+    gains = [Interval(0.0, 0.0, 0.0), *(number.gain for number in found)]
+    return svg.Ribbon(
+        x=axis_T.tolist(),
+        y=[scale * gain.value for gain in gains],
+        low=[scale * gain.low for gain in gains],
+        high=[scale * gain.high for gain in gains],
+        each=(scale * gains_RT(track, found[0].metric)).tolist(),
+        colour=OWN_COLOUR,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------------------- the plan
+
+
+def planned(
+    cells_and_refusals: Sequence[Any], done: Callable[[Any], bool], seconds_each: dict[str, float], jobs: int
+) -> str:
+    """What would be run and what it costs.
+
+    Args:
+        cells_and_refusals: of `cells.plan`.
+        done: whether nothing is left to do of a cell.
+        seconds_each: seconds of a denoiser evaluation by method, as measured by cells that are done on this machine; may be empty.
+        jobs: cells at a time.
+    """
+    lines = [
+        [
+            "reward",
+            "method",
+            "seeds",
+            "iterations",
+            "evaluations a run",
+            "to score them",
+            "checkpoints",
+            "left to do",
+            "hours",
+        ]
+    ]
+    total_evaluations, total_seconds, unknown = 0, 0.0, False
+    for reward in QUESTIONS:
+        mine = [c for c in cells_and_refusals if c.reward == reward]
+        for method in dict.fromkeys(c.method for c in mine):
+            of = [c for c in mine if c.method == method]
+            if isinstance(of[0], Refusal):
+                lines.append([reward, method, f"cannot: {of[0].sentence}", *[""] * 6])
+                continue
+            cell, todo = of[0], [c for c in of if not done(c)]
+            evaluations = len(todo) * (cell.evaluations + cell.scoring_evaluations)
+            each = seconds_each.get(method, seconds_each.get(""))
+            total_evaluations += evaluations
+            total_seconds += evaluations * (each or 0.0)
+            unknown |= each is None and bool(todo)
+            lines.append(
+                [
+                    reward,
+                    method,
+                    ", ".join(str(c.seed) for c in of),
+                    f"{cell.experiment.iterations:,}",
+                    f"{cell.evaluations:,}",
+                    f"{cell.scoring_evaluations:,}",
+                    str(cell.points),
+                    f"{len(todo)} of {len(of)}",
+                    "" if each is None else f"{evaluations * each / 3600:.1f}",
+                ]
+            )
+    time = (
+        "no cell is done here, so how long that takes is not known"
+        if unknown
+        else f"about {total_seconds / 3600 / jobs:.1f} hours, {jobs} at a time"
+    )
+    return f"{_table(lines)}\n\n{total_evaluations:,} denoiser evaluations are left to do; {time}."

@@ -1,0 +1,407 @@
+"""From the cells' files to the numbers of the table.
+
+A *track* is a method on a reward, all its seeds together. A gain is a metric less that of the base on the same prompts and noise, turned such that more is better,
+with an interval over prompts and training seeds. Between two checkpoints a track is taken to be straight, in evaluations as in seconds: of each seed by itself, as
+seeds differ in their seconds.
+
+- *Equal evaluations* are shares of what every track of the reward has taken at its end.
+- *Equal wall time* are shares of the shortest training of any run of the reward, so that no track is asked beyond its end.
+- A method *reaches* the paper method's final gain where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is at most that.
+- It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
+  at once (`evals.curve`).
+
+Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S sufficient statistics of a metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench.methods.cells import Cell, Refusal, in_order
+from bench.methods.questions import BESIDE, Question
+from bench.methods.work import DONE, SCORES, record_of, sessions_of, stopped_of
+from evals import metrics, rows, stats
+from evals.curve import Parting, Point, curve, per_prompt
+from evals.metrics import first
+from evals.stats import Array, Interval
+from train import methods
+
+At = Literal["checkpoint", "evaluations", "seconds"]
+SHARES = (0.1, 0.25, 0.5, 1.0)
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
+KL = "kl"
+
+
+@dataclass(frozen=True)
+class Track:
+    """A method on a reward."""
+
+    question: Question
+    method: str
+    budget: int
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...]
+    experiments: tuple[str, ...]
+    """Of its checkpoints, as score rows call them."""
+    iteration_T: tuple[int, ...]
+    images_T: tuple[int, ...]
+    evaluations_T: Array
+    """Denoiser evaluations that training had taken, the same for every seed."""
+    seconds_RT: Array
+    statistics: dict[str, Array]
+    """By metric, [T, R, P, S]."""
+    nats_TRP: Array
+    """Divergence from the base, mean over the images of a prompt."""
+    rows: pd.DataFrame
+    pictures: dict[str, int]
+    """Pictures of a checkpoint and seed behind each metric."""
+    records: tuple[dict[str, Any], ...]
+    """Of its cells."""
+    sessions: tuple[dict[str, Any], ...]
+
+    def at_evaluations(self, evaluations: float) -> Array:
+        """Where a number of evaluations lies among the checkpoints, of every seed [R]."""
+        place = np.interp(evaluations, self.evaluations_T, np.arange(len(self.evaluations_T)))
+        return np.full(len(self.seeds), float(place))
+
+    def at_seconds(self, seconds: float) -> Array:
+        """Where a wall time of training lies among the checkpoints, of every seed [R]."""
+        order = np.arange(len(self.evaluations_T))
+        return np.array([np.interp(seconds, seconds_T, order) for seconds_T in self.seconds_RT])
+
+    def cpu_share(self) -> float:
+        """Which part of its threads' time the trainer was on a processor."""
+        wall = sum(s["seconds"] * s["threads"] for s in self.sessions)
+        return sum(s["cpu_seconds"] for s in self.sessions) / wall if wall else float("nan")
+
+
+class Number(NamedTuple):
+    """One number of the table, and what it is of."""
+
+    reward: str
+    method: str
+    at: At
+    share: float
+    """Of the axis that is equal; of the run's own evaluations at a checkpoint."""
+    evaluations: float
+    seconds: float
+    """Mean over seeds."""
+    role: str
+    metric: str
+    prompt_set: str
+    value: Interval
+    gain: Interval
+    seeds: int
+    prompts: int
+    images: int
+    """Of all prompts of a seed."""
+
+
+class Reach(NamedTuple):
+    """When a track reaches the paper method's final gain."""
+
+    evaluations: float
+    """NaN where it does not."""
+    seconds: float
+    at_most: bool
+    """It is there at the first checkpoint already: no more is known."""
+    seeds: tuple[float, ...]
+    """Evaluations of each seed by itself, NaN where it does not."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A reward's part of the table."""
+
+    question: Question
+    budget: int
+    tracks: tuple[Track, ...]
+    refusals: tuple[Refusal, ...]
+    stopped: tuple[tuple[Cell, str], ...]
+    missing: tuple[Cell, ...]
+    numbers: tuple[Number, ...]
+    evaluations: float
+    """That every track has taken."""
+    seconds: float
+    """Of the shortest training."""
+    target: float
+    """The paper method's final gain in the goal, NaN where it has not been run."""
+    reaches: dict[str, Reach]
+    partings: dict[str, tuple[Parting, ...]]
+
+    def evaluations_of_papers(self) -> float:
+        """That the paper's method took to its end; NaN where it has not been run."""
+        return next((float(t.evaluations_T[-1]) for t in self.tracks if t.method == methods.PAPERS), np.nan)
+
+    def seconds_of_papers(self) -> float:
+        """As `evaluations_of_papers`, mean over seeds."""
+        return next(
+            (float(t.seconds_RT[:, -1].mean()) for t in self.tracks if t.method == methods.PAPERS), np.nan
+        )
+
+    def of(self, method: str, at: At, share: float, role: str) -> Number | None:
+        """One number."""
+        found = [
+            n
+            for n in self.numbers
+            if (n.method, n.at, n.share, n.role) == (method, at, round(share, 6), role)
+        ]
+        return found[0] if found else None
+
+
+# -------------------------------------------------------------------------------------------------------------------- reading
+
+
+def tracks_of(question: Question, cells: Iterable[Cell], root: Path) -> list[Track]:
+    """The tracks of all cells that are done, the paper's method first."""
+    by_method: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
+    for cell in cells:
+        if (record := record_of(cell, root)) is not None:
+            by_method.setdefault(cell.method, []).append((cell, record))
+    return [read(question, by_method[method], root) for method in in_order(list(by_method))]
+
+
+def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: Path) -> Track:
+    """A track from its cells' files.
+
+    Raises:
+        ValueError: for a file that is damaged, or cells that are not of one kind.
+    """
+    done = sorted(done, key=lambda pair: pair[0].seed)
+    cells, records = [cell for cell, _ in done], [record for _, record in done]
+    points: list[list[dict[str, Any]]] = [record["points"] for record in records]
+    evaluations_RT = np.array([[p["denoiser_evaluations"] for p in of] for of in points], dtype=np.float64)
+    if (evaluations_RT != evaluations_RT[0]).any():
+        raise ValueError(
+            f"{root / cells[0].key / DONE}: the seeds of this method were not scored after the same evaluations"
+        )
+    experiments = [p["experiment"] for p in points[0]]
+    folders = [root / cell.key / SCORES for cell in cells]
+    files = [folders[0] / f"{points[0][0]['name']}.csv"]
+    files += [folder / f"{p['name']}.csv" for folder, of in zip(folders, points, strict=True) for p in of[1:]]
+    prompt_set = cells[0].prompt_set
+    scores = rows.read(files)
+    scores = scores[scores["prompt_set"] == prompt_set]
+    statistics, pictures = {}, {}
+    for name in (*question.roles().values(), *BESIDE.values()):
+        metric = metrics.load(name)
+        mine = scores[scores["scorer"] == metric.scorer]
+        statistics[name] = per_prompt(metric, mine, experiments)
+        pictures[name] = len(mine[mine["experiment"] == experiments[0]])
+    return Track(
+        question=question,
+        method=cells[0].method,
+        budget=cells[0].budget,
+        seeds=tuple(cell.seed for cell in cells),
+        settings=cells[0].settings,
+        experiments=tuple(experiments),
+        iteration_T=tuple(p["iteration"] for p in points[0]),
+        images_T=tuple(p["images"] for p in points[0]),
+        evaluations_T=evaluations_RT[0],
+        seconds_RT=np.array([[p["seconds"] for p in of] for of in points], dtype=np.float64),
+        statistics=statistics,
+        nats_TRP=_nats(folders, points, prompt_set),
+        rows=scores,
+        pictures=pictures,
+        records=tuple(records),
+        sessions=tuple(session for cell in cells for session in sessions_of(cell, root)),
+    )
+
+
+def _nats(folders: Sequence[Path], points: Sequence[Sequence[dict[str, Any]]], prompt_set: str) -> Array:
+    found_RTP = [
+        [_kept(folder / f"{p['name']}.kl.json", prompt_set).mean(axis=1) for p in of[1:]]
+        for folder, of in zip(folders, points, strict=True)
+    ]
+    nats_RTP = np.array(found_RTP, dtype=np.float64)
+    base_R1P = np.zeros_like(nats_RTP[:, :1])
+    return np.concatenate([base_R1P, nats_RTP], axis=1).transpose(1, 0, 2)
+
+
+def _kept(path: Path, prompt_set: str) -> Array:
+    """Nats of each prompt and image."""
+    try:
+        return np.asarray(json.loads(path.read_text(encoding="utf-8"))["kept"][prompt_set], dtype=np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete {path.parent.parent}, and it is made again"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------------------------ estimates
+
+
+def at_places(values_TRPS: Array, place_R: Array) -> Array:
+    """Statistics [R, P, S] between two checkpoints, each seed at a place of its own: 2.25 is a quarter of the way from 2 to 3.
+
+    A mean of statistics is linear in them, so this is the straight line between two gains where the metric is linear in that mean, as all here are.
+    """
+    found = []
+    for r, place in enumerate(place_R):
+        before = int(np.floor(place))
+        part = float(place - before)
+        values_PS = values_TRPS[before, r]
+        found.append(values_PS if part == 0 else (1 - part) * values_PS + part * values_TRPS[before + 1, r])
+    return np.stack(found)
+
+
+@dataclass
+class Estimator:
+    """Intervals of a track's numbers; weights of seeds and prompts are made once, and the same for every track."""
+
+    resamples: int = stats.RESAMPLES
+
+    def weights(self, units: int, stream: str) -> Array:
+        """Resampling weights, the same for a name."""
+        return stats.weights(units, self.resamples, 0, stream)
+
+    def gain(self, track: Track, name: str, place_R: Array) -> tuple[Interval, Interval]:
+        """A metric's value and its gain over the base, more being better where the metric says so."""
+        metric, values_TRPS = metrics.load(name), track.statistics[name]
+        here_RPS, base_RPS = at_places(values_TRPS, place_R), values_TRPS[0]
+        value, difference = self._both(
+            here_RPS, base_RPS, metric.finish, f"prompts of {track.question.prompt_set}"
+        )
+        return value, turned(difference, metric.higher_is_better is not False)
+
+    def nats(self, track: Track, place_R: Array) -> Interval:
+        """Exact KL divergence from the base."""
+        here_RPS = at_places(track.nats_TRP[..., None], place_R)
+        return self._both(here_RPS, here_RPS, first, f"divergence on {track.question.prompt_set}")[0]
+
+    def _both(
+        self, here_RPS: Array, base_RPS: Array, finish: Callable[[Array], Array], stream: str
+    ) -> tuple[Interval, Interval]:
+        seeds, prompts, _ = here_RPS.shape
+        weight_NR, weight_NP = self.weights(seeds, "training seeds"), self.weights(prompts, stream)
+        return (
+            stats.value_interval(here_RPS, finish, weight_NR, weight_NP),
+            stats.difference_interval(here_RPS, base_RPS, finish, weight_NR, weight_NP),
+        )
+
+    def numbers(self, track: Track, at: At, share: float, place_R: Array) -> list[Number]:
+        """Everything that is said of a track at a place."""
+        place = float(place_R.mean())
+        order = np.arange(len(track.evaluations_T))
+        evaluations = float(np.mean(np.interp(place_R, order, track.evaluations_T)))
+        seconds = float(
+            np.mean([np.interp(p, order, of) for p, of in zip(place_R, track.seconds_RT, strict=True)])
+        )
+        assert 0 <= place <= order[-1], "no track is asked beyond its end"
+        told = (track.question.reward, track.method, at, round(share, 6), evaluations, seconds)
+        prompt_set, seeds = track.question.prompt_set, len(track.seeds)
+        found = []
+        for role, name in (track.question.roles() | BESIDE).items():
+            value, gain = self.gain(track, name, place_R)
+            gain = gain if role != "drift" else NOTHING
+            prompts = track.statistics[name].shape[2]
+            found.append(
+                Number(*told, role, name, prompt_set, value, gain, seeds, prompts, track.pictures[name])
+            )
+        nats, prompts = self.nats(track, place_R), track.nats_TRP.shape[2]
+        return [*found, Number(*told, KL, KL, prompt_set, nats, NOTHING, seeds, prompts, prompts)]
+
+
+def turned(difference: Interval, upwards: bool) -> Interval:
+    """A difference such that more is better."""
+    return difference if upwards else Interval(-difference.value, -difference.high, -difference.low)
+
+
+def gains_RT(track: Track, name: str) -> Array:
+    """Gain of every seed at every checkpoint, in a metric, more being better."""
+    metric, values_TRPS = metrics.load(name), track.statistics[name]
+    sign = -1.0 if metric.higher_is_better is False else 1.0
+    value_TR = np.array(
+        [
+            [stats.point(values_PS[None], metric.finish) for values_PS in values_RPS]
+            for values_RPS in values_TRPS
+        ]
+    )
+    return np.asarray(sign * (value_TR - value_TR[0]).T, dtype=np.float64)
+
+
+def goal_of(question: Question) -> str:
+    """The metric by which methods race."""
+    return question.roles()[question.goal]
+
+
+def crossing(gain_T: Array, axis_T: Array, target: float) -> float:
+    """Where a line through the checkpoints first reaches a gain; NaN where it does not. The base is the first of them."""
+    for t in range(1, len(gain_T)):
+        if gain_T[t] >= target:
+            low, high = gain_T[t - 1], gain_T[t]
+            part = 1.0 if high == low else min(max((target - low) / (high - low), 0.0), 1.0)
+            return float(axis_T[t - 1] + part * (axis_T[t] - axis_T[t - 1]))
+    return float("nan")
+
+
+def reach(track: Track, target: float) -> Reach:
+    """When a track reaches a gain in the goal."""
+    gain_RT = gains_RT(track, goal_of(track.question))
+    mean_T, seconds_T = gain_RT.mean(axis=0), track.seconds_RT.mean(axis=0)
+    each = tuple(crossing(gain_T, track.evaluations_T, target) for gain_T in gain_RT)
+    if mean_T[1] >= target:
+        return Reach(float(track.evaluations_T[1]), float(seconds_T[1]), True, each)
+    return Reach(
+        crossing(mean_T, track.evaluations_T, target), crossing(mean_T, seconds_T, target), False, each
+    )
+
+
+def partings(track: Track, resamples: int) -> tuple[Parting, ...]:
+    """Proxy held against held-out and gold over a track's checkpoints."""
+    points = [
+        Point(iteration, experiment, images, int(evaluations), NOTHING)
+        for iteration, experiment, images, evaluations in zip(
+            track.iteration_T, track.experiments, track.images_T, track.evaluations_T, strict=True
+        )
+    ]
+    return curve(track.rows, points, resamples, track.question.chosen()).partings
+
+
+def standing(
+    question: Question,
+    cells: Sequence[Cell],
+    refusals: Sequence[Refusal],
+    root: Path,
+    resamples: int = stats.RESAMPLES,
+) -> Standing:
+    """A reward's part of the table, of whatever is done of its cells."""
+    tracks, estimate = tracks_of(question, cells, root), Estimator(resamples)
+    evaluations = min((float(track.evaluations_T[-1]) for track in tracks), default=float("nan"))
+    seconds = min((float(track.seconds_RT[:, -1].min()) for track in tracks), default=float("nan"))
+    numbers: list[Number] = []
+    for track in tracks:
+        for share in SHARES:
+            numbers += estimate.numbers(
+                track, "evaluations", share, track.at_evaluations(share * evaluations)
+            )
+            numbers += estimate.numbers(track, "seconds", share, track.at_seconds(share * seconds))
+        for t in range(1, len(track.evaluations_T)):
+            share = float(track.evaluations_T[t] / track.evaluations_T[-1])
+            numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
+    papers = [track for track in tracks if track.method == methods.PAPERS]
+    target = float(gains_RT(papers[0], goal_of(question)).mean(axis=0)[-1]) if papers else float("nan")
+    stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
+    return Standing(
+        question=question,
+        budget=cells[0].budget if cells else 0,
+        tracks=tuple(tracks),
+        refusals=tuple(refusals),
+        stopped=tuple(stopped),
+        missing=tuple(
+            cell for cell in cells if record_of(cell, root) is None and stopped_of(cell, root) is None
+        ),
+        numbers=tuple(numbers),
+        evaluations=evaluations,
+        seconds=seconds,
+        target=target,
+        reaches={track.method: reach(track, target) for track in tracks if not np.isnan(target)},
+        partings={track.method: partings(track, resamples) for track in tracks},
+    )

@@ -1,0 +1,121 @@
+"""The settings that a method's file has under `TUNING`, tried at an equal budget on prompts of which nothing is reported.
+
+Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold;
+the winner is then written into the method's variant by hand. All tries of all methods stay in results/methods-tuning.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.methods.cells import TUNING_SUITE, Cell, Refusal, cells
+from bench.methods.questions import QUESTIONS
+from bench.methods.table import KL, Estimator, read
+from bench.methods.work import record_of, stopped_of
+from evals import stats
+from evals.files import write_text
+from train import methods
+
+SEED = 11
+"""Of training, as everything that was tried before (results/README.md): the table has others."""
+KEY = ("reward", "method", "settings", "budget", "seed")
+
+
+def tries(method: str, reward: str, budget: int) -> list[Cell]:
+    """A cell for each of a method's settings, in their order.
+
+    Raises:
+        ValueError: where the method cannot train on the reward, has not its number of settings, or one of them is none.
+    """
+    found = []
+    for settings in methods.tuning(method):
+        made = cells(reward, method, [SEED], budget, 1, settings, TUNING_SUITE)
+        if isinstance(made, Refusal):
+            raise ValueError(f"{method} cannot train on {reward}: {made.sentence}")
+        found += made
+    return found
+
+
+def found_of(done: Sequence[Cell], root: Path, resamples: int = stats.RESAMPLES) -> pd.DataFrame:
+    """One row a try: what it reached on the tuning prompts. `best`: 1 for the largest held-out gain; a try that stopped by itself has none."""
+    estimate = Estimator(resamples)
+    records: list[dict[str, Any]] = []
+    for cell in done:
+        question = QUESTIONS[cell.reward]
+        key = dict(
+            zip(KEY, (cell.reward, cell.method, " ".join(cell.settings), cell.budget, cell.seed), strict=True)
+        )
+        record = record_of(cell, root)
+        if record is None:
+            records.append(key | {"note": f"stopped by itself: {stopped_of(cell, root)}"})
+            continue
+        track = read(question, [(cell, record)], root)
+        end = np.array([float(len(track.evaluations_T) - 1)])
+        for number in estimate.numbers(track, "checkpoint", 1.0, end):
+            role = number.role.replace("-", "_")
+            one = number.value if number.role in (KL, "drift") else number.gain
+            key |= {role: one.value, f"{role}_low": one.low, f"{role}_high": one.high}
+        key |= {
+            "iterations": cell.experiment.iterations,
+            "evaluations": track.evaluations_T[-1],
+            "seconds": track.seconds_RT[0, -1],
+            "prompt_set": cell.prompt_set,
+            "prompts": track.statistics[question.held_out].shape[2],
+            "images": track.pictures[question.held_out],
+            "command": record["command"],
+            "machine": record["machine"]["name"],
+            "date": record["date"],
+        }
+        records.append(key)
+    table = pd.DataFrame(records).reindex(columns=list(COLUMNS))
+    held_out = pd.to_numeric(table["held_out"])
+    table["best"] = (held_out == held_out.max()).astype(int)
+    return table
+
+
+COLUMNS = (
+    *KEY,
+    "best",
+    *(
+        f"{role}{end}"
+        for role in ("held_out", "gold", "proxy", "diversity", "drift", KL)
+        for end in ("", "_low", "_high")
+    ),
+    *(
+        "iterations",
+        "evaluations",
+        "seconds",
+        "prompt_set",
+        "prompts",
+        "images",
+        "note",
+        "command",
+        "machine",
+        "date",
+    ),
+)
+
+
+def keep(found: pd.DataFrame, path: Path) -> None:
+    """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget.
+
+    Raises:
+        ValueError: where the file is there and no such table.
+    """
+    if path.is_file():
+        before = pd.read_csv(path, dtype={"settings": str}, keep_default_na=True)
+        if not {*KEY} <= {*before.columns}:
+            raise ValueError(f"{path} is no table of tries (it lacks {', '.join(KEY)}): choose another --out")
+        before["settings"] = before["settings"].fillna("")
+        same = pd.Series(True, index=before.index)
+        for column in ("reward", "method", "budget"):
+            same &= before[column] == found[column].iloc[0]
+        rest = before[~same]
+        found = pd.concat([rest, found], ignore_index=True) if len(rest) else found
+    found = found.sort_values(["reward", "method", "budget"], kind="stable")
+    write_text(found.to_csv(index=False, float_format="%.6g", lineterminator="\n"), path)

@@ -1,0 +1,348 @@
+"""Does the work of cells, several at a time, each in a process of its own; what is there is not done again.
+
+    <root>/<cell>/run/              the run directory, with its snapshots
+    <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
+    <root>/<cell>/sessions.jsonl    of each time that it was trained: seconds, load and what ran beside
+    <root>/<cell>/cell.json         written last: what was trained, and what each of its checkpoints had taken
+    <root>/<cell>/stopped.json      in its place where training stopped by itself: weights that diverged, a broken reward or gate
+    <root>/<cell>/log               what the process said
+
+A process holds a lock while it works on a cell, so that one that was left behind and a new one do not write the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.methods.cells import KL_PROMPTS, MODEL, Cell
+from evals import suites
+from evals.files import write_text
+from prompts.lock import locked
+
+DONE, STOPPED, SESSIONS, RUN, SCORES = "cell.json", "stopped.json", "sessions.jsonl", "run", "curves"
+
+
+# ------------------------------------------------------------------------------------------------------------- what is there
+
+
+def source_of(cell: Cell) -> dict[str, Any]:
+    """What decides a cell's scores, beside its weights."""
+    return _source_of(cell.suite, cell.prompt_set)
+
+
+@cache
+def _source_of(suite_name: str, prompt_set: str) -> dict[str, Any]:
+    from evals import divergence, scorers
+
+    suite = suites.only(suites.load(suite_name), [prompt_set])
+    names = {name for part in suite.parts for name in part.scorers}
+    return {
+        "suite": repr(suite),
+        "versions": {name: scorers.load(name, domain=suite.domain).version for name in sorted(names)},
+        "divergence": [divergence.version(), KL_PROMPTS],
+    }
+
+
+def record_of(cell: Cell, root: Path) -> dict[str, Any] | None:
+    """What is kept of a cell that is done, by today's scorers; None where there is nothing, or it is to be scored again.
+
+    Raises:
+        ValueError: naming the file, where it is damaged.
+    """
+    record = _json(root / cell.key / DONE)
+    return record if record is not None and record.get("source") == source_of(cell) else None
+
+
+def stopped_of(cell: Cell, root: Path) -> str | None:
+    """The sentence with which the training of a cell stopped by itself, or None.
+
+    Raises:
+        ValueError: naming the file, where it is damaged.
+    """
+    record = _json(root / cell.key / STOPPED)
+    return None if record is None else str(record.get("sentence"))
+
+
+def sessions_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
+    """How a cell was trained, each time."""
+    path = root / cell.key / SESSIONS
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
+
+
+def seconds_each(cells: Sequence[Cell], root: Path) -> dict[str, float]:
+    """Seconds of training for a denoiser evaluation, by method, of cells that are done; of all of them under the empty name."""
+    taken: dict[str, list[float]] = {}
+    for cell in cells:
+        if (record := record_of(cell, root)) is not None:
+            last = record["points"][-1]
+            for name in (cell.method, ""):
+                taken.setdefault(name, []).append(last["seconds"] / last["denoiser_evaluations"])
+    return {name: sum(each) / len(each) for name, each in taken.items()}
+
+
+def is_done(cell: Cell, root: Path) -> bool:
+    """Whether nothing is left to do."""
+    return record_of(cell, root) is not None or stopped_of(cell, root) is not None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it is made again") from None
+
+
+# --------------------------------------------------------------------------------------------------------- one, in this process
+
+
+def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
+    """Train a cell as far as it is not, and score it.
+
+    Args:
+        cell: to be done.
+        root: folder of all cells.
+        jobs: how many are done at a time, for the record.
+        command: that they are done for, for the record.
+
+    Returns:
+        the exit code: 0, or 128 and the signal that came.
+
+    Raises:
+        ValueError: one sentence, for whatever the user can mend.
+    """
+    folder = root / cell.key
+    with locked(folder / "lock"):
+        if is_done(cell, root):
+            return 0
+        code = _train(cell, folder, jobs)
+        if code or (folder / STOPPED).is_file():
+            return code
+        points = score(cell, folder)
+        record = {
+            "reward": cell.reward,
+            "method": cell.method,
+            "seed": cell.seed,
+            "budget": cell.budget,
+            "settings": list(cell.settings),
+            "source": source_of(cell),
+            "points": points,
+            "command": command,
+            "machine": _machine(),
+            "date": _now(),
+        }
+        write_text(json.dumps(record, indent=1) + "\n", folder / DONE)
+    return 0
+
+
+def _train(cell: Cell, folder: Path, jobs: int) -> int:
+    """Train a cell to its end.
+
+    Returns:
+        the exit code; 0 also where it stopped by itself, which then says `STOPPED`.
+    """
+    from train.config import as_json
+    from train.gates import GateBroken
+    from train.loop import Stopped, train
+    from train.start import finished_card, hand_over, new_accelerator, prepare
+    from train.state import Identity
+
+    out = folder / RUN
+    if finished_card(out, Identity(as_json(cell.experiment), MODEL, cell.seed)) is not None:
+        return 0
+    with _signals_noted() as asked, session(folder / SESSIONS, jobs):
+        try:
+            accelerator = new_accelerator(cell.experiment.update.sharding)
+            run = prepare(cell.experiment, MODEL, cell.seed, out, accelerator, stop_requested=asked)
+            train(run)
+            hand_over(run, cell.run_name)
+        except (Stopped, GateBroken) as stopped:
+            if isinstance(stopped, Stopped) and stopped.exit_code > 128:
+                return stopped.exit_code
+            write_text(json.dumps({"sentence": str(stopped), "date": _now()}) + "\n", folder / STOPPED)
+    return 0
+
+
+@contextmanager
+def _signals_noted() -> Iterator[Callable[[], int]]:
+    """Signals that ask to stop are noted, so that training saves first; afterwards they do what they did before."""
+    came = [0]
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came[0] = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: came[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def session(path: Path, jobs: int) -> Iterator[None]:
+    """Append to a file what the time of the block was measured under.
+
+    seconds and cpu_seconds of this process; load: mean of the machine's load average over a minute, taken every few seconds; threads, jobs, cpus.
+    """
+    import torch
+
+    loads, ended = [os.getloadavg()[0]], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(5.0):
+            loads.append(os.getloadavg()[0])
+
+    date, start, cpu = _now(), time.monotonic(), time.process_time()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        line = {
+            "date": date,
+            "seconds": round(time.monotonic() - start, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "load": round(sum(loads) / len(loads), 2),
+            "threads": torch.get_num_threads(),
+            "jobs": jobs,
+            "cpus": os.cpu_count(),
+        }
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
+    """Score the base, the snapshots and the end of a cell's run.
+
+    Returns:
+        of each: experiment as in its score rows, iteration, and what training had taken: images, denoiser_evaluations, seconds.
+    """
+    from evals.checkpoints import SNAPSHOT_CARD, resolve, snapshot_folder, snapshots_of
+    from evals.curve import nats_to_base, scored
+
+    run, scores = folder / RUN, folder / SCORES
+    iterations = [n for n in snapshots_of(run) if n < cell.experiment.iterations]
+    targets = [f"{run}@0", *(f"{run}@{n}" for n in iterations), str(run)]
+    checkpoints = [resolve(target) for target in targets]
+    for target, checkpoint in zip(targets, checkpoints, strict=True):
+        scored(target, checkpoint, cell.suite, scores, [cell.prompt_set])
+    suite = suites.only(suites.load(cell.suite), [cell.prompt_set])
+    nats_to_base(checkpoints, suite, scores, KL_PROMPTS, 1)
+    cards = [*(snapshot_folder(run, n) / SNAPSHOT_CARD for n in iterations), run / "run.json"]
+    costs: list[Mapping[str, Any]] = [{"images": 0, "denoiser_evaluations": 0, "seconds": 0.0}]
+    costs += [json.loads(card.read_text(encoding="utf-8"))["cost"] for card in cards]
+    at = [0, *iterations, cell.experiment.iterations]
+    return [
+        {
+            "experiment": checkpoint.experiment,
+            "name": checkpoint.name,
+            "iteration": iteration,
+            **{what: cost[what] for what in ("images", "denoiser_evaluations", "seconds")},
+        }
+        for checkpoint, iteration, cost in zip(checkpoints, at, costs, strict=True)
+    ]
+
+
+def _machine() -> dict[str, str]:
+    from evals.provenance import machine
+    from train.records import device_name
+
+    return {"name": device_name(), **machine("cpu")}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# ------------------------------------------------------------------------------------------------------ several, in processes
+
+
+@dataclass
+class Crew:
+    """Processes at work, each on a cell."""
+
+    arguments: Callable[[Cell], list[str]]
+    """The command line that does one of them."""
+    root: Path
+    threads: int
+    at_work: dict[subprocess.Popen[bytes], Cell] = field(default_factory=dict)
+    came: int = 0
+    """The signal that asks to stop, 0 for none."""
+
+    def run(self, cells: Sequence[Cell], jobs: int) -> list[str]:
+        """Do all, so many at a time.
+
+        Returns:
+            a sentence for each that failed.
+
+        Raises:
+            SystemExit: with 128 and the signal that asked to stop, once all have saved and ended.
+        """
+        waiting, failed = list(cells), list[str]()
+        with self._signals_passed_on(), tqdm(total=len(cells), desc="cells", file=sys.stderr) as told:
+            while (waiting and not self.came) or self.at_work:
+                while waiting and len(self.at_work) < jobs and not self.came:
+                    self._start(waiting.pop(0))
+                time.sleep(0.1)
+                for process in [p for p in self.at_work if p.poll() is not None]:
+                    cell = self.at_work.pop(process)
+                    told.update()
+                    if process.returncode and not self.came:
+                        failed.append(f"{cell.key}: {last_words(self.root / cell.key / 'log')}")
+        if self.came:
+            raise SystemExit(128 + self.came)
+        return failed
+
+    def _start(self, cell: Cell) -> None:
+        folder = self.root / cell.key
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with (folder / "log").open("ab") as log:
+            # a session of its own: a Ctrl-C of the terminal comes from here only, and once
+            process = subprocess.Popen(
+                self.arguments(cell), env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.at_work[process] = cell
+
+    @contextmanager
+    def _signals_passed_on(self) -> Iterator[None]:
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            self.came = number
+            for process in self.at_work:
+                with suppress(ProcessLookupError):
+                    process.send_signal(number)
+
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def last_words(log: Path) -> str:
+    """What a process said last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it ended without a word"
