@@ -11,6 +11,7 @@
 ## ON=MODEL | miniature, sd15, sd2, sdxl, or with _8gpus, _1gpu; eval, compare: every model
 ## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
 ## SET="field=value ..." | changes fields of the experiment
+## ARGS="--jobs 2" | further options of methods (python -m bench.methods --help)
 ## TERMS="owner/name ..." | weights whose terms you may accept (python -m evals licences)
 ## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
 ## PYTHON=python3.12 | makes .venv with this Python (3.11 or newer)
@@ -24,6 +25,7 @@ SEEDS ?=
 SET ?=
 GPUS ?= 1
 TERMS ?=
+ARGS ?=
 RESULTS ?= results
 DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
@@ -62,7 +64,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help pack demo test check parity bench eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test check parity bench methods eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%) $(EXPERIMENTS:%=reproduce-%) $(BESIDE:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -151,6 +153,11 @@ reproduce: $(VENV)
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" $(patsubst %,train-%,$(filter-out base,$(EXPERIMENTS)))
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= ON=$(ON) eval
 	$(MAKE) SEEDS= SET= compare report
+
+## methods | every training method on every reward at equal compute: results/methods.md (ARGS="--dry-run": what it costs)
+space := $(subst ,, )
+methods: $(VENV)
+	$(PY) -m bench.methods$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
 
 ##@ Upkeep
 ## bench | throughput and memory

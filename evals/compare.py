@@ -170,6 +170,20 @@ class _Paired(NamedTuple):
     base_N: Array
 
 
+class Beside(NamedTuple):
+    """A run by itself and beside what it is compared with."""
+
+    value: Interval
+    """By itself."""
+    difference: Interval
+    both: _Paired
+    """On the prompts that both have."""
+    net_N: Array
+    """Resamples of the difference, with Student's tails."""
+    lost_RP: np.ndarray[Any, np.dtype[np.bool_]]
+    """Prompts of a seed that only one of them has anything applicable of."""
+
+
 class _Sides(NamedTuple):
     """The rows of one experiment and scorer: its own, and those of run and base as they are set beside each other, row by row."""
 
@@ -466,36 +480,10 @@ def _cell(
     own_RPS, pair_RPS, base_RPS = arrays_RPS
     is_base = experiment == against
     runs, prompts, _ = pair_RPS.shape
-
-    def resample(array_RPS: Array, seeds: str) -> tuple[float, Array, Array]:
-        """Value, draws [N], and what each prompt of each seed adds [R, P]."""
-        weight_NR = resampler.weights(seeds, len(array_RPS))
-        weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
-        draws_N = metric.finish(stats.mean_statistics(array_RPS, weight_NR, weight_NP))
-        influence_RP = stats.influence(array_RPS, metric.finish)
-        return stats.point(array_RPS, metric.finish), draws_N, influence_RP
-
-    value, draws_N, influence_RP = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
-    known = stats.precision(influence_RP)
-    lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
-    if base_RPS is None or metric.needs_base:
-        reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
-        assert reference is not None, "a base that needs no rows has a value by definition"
-        both = _Paired(value, draws_N, reference, np.full_like(draws_N, reference))
-        net_N = stats.with_tails(value - reference, draws_N - reference, known)
-        net = _net(metric, both, net_N, prompts)
-        own = Interval(value, *(reference + end for end in net[1:]))
-    else:
-        lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
-        run = (value, draws_N, influence_RP)
-        if lost_RP.any() or own_RPS is not pair_RPS:
-            run = resample(_without(pair_RPS, lost_RP), sides.seeds)
-        base = resample(_without(base_RPS, lost_RP), sides.seeds)
-        both = _Paired(*run[:2], *base[:2])
-        gain, net_N = both.value - both.base, both.draws_N - both.base_N
-        net_N = stats.with_tails(gain, net_N, stats.precision(run[2] - base[2]))
-        net = stats.percentile_interval(gain, net_N)
-        own = _interval(metric, value, draws_N, known, prompts)
+    weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
+    weight_NR = resampler.weights(sides.seeds, runs)
+    own_NR = weight_NR if own_RPS is pair_RPS else resampler.weights(sides.own_seeds, len(own_RPS))
+    own, net, both, net_N, lost_RP = beside(metric, pair_RPS, base_RPS, weight_NR, weight_NP, own_RPS, own_NR)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
     test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, lost_RP, both)
@@ -522,6 +510,59 @@ def _cell(
         unpaired=int(lost_RP.sum()),
     )
     return _Cell(estimate, both.draws_N, both.base_N)
+
+
+def beside(
+    metric: Metric,
+    pair_RPS: Array,
+    base_RPS: Array | None,
+    weight_NR: Array,
+    weight_NP: Array,
+    own_RPS: Array | None = None,
+    own_NR: Array | None = None,
+) -> Beside:
+    """A run's statistics beside those of what it is compared with.
+
+    Args:
+        metric: that they are of.
+        pair_RPS: of the run, of each seed and prompt.
+        base_RPS: of the same seeds and prompts; None where the metric says the base's value.
+        weight_NR: of the seeds.
+        weight_NP: of the prompts.
+        own_RPS: of the run by itself, where that has other seeds than the pairs.
+        own_NR: weights of these.
+    """
+    runs, prompts, _ = pair_RPS.shape
+
+    def resample(array_RPS: Array, seeds_NR: Array) -> tuple[float, Array, Array]:
+        """Value, draws [N], and what each prompt of each seed adds [R, P]."""
+        draws_N = metric.finish(stats.mean_statistics(array_RPS, seeds_NR, weight_NP))
+        influence_RP = stats.influence(array_RPS, metric.finish)
+        return stats.point(array_RPS, metric.finish), draws_N, influence_RP
+
+    is_own = own_RPS is None or own_RPS is pair_RPS
+    value, draws_N, influence_RP = resample(
+        pair_RPS if own_RPS is None else own_RPS, weight_NR if own_NR is None else own_NR
+    )
+    known = stats.precision(influence_RP)
+    if base_RPS is None or metric.needs_base:
+        reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
+        assert reference is not None, "a base that needs no rows has a value by definition"
+        both = _Paired(value, draws_N, reference, np.full_like(draws_N, reference))
+        net_N = stats.with_tails(value - reference, draws_N - reference, known)
+        net = _net(metric, both, net_N, prompts)
+        own = Interval(value, *(reference + end for end in net[1:]))
+        return Beside(own, net, both, net_N, np.zeros((runs, prompts), dtype=np.bool_))
+    lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
+    run = (value, draws_N, influence_RP)
+    if lost_RP.any() or not is_own:
+        run = resample(_without(pair_RPS, lost_RP), weight_NR)
+    base = resample(_without(base_RPS, lost_RP), weight_NR)
+    both = _Paired(*run[:2], *base[:2])
+    gain, net_N = both.value - both.base, both.draws_N - both.base_N
+    net_N = stats.with_tails(gain, net_N, stats.precision(run[2] - base[2]))
+    own = _interval(metric, value, draws_N, known, prompts)
+    return Beside(own, stats.percentile_interval(gain, net_N), both, net_N, lost_RP)
 
 
 def _spread(metric: Metric, base_RPS: Array | None) -> float:

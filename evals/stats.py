@@ -16,7 +16,7 @@ From per-prompt statistics to an interval, a p and a mark
     influence, precision                jackknife: the standard error, and how well that itself is known
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
-    value_interval, difference_interval all of this in one: from per-prompt statistics to an interval
+    value_interval                      all of this in one: from per-prompt statistics to an interval
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
     cluster_standard_error              the closed form beside the bootstrap
 Tests with the prompt as the unit
@@ -310,30 +310,6 @@ def value_interval(
     value = point(values_RPS, finish)
     draws_N = finish(mean_statistics(values_RPS, weight_NR, weight_NP))
     return percentile_interval(value, with_tails(value, draws_N, precision(influence(values_RPS, finish))))
-
-
-def difference_interval(
-    first_RPS: Array,
-    second_RPS: Array,
-    finish: Callable[[Array], Array],
-    weight_NR: Array,
-    weight_NP: Array,
-) -> Interval:
-    """A metric of one checkpoint less that of another on the same seeds and prompts; a prompt of a seed that one has nothing of is left out.
-
-    Args:
-        first_RPS: statistics of each seed and prompt, NaN where nothing is applicable.
-        second_RPS: of what it is compared with.
-        finish: the metric, of the mean of the statistics.
-        weight_NR: of the seeds, see `weights`.
-        weight_NP: of the prompts.
-    """
-    lost_RP = np.asarray((np.isnan(first_RPS) | np.isnan(second_RPS)).any(axis=2))
-    sides = [np.where(lost_RP[:, :, None], np.nan, side_RPS) for side_RPS in (first_RPS, second_RPS)]
-    value = point(sides[0], finish) - point(sides[1], finish)
-    first_N, second_N = (finish(mean_statistics(side_RPS, weight_NR, weight_NP)) for side_RPS in sides)
-    known = precision(influence(sides[0], finish) - influence(sides[1], finish))
-    return percentile_interval(value, with_tails(value, first_N - second_N, known))
 
 
 def p_value(draws_N: Array) -> float:

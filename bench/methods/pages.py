@@ -24,7 +24,8 @@ GOAL = 0.1
 BUSY = 0.9
 """Share of its threads' time that a trainer gets on an idle machine, or more: with less its seconds are marked."""
 PAPERS_COLOUR, OWN_COLOUR = "#888888", "#1663b0"
-ROLES = ("gold", "held-out", "proxy", *BESIDE, KL)
+DRAWN = ("gold", "held-out", "proxy")
+"""Roles that the picture shows over evaluations."""
 
 
 def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
@@ -76,14 +77,13 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         parts.append(verdict(standing))
         parts += [f"![Curves]({picture_name})"] if picture_name else []
         parts.append("### To the paper method's final gain\n\n" + _table(race(standing)))
-        for at, what in (("evaluations", "denoiser evaluations"), ("seconds", "wall time")):
-            for share in (1.0, SHARES[0]):
-                title = (
-                    f"### At equal {what}{'' if share == 1 else f', {share:.0%} of them'.replace('%', ' %')}"
-                )
-                parts.append(
-                    f"{title}\n\n{_table(grid(standing, 'evaluations' if at == 'evaluations' else 'seconds', share))}"
-                )
+        at_equal: tuple[tuple[At, str], ...] = (
+            ("evaluations", "denoiser evaluations"),
+            ("seconds", "wall time"),
+        )
+        for at, what in at_equal:
+            for share, how_much in ((1.0, ""), (SHARES[0], ", after a tenth")):
+                parts.append(f"### At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
     return parts
 
@@ -98,6 +98,10 @@ def verdict(standing: Standing) -> str:
         m: r for m, r in standing.reaches.items() if m != methods.PAPERS and not math.isnan(r.evaluations)
     }
     target = interval(metric, Interval(standing.target, math.nan, math.nan), signed=True)
+    if not standing.target > 0:
+        return f"The paper's method ends at {target} in {metric.title}, which is no gain, so there is nothing to reach."
+    if len(standing.tracks) == 1:
+        return f"The paper's method ends at {target} in {metric.title}; no other method has been run."
     if not others:
         return f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below); no other method reaches that."
     best = min(others, key=lambda m: others[m].evaluations)
@@ -182,7 +186,7 @@ def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
     lines = [head]
     for track in standing.tracks:
         line = [_named(track)]
-        for role in ROLES:
+        for role in (*question.roles(), *BESIDE, KL):
             number = standing.of(track.method, at, share, role)
             assert number is not None, "every track has every number"
             line.append(_cell(number))
@@ -257,18 +261,22 @@ def _measured(tracks: Sequence[Track]) -> list[str]:
     if not sessions:
         return []
     names = sorted({record["machine"]["name"] for record in records})
-    dates = sorted(session["date"][:10] for session in sessions)
-
-    def spread(key: str) -> str:
-        values = sorted({session[key] for session in sessions})
-        return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
-
-    shares = sorted(track.cpu_share() for track in tracks)
+    dates = _ends([session["date"][:10] for session in sessions])
+    jobs, threads, cpus, load = (
+        _ends([session[key] for session in sessions]) for key in ("jobs", "threads", "cpus", "load")
+    )
+    shares = _ends([round(100 * track.cpu_share()) for track in tracks])
     return [
-        f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates[0]} to {dates[-1]}: {spread('jobs')} at a "
-        f"time, {spread('threads')} threads each, {spread('cpus')} processors; the load average, of these runs and everything else, was {spread('load')}, and trainers were on a processor "
-        f"{100 * shares[0]:.0f} to {100 * shares[-1]:.0f} % of their threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
+        f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates}: "
+        f"{jobs} at a time, threads of each: {threads}, processors: {cpus}. The load average, of these runs and everything else, was {load}, and trainers were on a processor {shares} % of their "
+        f"threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
     ]
+
+
+def _ends(values: Sequence[Any]) -> str:
+    """The least and the largest, or the one that there is."""
+    least, largest = min(values), max(values)
+    return f"{least}" if least == largest else f"{least} to {largest}"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
@@ -341,8 +349,8 @@ def _record(number: Number, track: Track) -> dict[str, Any]:
         "role": number.role,
         "metric": number.metric,
         "prompt_set": number.prompt_set,
-        **_ends("value", number.value),
-        **_ends("gain", number.gain),
+        **_columns("value", number.value),
+        **_columns("gain", number.gain),
         "gain_by_seed": each,
         "prompts": number.prompts,
         "images": number.images,
@@ -350,7 +358,7 @@ def _record(number: Number, track: Track) -> dict[str, Any]:
     }
 
 
-def _ends(name: str, value: Interval) -> dict[str, float]:
+def _columns(name: str, value: Interval) -> dict[str, float]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
@@ -376,7 +384,7 @@ def picture(standing: Standing) -> str:
     """A row of panels a method, the paper's in grey behind: what it gains in gold, held-out and proxy over evaluations, and in the goal over seconds."""
     question, tracks = standing.question, standing.tracks
     columns: list[tuple[str, str, Callable[[Track], Array]]] = [
-        *((role, "evaluations", lambda track: track.evaluations_T) for role in question.roles()),
+        *((role, "evaluations", lambda track: track.evaluations_T) for role in DRAWN),
         (question.goal, "s", lambda track: track.seconds_RT.mean(axis=0)),
     ]
     papers = next((track for track in tracks if track.method == methods.PAPERS), None)

@@ -30,10 +30,13 @@ class Question:
     """By which one methods race."""
     why: str
     """Of these, in a sentence."""
+    gold_wins: str | None = None
+    """The same truth as a win rate, told and not raced by: any step in the right direction wins, however small."""
 
     def roles(self) -> dict[str, str]:
         """Metrics by their role, the goal among them."""
-        return {"gold": self.gold, "held-out": self.held_out, "proxy": self.proxy}
+        found = {"gold": self.gold, "held-out": self.held_out, "proxy": self.proxy}
+        return found | ({"gold wins": self.gold_wins} if self.gold_wins else {})
 
     def chosen(self) -> list[Chosen]:
         """As `evals.curve` takes them."""
@@ -56,9 +59,10 @@ QUESTIONS = {
             "miniature-preference-tuning",
             proxy="reward_mean",
             held_out="win_rate_judge",
-            gold="win_rate_gold",
+            gold="gold_quality",
             goal="gold",
-            why="The reward model is the proxy, a judge in no training loop is held out, and gold is the utility that the votes were simulated from.",
+            why="The reward model is the proxy, a judge in no training loop is held out, and gold is the mean of the utility that the votes were simulated from.",
+            gold_wins="win_rate_gold",
         ),
         Question(
             "compositionality",

@@ -6,7 +6,8 @@ seeds differ in their seconds.
 
 - *Equal evaluations* are shares of what every track of the reward has taken at its end.
 - *Equal wall time* are shares of the shortest training of any run of the reward, so that no track is asked beyond its end.
-- A method *reaches* the paper method's final gain where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is at most that.
+- A method *reaches* the paper method's final gain, where that is one, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
+  at most that.
 - It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
   at once (`evals.curve`).
 
@@ -16,8 +17,8 @@ Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S su
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ from bench.methods.cells import Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, sessions_of, stopped_of
 from evals import metrics, rows, stats
+from evals.compare import beside
 from evals.curve import Parting, Point, curve, per_prompt
 from evals.metrics import first
 from evals.stats import Array, Interval
@@ -257,34 +259,30 @@ class Estimator:
     """Intervals of a track's numbers; weights of seeds and prompts are made once, and the same for every track."""
 
     resamples: int = stats.RESAMPLES
+    made: dict[tuple[int, str], Array] = field(default_factory=dict)
 
     def weights(self, units: int, stream: str) -> Array:
         """Resampling weights, the same for a name."""
-        return stats.weights(units, self.resamples, 0, stream)
+        if (units, stream) not in self.made:
+            self.made[units, stream] = stats.weights(units, self.resamples, 0, stream)
+        return self.made[units, stream]
 
     def gain(self, track: Track, name: str, place_R: Array) -> tuple[Interval, Interval]:
         """A metric's value and its gain over the base, more being better where the metric says so."""
         metric, values_TRPS = metrics.load(name), track.statistics[name]
-        here_RPS, base_RPS = at_places(values_TRPS, place_R), values_TRPS[0]
-        value, difference = self._both(
-            here_RPS, base_RPS, metric.finish, f"prompts of {track.question.prompt_set}"
-        )
-        return value, turned(difference, metric.higher_is_better is not False)
+        here_RPS = at_places(values_TRPS, place_R)
+        weight_NR = self.weights(here_RPS.shape[0], "training seeds")
+        weight_NP = self.weights(here_RPS.shape[1], f"prompts of {track.question.prompt_set}")
+        found = beside(metric, here_RPS, values_TRPS[0], weight_NR, weight_NP)
+        return found.value, turned(found.difference, metric.higher_is_better is not False)
 
     def nats(self, track: Track, place_R: Array) -> Interval:
         """Exact KL divergence from the base."""
         here_RPS = at_places(track.nats_TRP[..., None], place_R)
-        return self._both(here_RPS, here_RPS, first, f"divergence on {track.question.prompt_set}")[0]
-
-    def _both(
-        self, here_RPS: Array, base_RPS: Array, finish: Callable[[Array], Array], stream: str
-    ) -> tuple[Interval, Interval]:
-        seeds, prompts, _ = here_RPS.shape
-        weight_NR, weight_NP = self.weights(seeds, "training seeds"), self.weights(prompts, stream)
-        return (
-            stats.value_interval(here_RPS, finish, weight_NR, weight_NP),
-            stats.difference_interval(here_RPS, base_RPS, finish, weight_NR, weight_NP),
-        )
+        weight_NR = self.weights(here_RPS.shape[0], "training seeds")
+        weight_NP = self.weights(here_RPS.shape[1], f"divergence on {track.question.prompt_set}")
+        found = stats.value_interval(here_RPS, first, weight_NR, weight_NP)
+        return found._replace(low=max(found.low, 0.0))  # Student's tails may reach below what it can be
 
     def numbers(self, track: Track, at: At, share: float, place_R: Array) -> list[Number]:
         """Everything that is said of a track at a place."""
@@ -402,6 +400,6 @@ def standing(
         evaluations=evaluations,
         seconds=seconds,
         target=target,
-        reaches={track.method: reach(track, target) for track in tracks if not np.isnan(target)},
+        reaches={track.method: reach(track, target) for track in tracks if target > 0},
         partings={track.method: partings(track, resamples) for track in tracks},
     )

@@ -17,7 +17,7 @@ PREFERENCE = Part(
     "miniature-preference-unseen",
     2,
     ("imagereward", "clip_judge", *_EVERYWHERE),
-    headlines=("win_rate_gold", "win_rate_judge", "reward_mean"),
+    headlines=("gold_quality", "win_rate_judge", "reward_mean", "win_rate_gold"),
 )
 SCENES = Part(
     "miniature-scenes-unseen",

@@ -1,0 +1,731 @@
+"""Methods side by side: budgets, refusals, numbers against their definitions, work that is stopped and goes on, and tries that touch nothing reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import prompts
+from bench.methods import pages, table, tune, work
+from bench.methods.__main__ import main
+from bench.methods.cells import SUITE, TUNING_SUITE, Cell, Refusal, cells, plan
+from bench.methods.questions import BESIDE, QUESTIONS, Question
+from bench.methods.table import Standing, crossing, gains_RT, standing
+from evals import compare, metrics, rows, suites
+from evals.curve import per_prompt
+from evals.diffusion import Sampling
+from evals.suites import Part, Suite
+from train import experiments, methods
+from train.plan import evaluations
+
+QUESTION = QUESTIONS["imagereward"]
+SCORERS = ("imagereward", "clip_judge", "gold_utility", "vendi", "kid")
+AT = (0, 20, 40)
+"""Checkpoints of made-up runs: the base, the middle and the end."""
+
+
+# --------------------------------------------------------------------------------------------------------------- what is asked
+
+
+def test_every_question_is_answered_by_the_part_of_its_prompts() -> None:
+    for suite, chosen in ((SUITE, "prompt_set"), (TUNING_SUITE, "tuning_set")):
+        parts = {part.prompt_set: part for part in suites.load(suite).parts}
+        for question in QUESTIONS.values():
+            names = {*question.roles().values(), *BESIDE.values()}
+            assert {metrics.load(name).scorer for name in names} == {
+                *parts[getattr(question, chosen)].scorers
+            } - {"gold_utility"} | {metrics.load(name).scorer for name in names}
+            assert metrics.load(question.proxy).scorer in {
+                term.scorer
+                for task in experiments.load(question.reward, "miniature").tasks
+                for term in task.rewards
+            }
+            assert metrics.load(question.held_out).scorer != metrics.load(question.proxy).scorer
+
+
+def test_metrics_are_linear_in_their_statistics() -> None:
+    """So that a straight line between two checkpoints' statistics is one between their gains."""
+    generator = np.random.default_rng(0)
+    for name in {name for q in QUESTIONS.values() for name in q.roles().values()} | {*BESIDE.values()}:
+        finish = metrics.load(name).finish
+        size = 3 if name.startswith("win_rate") else 1
+        one, other = generator.dirichlet(np.ones(size), 2) if size == 3 else generator.normal(size=(2, 1))
+        assert finish(0.3 * one + 0.7 * other) == pytest.approx(0.3 * finish(one) + 0.7 * finish(other))
+
+
+def test_a_part_of_a_suite() -> None:
+    suite = suites.load("miniature")
+    assert suites.only(suite, []) == suite
+    assert suites.only(suite, ["miniature-scenes-unseen"]).parts == (suite.parts[1],)
+    with pytest.raises(
+        ValueError, match=r"suite miniature has no prompt set 'x'; choose from miniature-pref"
+    ):
+        suites.only(suite, ["x"])
+
+
+def test_settings_are_chosen_on_prompts_of_which_nothing_is_reported() -> None:
+    reported = {p.text for part in suites.load("miniature").parts for p in prompts.load(part.prompt_set)}
+    reported |= {p.text for part in suites.load(SUITE).parts for p in prompts.load(part.prompt_set)}
+    for question in QUESTIONS.values():
+        texts = [prompt.text for prompt in prompts.load(question.tuning_set)]
+        assert len({*texts}) == len(texts) >= 20
+        assert not reported & {*texts}
+    # scenes are of pairs of objects that no other set holds, in either order
+    pairs = {
+        frozenset(f"{o['colour']} {o['shape']}" for o in p.expect["objects"])
+        for p in prompts.load("miniature-scenes-tuning")
+    }
+    others = [n for n in prompts.names() if n.startswith("miniature-") and not n.endswith("-tuning")]
+    for name in others:
+        for prompt in prompts.load(name):
+            if "objects" in prompt.expect:
+                assert frozenset(f"{o['colour']} {o['shape']}" for o in prompt.expect["objects"]) not in pairs
+    assert tune.SEED not in (0, 1, 2)
+    assert [suites.load(n).seed for n in suites.names()].count(suites.load(TUNING_SUITE).seed) == 1
+    assert [suites.load(n).seed for n in suites.names()].count(suites.load(SUITE).seed) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------- cells
+
+
+def only_cells(found: Sequence[Cell | Refusal]) -> list[Cell]:
+    made = [one for one in found if isinstance(one, Cell)]
+    assert len(made) == len(found)
+    return made
+
+
+@pytest.mark.parametrize("reward", QUESTIONS)
+def test_the_papers_method_has_its_own_length_as_budget(reward: str) -> None:
+    (cell,) = only_cells(plan(["ppo"], [reward], [3]))
+    own = experiments.load(reward, "miniature")
+    assert cell.experiment.iterations == own.iterations
+    assert cell.evaluations == cell.budget == evaluations(own)
+    every = cell.experiment.snapshots_every
+    assert cell.points == len([n for n in range(1, own.iterations) if n % every == 0]) + 1 <= 10
+
+
+def test_iterations_are_what_the_budget_pays_for() -> None:
+    each = evaluations(replace(experiments.load("fairness", "miniature"), iterations=1))
+    for budget in (each, 2 * each - 1, 17 * each + 5):
+        (cell,) = only_cells(plan(["ppo"], ["fairness"], [0], budget))
+        assert cell.experiment.iterations == budget // each
+        assert cell.evaluations <= budget < cell.evaluations + each
+    with pytest.raises(
+        ValueError, match=rf"^--budget is {each - 1} denoiser evaluations, but one .* {each}: "
+    ):
+        plan(["ppo"], ["fairness"], [0], each - 1)
+
+
+def test_what_is_trained_decides_the_folder() -> None:
+    def key(**given: Any) -> str:
+        made = cells(**({"reward": "fairness", "method": "ppo", "seeds": [0], "budget": 92_160} | given))
+        assert not isinstance(made, Refusal)
+        return made[0].key
+
+    different = [
+        {},
+        {"budget": 50_000},
+        {"settings": ("update.lr=2e-5",)},
+        {"suite": TUNING_SUITE},
+        {"seeds": [1]},
+    ]
+    assert len({key(**given) for given in different}) == len(different)
+    assert key() == key()
+    assert re.fullmatch(r"fairness-miniature-0-[0-9a-f]{8}", key())
+
+
+@pytest.fixture
+def with_refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second method, which can be trained on nothing."""
+    real = experiments.load
+
+    def load(experiment: str, model: str) -> Any:
+        if experiment.endswith("_refusing"):
+            raise ValueError("imagereward cannot be differentiated: use ppo")
+        return real(experiment, model)
+
+    monkeypatch.setattr(experiments, "load", load)
+    monkeypatch.setattr(methods, "names", lambda: ("ppo", "refusing"))
+
+
+@pytest.mark.usefixtures("with_refusing")
+def test_a_refusal_is_a_line_of_plan_and_table(tmp_path: Path) -> None:
+    planned = plan([], ["imagereward"], [0, 1])
+    refusal = Refusal("imagereward", "refusing", "imagereward cannot be differentiated: use ppo")
+    assert planned[2:] == [refusal]
+    assert "cannot: imagereward cannot be" in pages.planned(planned, lambda _: False, {}, 1)
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, refusals=[refusal])
+    page = pages.markdown([found], "c", {})
+    lines = [line for line in page.splitlines() if line.startswith("| refusing")]
+    assert len(lines) == 5
+    assert all("| cannot: imagereward cannot be differentiated: use ppo " in line for line in lines)
+    refused = pages.tidy([found]).query("at == 'refused'")
+    assert refused["note"].tolist() == [refusal.sentence]
+
+
+def test_mistakes_are_one_sentence() -> None:
+    for arguments, told in (
+        (["--methods", "pppo"], "error: unknown method 'pppo' (did you mean ppo?): choose from "),
+        (
+            ["--rewards", "joint"],
+            "error: unknown reward 'joint': choose from imagereward, compositionality, fairn",
+        ),
+        (
+            ["--seeds", "0,x"],
+            "error: --seeds is '0,x', but it must be whole numbers with commas between, such as",
+        ),
+        (["--out", "x.csv"], "error: --out x.csv must end in .md"),
+        (["tune", "ppo", "--reward", "joint"], "error: unknown reward 'joint': choose from "),
+        (["tune", "nobody", "--reward", "fairness"], "error: unknown method 'nobody': choose from "),
+        (
+            ["tune", "ppo", "--reward", "fairness", "--budget", "5"],
+            "error: --budget is 5 denoiser evaluations, ",
+        ),
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert result.output.startswith(told)
+        assert len(result.output.splitlines()) == 1
+
+
+def test_a_plan_writes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "methods"
+    arguments = [
+        "--methods",
+        "ppo",
+        "--rewards",
+        "fairness",
+        "--root",
+        root,
+        "--out",
+        tmp_path / "m.md",
+        "--dry-run",
+    ]
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\| fairness +\| ppo +\| 0, 1, 2 \| 32 +\| 92,160 ", result.output)
+    assert "how long that takes is not known" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------------- made-up runs
+
+
+def made_rows(experiment: str, seed: int, level: float, judge: float, prompt_count: int) -> list[rows.Row]:
+    found = []
+    own = np.random.default_rng([seed, int(100 * level) + 1000])
+    for prompt in range(prompt_count):
+        shared = np.random.default_rng(prompt).normal(size=2)
+        for image in range(2):
+            noise = 0.0 if experiment == "base" else 0.6 * own.normal()
+            values = {
+                "imagereward": shared[image] + level + noise,
+                "clip_judge": shared[image] + judge + noise,
+                "gold_utility": shared[image] + judge + noise,
+                "vendi": 1.5 - 0.1 * level,
+                "kid": level,
+            }
+            for scorer in SCORERS:
+                found.append(
+                    rows.Row(
+                        experiment=experiment,
+                        model="miniature",
+                        seed=seed,
+                        suite="miniature_methods:0",
+                        prompt_set=QUESTION.prompt_set,
+                        prompts="0a1b2c3d",
+                        prompt_id=f"p{prompt:03d}",
+                        image=image,
+                        picture=f"{abs(hash((experiment, seed, prompt, image))):012x}"[:12],
+                        scorer=scorer,
+                        version="0a1b2c3d",
+                        trained_on=int(scorer == "imagereward" and experiment != "base"),
+                        value=float(values[scorer]),
+                    )
+                )
+    return found
+
+
+def made_cell(
+    root: Path,
+    cell: Cell,
+    levels: Sequence[float],
+    judges: Sequence[float],
+    seconds: float,
+    prompt_count: int = 30,
+) -> None:
+    """Files of a cell that is done: a level of the proxy and of everything else at each checkpoint after the base."""
+    scores = root / cell.key / work.SCORES
+    scores.mkdir(parents=True)
+    points = []
+    last = len(levels)
+    for t, (level, judge) in enumerate(zip((0.0, *levels), (0.0, *judges), strict=True)):
+        experiment = "base" if t == 0 else cell.name if t == last else f"{cell.name}@{20 * t}"
+        name = f"{experiment}-miniature-{0 if t == 0 else cell.seed}"
+        seed = 0 if t == 0 else cell.seed
+        rows.write(
+            rows.table(made_rows(experiment, seed, level, judge, prompt_count)), scores / f"{name}.csv"
+        )
+        kept = {QUESTION.prompt_set: [[float(t) + 0.1 * p] for p in range(4)]}
+        (scores / f"{name}.kl.json").write_text(json.dumps({"source": {}, "kept": kept}))
+        points.append(
+            {"experiment": experiment, "name": name, "iteration": 20 * t, "images": 100 * t}
+            | {"denoiser_evaluations": 1000 * t, "seconds": seconds * t}
+        )
+    record = {
+        "source": work.source_of(cell),
+        "points": points,
+        "command": "made up",
+        "date": "2026-01-02T03:04:05",
+    }
+    record |= {"machine": {"name": "a machine"}}
+    (root / cell.key / work.DONE).write_text(json.dumps(record))
+    session = {"date": "2026-01-02T03:04:05", "seconds": 10.0, "cpu_seconds": 9.5, "load": 1.5}
+    session |= {"threads": 1, "jobs": 1, "cpus": 2}
+    (root / cell.key / work.SESSIONS).write_text(json.dumps(session) + "\n")
+
+
+def made_standing(
+    root: Path,
+    levels: dict[str, Sequence[float]],
+    judges: dict[str, Sequence[float]] | None = None,
+    seconds: dict[str, float] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    refusals: Sequence[Refusal] = (),
+) -> Standing:
+    """Tracks of made-up methods; every seed takes a tenth longer than the one before."""
+    made = []
+    for method, of in levels.items():
+        (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+        for seed in seeds:
+            cell = replace(paper, method=method, seed=seed)
+            took = (seconds or {}).get(method, 100.0) * (1 + 0.1 * seed)
+            made_cell(root, cell, of, (judges or {}).get(method, of), took)
+            made.append(cell)
+    return standing(QUESTION, made, refusals, root, resamples=500)
+
+
+def values_of(track: table.Track, role: str) -> Any:
+    return track.statistics[(track.question.roles() | BESIDE)[role]]
+
+
+def test_a_gain_at_a_checkpoint_is_the_one_that_compare_finds(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
+    (track,) = found.tracks
+    end = track.rows[track.rows["experiment"].isin(["base", "imagereward"])]
+    # the same prompts, seeds and numbers of resamples: only the names of the random streams differ
+    compared = compare.compare(end, resamples=4000)
+    for role, name in track.question.roles().items():
+        (there,) = compared.of(metric=name, experiment="imagereward")
+        number = table.Estimator(4000).gain(track, name, np.full(3, 2.0))[1]
+        assert number.value == pytest.approx(there.difference.value, abs=1e-12), role
+        width = there.difference.high - there.difference.low
+        assert number.low == pytest.approx(there.difference.low, abs=0.15 * width)
+        assert number.high == pytest.approx(there.difference.high, abs=0.15 * width)
+        assert there.difference.value > 0
+
+
+def test_equal_evaluations_and_seconds_are_read_off_straight_lines(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "slow": (0.9, 1.1)}, seconds={"slow": 300.0})
+    assert (found.evaluations, found.seconds) == (2000.0, 200.0)
+    for track in found.tracks:
+        gain_RT = gains_RT(track, "reward_mean")
+        number = found.of(track.method, "evaluations", 0.25, "proxy")
+        assert number is not None
+        assert number.evaluations == 500
+        assert number.gain.value == pytest.approx(0.5 * gain_RT[:, 1].mean())
+        number = found.of(track.method, "seconds", 1.0, "proxy")
+        assert number is not None
+        # each seed by itself: they differ in how long they take
+        by_hand = [np.interp(200.0, s_T, g_T) for s_T, g_T in zip(track.seconds_RT, gain_RT, strict=True)]
+        assert number.gain.value == pytest.approx(np.mean(by_hand))
+        assert number.seconds == pytest.approx(200.0)
+        kl = found.of(track.method, "evaluations", 0.25, "kl")
+        assert kl is not None
+        assert kl.value.value == pytest.approx(0.5 * np.mean([1 + 0.1 * p for p in range(4)]))
+    ahead = found.of("slow", "seconds", 1.0, "proxy")
+    behind = found.of("slow", "evaluations", 1.0, "proxy")
+    assert ahead is not None
+    assert behind is not None
+    assert ahead.evaluations < behind.evaluations
+
+
+def test_a_prompt_without_a_score_is_left_out_where_it_has_none() -> None:
+    values_TRPS = np.array([[[[1.0], [2.0]]], [[[3.0], [np.nan]]], [[[5.0], [6.0]]]])
+    assert table.at_places(values_TRPS, np.array([2.0])).tolist() == [[[5.0], [6.0]]]
+    assert table.at_places(values_TRPS, np.array([0.0])).tolist() == [[[1.0], [2.0]]]
+    between = table.at_places(values_TRPS, np.array([0.25]))
+    assert between[0, 0, 0] == 1.5
+    assert np.isnan(between[0, 1, 0])
+
+
+def test_where_a_gain_is_first_reached() -> None:
+    axis = np.array([0.0, 100.0, 200.0, 300.0])
+    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 2.0) == 150.0
+    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 0.5) == 50.0
+    assert crossing(np.array([0.0, 1.0, 1.0, 2.0]), axis, 1.0) == 100.0
+    assert np.isnan(crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 3.1))
+
+
+def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
+    found = made_standing(
+        tmp_path, {"ppo": (0.4, 0.8), "fast": (1.5, 1.6), "weak": (0.1, 0.2), "late": (0.2, 1.5)}
+    )
+    assert found.target == gains_RT(found.tracks[0], "gold_quality")[:, -1].mean()
+    assert [track.method for track in found.tracks] == ["ppo", "fast", "late", "weak"]
+    fast, late = found.reaches["fast"], found.reaches["late"]
+    assert fast.at_most
+    assert (fast.evaluations, fast.seconds) == (1000.0, pytest.approx(110.0))
+    late_T = gains_RT(found.tracks[2], "gold_quality").mean(axis=0)
+    part = (found.target - late_T[1]) / (late_T[2] - late_T[1])
+    assert late.evaluations == pytest.approx(1000 + 1000 * part)
+    assert not late.at_most
+    assert np.isnan(found.reaches["weak"].evaluations)
+    page = pages.markdown([found], "the command", {})
+    assert (
+        "The first to reach that is **fast**, after at most 0.50 of its evaluations (goal: 0.1, missed)"
+        in page
+    )
+    assert re.search(r"\| fast \(3 seeds\) .*\| ≤ 1,000 +\| ≤ 0\.50 ", page)
+    assert re.search(r"\| weak \(3 seeds\) .*\| 0 of 3 ", page)
+
+
+def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (-0.4, -0.8)})
+    assert found.reaches == {}
+    assert "which is no gain, so there is nothing to reach" in pages.markdown([found], "c", {})
+    none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
+    assert "has no finished run of this budget" in pages.markdown([none], "c", {})
+
+
+def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
+    found = made_standing(
+        tmp_path,
+        {"ppo": (0.6, 1.2), "greedy": (0.6, 1.8)},
+        judges={"ppo": (0.6, 1.2), "greedy": (0.9, 0.0)},
+    )
+    told = {track.method: pages.over_optimises(found, track) for track in found.tracks}
+    assert told["ppo"] == "held-out not seen to; gold not seen to"
+    assert re.fullmatch(
+        r"held-out from 2,000 \(−\d+\.\d \[.*\]\); gold from 2,000 \(−\d\.\d+ \[.*\]\)", told["greedy"]
+    )
+
+
+def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) -> None:
+    found = made_standing(tmp_path / "root", {"ppo": (0.4, 1.0), "other": (0.5, 0.9)})
+    out = tmp_path / "methods.md"
+    made = pages.write([found], out, "python -m bench.methods --jobs 2")
+    assert [path.name for path in made] == ["methods.md", "methods.csv", "methods-imagereward.svg"]
+    before = [path.read_bytes() for path in made]
+    assert pages.write([found], out, "python -m bench.methods --jobs 2") == made
+    assert [path.read_bytes() for path in made] == before
+    page = made[0].read_text()
+    assert "Made by `python -m bench.methods --jobs 2`" in page
+    assert "load average, of these runs and everything else, was 1.5" in page
+    assert "on a processor 95 % of their threads' time" in page
+    assert "![Curves](methods-imagereward.svg)" in page
+    for line in page.splitlines():
+        if line.startswith("| ppo"):
+            assert "nan" not in line
+    numbers = pd.read_csv(made[1])
+    assert tuple(numbers.columns) == pages.COLUMNS
+    ends = numbers.query("at == 'checkpoint' and share == 1 and role == 'gold'").set_index("method")
+    assert ends.loc["ppo", ["seeds", "prompts", "images", "date", "machine"]].tolist() == [
+        *("0 1 2", 30, 60, "2026-01-02T03:04:05", "a machine")
+    ]
+    each = [float(gain) for gain in str(ends.loc["ppo", "gain_by_seed"]).split()]
+    assert np.mean(each) == pytest.approx(ends.loc["ppo", "gain"], abs=1e-5)
+    assert {*numbers["at"]} == {"checkpoint", "evaluations", "seconds", "reach"}
+    drawing = ElementTree.parse(made[2]).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(drawing.findall(f"{svg}g")) == 2 * 4
+    assert len(drawing.findall(f".//{svg}polygon")) == 4 + 2 * 4  # the paper's stands behind the other
+
+
+def test_busy_machines_are_marked(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
+    (track,) = found.tracks
+    assert not re.search(r"\d ⚠ +\|", pages.markdown([found], "c", {}))
+    slow = replace(track, sessions=tuple(session | {"cpu_seconds": 4.0} for session in track.sessions))
+    assert re.search(r"\d ⚠ +\|", pages.markdown([replace(found, tracks=(slow,))], "c", {}))
+
+
+def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, seeds=(0, 1))
+    (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    stopped, missing = replace(paper, method="wild", seed=1), replace(paper, method="wild", seed=2)
+    (tmp_path / stopped.key).mkdir()
+    (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps({"sentence": "the weights diverged"}))
+    cells_of = [replace(paper, seed=0), replace(paper, seed=1), stopped, missing]
+    found = standing(QUESTION, cells_of, [], tmp_path, resamples=200)
+    page = pages.markdown([found], "c", {})
+    assert "- wild, seed 1: training stopped by itself: the weights diverged" in page
+    assert "- wild: not run with seed 2." in page
+    assert pages.tidy([found]).query("at == 'stopped'")["note"].tolist() == ["the weights diverged"]
+
+
+def test_seeds_are_one_curve(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
+    (track,) = found.tracks
+    order = list(track.experiments)
+    metric = metrics.load("reward_mean")
+    mine = track.rows[track.rows["scorer"] == "imagereward"]
+    values_TRPS = per_prompt(metric, mine, order)
+    assert values_TRPS.shape == (3, 3, 30, 1)
+    for r in range(3):
+        alone = mine[(mine["seed"] == r) | (mine["experiment"] == "base")]
+        assert np.array_equal(per_prompt(metric, alone, order)[:, 0], values_TRPS[:, r])
+    without = mine[~((mine["seed"] == 2) & (mine["experiment"] == order[1]))]
+    with pytest.raises(ValueError, match="was not scored for the training seeds of the others"):
+        per_prompt(metric, without, order)
+    # three seeds that differ say less than one of them alone seems to
+    several, alone = (
+        table.partings(replace(track, rows=part), 500)[0].proxy
+        for part in (track.rows, track.rows[(track.rows["seed"] == 0) | (track.rows["experiment"] == "base")])
+    )
+    assert several.critical > 1.2 * alone.critical
+
+
+# --------------------------------------------------------------------------------------------------------------------- work
+
+
+SMALL = Suite(
+    parts=(Part(QUESTION.prompt_set, 2, SCORERS), Part(QUESTION.tuning_set, 2, SCORERS)),
+    sampling=Sampling(steps=2, eta=1.0, guidance=None, micro_batch=8),
+    seed=3,
+    domain="miniature",
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preference experiment with eight images an iteration and two denoising steps, scored on four prompts."""
+    own, real, load = experiments.load("imagereward", "miniature"), prompts.load, suites.load
+    task = replace(own.tasks[0], batch=8)
+    update = replace(own.update, trained_steps=1, skip_last=0, micro_batch=8, warmup=0)
+    tiny = replace(
+        own,
+        tasks=(task,),
+        update=update,
+        sampling=replace(own.sampling, steps=2, micro_batch=8),
+        iterations=4,
+    )
+    monkeypatch.setattr(experiments, "load", lambda *_: tiny)
+    monkeypatch.setattr(suites, "load", lambda name: SMALL if name in (SUITE, TUNING_SUITE) else load(name))
+    few = (QUESTION.prompt_set, QUESTION.tuning_set)
+    monkeypatch.setattr(prompts, "load", lambda name: real(name)[:4] if name in few else real(name))
+    work._source_of.cache_clear()
+    monkeypatch.setattr("bench.methods.cells.KL_PROMPTS", 3)
+    monkeypatch.setattr("bench.methods.work.KL_PROMPTS", 3)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_cell_that_is_stopped_goes_on_to_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import start
+
+    made = cells("imagereward", "ppo", [0], 96, 2)
+    assert not isinstance(made, Refusal)
+    (cell,) = made
+    assert (cell.experiment.iterations, cell.points) == (4, 2)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert work.do(cell, whole, 1, "c") == 0
+
+    prepare, before = start.prepare, signal.getsignal(signal.SIGTERM)
+
+    def prepared_and_told_to_stop(*given: Any, **more: Any) -> Any:
+        run = prepare(*given, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run
+
+    monkeypatch.setattr(start, "prepare", prepared_and_told_to_stop)
+    assert work.do(cell, pieces, 1, "c") == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not work.is_done(cell, pieces)
+    monkeypatch.setattr(start, "prepare", prepare)
+    assert work.do(cell, pieces, 1, "c") == 0
+    assert work.is_done(cell, pieces)
+    assert [session["jobs"] for session in work.sessions_of(cell, pieces)] == [1, 1]
+
+    names = sorted(path.name for path in (whole / cell.key / work.SCORES).glob("*.csv"))
+    assert names == ["base-miniature-0.csv", "imagereward-miniature-0.csv", "imagereward@2-miniature-0.csv"]
+    for name in [*names, *(name.replace(".csv", ".kl.json") for name in names[1:])]:
+        one, other = ((root / cell.key / work.SCORES / name).read_bytes() for root in (whole, pieces))
+        assert one == other, name
+    record = work.record_of(cell, pieces)
+    assert record is not None
+    assert [p["denoiser_evaluations"] for p in record["points"]] == [0, 48, 96]
+
+    # nothing is done twice, and what is missing alone is made
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(start, "prepare", fail)
+    assert work.do(cell, pieces, 1, "c") == 0
+    (pieces / cell.key / work.DONE).unlink()
+    assert work.do(cell, pieces, 1, "c") == 0
+    found = standing(QUESTION, [cell], [], pieces, resamples=100)
+    (track,) = found.tracks
+    assert track.nats_TRP.shape == (3, 1, 3)
+    assert (track.nats_TRP[1:] > 0).all()
+    assert track.pictures["win_rate_gold"] == 8
+    assert track.seconds_RT[0, -1] > track.seconds_RT[0, 1] > 0
+    assert work.seconds_each([cell], pieces)["ppo"] == pytest.approx(track.seconds_RT[0, -1] / 96)
+    assert "nan" not in pages.markdown([found], "c", {})
+
+
+@pytest.mark.usefixtures("small")
+def test_training_that_stops_by_itself_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import loop
+    from train.loop import Stopped
+
+    def diverges(_run: Any) -> None:
+        raise Stopped("the weights diverged in iteration 1")
+
+    monkeypatch.setattr(loop, "train", diverges)
+    made = cells("imagereward", "ppo", [0], 96, 2)
+    assert not isinstance(made, Refusal)
+    assert work.do(made[0], tmp_path, 1, "c") == 0
+    assert work.stopped_of(made[0], tmp_path) == "the weights diverged in iteration 1"
+    assert work.is_done(made[0], tmp_path)
+    assert work.record_of(made[0], tmp_path) is None
+
+
+def test_scores_by_another_scorer_are_made_again(tmp_path: Path) -> None:
+    (cell,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    assert work.is_done(cell, tmp_path)
+    path = tmp_path / cell.key / work.DONE
+    record = json.loads(path.read_text())
+    record["source"]["versions"]["vendi"] = "00000000"
+    path.write_text(json.dumps(record))
+    assert not work.is_done(cell, tmp_path)
+    path.write_text("half a f")
+    with pytest.raises(ValueError, match=r"cell\.json is damaged .*: delete it, and it is made again"):
+        work.is_done(cell, tmp_path)
+
+
+def crew(root: Path, program: str) -> work.Crew:
+    return work.Crew(lambda cell: [sys.executable, "-c", program, cell.key], root, threads=1)
+
+
+def test_so_many_at_a_time_and_what_failed_is_said(tmp_path: Path) -> None:
+    made = only_cells(plan(["ppo"], ["fairness"], [0, 1, 2, 3]))
+    program = f"""if True:
+        import os, sys, time
+        key, root = sys.argv[1], {str(tmp_path)!r}
+        open(os.path.join(root, key + ".at-work"), "w").close()
+        at_work = sum(name.endswith(".at-work") for name in os.listdir(root))
+        open(os.path.join(root, key + ".seen"), "w").write(str(at_work))
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+        time.sleep(0.3)
+        os.remove(os.path.join(root, key + ".at-work"))
+        sys.exit("error: out of luck" if "-2-" in key else 0)
+    """
+    failed = crew(tmp_path, program).run(made, jobs=2)
+    assert failed == [f"{made[2].key}: out of luck"]
+    seen = [int(path.read_text()) for path in tmp_path.glob("*.seen")]
+    assert len(seen) == 4
+    assert max(seen) <= 2
+
+
+def test_a_signal_is_passed_on_and_everybody_waited_for(tmp_path: Path) -> None:
+    made = only_cells(plan(["ppo"], ["fairness"], [0, 1]))
+    program = f"""if True:
+        import os, signal, sys, time
+        def stop(*_):
+            open(os.path.join({str(tmp_path)!r}, "saved"), "w").close()
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, stop)
+        os.kill(os.getppid(), signal.SIGTERM)
+        while True:
+            time.sleep(0.05)
+    """
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        crew(tmp_path, program).run(made, jobs=1)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").is_file()
+    assert not (tmp_path / made[1].key).exists(), "a second one was begun"
+    assert time.monotonic() - start < 30
+
+
+# --------------------------------------------------------------------------------------------------------------------- tries
+
+
+def tuned() -> list[str]:
+    import importlib
+
+    return [n for n in methods.names() if hasattr(importlib.import_module(f"train.methods.{n}"), "TUNING")]
+
+
+@pytest.mark.parametrize("reward", QUESTIONS)
+@pytest.mark.parametrize("method", tuned())
+def test_every_method_is_tried_as_often_and_at_equal_cost(method: str, reward: str) -> None:
+    if isinstance(cells(reward, method, [0], 90_000), Refusal):
+        with pytest.raises(ValueError, match=f"^{method} cannot train on {reward}: "):
+            tune.tries(method, reward, 90_000)
+        return
+    made = tune.tries(method, reward, 90_000)
+    assert len({cell.key for cell in made}) == methods.TRIES
+    assert made[0].settings == ()
+    for cell in made:
+        assert (cell.seed, cell.suite, cell.points) == (11, TUNING_SUITE, 1)
+        assert cell.prompt_set == QUESTIONS[reward].tuning_set
+        assert 0.8 * 90_000 < cell.evaluations <= 90_000
+
+
+def test_a_method_without_its_number_of_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import train.methods.ppo
+
+    assert "ppo" in tuned()
+    monkeypatch.setattr(train.methods.ppo, "TUNING", ((),))
+    with pytest.raises(
+        ValueError, match=r"train/methods/ppo\.py has 1 settings in TUNING, but every .* with 4: "
+    ):
+        methods.tuning("ppo")
+
+
+@pytest.mark.usefixtures("small")
+def test_tries_are_kept_and_the_held_out_judge_decides(tmp_path: Path) -> None:
+    question: Question = QUESTION
+    tries = [
+        cells("imagereward", "ppo", [tune.SEED], 24, 1, settings, TUNING_SUITE)
+        for settings in ((), ("update.lr=3e-3",))
+    ]
+    made = [cell for found in tries if not isinstance(found, Refusal) for cell in found]
+    assert len(made) == 2
+    for cell in made:
+        assert work.do(cell, tmp_path, 1, "c") == 0
+    found = tune.found_of(made, tmp_path, resamples=50)
+    assert found["settings"].tolist() == ["", "update.lr=3e-3"]
+    assert found["prompt_set"].tolist() == [question.tuning_set] * 2
+    assert found["best"].sum() >= 1
+    assert found.loc[found["best"] == 1, "held_out"].min() == found["held_out"].max()
+    assert found["kl"].iloc[1] > found["kl"].iloc[0] > 0
+
+    path = tmp_path / "tuning.csv"
+    tune.keep(found, path)
+    tune.keep(found.assign(method="another"), path)
+    both = path.read_bytes()
+    tune.keep(found, path)  # in place of itself
+    assert path.read_bytes() == both
+    assert pd.read_csv(path)["method"].tolist() == ["another", "another", "ppo", "ppo"]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"tuning\.csv is no table of tries"):
+        tune.keep(found, path)
