@@ -371,3 +371,9 @@ def test_two_processes_keep_the_snapshots_of_one(
         for name, tensor in alone.items():
             # AdamW turns the rounding of a vanishing gradient into a step of its own size: lr 1e-3, a tenth of it in the average
             torch.testing.assert_close(several[name], tensor, rtol=0, atol=2e-4)
+
+
+def test_a_task_without_a_kl_of_updates_has_none(tmp_path: Path) -> None:
+    lines = [{"task": "a", "kl": 0.25}, {"task": "b"}, {"task": "a", "kl": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert snapshots.kl_of_updates(tmp_path / "metrics.jsonl") == {"a": 0.75}

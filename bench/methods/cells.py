@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from train.start import check_names
 MODEL = "miniature"
 SUITE, TUNING_SUITE = "miniature_methods", "miniature_tuning"
 POINTS = 10
-"""Times that a run is scored: after each tenth of it."""
+"""Times that a run is scored, or up to twice as often: the first is after a tenth of it at most, where a tenth is an iteration."""
 KL_PROMPTS = 16
 """Prompts on which the divergence from the base is taken, one image of each."""
 SEEDS = (0, 1, 2)
@@ -66,10 +65,15 @@ class Cell:
         return question.tuning_set if self.suite == TUNING_SUITE else question.prompt_set
 
     @property
+    def snapshots(self) -> tuple[int, ...]:
+        """Iterations after which there is one."""
+        every, iterations = self.experiment.snapshots_every, self.experiment.iterations
+        return tuple(range(every, iterations, every)) if every else ()
+
+    @property
     def points(self) -> int:
         """Checkpoints of it that are scored, its end among them, the base not."""
-        every = self.experiment.snapshots_every
-        return 1 + (math.ceil(self.experiment.iterations / every) - 1 if every else 0)
+        return len(self.snapshots) + 1
 
     @property
     def evaluations(self) -> int:
@@ -186,7 +190,7 @@ def within(experiment: Experiment, budget: int, points: int, name: str) -> Exper
         raise ValueError(
             f"--budget is {budget} denoiser evaluations, but one iteration of {name} takes {each}: give at least as many"
         )
-    every = math.ceil(iterations / points)
+    every = max(1, iterations // points)
     return replace(
         experiment, iterations=iterations, snapshots_every=every if points > 1 else 0, samples_every=0
     )

@@ -106,10 +106,11 @@ def verdict(standing: Standing) -> str:
         return f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below); no other method reaches that."
     best = min(others, key=lambda m: others[m].evaluations)
     share = others[best].evaluations / whole
+    outcome = "reached" if share <= GOAL else "not known" if others[best].at_most else "missed"
     reliable = sum(not math.isnan(e) for e in others[best].seeds)
     return (
         f"The paper's method ends at {target} in {metric.title}. The first to reach that is **{best}**, after {_most(others[best])}{share:.2f} of its evaluations "
-        f"(goal: {GOAL:g}, {'reached' if share <= GOAL else 'missed'}), in {reliable} of {len(others[best].seeds)} seeds by themselves."
+        f"(goal: {GOAL:g}, {outcome}), in {reliable} of {len(others[best].seeds)} seeds by themselves."
     )
 
 

@@ -1,6 +1,6 @@
 """Does the work of cells, several at a time, each in a process of its own; what is there is not done again.
 
-    <root>/<cell>/run/              the run directory, with its snapshots
+    <root>/<cell>/run/              the run directory; snapshots and state, some 400 MB, only until it is scored
     <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
     <root>/<cell>/sessions.jsonl    of each time that it was trained: seconds, load and what ran beside
     <root>/<cell>/cell.json         written last: what was trained, and what each of its checkpoints had taken
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,13 @@ from tqdm import tqdm
 
 from bench.methods.cells import KL_PROMPTS, MODEL, Cell
 from evals import suites
+from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, resolve, snapshot_folder, snapshots_of
 from evals.files import write_text
 from prompts.lock import locked
 
 DONE, STOPPED, SESSIONS, RUN, SCORES = "cell.json", "stopped.json", "sessions.jsonl", "run", "curves"
+STATE = "state"
+"""Of a run, to resume from."""
 
 
 # ------------------------------------------------------------------------------------------------------------- what is there
@@ -151,11 +155,13 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
             "date": _now(),
         }
         write_text(json.dumps(record, indent=1) + "\n", folder / DONE)
+        for part in (SNAPSHOTS, STATE):  # ten times as large as what is handed over, and needed no more
+            shutil.rmtree(folder / RUN / part, ignore_errors=True)
     return 0
 
 
 def _train(cell: Cell, folder: Path, jobs: int) -> int:
-    """Train a cell to its end.
+    """Train a cell to its end; again, where it is to be scored again and its snapshots are gone.
 
     Returns:
         the exit code; 0 also where it stopped by itself, which then says `STOPPED`.
@@ -168,7 +174,10 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
 
     out = folder / RUN
     if finished_card(out, Identity(as_json(cell.experiment), MODEL, cell.seed)) is not None:
-        return 0
+        if {*snapshots_of(out)} >= {*cell.snapshots}:
+            return 0
+        shutil.rmtree(out)
+        (folder / SESSIONS).unlink(missing_ok=True)
     with _signals_noted() as asked, session(folder / SESSIONS, jobs):
         try:
             accelerator = new_accelerator(cell.experiment.update.sharding)
@@ -239,21 +248,19 @@ def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     Returns:
         of each: experiment as in its score rows, iteration, and what training had taken: images, denoiser_evaluations, seconds.
     """
-    from evals.checkpoints import SNAPSHOT_CARD, resolve, snapshot_folder, snapshots_of
     from evals.curve import nats_to_base, scored
 
     run, scores = folder / RUN, folder / SCORES
-    iterations = [n for n in snapshots_of(run) if n < cell.experiment.iterations]
-    targets = [f"{run}@0", *(f"{run}@{n}" for n in iterations), str(run)]
+    targets = [f"{run}@0", *(f"{run}@{n}" for n in cell.snapshots), str(run)]
     checkpoints = [resolve(target) for target in targets]
     for target, checkpoint in zip(targets, checkpoints, strict=True):
         scored(target, checkpoint, cell.suite, scores, [cell.prompt_set])
     suite = suites.only(suites.load(cell.suite), [cell.prompt_set])
     nats_to_base(checkpoints, suite, scores, KL_PROMPTS, 1)
-    cards = [*(snapshot_folder(run, n) / SNAPSHOT_CARD for n in iterations), run / "run.json"]
+    cards = [*(snapshot_folder(run, n) / SNAPSHOT_CARD for n in cell.snapshots), run / "run.json"]
     costs: list[Mapping[str, Any]] = [{"images": 0, "denoiser_evaluations": 0, "seconds": 0.0}]
     costs += [json.loads(card.read_text(encoding="utf-8"))["cost"] for card in cards]
-    at = [0, *iterations, cell.experiment.iterations]
+    at = [0, *cell.snapshots, cell.experiment.iterations]
     return [
         {
             "experiment": checkpoint.experiment,
