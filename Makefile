@@ -154,7 +154,7 @@ reproduce: $(VENV)
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= ON=$(ON) eval
 	$(MAKE) SEEDS= SET= compare report
 
-## methods | every training method on every reward at equal compute: results/methods.md (ARGS="--dry-run": what it costs)
+## methods | training methods at equal compute: results/methods.md (ARGS=--dry-run: what it costs)
 space := $(subst ,, )
 methods: $(VENV)
 	$(PY) -m bench.methods$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))

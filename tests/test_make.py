@@ -77,6 +77,7 @@ class Sandbox:
             "GPUS",
             "PYTHON",
             "RESULTS",
+            "ARGS",
         )
         kept = {key: value for key, value in os.environ.items() if key not in ours}
         return kept | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
@@ -128,6 +129,15 @@ def report(*names: str, results: str = "results") -> str:
     )
 
 
+# methods
+
+
+def test_methods_are_given_seeds_and_options(sandbox: Sandbox) -> None:
+    assert sandbox.calls("methods") == ["-m bench.methods"]
+    called = sandbox.calls("methods", "SEEDS=0 3", "ARGS=--methods ppo,nft --jobs 2")
+    assert called == ["-m bench.methods --seeds 0,3 --methods ppo,nft --jobs 2"]
+
+
 # help
 
 
@@ -144,7 +154,7 @@ def test_plain_make_prints_the_list(sandbox: Sandbox) -> None:
         "reproduce-<experiment>",
         "reproduce",
     )
-    for target in (*targets, "bench", "check", "parity", "miniature", "lock", "clean"):
+    for target in (*targets, "methods", "bench", "check", "parity", "miniature", "lock", "clean"):
         assert f"\n  {target} " in printed
     assert "Experiments: base fairness joint\n" in printed
     assert not (sandbox.folder / "calls").exists()

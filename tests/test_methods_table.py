@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 import prompts
-from bench.methods import pages, table, tune, work
+from bench.methods import SEEDS, pages, table, tune, work
 from bench.methods.__main__ import main
 from bench.methods.cells import SUITE, TUNING_SUITE, Cell, Refusal, cells, plan
 from bench.methods.questions import BESIDE, QUESTIONS
@@ -46,9 +46,12 @@ def test_every_question_is_answered_by_the_part_of_its_prompts() -> None:
         parts = {part.prompt_set: part for part in suites.load(suite).parts}
         for question in QUESTIONS.values():
             names = {*question.roles().values(), *BESIDE.values()}
-            assert {metrics.load(name).scorer for name in names} == {
-                *parts[getattr(question, chosen)].scorers
-            } - {"gold_utility"} | {metrics.load(name).scorer for name in names}
+            needed, scorers = (
+                {metrics.load(name).scorer for name in names},
+                {*parts[getattr(question, chosen)].scorers},
+            )
+            assert needed <= scorers
+            assert scorers - needed <= {"gold_utility"}
             assert metrics.load(question.proxy).scorer in {
                 term.scorer
                 for task in experiments.load(question.reward, "miniature").tasks
@@ -94,7 +97,7 @@ def test_settings_are_chosen_on_prompts_of_which_nothing_is_reported() -> None:
         for prompt in prompts.load(name):
             if "objects" in prompt.expect:
                 assert frozenset(f"{o['colour']} {o['shape']}" for o in prompt.expect["objects"]) not in pairs
-    assert tune.SEED not in (0, 1, 2)
+    assert tune.SEED not in SEEDS
     assert [suites.load(n).seed for n in suites.names()].count(suites.load(TUNING_SUITE).seed) == 1
     assert [suites.load(n).seed for n in suites.names()].count(suites.load(SUITE).seed) == 1
 
@@ -251,7 +254,7 @@ def made_rows(experiment: str, seed: int, level: float, judge: float, prompt_cou
                         prompts="0a1b2c3d",
                         prompt_id=f"p{prompt:03d}",
                         image=image,
-                        picture=f"{abs(hash((experiment, seed, prompt, image))):012x}"[:12],
+                        picture=f"{seed}{image}{prompt:05d}{len(experiment):05d}",
                         scorer=scorer,
                         version="0a1b2c3d",
                         trained_on=int(scorer == "imagereward" and experiment != "base"),

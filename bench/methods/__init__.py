@@ -12,3 +12,13 @@ The map of this package
     tune.py         `tune METHOD`: the settings in the method's own file, tried on prompts of which nothing is reported
     __main__.py     the commands
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path("results/methods")
+"""Where cells lie, beside the page."""
+SEEDS = (0, 1, 2)
+POINTS = 10
+"""Times that a run is scored, or up to twice as often: the first is after a tenth of it at most, where a tenth is an iteration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import click
 
+from bench.methods import POINTS, ROOT, SEEDS
 from evals.__main__ import OneSentence, check_out
 
-WORDS = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path)
+IDLE = 0.5
+"""Load average below which nothing else is taken to run."""
 
 
 def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -35,8 +39,8 @@ AT_WORK = options(
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each."),
     click.option(
         "--root",
-        type=WORDS,
-        default=Path("results/methods"),
+        type=FILE,
+        default=ROOT,
         show_default=True,
         help="Folder of runs, pictures and score rows.",
     ),
@@ -49,12 +53,17 @@ AT_WORK = options(
 @click.option(
     "--rewards", help="Names with commas between; imagereward,compositionality,fairness unless given."
 )
-@click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds with commas between.")
 @click.option(
-    "--points", type=click.IntRange(1), default=10, show_default=True, help="Times that a run is scored."
+    "--seeds",
+    default=",".join(map(str, SEEDS)),
+    show_default=True,
+    help="Training seeds with commas between.",
 )
 @click.option(
-    "--out", type=WORDS, default=Path("results/methods.md"), show_default=True, help="Page to write (.md)."
+    "--points", type=click.IntRange(1), default=POINTS, show_default=True, help="Times that a run is scored."
+)
+@click.option(
+    "--out", type=FILE, default=Path("results/methods.md"), show_default=True, help="Page to write (.md)."
 )
 @click.option("--only-table", is_flag=True, help="Train nothing: the table of what is there.")
 @AT_WORK
@@ -111,7 +120,7 @@ def main(
 @click.option("--reward", required=True, help="imagereward, compositionality or fairness.")
 @click.option(
     "--out",
-    type=WORDS,
+    type=FILE,
     default=Path("results/methods-tuning.csv"),
     show_default=True,
     help="File of all tries (.csv).",
@@ -166,7 +175,7 @@ def tune(
 @click.option("--points", type=int, required=True)
 @click.option("--set", "settings", multiple=True)
 @click.option("--suite", required=True)
-@click.option("--root", type=WORDS, required=True)
+@click.option("--root", type=FILE, required=True)
 @click.option("--jobs", type=int, required=True)
 @click.option("--command", required=True)
 def cell(
@@ -214,6 +223,11 @@ def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: 
         return words + [word for setting in cell.settings for word in ("--set", setting)]
 
     todo = [cell for cell in cells if not work.is_done(cell, root)]
+    if todo and (load := os.getloadavg()[0]) > IDLE:
+        click.echo(
+            f"note: before anything is begun the load average is {load:.1f}, so the seconds of these runs will be too many",
+            err=True,
+        )
     return work.Crew(arguments, root, threads).run(todo, jobs) if todo else []
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import prompts
+from bench.methods import POINTS
 from bench.methods.questions import QUESTIONS
 from evals import suites
 from train import experiments, methods
@@ -18,12 +18,8 @@ from train.start import check_names
 
 MODEL = "miniature"
 SUITE, TUNING_SUITE = "miniature_methods", "miniature_tuning"
-POINTS = 10
-"""Times that a run is scored, or up to twice as often: the first is after a tenth of it at most, where a tenth is an iteration."""
 KL_PROMPTS = 16
 """Prompts on which the divergence from the base is taken, one image of each."""
-SEEDS = (0, 1, 2)
-ROOT = Path("results/methods")
 
 
 @dataclass(frozen=True)
