@@ -184,7 +184,7 @@ class Schedule:
 
 def _deterministic(schedule: Schedule, step: int, eta: float) -> str:
     cause = (
-        "sampling.eta is 0"
+        "its eta is 0"
         if eta == 0.0
         else f"this schedule ends without noise at timestep {schedule.timesteps[step]}"
     )
@@ -424,6 +424,7 @@ def sample(
     sampling: Sampling,
     keep: Sequence[int] = (),
     reduction: Reduction = "mean",
+    noisy: Sequence[int] | None = None,
 ) -> Trajectory:
     """Draw latents from noise, one transition per step.
 
@@ -437,6 +438,7 @@ def sample(
         sampling: how to draw.
         keep: step indices whose transition is stored.
         reduction: of the stored log-probability.
+        noisy: steps with `sampling.eta`, the others have eta 0; None for all.
 
     Returns:
         the trajectory, on the CPU.
@@ -445,14 +447,15 @@ def sample(
         ValueError: when a kept step is deterministic.
     """
     kept = tuple(sorted(keep))
+    eta_T = [sampling.eta if noisy is None or step in noisy else 0.0 for step in range(len(schedule))]
     for step in kept:
-        if schedule.sigma(step, sampling.eta) == 0.0:
-            raise ValueError(_deterministic(schedule, step, sampling.eta))
+        if schedule.sigma(step, eta_T[step]) == 0.0:
+            raise ValueError(_deterministic(schedule, step, eta_T[step]))
     parts: list[tuple[Tensor, ...]] = []
     for rows in micro_batches(len(cond.text_BLD), sampling.micro_batch):
         drawn = padded(
             lambda noise_, *columns: _denoise(
-                unet, schedule, Conditioning(*columns), uncond, noise_, sampling, kept, reduction
+                unet, schedule, Conditioning(*columns), uncond, noise_, sampling, eta_T, kept, reduction
             ),
             sampling.micro_batch,
             noise_of(rows),
@@ -470,6 +473,7 @@ def _denoise(
     uncond: Conditioning | None,
     noise_BNCHW: Tensor,
     sampling: Sampling,
+    eta_T: Sequence[float],
     kept: tuple[int, ...],
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -479,7 +483,7 @@ def _denoise(
     stored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step, timestep in enumerate(schedule.timesteps):
         output = predict(unet, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
-        mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
+        mean, sigma = transition(schedule, x_BCHW, output, step, eta_T[step])
         next_BCHW = mean + sigma * noise_BNCHW[:, 1 + step].to(device) if sigma > 0.0 else mean
         if step in kept:
             stored.append((x_BCHW, next_BCHW, mean, log_prob(next_BCHW, mean, sigma, reduction)))
@@ -542,6 +546,7 @@ class Painter:
         seed: int,
         keep: Sequence[int] = (),
         reduction: Reduction = "mean",
+        noisy: Sequence[int] | None = None,
     ) -> Trajectory:
         """Draw one latent per (text, image index); see `sample`."""
         steps = len(self.schedule) if self.sampling.eta > 0.0 else 0
@@ -561,6 +566,7 @@ class Painter:
             self.sampling,
             keep,
             reduction,
+            noisy,
         )
 
     def paint(self, texts: Sequence[str], image_indices: Sequence[int], seed: int) -> Tensor:

@@ -10,8 +10,12 @@ EPSILON = (
 )
 
 
-def normalise(reward_B: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-7) over the finite rewards, as the paper's release has it; NaN where the reward is NaN.
+GROUP_EPSILON = 1e-4
+"""Of a standard deviation within a group (Flow-GRPO's code)."""
+
+
+def normalise(reward_B: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """(r - mean) / (std + epsilon) over the finite rewards, as the paper's release has it; NaN where the reward is NaN.
 
     The standard deviation is torch's, with n - 1. Equal rewards, or fewer than two, are no better than expected: exactly 0, since
     all are first taken relative to one of them, so that rounding of the mean is not divided by epsilon.
@@ -23,8 +27,30 @@ def normalise(reward_B: Tensor) -> Tensor:
         advantage_B[valid_B] = 0.0
     else:
         relative = valid - valid[0]
-        advantage_B[valid_B] = (relative - relative.mean()) / (relative.std() + EPSILON)
+        advantage_B[valid_B] = (relative - relative.mean()) / (relative.std() + epsilon)
     return advantage_B.float()
+
+
+def group_relative(reward_B: Tensor, group_size: int, clip: float) -> tuple[Tensor, float]:
+    """(r - mean of its group) / (std of its group + 1e-4), cut at +-clip, 0 where there is no reward (DeepSeekMath, arXiv 2402.03300, sec. 4.1).
+
+    A group whose rewards are all equal says nothing and has exactly 0; the epsilon, Flow-GRPO's, is large enough that rewards which differ by
+    rounding are not made into advantages.
+
+    Args:
+        reward_B: of the whole batch, images of a group neighbours; NaN = none.
+        group_size: images of a group.
+        clip: bound on the advantage.
+
+    Returns:
+        advantage_B float32, and the share of such groups among those with a reward; 0 where there is none.
+    """
+    groups = reward_B.view(-1, group_size)
+    advantage_PG = torch.stack([normalise(reward_G, GROUP_EPSILON) for reward_G in groups])
+    advantage_B = advantage_PG.flatten().nan_to_num(nan=0.0).clamp(-clip, clip)
+    rewarded_P = advantage_PG.isfinite().any(1)
+    silent_P = rewarded_P & (advantage_PG.nan_to_num(nan=0.0) == 0).all(1)
+    return advantage_B, int(silent_P.sum()) / max(1, int(rewarded_P.sum()))
 
 
 def advantages(reward_B: Tensor, clip: float, group_B: Tensor | None = None) -> Tensor:
