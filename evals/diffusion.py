@@ -184,7 +184,7 @@ class Schedule:
 
 def _deterministic(schedule: Schedule, step: int, eta: float) -> str:
     cause = (
-        "its eta is 0"
+        "sampling.eta is 0"
         if eta == 0.0
         else f"this schedule ends without noise at timestep {schedule.timesteps[step]}"
     )
@@ -447,10 +447,11 @@ def sample(
         ValueError: when a kept step is deterministic.
     """
     kept = tuple(sorted(keep))
-    eta_T = [sampling.eta if noisy is None or step in noisy else 0.0 for step in range(len(schedule))]
     for step in kept:
-        if schedule.sigma(step, eta_T[step]) == 0.0:
-            raise ValueError(_deterministic(schedule, step, eta_T[step]))
+        assert noisy is None or step in noisy, "a step without noise has no density to keep"
+        if schedule.sigma(step, sampling.eta) == 0.0:
+            raise ValueError(_deterministic(schedule, step, sampling.eta))
+    eta_T = [sampling.eta if noisy is None or step in noisy else 0.0 for step in range(len(schedule))]
     parts: list[tuple[Tensor, ...]] = []
     for rows in micro_batches(len(cond.text_BLD), sampling.micro_batch):
         drawn = padded(

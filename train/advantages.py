@@ -32,7 +32,7 @@ def normalise(reward_B: Tensor, epsilon: float = EPSILON) -> Tensor:
 
 
 def group_relative(reward_B: Tensor, group_size: int, clip: float) -> tuple[Tensor, float]:
-    """(r - mean of its group) / (std of its group + 1e-4), cut at +-clip, 0 where there is no reward (DeepSeekMath, arXiv 2402.03300, sec. 4.1).
+    """(r - mean of its group) / (std of its group + 1e-4), cut at +-clip, 0 where there is no reward (DeepSeekMath, arXiv 2402.03300).
 
     A group whose rewards are all equal says nothing and has exactly 0; the epsilon, Flow-GRPO's, is large enough that rewards which differ by
     rounding are not made into advantages.

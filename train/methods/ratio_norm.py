@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method(GroupRelative):
-    """See the file. Its settings are those of `update`; it has no KL to the base, as its paper is to do without."""
+    """See the file. Its settings are those of `update`; there is no KL to the base, which its paper wants to rely on less."""
 
     reads: ClassVar[frozenset[str]] = frozenset(OF_SOME) - {"step_weight"}
     records: ClassVar[tuple[str, ...]] = ("normalised_ratio",)
