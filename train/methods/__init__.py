@@ -42,6 +42,8 @@ class Method:
 
     reads: ClassVar[frozenset[str]] = frozenset()
     """Which fields of `OF_SOME` it heeds; another one that is set is refused, not ignored."""
+    pools: ClassVar[bool] = True
+    """Whether it can be given images of several tasks at once (`train.mixing`)."""
     needs_reference: ClassVar[bool] = False
     """Whether it compares with the base, whose weights then wait on the CPU."""
     needs_old: ClassVar[bool] = False
@@ -58,6 +60,10 @@ class Method:
         Raises:
             ValueError: one sentence that names the field and the choices.
         """
+        if experiment.mixing != "tasks" and not self.pools:
+            raise ValueError(
+                f"mixing is {experiment.mixing}, but the method {self.name} takes one task at a time: use tasks, or the method {PAPERS}"
+            )
         usual = type(experiment.update)()
         for field in OF_SOME:
             value, default = getattr(experiment.update, field), getattr(usual, field)
