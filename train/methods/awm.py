@@ -115,7 +115,8 @@ def log_likelihood(output_RCHW: Tensor, target_RCHW: Tensor, power: float) -> Te
     if power == 1.0:
         return -denoising_loss(output_RCHW, target_RCHW)
     error_R = denoising_loss(output_RCHW, target_RCHW) + LEAST_ERROR
-    return (LEAST_ERROR**power - error_R.pow(power)) / power
+    likelihood_R: Tensor = (LEAST_ERROR**power - error_R**power) / power
+    return likelihood_R
 
 
 def noise_share(schedule: Schedule, timestep_R: Tensor) -> Tensor:
