@@ -433,8 +433,8 @@ def test_contrast_is_zero_until_the_old_policy_lags(make_run: MakeRun) -> None:
 def test_advantages_are_of_the_batch_or_of_the_prompt(make_run: MakeRun, relative_to: str) -> None:
     run = make_run("nft", {"relative_to": relative_to})
     found = forward_process(run).collect(run, run.experiment.tasks[0], 0).signal_B
-    images = run.policy.painter.paint(*asked(run))
-    reward = toy.Redness()(images, [])
+    texts, indices, seed = asked(run)
+    reward = toy.Redness()(run.policy.painter.paint(texts, indices, seed), texts)  # type: ignore[arg-type]
     expected = normalise(reward)
     if relative_to == "group":
         expected = torch.cat([normalise(pair) for pair in reward.split(2)])
@@ -585,7 +585,9 @@ def tensors_of(run: Run) -> dict[str, Tensor]:
     return {f"{file}/{key}": t for file, ts in run.policy.state().items() for key, t in ts.items()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "nft")) for name in METHODS]
+)
 def test_stopped_and_resumed_is_bit_for_bit_the_straight_run(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path, name: str
 ) -> None:
