@@ -152,7 +152,10 @@ class ForwardProcess(Method):
         judged = judge(run, task, painter.decode(latents_BCHW), asked)
         signal_B = self.signal(run, task, judged)
         valid = int(signal_B.isfinite().sum())
-        report = reward_report(task, judged, signal_B.nan_to_num(nan=0.0)) | {"trained_on": valid}
+        report = reward_report(task, judged, signal_B.nan_to_num(nan=0.0)) | {
+            "trained_on": valid,
+            "zero_signal": int((signal_B == 0).sum()) / max(1, valid),
+        }
         return Batch(task, asked.texts, asked.indices, latents_BCHW, signal_B[asked.mine], valid, report)
 
     def update(self, run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
@@ -163,11 +166,16 @@ class ForwardProcess(Method):
                 others = answers_beside(run, self, batch, step)
             sums = accumulated(run, partial(accumulate, run, self, batch, step, others))
             found.append(sums | {"grad_norm": float(run.policy.optimiser_step())})
-        report = {name: [each[name] for each in found] for name in found[0]}
-        averages = {name: sum(values) / len(values) for name, values in report.items() if name != "grad_norm"}
         scale = {} if run.policy.loss_scale is None else {"loss_scale": run.policy.loss_scale.value}
-        by_update = {f"{name}_by_update": values for name, values in report.items()}
-        return batch.report | averages | by_update | scale | self.after(run)
+        return batch.report | update_report(found) | scale | self.after(run)
+
+
+def update_report(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Diagnostics of a task's updates: over all of them, and by their number."""
+    by_number = {name: {str(i): each[name] for i, each in enumerate(found)} for name in found[0]}
+    norms = by_number.pop("grad_norm")
+    averages = {name: sum(values.values()) / len(found) for name, values in by_number.items()}
+    return averages | {"grad_norm": norms} | {f"{name}_by_update": v for name, v in by_number.items()}
 
 
 def accumulate(

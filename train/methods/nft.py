@@ -145,8 +145,8 @@ class Method(ForwardProcess):
     def update(self, run: Run, batch: Any, on_policy: bool) -> dict[str, Any]:
         """See `ForwardProcess`; the contrast is a root mean square."""
         report = super().update(run, batch, on_policy)
-        report["contrast_by_update"] = [value**0.5 for value in report["contrast_by_update"]]
-        return report | {"contrast": report["contrast"] ** 0.5}
+        by_update = {number: value**0.5 for number, value in report["contrast_by_update"].items()}
+        return report | {"contrast": report["contrast"] ** 0.5, "contrast_by_update": by_update}
 
     def after(self, run: Run) -> dict[str, Any]:
         """The old policy follows."""
