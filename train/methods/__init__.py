@@ -86,6 +86,10 @@ class Method:
         """AdamW steps of a task in an iteration."""
         raise NotImplementedError
 
+    def averaged(self, images: int) -> int:
+        """Numbers of which an optimiser step's loss is the mean, from so many images of a process: what fp16's loss scale starts from."""
+        return images
+
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
         """What an iteration of a task costs."""
         raise NotImplementedError
