@@ -213,14 +213,15 @@ def ask_from_features(
     return _held(name, scorer, value_B, len(features_BD), whose)
 
 
-def is_differentiable(scorer: Scorer) -> bool:
+def is_differentiable(scorer: Scorer | type[Scorer]) -> bool:
     """Whether a scorer's answers come with a gradient to the pictures, where one asks for it."""
     return scorer.scope == "image" and hasattr(scorer, "differentiable")
 
 
 def differentiable_names(domain: Domain) -> tuple[str, ...]:
     """The scorers of a domain whose answers have a gradient."""
-    return tuple(name for name in names(domain) if is_differentiable(load(name, "cpu", domain, False)))
+    classes = {name: import_module(f"{_PACKAGES[domain]}.{name}").Scorer for name in names(domain)}
+    return tuple(name for name, scorer in classes.items() if is_differentiable(scorer))
 
 
 def ask_differentiable(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
