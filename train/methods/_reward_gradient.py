@@ -13,6 +13,7 @@ Shapes: B images of all processes (or of this one, where a docstring says local)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -318,7 +319,7 @@ def renoised(after: Schedule, x0_BCHW: Tensor, z_BCHW: Tensor) -> Tensor:
     q(x_t | x) of the same forward process.
     """
     kept = after.alpha[0] / after.alpha_prev[-1]
-    return kept**0.5 * x0_BCHW + (1.0 - kept) ** 0.5 * z_BCHW
+    return math.sqrt(kept) * x0_BCHW + math.sqrt(1.0 - kept) * z_BCHW
 
 
 def late_noise(run: Run, batch: Batch, rows: slice, repeat: int, steps: int) -> Tensor:
