@@ -35,7 +35,11 @@ $(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model$(comma) such as m
 $(call refuse,$(GPUS),[1-9][0-9]*,GPUS="$(GPUS)" must be a number of processes$(comma) 1 or more)
 $(if $(filter 1/1,$(words $(ON))/$(words $(GPUS))),,$(error ON="$(ON)" and GPUS="$(GPUS)" must be one value each))
 
-EXPERIMENTS := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
+# Those with an underscore in the name are beside the paper: other ways to mix rewards, and experiments as other methods train them.
+FILES := $(filter-out _%,$(basename $(notdir $(wildcard train/experiments/*.py))))
+METHODS := $(filter-out _% ppo,$(basename $(notdir $(wildcard train/methods/*.py))))
+EXPERIMENTS := $(foreach file,$(FILES),$(if $(findstring _,$(file)),,$(file)))
+BESIDE := $(filter-out $(EXPERIMENTS),$(FILES)) $(foreach file,$(filter-out base,$(FILES)),$(METHODS:%=$(file)_%))
 TRAIN_SEEDS = $(or $(SEEDS),0)
 REPRODUCE_SEEDS = $(or $(SEEDS),0 1 2)
 WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(if $(GPU),a GPU; ON=miniature is small,no GPU))
@@ -59,7 +63,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
 .PHONY: help pack demo test check parity bench eval compare report reproduce miniature lock venv clean always
-.PHONY: $(EXPERIMENTS:%=train-%) $(EXPERIMENTS:%=reproduce-%)
+.PHONY: $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%) $(EXPERIMENTS:%=reproduce-%) $(BESIDE:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
 .SECONDARY:
@@ -70,7 +74,8 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 help:
 	@awk -F ' [|] ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^## /{printf "  %-24s %s\n", substr($$1, 4), $$2}' Makefile
 	@echo
-	@echo "Experiments: $(or $(EXPERIMENTS),none yet)"
+	@echo "Experiments: $(or $(FILES),none yet)"
+	$(if $(METHODS),@echo "Methods: $(METHODS) (make train-imagereward_$(firstword $(METHODS)); without one: the paper's)")
 
 ## demo | ten minutes on two CPU cores: trains joint, scores it and its base, table and report
 DEMO = $(MAKE) --no-print-directory RESULTS=results/demo ON=miniature SEEDS=0 GPUS=1 EXPERIMENTS="base joint"
@@ -89,7 +94,7 @@ test: $(VENV)
 
 ##@ From prompts to the table
 ## train-<experiment> | trains it; the same command again resumes
-$(EXPERIMENTS:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs/%-$(ON)-$(seed)/run.json)
+$(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs/%-$(ON)-$(seed)/run.json)
 
 # make train-x SET=...: the trainer is always called, as it knows whether the run that is there was made with these settings.
 ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
@@ -134,7 +139,7 @@ INSTEAD = $(if $(PACKED),; for the packed ones: $(PY) -m evals compare $(PACKED)
 
 ## reproduce-<experiment> | the three in a row, and the report: train, eval, compare
 # In steps of their own, so that each sees the files of the one before, with -j too. SET is not for the base.
-$(EXPERIMENTS:%=reproduce-%): reproduce-%: $(VENV)
+$(EXPERIMENTS:%=reproduce-%) $(BESIDE:%=reproduce-%): reproduce-%: $(VENV)
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= train-base
 	$(if $(filter base,$*),,$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" train-$*)
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= EXPERIMENTS="$(sort base $*)" ON=$(ON) eval
@@ -194,7 +199,7 @@ clean:
 always:
 
 train-%:
-	@echo "unknown experiment '$*': choose from $(EXPERIMENTS)" >&2; exit 2
+	@echo "unknown experiment '$*': choose from $(FILES)$(if $(METHODS),$(comma) or one of them and a method$(comma) <experiment>_<method>: $(METHODS))" >&2; exit 2
 
 reproduce-%:
-	@echo "unknown experiment '$*': choose from $(EXPERIMENTS)" >&2; exit 2
+	@echo "unknown experiment '$*': choose from $(FILES)$(if $(METHODS),$(comma) or one of them and a method$(comma) <experiment>_<method>: $(METHODS))" >&2; exit 2

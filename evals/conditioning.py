@@ -16,6 +16,8 @@ from prompts import Prompt
 
 EMBEDDING_CACHE_BYTES = 256 * 2**20
 """Prompts repeat and the text encoders are frozen: a bounded cache of what they say."""
+READ_AT_ONCE = {"cpu": 1, "cuda": 16}
+"""Texts that a text encoder reads at once: a GPU is not busy with one."""
 
 
 class Conditioning(NamedTuple):
@@ -40,7 +42,8 @@ class Conditioning(NamedTuple):
 class PromptEncoder:
     """Texts to what a pipeline's frozen text encoders make of them, cached.
 
-    Each text is encoded alone, so that its embedding cannot depend on its neighbours.
+    They read as many at once each time, the last one again for those that are missing: an embedding cannot depend on how many
+    others are asked for, or on which.
     """
 
     def __init__(
@@ -70,8 +73,11 @@ class PromptEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Of B texts, float32 on the encoders' device; longer texts are cut at the tokenizer's length."""
-        found = [self._one(text) for text in texts]
-        return Conditioning(*(torch.stack(column) for column in zip(*found, strict=True)))
+        found = {text: self._cache[text] for text in texts if text in self._cache}
+        if missing := [text for text in dict.fromkeys(texts) if text not in found]:
+            found |= self._read(missing)
+        columns = zip(*(found[text] for text in texts), strict=True)
+        return Conditioning(*(torch.stack(column) for column in columns))
 
     def unconditional(self) -> Conditioning:
         """Of the empty prompt that guidance leads away from, one row."""
@@ -94,26 +100,32 @@ class PromptEncoder:
         tokens = tokenizer([prompt.text for prompt in prompts], truncation=False, verbose=False).input_ids
         return [len(one) > tokenizer.model_max_length for one in tokens]
 
-    def _one(self, text: str) -> tuple[Tensor, ...]:
-        found = self._cache.get(text)
-        if found is None:
-            found = self._encode(text)
-            self._bytes += _bytes_of(found)
+    def _read(self, texts: list[str]) -> dict[str, tuple[Tensor, ...]]:
+        """The columns of each text's `Conditioning`, without the batch; kept, for as long as there is room."""
+        at_once = READ_AT_ONCE.get(next(self.towers[0][1].parameters()).device.type, 1)
+        found: dict[str, tuple[Tensor, ...]] = {}
+        for start in range(0, len(texts), at_once):
+            part = texts[start : start + at_once]
+            columns = self._encode([*part, *part[-1:] * (at_once - len(part))])
+            # clones: a row of a batch would keep the whole batch
+            found |= {text: tuple(column[row].clone() for column in columns) for row, text in enumerate(part)}
+        for text, columns in found.items():
+            self._bytes += _bytes_of(columns)
             while self._bytes > EMBEDDING_CACHE_BYTES and self._cache:
                 self._bytes -= _bytes_of(self._cache.pop(next(iter(self._cache))))
-            self._cache[text] = found
+            self._cache[text] = columns
         return found
 
     @torch.no_grad()
-    def _encode(self, text: str) -> tuple[Tensor, ...]:
-        """The columns of a text's `Conditioning`, without the batch."""
+    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        """The columns of a `Conditioning`."""
         if self.size is None:
-            return (_last_hidden_state(*self.towers[0], text),)
-        read = [_penultimate_and_pooled(*tower, text) for tower in self.towers]
+            return (_last_hidden_state(*self.towers[0], texts),)
+        read = [_penultimate_and_pooled(*tower, texts) for tower in self.towers]
         tokens = torch.cat([hidden for hidden, _ in read], -1)
         # as StableDiffusionXLPipeline by default: a picture that was neither resized nor cut
         size = torch.tensor([*self.size, 0, 0, *self.size], dtype=torch.float32, device=tokens.device)
-        return tokens, read[-1][1], size
+        return tokens, read[-1][1], size.expand(len(texts), -1)
 
 
 def is_xl(pipeline: Any) -> bool:
@@ -143,9 +155,9 @@ def _bytes_of(columns: Sequence[Tensor]) -> int:
     return sum(column.numel() * column.element_size() for column in columns)
 
 
-def _tokens(tokenizer: Any, text_encoder: nn.Module, text: str) -> Any:
+def _tokens(tokenizer: Any, text_encoder: nn.Module, texts: Sequence[str]) -> Any:
     tokens = tokenizer(
-        [text],
+        list(texts),
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
@@ -154,17 +166,19 @@ def _tokens(tokenizer: Any, text_encoder: nn.Module, text: str) -> Any:
     return tokens.to(next(text_encoder.parameters()).device)
 
 
-def _last_hidden_state(tokenizer: Any, text_encoder: nn.Module, text: str) -> Tensor:
-    """As StableDiffusionPipeline: padding is attended to, unless the encoder's config says otherwise. [L, D]."""
-    tokens = _tokens(tokenizer, text_encoder, text)
+def _last_hidden_state(tokenizer: Any, text_encoder: nn.Module, texts: Sequence[str]) -> Tensor:
+    """As StableDiffusionPipeline: padding is attended to, unless the encoder's config says otherwise. [B, L, D]."""
+    tokens = _tokens(tokenizer, text_encoder, texts)
     masked = getattr(getattr(text_encoder, "config", None), "use_attention_mask", False)
     embedding: Tensor = text_encoder(
         tokens.input_ids, attention_mask=tokens.attention_mask if masked else None
-    )[0][0]
+    )[0]
     return embedding.float()
 
 
-def _penultimate_and_pooled(tokenizer: Any, text_encoder: nn.Module, text: str) -> tuple[Tensor, Tensor]:
-    """As StableDiffusionXLPipeline: the last layer but one [L, D], and the text's own embedding [D], of which it uses the second encoder's."""
-    output = text_encoder(_tokens(tokenizer, text_encoder, text).input_ids, output_hidden_states=True)
-    return output.hidden_states[-2][0].float(), output[0][0].float()
+def _penultimate_and_pooled(
+    tokenizer: Any, text_encoder: nn.Module, texts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """As StableDiffusionXLPipeline: the last layer but one [B, L, D], and the texts' own embeddings [B, D], of which it uses the second encoder's."""
+    output = text_encoder(_tokens(tokenizer, text_encoder, texts).input_ids, output_hidden_states=True)
+    return output.hidden_states[-2].float(), output[0].float()

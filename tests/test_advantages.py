@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from train.advantages import advantages
+from train.advantages import EPSILON, advantages, group_relative
 
 NAN = math.nan
 
@@ -62,3 +63,25 @@ def test_group_numbers_need_not_be_consecutive() -> None:
         advantages(rewards, 10, torch.tensor(group)) for group in ([5, 5, 900, 900], [0, 0, 1, 1])
     )
     assert torch.equal(wide, narrow)
+
+
+def test_within_groups_by_definition() -> None:
+    """Interleaved groups of several sizes, one image without a reward: numpy's mean and standard deviation of each."""
+    random = np.random.default_rng(0)
+    group = random.permutation(np.repeat([5, 0, 3, 9], [4, 2, 7, 3]))
+    reward = random.normal(size=len(group)) * 3 + 10 * group
+    reward[np.flatnonzero(group == 3)[2]] = np.nan
+    found = group_relative(torch.tensor(reward), torch.tensor(group))
+    assert found.dtype == torch.float32
+    for i, one in enumerate(group):
+        others = reward[(group == one) & ~np.isnan(reward)]
+        expected = (reward[i] - others.mean()) / (others.std(ddof=1) + EPSILON)
+        assert found[i].item() == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def test_within_groups_nothing_to_compare_with() -> None:
+    """One valid image, no spread, no valid image."""
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    reward = torch.tensor([0.1, 0.1, 0.1, 7.0, NAN, NAN, NAN, NAN])
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.0, NAN, NAN, NAN, NAN])
+    assert torch.equal(group_relative(reward, group).nan_to_num(nan=99), expected.nan_to_num(nan=99))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import nn
 
-from evals.conditioning import Conditioning
+from evals import conditioning
+from evals.conditioning import Conditioning, PromptEncoder
 from evals.diffusion import (
     Painter,
     Sampling,
@@ -28,6 +30,7 @@ from evals.diffusion import (
     sample,
     transition,
 )
+from tests import toy
 
 LATENT = {
     "beta_start": 0.00085,
@@ -366,6 +369,29 @@ def test_prompts_are_encoded_once_and_as_by_diffusers(tiny_pipeline: Any) -> Non
     torch.testing.assert_close(encoder(["a red circle", "nurse"]).text_BLD, theirs)
     encoder.towers = []
     assert encoder(["nurse"]).text_BLD.shape == (1, 12, 8)  # from the cache
+
+
+@pytest.mark.parametrize("build", [toy.build_tiny_pipeline, toy.build_tiny_xl])
+def test_texts_are_read_as_many_at_once_as_suits_the_device_and_depend_on_none_beside_them(
+    build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = build()
+    alone = PromptEncoder.of(pipe)(list("abcdefg"))
+    monkeypatch.setitem(conditioning.READ_AT_ONCE, "cpu", 4)
+    sizes: list[int] = []
+    for _, tower in PromptEncoder.of(pipe).towers:
+        tower.register_forward_pre_hook(
+            lambda _, args, given: sizes.append(len((*args, *given.values())[0])), with_kwargs=True
+        )
+    encoder = PromptEncoder.of(pipe)
+    together = encoder(["a", "b", "a", *"cdefg"])
+    assert set(sizes) == {4}
+    assert len(sizes) == 2 * len(encoder.towers)  # seven texts in two calls, each of four
+    other = PromptEncoder.of(pipe)(["g", "z"])
+    for one, many, some in zip(alone.columns(), together.columns(), other.columns(), strict=True):
+        torch.testing.assert_close(many[[0, 1, 3, 4, 5, 6, 7]], one, rtol=0, atol=1e-6)
+        assert torch.equal(many[2], many[0])
+        assert torch.equal(many[7], some[0])  # g by others, in another place
 
 
 def test_embedding_cache_is_bounded(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from evals.checkpoints import load_pipeline
+from evals.conditioning import PromptEncoder
 from evals.diffusion import Painter, Precision, Sampling, exact_device
 from tests import toy
 from tests.test_distributed import recorded
@@ -53,6 +54,16 @@ def test_a_gpu_draws_the_pictures_of_a_cpu(base: str, request: pytest.FixtureReq
     assert on_gpu.device.type == "cpu"
     assert on_cpu.std() > 0.01
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("base", ["tiny_pipeline_dir", "tiny_xl_dir"])
+def test_what_is_read_of_a_text_depends_on_none_beside_it(base: str, request: pytest.FixtureRequest) -> None:
+    exact_device()
+    pipeline = load_pipeline(str(request.getfixturevalue(base))).to("cuda")
+    alone = PromptEncoder.of(pipeline)(toy.TEXTS[-1:])
+    together = PromptEncoder.of(pipeline)(toy.TEXTS)
+    for one, many in zip(alone.columns(), together.columns(), strict=True):
+        assert torch.equal(many[-1:], one)
 
 
 @pytest.mark.parametrize(

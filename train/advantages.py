@@ -1,4 +1,4 @@
-"""Better than expected? Eq 10, over the whole batch of a task on all processes."""
+"""Better than expected? Eq 10, over the whole batch of a task on all processes, or within the images of each prompt."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def normalise(reward_B: Tensor) -> Tensor:
         relative = valid - valid[0]
         advantage_B[valid_B] = (relative - relative.mean()) / (relative.std() + EPSILON)
     return advantage_B.float()
+
+
+def group_relative(reward_B: Tensor, group_B: Tensor) -> Tensor:
+    """`normalise` within each group: (r - mean of its group) / (std of its group + 1e-7), as GRPO has it (arXiv 2402.03300, sec. 4.1.2).
+
+    Args:
+        reward_B: rewards of the whole batch, gathered from all processes; NaN = none.
+        group_B: group number of each image: images of one prompt.
+
+    Returns:
+        float32 [B]: NaN where there is no reward; exactly 0 in a group with one valid image or without spread.
+    """
+    relative_B = torch.full_like(reward_B, torch.nan, dtype=torch.float32)
+    for group in group_B.unique():
+        relative_B[group_B == group] = normalise(reward_B[group_B == group])
+    return relative_B
 
 
 def advantages(reward_B: Tensor, clip: float, group_B: Tensor | None = None) -> Tensor:

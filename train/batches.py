@@ -6,16 +6,18 @@ Shapes: P prompts, G images per prompt, B = P*G images of all processes (or of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prompts import Prompt
-from train.config import Task
+from train import mixing
+from train.config import Reward, Task
 from train.data import image_indices, noise_seed, prompts_of
-from train.rewards import RewardFailed, Shaped, check_validity, score, shape
+from train.mixing import Pool
+from train.rewards import RewardFailed, Shaped, above_others, check_validity, score, shape
 from train.run import Run, gather
 
 
@@ -45,6 +47,8 @@ class Judged:
     shaped: Shaped
     invalid: int
     """Images for which a reward term does not apply."""
+    mixture: dict[str, Any] | None = None
+    """Of a pool: what is recorded of its mixing."""
 
     @property
     def valid(self) -> int:
@@ -54,12 +58,29 @@ class Judged:
 
 def ask(run: Run, task: Task, iteration: int) -> Asked:
     """Prompts and image indices of an iteration."""
+    if isinstance(task, Pool):
+        return _ask_pool(run, task, iteration)
     prompts_P = prompts_of(task, run.prompt_sets[task.prompts], run.seed, iteration)
     prompts_B = [prompt for prompt in prompts_P for _ in range(task.images_per_prompt)]
+    mine = share_of(run, task)
+    return Asked(prompts_B[mine], image_indices(task, iteration)[mine], noise_seed(task, run.seed), mine)
+
+
+def _ask_pool(run: Run, pool: Pool, iteration: int) -> Asked:
+    """This process's share of each task, one after the other; images are numbered through, so that no two share their noise."""
+    asked, indices, first = list[Prompt](), list[int](), iteration * pool.batch
+    for part in pool.parts:
+        of_part = ask(run, part, iteration)
+        asked += of_part.prompts
+        indices += range(first + of_part.mine.start, first + of_part.mine.stop)
+        first += part.batch
+    return Asked(asked, indices, noise_seed(pool, run.seed), share_of(run, pool))
+
+
+def share_of(run: Run, task: Task) -> slice:
+    """Rows of the gathered batch that are this process's."""
     share = task.batch // run.world
-    mine = slice(run.rank * share, (run.rank + 1) * share)
-    indices = image_indices(task, iteration)
-    return Asked(prompts_B[mine], indices[mine], noise_seed(task, run.seed), mine)
+    return slice(run.rank * share, (run.rank + 1) * share)
 
 
 def judge(run: Run, task: Task, images_BCHW: Tensor, asked: Asked) -> Judged:
@@ -69,9 +90,45 @@ def judge(run: Run, task: Task, images_BCHW: Tensor, asked: Asked) -> Judged:
         RewardFailed: on all processes, where a reward cannot be trusted.
     """
     scores = gathered_scores(run, task, images_BCHW, asked.prompts)
+    if isinstance(task, Pool):
+        return _judge_pool(task, scores, mixing.part_of(task, run.world))
     score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
     check_validity(task, score_BK)
     return Judged(scores, shape(task, score_BK), int(score_BK.isnan().any(1).sum()))
+
+
+def _judge_pool(pool: Pool, scores: dict[str, Tensor], part_B: Tensor) -> Judged:
+    group_B = mixing.group_of(pool, part_B)
+    credits, means, invalid = [], {}, 0
+    for number, part in enumerate(pool.parts):
+        (term,) = part.rewards
+        own_B, score_B = part_B == number, scores[term.scorer]
+        check_validity(part, score_B[own_B, None])
+        invalid += int(score_B[own_B].isnan().sum())
+        shaped = shape(replace(part, rewards=(Reward(term.scorer),)), score_B[own_B, None])
+        means[part.name] = mean_of(shaped.reported)
+        credits.append(_credit(part, shaped, score_B, own_B, group_B))
+    weight_K = torch.tensor([part.rewards[0].weight for part in pool.parts])
+    part_BK = mixing.mixed(torch.stack(credits, 1), weight_K, group_B, pool.mixing)
+    names = [part.name for part in pool.parts]
+    mixture = {
+        "task_rewards": means,
+        "shares": dict(zip(names, mixing.shares(part_BK), strict=True)),
+        "correlations": {
+            f"{names[i]}~{names[j]}": value for (i, j), value in mixing.correlations(part_BK).items()
+        },
+    }
+    reported = torch.tensor([value for value in means.values() if value is not None])
+    return Judged(scores, Shaped(mixing.added(part_BK), None, reported), invalid, mixture)
+
+
+def _credit(part: Task, shaped: Shaped, score_B: Tensor, own_B: Tensor, group_B: Tensor) -> Tensor:
+    """Credit of a task's reward for every image of the pool, [B]: parity of its own groups, any other of all images that it applies to."""
+    if part.shaping == "parity":
+        credit_B = torch.full_like(score_B, torch.nan)
+        credit_B[own_B] = shaped.credit_B
+        return credit_B
+    return above_others(score_B, group_B) if part.baseline == "group" else score_B
 
 
 def gathered_scores(
@@ -103,7 +160,7 @@ def gathered_scores(
 
 
 def reward_report(task: Task, judged: Judged, advantage_B: Tensor) -> dict[str, Any]:
-    """How good the samples are. `reward_mean` is over images, or for parity over groups."""
+    """How good the samples are. `reward_mean` is over images, for parity over groups, and for a pool over its tasks."""
     reported, scores = judged.shaped.reported, judged.scores
     valid = reported[reported.isfinite()]
     return {
@@ -114,6 +171,7 @@ def reward_report(task: Task, judged: Judged, advantage_B: Tensor) -> dict[str, 
         "rewards": {term.scorer: mean_of(scores[term.scorer]) for term in task.rewards},
         "monitors": {name: mean_of(scores[name]) for name in task.monitors},
         "advantage_max": float(advantage_B.abs().max()),
+        **(judged.mixture or {}),
     }
 
 

@@ -22,6 +22,7 @@ from train import methods
 from train.methods import Method
 
 Sharding = Literal["none", "fsdp2"]
+Mixing = Literal["tasks", "zscores", "gdpo"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ class Experiment:
     """Adapters, or none: the full UNet (released code)."""
     ema: Ema | None = None
     """Averaged weights, or none (released config)."""
+    mixing: Mixing = "tasks"
+    """How several rewards are one experiment: tasks take turns (paper, sec. 3.3), or their images are one batch (`train.mixing`; ours)."""
     task_order: Literal["listed", "rotated"] = "listed"
     """Order of tasks in an iteration: as listed (the paper does not say), or starting one later each time."""
     save_every: int = 10
@@ -189,7 +192,8 @@ class Experiment:
     @property
     def optimiser_steps(self) -> int:
         """AdamW steps of the whole run: those of the method for each task, and one on pretraining data."""
-        each = len(self.tasks) * self.method.optimiser_steps(self) + (self.pretraining is not None)
+        turns = len(self.tasks) if self.mixing == "tasks" else min(1, len(self.tasks))
+        each = turns * self.method.optimiser_steps(self) + (self.pretraining is not None)
         return self.iterations * each
 
 
@@ -247,10 +251,39 @@ def check(experiment: Experiment, processes: int) -> None:
         raise ValueError(
             f"iterations is {experiment.iterations}, but this experiment has no task to train on: use 0"
         )
+    _check_mixing(experiment)
     if experiment.ema is not None and not 0.0 <= experiment.ema.decay < 1.0:
         raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
     if experiment.lora is not None:
         _check_lora(experiment.lora)
+
+
+def _check_mixing(experiment: Experiment) -> None:
+    mixing, tasks = experiment.mixing, experiment.tasks
+    if mixing == "tasks":
+        return
+    if len(tasks) < 2:
+        raise ValueError(
+            f"mixing is {mixing}, but there is nothing to mix with fewer than two tasks: use tasks"
+        )
+    if experiment.task_order != "listed":
+        raise ValueError(
+            f"task_order is {experiment.task_order}, but with mixing {mixing} tasks take no turns: use listed"
+        )
+    for task in tasks:
+        where = f"tasks.{task.name}"
+        if len(task.rewards) != 1:
+            raise ValueError(
+                f"{where}.rewards has {len(task.rewards)} terms, but mixing {mixing} takes one of each task"
+            )
+        if mixing == "gdpo" and task.images_per_prompt < 2:
+            raise ValueError(
+                f"{where}.images_per_prompt is {task.images_per_prompt}, but mixing gdpo compares the images of a prompt: at least 2"
+            )
+        if mixing == "gdpo" and task.shaping == "parity" and task.credit == "shared":
+            raise ValueError(
+                f"{where}.credit is shared, so that all images of a prompt are alike to mixing gdpo: use leave_one_out"
+            )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -26,6 +26,7 @@ from train.config import Experiment, Task
 from train.data import DataFailed, PretrainingSource
 from train.denoising import noised, outputs
 from train.gates import Diverged, GateBroken
+from train.mixing import turns
 from train.objective import denoising_loss
 from train.policy import local
 from train.rewards import RewardFailed
@@ -104,8 +105,8 @@ def refuse_divergence(run: Run, task: Task) -> None:
 
 
 def order_of_tasks(experiment: Experiment, iteration: int) -> tuple[Task, ...]:
-    """Tasks as listed (the paper does not say), or starting one later in each iteration."""
-    tasks = experiment.tasks
+    """Tasks as listed (the paper does not say), or starting one later in each iteration; or one pool of them."""
+    tasks = turns(experiment)
     first = iteration % len(tasks) if experiment.task_order == "rotated" else 0
     return tasks[first:] + tasks[:first]
 

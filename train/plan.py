@@ -12,6 +12,7 @@ from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base
 from evals.diffusion import Schedule
 from train.config import Experiment, Task, as_json
+from train.mixing import Pool, turns
 from train.objective import drawable_steps, step_weights
 from train.resources import memory, time_needed
 
@@ -25,7 +26,7 @@ def plan(experiment: Experiment, processes: int) -> str:
     """
     on = "1 process" if processes == 1 else f"{processes} processes"
     lines = [f"{experiment.iterations} iterations of {experiment.method.name} from {experiment.base} on {on}"]
-    lines += [_of_task(task, experiment, processes) for task in experiment.tasks]
+    lines += [_of_task(task, experiment, processes) for task in turns(experiment)]
     if (pretraining := experiment.pretraining) is not None and experiment.tasks:
         share, size = pretraining.batch // processes, experiment.update.micro_batch
         lines.append(
@@ -42,8 +43,13 @@ def plan(experiment: Experiment, processes: int) -> str:
 def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
     sampling, update = experiment.sampling, experiment.update
     share, steps = task.batch // processes, experiment.method.optimiser_steps(experiment)
+    parts = task.parts if isinstance(task, Pool) else (task,)
+    drawn = " and ".join(
+        f"{part.prompts_per_iteration} prompts x {part.images_per_prompt} images" for part in parts
+    )
+    mixed = f", mixed by {task.mixing}" if isinstance(task, Pool) else ""
     return (
-        f"  {task.name}: {task.prompts_per_iteration} prompts x {task.images_per_prompt} images, "
+        f"  {task.name}{mixed}: {drawn}, "
         f"{sum(experiment.method.evaluations(experiment, task))} denoiser evaluations and {steps} optimiser steps an iteration; "
         f"on a process {share} images, drawn in {_parts(share, sampling.micro_batch)}, "
         f"gradients accumulated over {_parts(share, update.micro_batch)}"
@@ -57,7 +63,7 @@ def _parts(count: int, size: int) -> str:
 
 def evaluations(experiment: Experiment) -> int:
     """Denoiser evaluations of the whole run, over all processes."""
-    of_tasks = sum(sum(experiment.method.evaluations(experiment, task)) for task in experiment.tasks)
+    of_tasks = sum(sum(experiment.method.evaluations(experiment, task)) for task in turns(experiment))
     of_data = experiment.pretraining.batch if experiment.pretraining is not None else 0
     return experiment.iterations * (of_tasks + of_data)
 

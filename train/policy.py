@@ -21,6 +21,7 @@ from evals.files import disk_errors
 from train.compiling import compiled
 from train.config import Ema, Experiment, Lora, Update
 from train.loss_scale import LossScale, first_loss_scale
+from train.mixing import turns
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Policy:
             self.painter.unet = compiled(self.unet, accelerator.device)
         self.loss_scale: LossScale | None = None
         if experiment.tasks and experiment.sampling.precision == "fp16":
-            share = max(task.batch for task in experiment.tasks) // accelerator.num_processes
+            share = max(task.batch for task in turns(experiment)) // accelerator.num_processes
             dims = math.prod(self.painter.latent_shape)
             self.loss_scale = LossScale(first_loss_scale(dims, share, experiment.update.reduction))
 

@@ -14,6 +14,7 @@ from evals.families import UNET
 from evals.miniature import weights_folder
 from train import records
 from train.config import Experiment
+from train.mixing import turns
 from train.records import Case, Record
 
 GIB = 2**30
@@ -114,7 +115,7 @@ def _seconds(experiment: Experiment, processes: int, record: Record) -> float:
     """Of an iteration: every process does its share of the images, a micro-batch is as slow as a full one."""
     sampling, update = experiment.sampling, experiment.update
     total = 0.0
-    for task in experiment.tasks:
+    for task in turns(experiment):
         share, asked = task.batch // processes, experiment.method.evaluations(experiment, task)
         drawn = _padded(share, sampling.micro_batch) * asked.drawn / task.batch
         trained = _padded(share, update.micro_batch) * asked.trained / task.batch

@@ -28,6 +28,7 @@ from evals.checkpoints import first_line
 from evals.files import write_text
 from train.config import Experiment, as_json, choose, flatten
 from train.grids import sheet_path
+from train.mixing import turns
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -153,7 +154,7 @@ class Trackers:
             title: name of the run.
         """
         self._accelerator, self._out = run.accelerator, run.out
-        self._tasks = len(run.experiment.tasks)
+        self._tasks = len(turns(run.experiment))
         self._read = 0  # bytes of metrics.jsonl
         self._waiting: list[dict[str, Any]] = []
         self._before: dict[str, Any] = {"images": 0, "seconds": 0.0}
