@@ -404,7 +404,10 @@ def test_noise_belongs_to_the_image(make_run: MakeRun) -> None:
 
 
 def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
-    """With a field of the update, the task, the sampler or the method."""
+    """With a field of the update, the task, the sampler or the method, or two tasks that are mixed."""
+    if field == "mixing":
+        first = experiment.tasks[0]
+        return replace(experiment, mixing=value, tasks=(first, replace(first, name="again")))
     owner = {"update": experiment.update, "sampling": experiment.sampling, "method": experiment.method}
     head, _, name = field.partition(".")
     if head in owner:
@@ -430,6 +433,7 @@ def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
         ),
         ("refl", "update.clip", 0.5, r"update.clip is 0.5, which the method refl does not use"),
         ("refl", "update.theta_old", "iteration", "update.theta_old is iteration, which the method refl"),
+        ("draft", "mixing", "zscores", "mixing is zscores, .* leave it at tasks"),
         ("refl", "method.t1", 4, "method.t1 is 4 and method.t2 is 3, .* 1 <= t1 <= t2 <= 4"),
         ("refl", "method.t2", 5, "counted from the end of 4 steps"),
         ("refl", "method.weight", 0.0, "method.weight is 0.0"),

@@ -104,6 +104,11 @@ class RewardGradient(Method):
 
     def check(self, experiment: Experiment) -> None:
         super().check(experiment)
+        if experiment.mixing != "tasks":
+            raise ValueError(
+                f"mixing is {experiment.mixing}, which mixes what images are better than others by, but the method {self.name} compares no image "
+                "with another: leave it at tasks"
+            )
         for task in experiment.tasks:
             where = f"tasks.{task.name}"
             if task.shaping != "pointwise":
