@@ -185,6 +185,72 @@ def test_imagereward_is_differentiable(drawn):
     assert float(leaf.grad.abs().sum()) > 0
 
 
+def test_the_gradient_of_the_miniatures_reward_is_its_difference_quotient(drawn):
+    """Along its own direction and along random ones, and not along the weights, which are frozen."""
+    images, asked = (0.1 + 0.8 * drawn[0][:4]), drawn[1][:4]
+    scorer = scorers.load("imagereward", domain="miniature")
+    leaf = images.clone().requires_grad_()
+    answer_B = scorers.ask_differentiable("imagereward", scorer, leaf, asked)
+    assert torch.equal(answer_B.detach(), scorer(images, asked))
+    (slope,) = torch.autograd.grad(answer_B.sum(), leaf)
+    assert not any(parameter.requires_grad for parameter in scorer.model.parameters())
+    towards = [slope, *torch.randn(2, *images.shape, generator=torch.Generator().manual_seed(0))]
+    for direction in (d / d.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for d in towards):
+        step = 0.05  # of a picture's norm of about 55
+        quotient_B = (scorer(images + step * direction, asked) - scorer(images - step * direction, asked)) / (
+            2 * step
+        )
+        wanted_B = (slope * direction).flatten(1).sum(1)
+        torch.testing.assert_close(quotient_B, wanted_B, rtol=0.03, atol=2e-3)
+
+
+GRADIENT = f"return {MEAN}\n\n    def differentiable(self, images_BCHW, prompts):\n        x = images_BCHW\n        return "
+RED = "x[:, 0].mean((1, 2))"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (RED, None),
+        (f"{RED} + 0.01", "its differentiable has other values than a call"),
+        (f"2 * {RED}.detach() - {RED}", "does not point to where its score is higher"),
+        (f"{RED} + 0 * x.sum()", None),
+        (f"{RED}.detach() + 0 * x.sum((1, 2, 3))", "its gradient is 0 for every picture"),
+        (f"{RED}.detach()", "answered without a graph to the images"),
+        (f"{RED} + (x - x).sum((1, 2, 3)).sqrt()", "its gradient is no number"),
+        (f"{RED} + x.mean() - x.mean().detach()", "is one of other pictures too"),
+        ("x[:, 0].mean()", "not with one number each"),
+    ],
+)
+def test_a_gradient_that_is_not_the_scores_is_found(drawn, tmp_path: Path, body: str, told: str | None):
+    images, asked = drawn
+    scorer = scorers.load(own(tmp_path, f"return {MEAN}", GRADIENT + body))
+    found = faults("redness", scorer, 0.25 + images / 2, asked)
+    assert [bool(re.search(told or "", fault)) for fault in found] == [True] * (told is not None), found
+
+
+def test_a_gradient_is_that_of_one_picture(drawn, tmp_path: Path):
+    """So there is none in a scope where pictures are one group."""
+    images, asked = drawn
+    path = Path(own(tmp_path, f"return {MEAN}", GRADIENT + RED))
+    path.write_text(path.read_text().replace('scope = "image"', 'scope = "prompt"'))
+    scorer = scorers.load(str(path))
+    assert not scorers.is_differentiable(scorer)
+    (found,) = faults("redness", scorer, images, asked)
+    assert 'its scope is "prompt"' in found
+
+
+def test_scorers_with_a_gradient_are_known_by_domain():
+    assert scorers.differentiable_names("miniature") == ("imagereward",)
+    assert scorers.differentiable_names("photo") == (
+        "aesthetic",
+        "clip_score",
+        "hpsv2",
+        "imagereward",
+        "pickscore",
+    )
+
+
 def test_identical_images_have_no_diversity(drawn):
     images, asked = drawn
     same = images[:1].expand(4, -1, -1, -1)

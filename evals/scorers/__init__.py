@@ -6,6 +6,9 @@ the miniature in `evals/miniature/scorers`. An experiment or a suite names a sco
 A scorer file holds `class Scorer` with `range`, `higher_is_better`, `source`, `scope` and `version`, and is called as
 `scorer(images_BCHW, prompts)` (a scorer of scope "paired" takes the base model's images as a third argument). It returns
 float32 [B]; NaN means "not applicable". Weights load at the first call. Files with a leading underscore are not scorers.
+
+One of scope "image" may have `differentiable(images_BCHW, prompts)`: the same values, with a graph to the images, for methods that
+train on a reward's gradient.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class Scorer(Protocol):
     # and, where its weights are others', `weights: tuple[Weights, ...]`; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
     # many of each it does not read; and in scope "paired", where an answer depends on all pictures through their embeddings alone, two stages, so that
     # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
-    # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both.
+    # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both; and in scope "image", where an answer has
+    # a gradient, `differentiable(images_BCHW, prompts) -> Tensor [B]`, the values of `__call__` with a graph to the images, on any device. What a scorer
+    # rounds on the way (pictures to 8 bit) stays rounded in the value, and the gradient passes as if it were not.
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -206,6 +211,42 @@ def ask_from_features(
     """The second stage: as `ask`, of features of all pictures and of the base's."""
     value_B = _called(name, lambda: cast(Any, scorer).from_features(features_BD, base_BD))
     return _held(name, scorer, value_B, len(features_BD), whose)
+
+
+def is_differentiable(scorer: Scorer | type[Scorer]) -> bool:
+    """Whether a scorer's answers come with a gradient to the pictures, where one asks for it."""
+    return scorer.scope == "image" and hasattr(scorer, "differentiable")
+
+
+def differentiable_names(domain: Domain) -> tuple[str, ...]:
+    """The scorers of a domain whose answers have a gradient."""
+    classes = {name: import_module(f"{_PACKAGES[domain]}.{name}").Scorer for name in names(domain)}
+    return tuple(name for name, scorer in classes.items() if is_differentiable(scorer))
+
+
+def ask_differentiable(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """A scorer's answers with their graph, float32 [B] on the device of the pictures; NaN, not applicable, among them.
+
+    Args:
+        name: of the scorer.
+        scorer: that `is_differentiable`.
+        images_BCHW: float32 RGB in [0, 1], that a gradient is wanted of.
+        prompts: of the images.
+
+    Raises:
+        ScorerFailed: where it raises, or answers with another shape, with infinity or without a graph.
+    """
+    value_B = _called(name, lambda: cast(Any, scorer).differentiable(images_BCHW, prompts))
+    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts),):
+        raise ScorerFailed(
+            f"the differentiable of scorer {name} answered with {_shape(value_B)} for {len(prompts)} images, not with one number each"
+        )
+    if not value_B.requires_grad:
+        raise ScorerFailed(f"the differentiable of scorer {name} answered without a graph to the images")
+    if value_B.isinf().any():
+        raise ScorerFailed(f"the differentiable of scorer {name} answered with infinity")
+    answers_B: Tensor = value_B.float().to(images_BCHW.device)
+    return answers_B
 
 
 def _called(name: str, call: Callable[[], Any]) -> Any:
