@@ -18,13 +18,13 @@ from evals.diffusion import Painter, Sampling, Schedule, add_noise, denoising_ta
 from tests import toy
 from train import experiments, methods
 from train import state as states
-from train.advantages import normalise
+from train.advantages import GROUP_EPSILON, normalise
 from train.config import Experiment, Reward, Task, Update, check
 from train.denoising import noised
 from train.gates import GateBroken
 from train.loop import Stopped, train
 from train.methods import _forward_process as family
-from train.methods import awm, nft, raft, reward_weighted
+from train.methods import awm, nft, only_heeded, raft, reward_weighted
 from train.methods._forward_process import Batch, ForwardProcess, accumulate, answers_beside, noised_rows
 from train.objective import denoising_loss
 from train.run import Run
@@ -46,7 +46,7 @@ SAMPLING = Sampling(steps=2, eta=0.0, guidance=None, micro_batch=4)
 def of_method(experiment: Experiment, name: str, settings: dict[str, Any] | None = None) -> Experiment:
     """An experiment of the tiny pipeline, trained by a method."""
     made = methods.load(name)(**(SETTINGS[name] if settings is None else settings))
-    return replace(experiment, method=made, update=family.only_heeded(experiment.update, made))
+    return replace(experiment, method=made, update=only_heeded(experiment.update, made))
 
 
 def one_task(base: Path | str, prompts: Path | str, **changes: Any) -> Experiment:
@@ -439,7 +439,7 @@ def test_advantages_are_of_the_batch_or_of_the_prompt(make_run: MakeRun, relativ
     reward = toy.Redness()(run.policy.painter.paint(texts, indices, seed), texts)  # type: ignore[arg-type]
     expected = normalise(reward)
     if relative_to == "group":
-        expected = torch.cat([normalise(pair) for pair in reward.split(2)])
+        expected = torch.cat([normalise(pair, GROUP_EPSILON) for pair in reward.split(2)])
     torch.testing.assert_close(found, expected)
 
 

@@ -105,7 +105,7 @@ def experiment_of(
     """The toy experiment with one task of eight images."""
     task = Task("redness", str(prompts), (Reward(reward, 2.0),), batch=8, monitors=("tone",))
     plain = toy.toy_experiment(base, prompts)
-    update = replace(_reward_gradient.without_policy_gradient(plain).update, max_grad_norm=None)
+    update = replace(_reward_gradient.compared_with_none(plain, method).update, max_grad_norm=None)
     return replace(plain, tasks=(task,), method=method, update=update, **changes)
 
 
@@ -433,7 +433,7 @@ def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
         ),
         ("refl", "update.clip", 0.5, r"update.clip is 0.5, which the method refl does not use"),
         ("refl", "update.theta_old", "iteration", "update.theta_old is iteration, which the method refl"),
-        ("draft", "mixing", "zscores", "mixing is zscores, .* leave it at tasks"),
+        ("draft", "mixing", "zscores", "mixing is zscores, .* takes one task at a time"),
         ("refl", "method.t1", 4, "method.t1 is 4 and method.t2 is 3, .* 1 <= t1 <= t2 <= 4"),
         ("refl", "method.t2", 5, "counted from the end of 4 steps"),
         ("refl", "method.weight", 0.0, "method.weight is 0.0"),

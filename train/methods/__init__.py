@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 if TYPE_CHECKING:
-    from train.config import Experiment, Task
+    from train.config import Experiment, Task, Update
     from train.run import Run
 
 PAPERS = "ppo"
@@ -137,6 +137,14 @@ def load(name: str) -> type[Method]:
 def variant(name: str, experiment: Experiment, model: str) -> Experiment:
     """An experiment as a method trains it on a model."""
     return cast("Experiment", importlib.import_module(f"train.methods.{name}").variant(experiment, model))
+
+
+def only_heeded(update: Update, method: Method) -> Update:
+    """An `update` of another method's, of which fields that this one does not heed are at their defaults."""
+    usual = type(update)()
+    return dataclasses.replace(
+        update, **{field: getattr(usual, field) for field in OF_SOME if field not in method.reads}
+    )
 
 
 def as_json(method: Method) -> dict[str, Any]:

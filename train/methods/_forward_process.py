@@ -26,12 +26,12 @@ from train import advantages as better
 from train.batches import Judged, ask, judge, reward_report
 from train.data import image_indices, prompts_of
 from train.denoising import Noised, noised, outputs
-from train.methods import OF_SOME, Evaluations, Method
+from train.methods import Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.run import Run, accumulated, gather, synchronised
 
 if TYPE_CHECKING:
-    from train.config import Experiment, Task, Update
+    from train.config import Experiment, Task
 
 Timesteps = Literal["training", "sampled"]
 RelativeTo = Literal["batch", "group"]
@@ -285,12 +285,11 @@ def stratified(uniform_N: Tensor, choices: int) -> Tensor:
 # ------------------------------------------------------------------------------------------- what relatives have in common
 
 
-def advantages(task: Task, judged: Judged, relative_to: RelativeTo, clip: float) -> Tensor:
+def advantages(judged: Judged, relative_to: RelativeTo, clip: float) -> Tensor:
     """Better than expected? By the whole batch (Eq 10) or by the images of the prompt; cut at +-clip, NaN where there is no reward. [B]."""
     shaped = judged.shaped
     if relative_to == "group":
-        group_B = torch.arange(len(shaped.credit_B)) // task.images_per_prompt
-        return better.group_relative(shaped.credit_B, group_B).clamp(-clip, clip)
+        return better.group_relative(shaped.credit_B, judged.prompt_B).clamp(-clip, clip)
     found_B = better.advantages(shaped.credit_B, clip, shaped.group_B)
     return found_B.where(shaped.credit_B.isfinite(), torch.nan)
 
@@ -329,12 +328,6 @@ def distance(output_RCHW: Tensor, other_RCHW: Tensor) -> Tensor:
 def alpha_of(schedule: Schedule, timestep_R: Tensor) -> Tensor:
     """Cumulative alpha at training timesteps, float64 [R] on the CPU."""
     return torch.tensor(schedule.train_alpha, dtype=torch.float64)[timestep_R.cpu()]
-
-
-def only_heeded(update: Update, method: Method) -> Update:
-    """An `update` of another method's, of which fields that this one does not heed are at their defaults."""
-    usual = type(update)()
-    return replace(update, **{field: getattr(usual, field) for field in OF_SOME if field not in method.reads})
 
 
 def all_prompts(run: Run, task: Task, iteration: int) -> tuple[list[str], list[int]]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ from evals import scorers
 from evals.conditioning import Conditioning
 from evals.diffusion import Schedule, derive_seed, micro_batches, noise, padded, predict, transition
 from train.batches import Asked, ask, judge, mean_of, reward_report
-from train.config import Experiment, Task, Update
+from train.config import Experiment, Task
 from train.data import draw_steps, prompts_of
 from train.gates import GateBroken, check_part
-from train.methods import OF_SOME, PAPERS, Evaluations, Method
+from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.rewards import RewardFailed, score
 from train.run import Run, accumulated, gather, synchronised
@@ -80,6 +80,8 @@ class Slopes(NamedTuple):
 class RewardGradient(Method):
     """What the two methods have in common; they say which steps are differentiated, how often, and what is minimised."""
 
+    pools: ClassVar[bool] = False
+
     def firsts(self, steps: int) -> tuple[int, ...]:
         """Steps of a sampler of so many at which its gradient may begin; one of them is drawn for each iteration."""
         raise NotImplementedError
@@ -104,11 +106,6 @@ class RewardGradient(Method):
 
     def check(self, experiment: Experiment) -> None:
         super().check(experiment)
-        if experiment.mixing != "tasks":
-            raise ValueError(
-                f"mixing is {experiment.mixing}, which mixes what images are better than others by, but the method {self.name} compares no image "
-                "with another: leave it at tasks"
-            )
         for task in experiment.tasks:
             where = f"tasks.{task.name}"
             if task.shaping != "pointwise":
@@ -433,15 +430,14 @@ def scale_gradients(run: Run, factor: float) -> None:
             weight.grad.mul_(factor)
 
 
-def without_policy_gradient(experiment: Experiment) -> Experiment:
-    """An experiment without what only policy gradients heed, and without groups: no image is compared with another."""
-    usual = Update()
-    update = replace(experiment.update, **{field: getattr(usual, field) for field in OF_SOME})
+def compared_with_none(experiment: Experiment, method: Method) -> Experiment:
+    """An experiment without what other methods heed, and without groups: no image is compared with another."""
+    update = only_heeded(experiment.update, method)
     tasks = tuple(
         replace(task, baseline="batch", images_per_prompt=1) if task.shaping == "pointwise" else task
         for task in experiment.tasks
     )
-    return replace(experiment, update=update, tasks=tasks)
+    return replace(experiment, update=update, tasks=tasks, method=method)
 
 
 def with_batch_per_gpu(experiment: Experiment, images: int) -> Experiment:

@@ -32,6 +32,7 @@ from evals.diffusion import Schedule
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
+from train.methods import only_heeded
 from train.methods._forward_process import (
     Beside,
     ForwardProcess,
@@ -40,7 +41,6 @@ from train.methods._forward_process import (
     alpha_of,
     check_groups,
     distance,
-    only_heeded,
     released_recipe,
 )
 from train.objective import clipped_share, clipped_surrogate, denoising_loss
@@ -85,7 +85,7 @@ class Method(ForwardProcess):
     def signal(self, run: Run, task: Task, judged: Judged) -> Tensor:
         """The advantage, in [-1, 1] (release: `advantage_max` 1)."""
         clip = run.experiment.update.advantage_clip
-        return advantages(task, judged, self.relative_to, clip) / clip
+        return advantages(judged, self.relative_to, clip) / clip
 
     def losses(
         self, run: Run, given: Noised, output_RCHW: Tensor, signal_R: Tensor, beside: Mapping[str, Tensor]

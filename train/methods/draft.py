@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evals.diffusion import Schedule
 from train.config import Ema, Experiment, Lora
-from train.methods._reward_gradient import RewardGradient, part, with_batch_per_gpu, without_policy_gradient
+from train.methods._reward_gradient import RewardGradient, compared_with_none, part, with_batch_per_gpu
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,16 @@ class Method(RewardGradient):
 
 def variant(experiment: Experiment, model: str) -> Experiment:
     """Table 6 on Stable Diffusion, its 50 DDIM steps among it. On the miniature ours, not tuned, and of all weights as the other methods there."""
-    plain = without_policy_gradient(experiment)
+    plain = compared_with_none(experiment, Method())
     if model == "miniature":
         return replace(
             plain,
-            method=Method(),
             update=replace(plain.update, lr=3e-5, warmup=10, decay="linear"),
             ema=Ema(decay=0.9),  # one optimiser step an iteration
         )
     paper = with_batch_per_gpu(plain, 3)  # Table 6
     return replace(
         paper,
-        method=Method(),
         update=replace(paper.update, lr=5e-5),  # Table 6
         lora=Lora(rank=32),  # Table 6
     )

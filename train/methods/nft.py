@@ -41,6 +41,7 @@ from evals.diffusion import Schedule
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
+from train.methods import only_heeded
 from train.methods._forward_process import (
     Beside,
     ForwardProcess,
@@ -49,7 +50,6 @@ from train.methods._forward_process import (
     alpha_of,
     check_groups,
     distance,
-    only_heeded,
     released_recipe,
 )
 from train.run import Run
@@ -116,7 +116,7 @@ class Method(ForwardProcess):
 
     def signal(self, run: Run, task: Task, judged: Judged) -> Tensor:
         """The advantage."""
-        return advantages(task, judged, self.relative_to, run.experiment.update.advantage_clip)
+        return advantages(judged, self.relative_to, run.experiment.update.advantage_clip)
 
     def losses(
         self, run: Run, given: Noised, output_RCHW: Tensor, signal_R: Tensor, beside: Mapping[str, Tensor]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
-from train.methods._forward_process import Batch, ForwardProcess, check_groups, only_heeded, shared_out
+from train.methods import only_heeded
+from train.methods._forward_process import Batch, ForwardProcess, check_groups, shared_out
 from train.objective import denoising_loss
 from train.run import Run
 
@@ -29,6 +30,8 @@ from train.run import Run
 @dataclass(frozen=True)
 class Method(ForwardProcess):
     """See the file."""
+
+    pools: ClassVar[bool] = False
 
     candidates: int = 24
     """Images of which one is accepted (paper, Table 6: acceptance ratio 1/24)."""
@@ -67,8 +70,7 @@ class Method(ForwardProcess):
         """1 where the image is accepted."""
         shaped = judged.shaped
         if self.rank == "prompt":
-            group_B = torch.arange(len(shaped.credit_B)) // task.images_per_prompt
-            return accepted(shaped.credit_B, group_B, self.candidates)
+            return accepted(shaped.credit_B, judged.prompt_B, self.candidates)
         if shaped.group_B is None:
             return accepted(shaped.credit_B, torch.zeros(len(shaped.credit_B)), self.candidates)
         return accepted_groups(shaped.credit_B, shaped.group_B, self.candidates)

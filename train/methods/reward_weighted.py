@@ -22,7 +22,8 @@ from torch import Tensor
 from train.batches import Judged
 from train.config import Experiment, Pretraining, Task
 from train.denoising import Noised
-from train.methods._forward_process import ForwardProcess, only_heeded
+from train.methods import only_heeded
+from train.methods._forward_process import ForwardProcess
 from train.objective import denoising_loss
 from train.run import Run
 
