@@ -11,9 +11,11 @@ unbiased estimate s^2 / n. With three seeds the usual n draws would make it a th
 resampled: the interval then speaks of that one run only, and the tables say so.
 
 From per-prompt statistics to an interval, a p and a mark
-    weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a tag) where strata are given
-    mean_statistics, point              weighted means over seeds and prompts; with strata, the plain mean over the strata's means
-    influence, precision                jackknife: the standard error, and how well that itself is known
+    weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a category) where strata are given
+    Resampler                           the weights of a table, made once, so that all that is compared shares them
+    resampled, interval                 a value with its resamples, and what every table makes of these: the parts are
+    mean_statistics, point              weighted means over seeds and prompts
+    influence, precision                jackknife, inside the strata: the standard error, and how well that itself is known
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
@@ -39,7 +41,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,27 +100,28 @@ def weights(units: int, resamples: int, seed: int, stream: str, strata: Labels |
         resamples: N.
         seed: of the table.
         stream: what is resampled, for instance the prompt set.
-        strata: the stratum of each unit. Every stratum is resampled by itself and keeps its share of the units.
+        strata: the stratum of each unit. Every stratum is resampled by itself, from a stream of its own name, and keeps its share of the
+            units: alone or beside others, its units have the same weights among themselves.
 
     Raises:
         ValueError: a stratum of one unit, which by itself cannot be resampled (see `merged_strata`).
     """
     if units == 1:
         return np.ones((resamples, 1))
-    generator = _generator(seed, stream)
     if strata is None:
-        return _resampled(units, resamples, generator)
+        return _drawn(units, resamples, _generator(seed, stream))
     weight_NP = np.empty((resamples, units))
     for name, members in _members(strata, units):
         if len(members) == 1:
             raise ValueError(
                 f"the stratum {name!r} of {stream} has one unit, which cannot be resampled: put it with another"
             )
-        weight_NP[:, members] = _resampled(len(members), resamples, generator) * (len(members) / units)
+        drawn_NP = _drawn(len(members), resamples, _generator(seed, f"{stream}, {name}"))
+        weight_NP[:, members] = drawn_NP * (len(members) / units)
     return weight_NP
 
 
-def _resampled(units: int, resamples: int, generator: np.random.Generator) -> Array:
+def _drawn(units: int, resamples: int, generator: np.random.Generator) -> Array:
     drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)
     return drawn / (units - 1)
 
@@ -149,9 +153,98 @@ def merged_strata(strata: Sequence[str]) -> list[str]:
     return [together if name in single else name for name in strata]
 
 
-def mean_statistics(
-    values_RPS: Array, weight_NR: Array, weight_NP: Array, strata: Labels | None = None
-) -> Array:
+class Sample(NamedTuple):
+    """How the prompts of a set are resampled."""
+
+    weight_NP: Array
+    strata: Labels | None
+    """Of the prompts; None where the set is one."""
+
+
+@dataclass
+class Resampler:
+    """The weights of a table, made once for each prompt set and experiment, so that everything compared shares them."""
+
+    resamples: int
+    seed: int
+    strata: Mapping[str, Mapping[str, str]]
+    """Prompt set to prompt id to stratum, of the sets that have any."""
+    made: dict[tuple[str, int, Labels | None], Array] = field(default_factory=dict)
+
+    def seeds(self, stream: str, units: int) -> Array:
+        """Weights [N, R] of training seeds."""
+        return self._weights(stream, units, None)
+
+    def prompts(self, prompt_set: str, ids: Sequence[str]) -> Sample:
+        """Weights of prompts of a set, inside its strata if it has any; one prompt alone in its stratum goes to another (`merged_strata`)."""
+        of_set = self.strata.get(prompt_set)
+        strata = None if of_set is None else tuple(merged_strata([of_set[prompt] for prompt in ids]))
+        return Sample(self._weights(f"prompts of {prompt_set}", len(ids), strata), strata)
+
+    def _weights(self, stream: str, units: int, strata: tuple[str, ...] | None) -> Array:
+        key = (stream, units, strata)
+        if key not in self.made:
+            self.made[key] = weights(units, self.resamples, self.seed, stream, strata)
+        return self.made[key]
+
+
+class Resampled(NamedTuple):
+    """A value, what it is in every resample, and what each seed's prompt adds to it: all that its interval is made of."""
+
+    value: float
+    draws_N: Array
+    influence_RP: Array
+    strata: Labels | None
+
+    def less(self, other: Resampled) -> Resampled:
+        """The difference to another value of the same prompts that was resampled with the same weights."""
+        return Resampled(
+            self.value - other.value,
+            self.draws_N - other.draws_N,
+            self.influence_RP - other.influence_RP,
+            self.strata,
+        )
+
+    def less_constant(self, constant: float) -> Resampled:
+        """The difference to what is known exactly."""
+        return self._replace(value=self.value - constant, draws_N=self.draws_N - constant)
+
+    @property
+    def known(self) -> Precision:
+        """How well the value is known."""
+        return precision(self.influence_RP, self.strata)
+
+    @property
+    def tailed_N(self) -> Array:
+        """The resamples with Student's tails (`with_tails`)."""
+        return with_tails(self.value, self.draws_N, self.known)
+
+
+def resampled(
+    values_RPS: Array, finish: Callable[[Array], Array], weight_NR: Array, sample: Sample
+) -> Resampled:
+    """A metric with its resamples.
+
+    Args:
+        values_RPS: statistics of each seed and prompt.
+        finish: the metric as a function of their mean.
+        weight_NR: weights of the seeds.
+        sample: of the prompts.
+    """
+    draws_N = finish(mean_statistics(values_RPS, weight_NR, sample.weight_NP))
+    return Resampled(
+        point(values_RPS, finish), draws_N, influence(values_RPS, finish, sample.strata), sample.strata
+    )
+
+
+def interval(found: Resampled, share: bool = False) -> Interval:
+    """What every table prints: the percentile interval with Student's tails; a share's is Wilson's, which stays within 0 and 1."""
+    if share:
+        return share_interval(found.value, found.known, found.influence_RP.shape[1])
+    return percentile_interval(found.value, found.tailed_N)
+
+
+def mean_statistics(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     """Weighted mean over seeds and prompts, [N, S]. A NaN prompt (nothing applicable) has no weight in that seed.
 
     A resample in which nothing is applicable is NaN.
@@ -160,19 +253,7 @@ def mean_statistics(
         values_RPS: statistics of each seed and prompt.
         weight_NR: weights of the seeds.
         weight_NP: weights of the prompts.
-        strata: of the prompts. If given, the mean of each stratum is taken first, and all strata count alike, as the six
-            tasks of GenEval's overall score; a resample in which a stratum has nothing is NaN.
     """
-    if strata is None:
-        return _weighted_mean(values_RPS, weight_NR, weight_NP)
-    means = [
-        _weighted_mean(values_RPS[:, members], weight_NR, weight_NP[:, members])
-        for _, members in _members(strata, values_RPS.shape[1])
-    ]
-    return np.asarray(np.mean(means, axis=0), dtype=np.float64)
-
-
-def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
     counted_RPS = np.concatenate([filled_RPS, valid_RP[:, :, None]], axis=2)
@@ -185,33 +266,41 @@ def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Arr
         return np.asarray(total_NS[:, :-1] / total_NS[:, -1:], dtype=np.float64)
 
 
-def point(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> float:
-    """The estimate itself: every seed and prompt once; `strata` as in `mean_statistics`."""
+def point(values_RPS: Array, finish: Callable[[Array], Array]) -> float:
+    """The estimate itself: every seed and prompt once."""
     runs, prompts, _ = values_RPS.shape
     one_NR, one_NP = np.full((1, runs), 1 / runs), np.full((1, prompts), 1 / prompts)
-    return float(finish(mean_statistics(values_RPS, one_NR, one_NP, strata))[0])
+    return float(finish(mean_statistics(values_RPS, one_NR, one_NP))[0])
 
 
 def influence(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> Array:
-    """What each seed's prompt adds to the estimate, [R, P], by leaving it out; `strata` as in `mean_statistics`.
+    """What each seed's prompt adds to the estimate, [R, P], by leaving it out and letting the others of its stratum stand for it.
 
-    Of a mean, `(x - mean) / P`: the sum over prompts is the seed's own mean less the estimate. A NaN prompt adds nothing. The
-    influence on a difference is the difference of the influences. NaN where nothing applicable is left.
+    Of a mean, `(x - mean) / P` with the mean of the stratum; without strata the sum over prompts is the seed's own mean less the
+    estimate. A NaN prompt adds nothing. The influence on a difference is the difference of the influences. NaN where nothing
+    applicable is left. (The stratified jackknife, Wolter, Introduction to Variance Estimation, 2007, chapter 4.)
     """
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
     runs, prompts, columns = values_RPS.shape
     parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
-    without_RPS, whole_S, factor_P = np.empty_like(values_RPS), np.zeros(columns), np.empty(prompts)
+    without_RPS, whole_S, factor_P = np.zeros_like(values_RPS), np.zeros(columns), np.zeros(prompts)
+    total = int(valid_RP.sum())
     with np.errstate(invalid="ignore", divide="ignore"):
         for _, members in parts:
             part_RPS, count = filled_RPS[:, members], int(valid_RP[:, members].sum())
+            if count == 0 and total > 0:
+                continue  # nothing of this stratum is in the estimate
+            share = count / total if total else np.nan
             mean_S = part_RPS.sum(axis=(0, 1)) / count
+            whole_S += share * mean_S
+            if count == 1 and total > 1:
+                continue  # nothing can stand for it
             left_RP = count - valid_RP[:, members]
-            without_RPS[:, members] = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
-            whole_S += mean_S / len(parts)
+            left_out_RPS = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
+            without_RPS[:, members] = share * left_out_RPS
             factor_P[members] = runs * (count - 1) / count if count else np.nan
-        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS / len(parts)))
+        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS))
 
 
 def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:

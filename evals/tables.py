@@ -19,6 +19,7 @@ from evals import rows as score_rows
 from evals.compare import BASE, Comparison, Estimate, compare
 from evals.files import write_text
 from evals.metrics import Metric
+from evals.metrics._geneval import TASKS
 from evals.metrics._parity import parity_floor
 from evals.stats import Interval
 
@@ -29,6 +30,7 @@ GOALS = (
     *("win_rate_gold", "win_rate_judge", "win_rate_pickscore", "win_rate_hpsv2", "win_rate_aesthetic"),
     *("win_rate_clip_score", "win_rate_reward", "reward_mean"),
     *("detection", "fully_right", "parity_excess", "parity"),
+    *("geneval", *(f"geneval_{task}" for task in TASKS)),
 )
 """The order of columns: what no run is trained on stands before what some run is."""
 SCHEMA = 1
@@ -367,6 +369,10 @@ def method_notes(comparison: Comparison) -> list[str]:
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
         "number is left out; it stands in the tables below.",
     ]
+    notes += [
+        f"{prompt_set} is resampled inside its {len(names)} strata, each of which keeps its share of the prompts: {', '.join(names)}."
+        for prompt_set, names in comparison.strata.items()
+    ]
     if margins:
         notes.append(
             f"Win rates count a tie as half. A tie is a difference of at most, fixed beforehand: {margins}."
@@ -416,12 +422,16 @@ def count_notes(comparison: Comparison) -> list[str]:
 
 def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
     """NaN counts per scorer and prompt set, told per experiment."""
-    counts: dict[tuple[str, str, str], dict[str, str]] = {}
+    widest: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for e in comparison.estimates:
         if e.missing:
-            key = (e.model, metrics.load(e.metric).scorer, e.prompt_set)
-            counts.setdefault(key, {})[e.experiment] = f"{e.experiment} {e.missing} of {e.seeds * e.images}"
-    return {key: ", ".join(found.values()) for key, found in counts.items()}
+            of_scorer = widest.setdefault((e.model, metrics.load(e.metric).scorer, e.prompt_set), {})
+            # a metric of some of the prompts has not seen all of the scorer's images
+            of_scorer[e.experiment] = max(of_scorer.get(e.experiment, e), e, key=lambda e: e.images)
+    return {
+        key: ", ".join(f"{e.experiment} {e.missing} of {e.seeds * e.images}" for e in of_scorer.values())
+        for key, of_scorer in widest.items()
+    }
 
 
 def _not_scored(comparison: Comparison) -> list[str]:
@@ -576,6 +586,7 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "files": files,
         "versions": comparison.versions,
         "tie_margins": comparison.tie_margins,
+        "strata": comparison.strata,
         "cells": [_machine_cell(comparison, e) for e in comparison.estimates],
         "outcomes": [_known(o) for o in comparison.outcomes],
         "retentions": [_known(r) for r in comparison.retentions],

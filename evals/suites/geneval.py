@@ -10,10 +10,19 @@ trained. Published numbers could not be met at 9.0 either: the detector has othe
 from __future__ import annotations
 
 from evals.diffusion import Sampling
+from evals.metrics._geneval import TASKS, task_of
 from evals.suites import Part, Suite
 
 SUITE = Suite(
-    parts=(Part("geneval", 4, ("geneval", "objects"), headlines=("geneval",)),),
+    parts=(
+        Part(
+            "geneval",
+            4,
+            ("geneval", "objects"),
+            headlines=("geneval", *(f"geneval_{task}" for task in TASKS)),
+            stratum=task_of,
+        ),
+    ),
     # guidance and steps: paper, sec. 4; eta is not stated, and is training's
     sampling=Sampling(steps=50, eta=1.0, guidance=7.0, precision="bf16"),
     seed=20240122,
