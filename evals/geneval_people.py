@@ -258,13 +258,8 @@ def agreement(cases: Array) -> Array:
 
 
 def cohen_kappa(cases: Array) -> Array:
-    """The same above what chance gives (Cohen 1960); NaN where both always say one and the same."""
-    total = cases.sum(axis=-1)
-    people, detector = (cases[..., 0] + cases[..., other] for other in (1, 2))
-    expected = (people * detector + (total - people) * (total - detector)) / total**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa: Array = (agreement(cases) - expected) / (1 - expected)
-    return kappa
+    """The same above what chance gives (`evals.stats.cohen_kappa`); NaN where both always say one and the same."""
+    return stats.cohen_kappa(cases.reshape(*cases.shape[:-1], 2, 2))
 
 
 def with_interval(frame: pd.DataFrame, share: Any) -> Interval:

@@ -19,17 +19,15 @@ From per-prompt statistics to an interval, a p and a mark
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
-    cluster_standard_error              the closed form beside the bootstrap
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
     mcnemar_exact                       pass or fail; on prompts won and lost, the sign test
-    sign_flip, wilcoxon                 scores
+    wilcoxon                            scores
     holm                                over a table
 Win rates
     half_tie_rate                       exactly 1/2 for A against A, exactly 1 - rate when A and B change places
 Agreement
     fleiss_kappa, cohen_kappa           of several raters, of two
-    kendall_tau                         of two judges' scores (tau-b)
 Before the run
     variance_components, intraclass_correlation
     design_effect, standard_error, half_width, smallest_detectable, win_rate_deviation, best_split
@@ -420,16 +418,6 @@ def share_interval(share: float, known: Precision, prompts: int, level: float = 
     return Interval(share, *wilson(share * n, n, level, float(known.deviations((1 - level) / 2)))[1:])
 
 
-def cluster_standard_error(values: Array, clusters: Labels) -> float:
-    """Standard error of the plain mean with clustered observations (Miller, arXiv 2411.00640, section 2.2).
-
-    `SE^2 = (1/n^2) sum_c (sum_{i in c} (x_i - mean))^2`, the closed form beside which the bootstrap is held. Values [n] without NaN.
-    """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(index, weights=values - values.mean())
-    return float(np.sqrt(np.sum(sums**2)) / len(values))
-
-
 def prompt_differences(first_RP: Array, second_RP: Array) -> Array:
     """One paired difference for each prompt, the mean over training seeds; a prompt without any pair is left out, [<= P].
 
@@ -463,42 +451,16 @@ def _settled(differences: Array) -> Array:
     return np.asarray(rounded[rounded != 0], dtype=np.float64)
 
 
-def sign_flip(differences: Array, resamples: int = RESAMPLES, seed: int = 0, stream: str = "") -> float:
-    """Two-sided p of the permutation test whose null is that each prompt's difference could as well have had the other sign.
-
-    The statistic is the mean. A prompt without a difference is the same under either sign and changes nothing. Up to `ENUMERATED` prompts with
-    a difference the p is exact; beyond, it is `(1 + at least as extreme) / (1 + N)` of N random patterns (Phipson and Smyth,
-    SAGMB 9, 2010), so it is never 0.
-
-    Args:
-        differences: one for each prompt, [P], without NaN (`prompt_differences`).
-        resamples: N.
-        seed: of the table.
-        stream: what is compared: it chooses the random numbers, as in `weights`.
-    """
-    return _flipped(_settled(differences), resamples, _generator(seed, f"signs of {stream}"))
-
-
-def _flipped(settled: Array, resamples: int, generator: np.random.Generator) -> float:
-    n = len(settled)
-    if n == 0:
+def _enumerated(settled: Array) -> float:
+    """Share of all 2^n patterns of signs whose sum is at least as far from 0: the exact sign-flip test."""
+    if len(settled) == 0:
         return 1.0
-    enough = (
-        abs(float(settled.sum())) - 1e-9
-    )  # patterns with the same sum are as extreme, whatever the order of addition
-    if n <= ENUMERATED:
-        sums = settled[:1]  # the first sign is fixed: the negated patterns have the negated sums
-        for difference in settled[1:]:
-            sums = np.concatenate([sums + difference, sums - difference])
-        return float(np.mean(np.abs(sums) >= enough))
-    extreme = 0
-    for start in range(
-        0, resamples, 1000
-    ):  # a thousand patterns at a time, so that memory does not grow with N
-        size = (min(1000, resamples - start), n)
-        signs = 2.0 * generator.integers(0, 2, size=size, dtype=np.int8) - 1
-        extreme += int(np.sum(np.abs(signs @ settled) >= enough))
-    return (1 + extreme) / (1 + resamples)
+    # patterns with the same sum are as extreme, whatever the order of addition
+    enough = abs(float(settled.sum())) - 1e-9
+    sums = settled[:1]  # the first sign is fixed: the negated patterns have the negated sums
+    for difference in settled[1:]:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float(np.mean(np.abs(sums) >= enough))
 
 
 def wilcoxon(differences: Array) -> float:
@@ -513,7 +475,7 @@ def wilcoxon(differences: Array) -> float:
     settled = _settled(differences)
     if len(settled) <= ENUMERATED:
         ranks = scipy_stats.rankdata(np.abs(settled)) * np.sign(settled)
-        return _flipped(ranks, 0, np.random.default_rng(0))
+        return _enumerated(ranks)
     tied = len(np.unique(np.abs(settled))) < len(settled)
     method = "asymptotic" if tied or len(settled) > 50 else "exact"
     return float(scipy_stats.wilcoxon(settled, method=method).pvalue)
@@ -556,34 +518,27 @@ def fleiss_kappa(counts: npt.ArrayLike) -> float:
         return math.nan
     ratings = table.sum(axis=1)
     agreement = float(np.mean((table * (table - 1)).sum(axis=1) / (ratings * (ratings - 1))))
-    return _over_chance(agreement, float(np.sum((table.sum(axis=0) / ratings.sum()) ** 2)))
+    return float(_over_chance(agreement, np.sum((table.sum(axis=0) / ratings.sum()) ** 2)))
 
 
-def cohen_kappa(first: Labels, second: Labels) -> float:
+def cohen_kappa(counts: npt.ArrayLike) -> Array:
     """Agreement of two raters over chance (Cohen, Educational and Psychological Measurement 20, 1960), each with shares of their own.
 
     NaN where both give all items one and the same label.
 
     Args:
-        first: labels of the items by one rater.
-        second: labels of the same items by the other.
+        counts: items, or their shares, by the label of the one and of the other, [..., labels, labels].
     """
-    one, other = np.asarray(first), np.asarray(second)
-    assert one.shape == other.shape, "two labels for each item"
-    expected = sum(float(np.mean(one == label) * np.mean(other == label)) for label in np.unique(one))
-    return _over_chance(float(np.mean(one == other)), expected)
+    table = np.asarray(counts, dtype=np.float64)
+    share = table / table.sum(axis=(-2, -1), keepdims=True)
+    by_chance = share.sum(axis=-1) * share.sum(axis=-2)
+    return _over_chance(np.trace(share, axis1=-2, axis2=-1), by_chance.sum(axis=-1))
 
 
-def _over_chance(agreement: float, chance: float) -> float:
-    return (agreement - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
-
-
-def kendall_tau(first: Array, second: Array) -> float:
-    """Kendall's tau-b of two judges' scores of the same things; NaN scores are left out in pairs, a constant judge gives NaN."""
-    both = ~(np.isnan(first) | np.isnan(second))
-    if int(both.sum()) < 2:
-        return math.nan
-    return float(scipy_stats.kendalltau(first[both], second[both], variant="b").statistic)
+def _over_chance(agreement: npt.ArrayLike, chance: npt.ArrayLike) -> Array:
+    agreement, chance = np.asarray(agreement, dtype=np.float64), np.asarray(chance, dtype=np.float64)
+    sure = chance >= 1 - 1e-12
+    return np.where(sure, np.nan, (agreement - chance) / np.where(sure, 1.0, 1 - chance))
 
 
 def variance_components(values: Array, clusters: Labels) -> tuple[float, float]:
