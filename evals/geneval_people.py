@@ -266,7 +266,8 @@ def with_interval(frame: pd.DataFrame, share: Any) -> Interval:
     """`agreement` or `cohen_kappa` of some pictures, with the 95 % interval of resampled prompts: pictures of a prompt are no independent observations."""
     cases_PS = frame.groupby("prompt_id")[list(CONFUSION)].sum().to_numpy(dtype=np.float64)
     weight_NP = stats.weights(len(cases_PS), stats.RESAMPLES, 0, "calibrate geneval")
-    return stats.percentile_interval(float(share(cases_PS.sum(axis=0))), share(weight_NP @ cases_PS))
+    once = np.ones((stats.RESAMPLES, 1))  # there is nothing above the prompts
+    return stats.interval(stats.resampled(cases_PS[None], share, once, stats.Sample(weight_NP, None)))
 
 
 # the report
