@@ -264,15 +264,15 @@ def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
 
 
 def _collapses(rows: pd.DataFrame, against: str) -> list[str]:
-    """A sentence for every run that has lost the variety of significantly more prompts than chance would."""
-    told = []
+    """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
+    found: list[variety.Collapse] = []
     for _, part in rows[rows["scorer"].isin(variety.VENDI)].groupby(["model", "scorer"], sort=False):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]
         for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
             sides = _sides(mine, base, against)
-            told += [found.sentence for found in variety.collapses(sides.run, sides.base) if found.alarm]
-    return told
+            found += variety.collapses(sides.run, sides.base)
+    return [one.sentence for one in variety.corrected(found) if one.alarm]
 
 
 def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
