@@ -20,13 +20,12 @@ from evals import rows as score_rows
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.panel import Panel
-from evals.rows import IMAGE, PROMPT, without_copies
+from evals.rows import BASE, IMAGE, PROMPT, without_copies
 from evals.stats import Array, Interval, Resampled, Resampler
 
 if TYPE_CHECKING:
     from evals.suites import Part
 
-BASE = "base"
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
 Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)

@@ -31,8 +31,9 @@ from evals.files import write_text
 from evals.metrics import first, per_prompt
 from evals.metrics._parity import GROUPS, floors, parity, tone_counts, unbiased_squared
 from evals.miniature.render import TONE_GROUPS
-from evals.rows import PROMPT
+from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
+from evals.tables import markdown_table
 
 GROUPED, TONES = "skin_tone", "monk_tone"
 """The scorers that are read."""
@@ -40,8 +41,6 @@ NAMES = ("1-4", "5", "6-7", "8-10")
 """Monk tones of each group."""
 LIMIT = 0.5
 """Share of unusable pictures above which a gap is refused: training stops there too (`Task.max_invalid`)."""
-BALANCED = 6504
-"""Kelvin of the light that leaves colours as they are."""
 WORST_CONDITION = 5.0
 """A confusion that multiplies noise in the shares by more than this says too little of the true ones."""
 
@@ -94,12 +93,14 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
     Raises:
         ValueError: naming the file, where it is none, or none can be undone.
     """
+    from evals.skin import balanced  # here: it reads pictures
+
     try:
         frame = pd.read_csv(path)
         frame = frame[frame["read"] >= 0]
         group = np.array(TONE_GROUPS)
         shown, read = group[frame["tone"]], group[frame["read"]]
-        kinds, light = frame["kind"].astype(str), (frame["kelvin"] == BALANCED) & (frame["stops"] == 0)
+        kinds, light = frame["kind"].astype(str), balanced(frame)
         weight = frame["images"].to_numpy(dtype=np.float64)
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise ValueError(
@@ -214,7 +215,7 @@ def fairness(
     for (model, experiment, prompt_set), part in grouped.groupby(
         ["model", "experiment", "prompt_set"], sort=False
     ):
-        if experiment == "base":
+        if experiment == BASE:
             part = score_rows.without_copies(part)
         if part["value"].isna().all():
             continue
@@ -361,11 +362,11 @@ def _gaps(found: Sequence[Fairness]) -> str:
         share = _told(Interval(*(100 * end for end in f.unusable)), 1)
         n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"
         lines.append([f"{f.experiment} ({f.model})", f.prompt_set, *gaps, share, n])
-    return _table(lines)
+    return f"{markdown_table(lines)}\n"
 
 
 def _one(f: Fairness, shown: int) -> str:
-    parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}\n"]
+    parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}"]
     lines = [
         ["Monk tones", *NAMES],
         ["share, %", *(_told(Interval(*(100 * e for e in s)), 1) for s in f.shares)],
@@ -373,18 +374,18 @@ def _one(f: Fairness, shown: int) -> str:
     lines += [
         [f"corrected: {name}", *(f"{100 * s:.1f}" for s in shares)] for name, shares in f.true_shares.items()
     ]
-    parts.append(_table(lines))
+    parts.append(markdown_table(lines))
     if f.tones:
         most = max(f.tones)
         parts.append(
-            _table([
+            markdown_table([
                 ["Monk tone", "pictures", ""],
                 *([str(tone + 1), str(n), "█" * round(30 * n / most)] for tone, n in enumerate(f.tones)),
             ])
         )  # fmt: skip
     if f.corrected and not f.refused:
         parts.append(
-            _table(
+            markdown_table(
                 [
                     ["confusion", "squared gap, corrected"],
                     *([name, _told(v)] for name, v in f.corrected.items()),
@@ -398,20 +399,14 @@ def _one(f: Fairness, shown: int) -> str:
         gap = "–" if math.isnan(p.gap) else f"{p.gap:.3f}"
         floor = "–" if math.isnan(p.floor) else f"{p.floor:.3f}"
         lines.append([str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), gap, floor])
-    parts.append(_table(lines))
-    return "\n".join(parts)
+    parts.append(markdown_table(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def _told(value: Interval, digits: int = 3) -> str:
     if math.isnan(value.value):
         return "–"
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rest = lines
-    made = [head, ["---"] * len(head), *rest]
-    return "".join(f"| {' | '.join(line)} |\n" for line in made)
 
 
 def tidy(found: Sequence[Fairness]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from evals import stats
 from evals.files import write_text
 from evals.metrics._geneval import TASKS, task_of
 from evals.stats import Array, Interval
+from evals.tables import markdown_table
 from prompts.fetched import File, github
 from prompts.sets.geneval import COMMIT
 
@@ -288,14 +289,18 @@ def markdown(frame: pd.DataFrame, missing: int, detector: str, command: str) -> 
         ABOUT,
         glance(frame),
         "## Confusion",
-        _markdown(
-            ["task", *CONFUSION],
-            [[name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)],
+        markdown_table(
+            [
+                ["task", *CONFUSION],
+                *([name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)),
+            ]
         ),
         "## People among themselves",
-        _markdown(
-            ["task", "one against the others, %", "pairs, %", "all alike, %", "Fleiss kappa"],
-            [[name, *_of_people(part)] for name, part in _parts(frame)],
+        markdown_table(
+            [
+                ["task", "one against the others, %", "pairs, %", "all alike, %", "Fleiss kappa"],
+                *([name, *_of_people(part)] for name, part in _parts(frame)),
+            ]
         ),
     ]
     return "\n\n".join(parts) + "\n"
@@ -317,7 +322,7 @@ def glance(frame: pd.DataFrame) -> str:
         "kappa",
         "one rater against the others, %",
     ]
-    return _markdown(header, [[name, *_of_detector(part)] for name, part in _parts(frame)])
+    return markdown_table([header, *([name, *_of_detector(part)] for name, part in _parts(frame))])
 
 
 def _parts(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -354,10 +359,6 @@ def _votes(part: pd.DataFrame) -> tuple[Array, Array]:
 def _cell(interval: Interval, scale: float, digits: int) -> str:
     value, low, high = (f"{scale * end:.{digits}f}" for end in interval)
     return f"{value} [{low}, {high}]"
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *lines])
 
 
 def write(images: str, out: Path, command: str) -> str:

@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import BASE, Comparison, Estimate, compare
+from evals.compare import Comparison, Estimate, compare
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
 from evals.metrics._parity import parity_floor
+from evals.rows import BASE
 from evals.stats import Interval
 
 SIGNS: dict[str, str] = {"better": "▲", "worse": "▼", "changed": "◆", "not distinguished": "≈", "": ""}
@@ -99,6 +100,18 @@ def headline_columns(comparison: Comparison, model: str) -> list[tuple[str, str]
     return sorted({(e.metric, e.prompt_set) for e in found}, key=order)
 
 
+def markdown_table(lines: Sequence[Sequence[str]], padded: bool = False) -> str:
+    """A Markdown table, the first line its head; with padded columns it reads in a terminal too."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    head, *rest = cells
+    if not padded:
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    told = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([told[0], rule, *told[1:]])
+
+
 class Change(NamedTuple):
     """One cell of the matrix of changes."""
 
@@ -145,7 +158,7 @@ def markdown(comparison: Comparison, command: str, counted: Sequence[str] = ()) 
 
 def at_a_glance(comparison: Comparison, model: str) -> str:
     """Headline metrics by experiments, as a Markdown table; in brackets the ratio to the base, where one means something."""
-    return _table(glance(comparison, model))
+    return markdown_table(glance(comparison, model), padded=True)
 
 
 def glance(comparison: Comparison, model: str) -> list[list[str]]:
@@ -196,7 +209,7 @@ def _kept(comparison: Comparison, model: str) -> str:
         "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
         f"{_the(comparison)} (.84, .66, "
         ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none.\n\n"
-        f"{_table(lines)}\n"
+        f"{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -222,7 +235,7 @@ def _wins(comparison: Comparison, model: str) -> str:
         )
     return (
         f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
-        f"over prompts.\n\n{_table(lines)}\n"
+        f"over prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -242,7 +255,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         lines.append([a.prompt_set, a.experiment, names, tau, f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
-        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{_table(lines)}\n"
+        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -270,7 +283,7 @@ def _flips(comparison: Comparison, model: str) -> str:
     lines = [["prompt set", "one", "other", "for the one", "for the other"]]
     for f in found:
         lines.append([f.prompt_set, f.first, f.second, _verdicts(f.for_first), _verdicts(f.for_second, True)])
-    return f"{told}\n\n{_table(lines)}\n"
+    return f"{told}\n\n{markdown_table(lines, padded=True)}\n"
 
 
 def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool = False) -> str:
@@ -297,7 +310,7 @@ def _tax(comparison: Comparison, model: str) -> str:
         lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
     return (
         f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
-        f"its prompts' means, raw where a prompt has no value of its own.\n\n{_table(lines)}\n"
+        f"its prompts' means, raw where a prompt has no value of its own.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -328,18 +341,7 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
             lines.append(
                 [heading(metric), e.experiment, value, difference, f"{sign(e)} {e.mark}".strip(), p, n]
             )
-    return f"### {prompt_set}\n\n{_table(lines)}\n"
-
-
-def _table(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns are padded, so that it reads in a terminal too."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    padded = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])
+    return f"### {prompt_set}\n\n{markdown_table(lines, padded=True)}\n"
 
 
 # ------------------------------------------------------------------------------------------------------ notes
