@@ -167,7 +167,7 @@ class Resampler:
     seed: int
     strata: Mapping[str, Mapping[str, str]]
     """Prompt set to prompt id to stratum, of the sets that have any."""
-    made: dict[tuple[str, int, Labels | None], Array] = field(default_factory=dict)
+    made: dict[tuple[str, int, tuple[str, ...] | None], Array] = field(default_factory=dict)
 
     def seeds(self, stream: str, units: int) -> Array:
         """Weights [N, R] of training seeds."""

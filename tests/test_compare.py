@@ -534,6 +534,7 @@ def test_genevals_tasks_are_rows_and_its_number_is_their_plain_mean(six_tasks: C
     assert [line[0] for line in lines] == [
         tables.heading(metrics.load(name)) for name in ("geneval", *(f"geneval_{task}" for task in TASKS))
     ]
+    assert tables.machine(six_tasks, "x")["strata"] == {"geneval": list(TASKS)}
     notes = tables.method_notes(six_tasks)
     assert any(n.startswith("geneval is resampled inside its 6 strata") and "color_attr" in n for n in notes)
 

@@ -4,6 +4,8 @@
 trained. Published numbers could not be met at 9.0 either: the detector has other weights (`evals/scorers/geneval.py`), and upstream draws every prompt from one seed.
 50 steps are both's. A guidance of its own is a line in a suite of one's own.
 
+Its headlines are the published table: the plain mean over the six tasks, and each of them. Prompts are resampled inside their task, whose number of prompts is fixed.
+
 `objects` is another detector on the same pictures, with no rule but that what is named is there: a gain that only one of them sees is no gain.
 """
 

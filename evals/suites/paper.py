@@ -24,7 +24,7 @@ _FAIR = ("parity", "parity_excess")
 SUITE = Suite(
     parts=(
         Part("diffusiondb-test", 1, _PREFERENCE, headlines=_PREFERRED),
-        Part("parti", 1, _PREFERENCE, headlines=_PREFERRED, stratum=first_tag),
+        Part("parti", 1, _PREFERENCE, headlines=_PREFERRED, stratum=first_tag),  # its twelve categories
         Part("composition-seen", 1, _COMPOSITION, headlines=("detection",)),
         Part("composition-unseen", 1, _COMPOSITION, headlines=("detection",)),
         # 16: as in training; the paper does not say
