@@ -31,14 +31,12 @@ from PIL import Image
 
 import prompts
 from evals import rows
-from evals.files import sync_folder
+from evals.files import MARK, sync_folder
 
 KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
 Choice = Literal["left", "right", "tie"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-MARK = "source.json"
-"""What `evals.harness` leaves in a folder of pictures: what drew them."""
 NOISE = " under noise"
 GRAIN = 0.8
 """Share of noise in a spoilt picture: what it shows can be guessed at, but nobody takes it for the better one."""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+MARK = "source.json"
+"""In a folder of pictures: which weights and which suite drew them."""
+
 
 def write_text(text: str, path: Path | str) -> None:
     """Write a text file in UTF-8."""

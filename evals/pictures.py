@@ -34,15 +34,14 @@ from evals import rows
 from evals.checkpoints import Checkpoint, first_line, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import write_bytes, write_text
+from evals.files import MARK, write_bytes, write_text
+from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
 from prompts.lock import locked
 
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
-BASE = "base"
-MARK = "source.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""

@@ -17,9 +17,9 @@ import pandas as pd
 
 from evals import metrics, stats
 from evals import rows as score_rows
+from evals.rows import BASE
 
 MetricKind = Literal["win-rate", "score"]
-BASE = "base"
 ICC = 0.4
 """Within a category of GenEval's human annotations .16 to .45 were found; this is the high side."""
 PROMPTS = (100, 200, 553, 1632, 3200)

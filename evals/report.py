@@ -29,10 +29,11 @@ from markupsafe import Markup
 import prompts
 from evals import asides, compare, fairness, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
-from evals.compare import BASE, Comparison, Estimate
+from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
 from evals.files import write_text
 from evals.report_data import cell_id
+from evals.rows import BASE
 from prompts import Prompt
 
 SAMPLE = 6

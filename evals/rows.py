@@ -46,6 +46,8 @@ COLUMNS: tuple[str, ...] = Row._fields
 KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
 IMAGE: tuple[str, ...] = ("prompt_set", "prompt_id", "image")
 PROMPT: tuple[str, ...] = ("seed", "prompt_set", "prompt_id")
+BASE = "base"
+"""The experiment that was not trained, and that all others of its model are compared with."""
 
 
 def table(records: Iterable[Row]) -> pd.DataFrame:
@@ -180,7 +182,7 @@ def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
     theirs = pd.MultiIndex.from_frame(base[key])
-    _refuse_missing(mine.difference(theirs), len(mine), "base", rows)
+    _refuse_missing(mine.difference(theirs), len(mine), BASE, rows)
     used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
     _refuse_missing(theirs[used].difference(mine), int(used.sum()), str(rows["experiment"].iloc[0]), rows)
     partner = rows.copy()
@@ -192,7 +194,7 @@ def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFram
     if len(missing) == 0:
         return
     scorer, prompt_set, prompt_id, image = missing[0]
-    pair = "base" if who != "base" else str(rows["experiment"].iloc[0])
+    pair = BASE if who != BASE else str(rows["experiment"].iloc[0])
     raise ValueError(
         f"{who} lacks {len(missing)} of the {of} {scorer} scores that {pair} has (seed {rows['seed'].iloc[0]}), the first "
         f"of {prompt_set}, prompt {prompt_id}, image {image}: score both on the same prompts and images"

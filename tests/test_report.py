@@ -545,7 +545,7 @@ def _few_weights() -> object:
     from evals import stats
 
     plain = stats.weights
-    return lambda units, _, seed, stream: plain(units, 50, seed, stream)
+    return lambda units, _, seed, stream, strata: plain(units, 50, seed, stream, strata)
 
 
 @pytest.mark.parametrize(("command", "out"), [("compare", "table.md"), ("report", "report.html")])

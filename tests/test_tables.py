@@ -30,6 +30,14 @@ def comparison(frame: pd.DataFrame) -> Comparison:
     return compare.compare(frame, resamples=300)
 
 
+def test_a_markdown_table_has_a_rule_and_no_cell_that_splits() -> None:
+    lines = [["a", "width"], ["x|y", "1"]]
+    assert tables.markdown_table(lines) == "| a | width |\n| --- | --- |\n| x\\|y | 1 |"
+    assert tables.markdown_table(lines, padded=True) == (
+        "| a    | width |\n|------|-------|\n| x\\|y | 1     |"
+    )
+
+
 def test_files_are_written_whole_and_are_the_same_again(frame: pd.DataFrame, tmp_path: Path) -> None:
     rows.write(frame, tmp_path / "all.csv")
     tables.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
