@@ -277,9 +277,11 @@ def licences() -> None:
     """List what is used of others: weights of scorers (repository, revision, licence, SHA-256) and prompt sets."""
     import prompts
     from evals import scorers
+    from evals.weights import sha256_of
 
     for name in scorers.names("photo"):
-        for weights in scorers.weights_of(scorers.load(name, domain="photo", terms=False)):
+        scorer = scorers.load(name, domain="photo", terms=False)
+        for weights in scorers.weights_of(scorer):
             terms = "free for every use" if weights.free else f"needs --accept-terms {weights.repository}"
             click.echo(
                 f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
@@ -287,6 +289,9 @@ def licences() -> None:
             for number, file in enumerate(weights.files):
                 digest = weights.sha256[number] if weights.sha256 else "in the card of a run that uses it"
                 click.echo(f"    {file}  sha256 {digest}")
+        for carried in scorers.carried_by(scorer):
+            click.echo(f"{name}: the package {carried.package}; {carried.licence}; free for every use")
+            click.echo(f"    {carried.file}  sha256 {sha256_of(carried.path())}")
     for prompt_set, source, licence in prompts.sources():
         click.echo(f"{prompt_set}: {source}; {licence}")
 
