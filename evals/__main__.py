@@ -570,6 +570,13 @@ def _check_votes(out: Path) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    from evals.ballots import TITLE
+
+    tables = out.with_suffix(".md")
+    if tables.exists() and not (tables.is_file() and tables.read_bytes().startswith(TITLE.encode())):
+        raise ValueError(
+            f"{tables} is there, where the tables of --out {out} go, and is something else: choose another name"
+        )
 
 
 @main.command()

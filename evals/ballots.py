@@ -37,6 +37,8 @@ KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
 Choice = Literal["left", "right", "tie"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+TITLE = "# Human votes: "
+"""What the tables of a comparison begin with."""
 MARK = "source.json"
 """What `evals.harness` leaves in a folder of pictures: what drew them."""
 NOISE = " under noise"
