@@ -325,7 +325,7 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["skin-tone", "geneval"]))
+@click.argument("what", type=click.Choice(["skin-tone", "geneval", "miniature"]))
 @click.option(
     "--photographs",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -348,6 +348,8 @@ def calibrate(
     skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures: minutes.
 
     geneval: the 1,200 pictures that people have judged for it, in agreement, kappa and confusion, beside how far people agree.
+
+    miniature: every scorer of the miniature, on what its renderer and its base draw, held to what was drawn and to the hidden utility: minutes.
     """
     check_out(out, ".md")
     if what == "skin-tone":
@@ -356,6 +358,11 @@ def calibrate(
 
         options = () if photographs is None else ("--photographs", photographs)
         skin.write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    elif what == "miniature":
+        _refuse({"--photographs": photographs, "--images": images, "--accept-terms": accept_terms}, what)
+        from evals.miniature import calibration
+
+        click.echo(calibration.write(out, _command(f"calibrate {what}", (), "--out", out)) + "\n")
     else:
         _refuse({"--photographs": photographs}, what)
         from evals import geneval_people, weights
