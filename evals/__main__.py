@@ -277,9 +277,11 @@ def licences() -> None:
     """List what is used of others: weights of scorers (repository, revision, licence, SHA-256) and prompt sets."""
     import prompts
     from evals import scorers
+    from evals.weights import sha256_of
 
     for name in scorers.names("photo"):
-        for weights in scorers.weights_of(scorers.load(name, domain="photo", terms=False)):
+        scorer = scorers.load(name, domain="photo", terms=False)
+        for weights in scorers.weights_of(scorer):
             terms = "free for every use" if weights.free else f"needs --accept-terms {weights.repository}"
             click.echo(
                 f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
@@ -287,6 +289,9 @@ def licences() -> None:
             for number, file in enumerate(weights.files):
                 digest = weights.sha256[number] if weights.sha256 else "in the card of a run that uses it"
                 click.echo(f"    {file}  sha256 {digest}")
+        for carried in scorers.carried_by(scorer):
+            click.echo(f"{name}: the package {carried.package}; {carried.licence}; free for every use")
+            click.echo(f"    {carried.file}  sha256 {sha256_of(carried.path())}")
     for prompt_set, source, licence in prompts.sources():
         click.echo(f"{prompt_set}: {source}; {licence}")
 
@@ -320,7 +325,7 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["skin-tone", "geneval"]))
+@click.argument("what", type=click.Choice(["skin-tone", "geneval", "miniature"]))
 @click.option(
     "--photographs",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -343,6 +348,8 @@ def calibrate(
     skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures: minutes.
 
     geneval: the 1,200 pictures that people have judged for it, in agreement, kappa and confusion, beside how far people agree.
+
+    miniature: every scorer of the miniature, on what its renderer and its base draw, held to what was drawn and to the hidden utility: minutes.
     """
     check_out(out, ".md")
     if what == "skin-tone":
@@ -351,6 +358,11 @@ def calibrate(
 
         options = () if photographs is None else ("--photographs", photographs)
         skin.write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    elif what == "miniature":
+        _refuse({"--photographs": photographs, "--images": images, "--accept-terms": accept_terms}, what)
+        from evals.miniature import calibration
+
+        click.echo(calibration.write(out, _command(f"calibrate {what}", (), "--out", out)) + "\n")
     else:
         _refuse({"--photographs": photographs}, what)
         from evals import geneval_people, weights
@@ -565,6 +577,13 @@ def _check_votes(out: Path) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    from evals.ballots import TITLE
+
+    tables = out.with_suffix(".md")
+    if tables.exists() and not (tables.is_file() and tables.read_bytes().startswith(TITLE.encode())):
+        raise ValueError(
+            f"{tables} is there, where the tables of --out {out} go, and is something else: choose another name"
+        )
 
 
 @main.command()

@@ -37,6 +37,8 @@ KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
 Choice = Literal["left", "right", "tie"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+TITLE = "# Human votes: "
+"""What the tables of a comparison begin with."""
 NOISE = " under noise"
 GRAIN = 0.8
 """Share of noise in a spoilt picture: what it shows can be guessed at, but nobody takes it for the better one."""

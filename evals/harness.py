@@ -208,7 +208,8 @@ class Scoring:
         self.versions = {name: scorer.version for name, scorer in loaded.items()}
         self.parts = out.with_name(out.name + ".parts")
         self.units = {part: units_of(part) for part in suite.parts}
-        self.digests = {part: prompts.digest(prompts.load(part.prompt_set)) for part in suite.parts}
+        self.asked = {part: prompts.load(part.prompt_set) for part in suite.parts}
+        self.digests = {part: prompts.digest(asked) for part, asked in self.asked.items()}
 
     def run(self) -> None:
         """Do what others do not, then wait for them and do what they have not; put all together.
@@ -268,11 +269,12 @@ class Scoring:
         theirs = base.read(unit.part, unit.items) if base and base is not self.pictures else None
         if base:
             self._refuse_other_sizes(unit, base, pictures, theirs or pictures)
+        seen = self._seen(self.pictures, unit, pictures)
         record = Record(
             suite=self.whose.suite,
             prompts=self.digests[unit.part],
-            pictures=self._seen(self.pictures, unit, pictures),
-            base=self._seen(base, unit, theirs or pictures) if base else None,
+            pictures=seen,
+            base=(seen if theirs is None else self._seen(base, unit, theirs)) if base else None,
         )
         if kept and record.shows_the_same(kept):
             record.scores = {name: kept.scores[name] for name in names if self._has(unit, name, kept, record)}
@@ -342,7 +344,7 @@ class Scoring:
                 if scorer.scope == "paired":
                     both = [place for place in decoded if theirs is None or theirs[place]]
                     ours = images if both == decoded else _stacked(pictures, both)
-                    self._keep_features(unit, record, name, ours, _stacked(theirs, both) if theirs else ours)
+                    self._keep_features(unit, record, name, ours, _stacked(theirs, both) if theirs else None)
                     continue
                 places = decoded if scorer.scope == "image" else _of_whole_prompts(unit.items, decoded)
                 shown = images if places == decoded else _stacked(pictures, places)
@@ -353,18 +355,24 @@ class Scoring:
 
     # ----------------------------------------------------------------------------------------------- features of a unit
 
-    def _keep_features(self, unit: Unit, record: Record, name: str, images: Tensor, base: Tensor) -> None:
+    def _keep_features(
+        self, unit: Unit, record: Record, name: str, images: Tensor, base: Tensor | None
+    ) -> None:
+        """Keep the first stage's answers for some pictures and the base's; without those they are the same pictures, and are not asked about twice."""
         scorer = self.loaded[name]
-        stages = [
-            _answer(name, lambda side=side: scorers.ask_features(name, scorer, side))  # type: ignore[misc]
-            if len(side)
-            else torch.empty(0, 1)
-            for side in (images, base)
-        ]
-        content = save(
-            dict(zip(("ours", "base"), stages, strict=True)), {"of": self._features_of(name, record)}
-        )
-        write_bytes(content, self._features_file(unit, name))
+
+        def features(side: Tensor) -> Tensor:
+            return (
+                _answer(name, lambda: scorers.ask_features(name, scorer, side))
+                if len(side)
+                else torch.empty(0, 1)
+            )
+
+        ours = features(images)
+        kept = {"ours": ours, "base": ours.clone() if base is None else features(base)}
+        content = save(kept, {"of": self._features_of(name, record)})
+        # what a power cut takes of a unit is done again
+        write_bytes(content, self._features_file(unit, name), durable=False)
         record.scores[name] = Score(self.versions[name], None)
 
     def _features_file(self, unit: Unit, name: str) -> Path:
@@ -530,7 +538,7 @@ class Scoring:
             for unit in self.units[part]
             for item, one in zip(unit.items, records[unit.name].pictures, strict=True)
         ]
-        asked = prompts.load(part.prompt_set)
+        asked = self.asked[part]
         cut = {name: scorers.how_many_are_cut(self.loaded[name], asked) for name in part.scorers}
         return {
             "prompts": self.digests[part],
@@ -547,9 +555,8 @@ class Scoring:
 
     def _say_what_is_cut(self) -> None:
         """Name scorers that do not read prompts to their end."""
-        for part in self.suite.parts:
+        for part, asked in self.asked.items():
             for name in part.scorers:
-                asked = prompts.load(part.prompt_set)
                 if note := scorers.what_is_cut(name, self.loaded[name], part.prompt_set, asked):
                     say(note)
 

@@ -17,7 +17,8 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -60,7 +61,11 @@ class Item:
 
     def path(self, folder: Path) -> Path:
         """Where it lies below the folder of its prompt set."""
-        return folder / self.prompt.id / f"{self.image}.png"
+        return Path(self.name(folder))
+
+    def name(self, folder: Path) -> str:
+        """The same as text, for what is asked of every picture again and again: pathlib takes longer than the disk."""
+        return f"{folder}/{self.prompt.id}/{self.image}.png"
 
 
 def items_of(part: Part) -> list[Item]:
@@ -118,7 +123,7 @@ def _as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
         over.alpha_composite(picture.convert("RGBA"))
         return over.convert("RGB"), "transparency laid over white"
     if picture.mode == "RGB":
-        return picture.convert("RGB"), ""
+        return picture, ""
     return picture.convert("RGB"), f"{picture.mode} converted to RGB"
 
 
@@ -210,6 +215,7 @@ class Pictures:
         self._painter: Painter | None = None
         self._base: Pictures | None = None
         self._says = True
+        self._cut_files: dict[str, Path] = {}
         mine = folder / checkpoint.name
         self.digest = checkpoint.digest()
         source = _source(self.digest, suite)
@@ -233,46 +239,65 @@ class Pictures:
 
     def path(self, part: Part, item: Item) -> Path:
         """Of a picture."""
-        return item.path(self.root / self.checkpoint.name / part.prompt_set)
+        return item.path(self._folder(part))
+
+    def _folder(self, part: Part) -> Path:
+        return self.root / self.checkpoint.name / part.prompt_set
 
     def are_there(self, part: Part, items: Sequence[Item]) -> bool:
         """Whether all have a file."""
         return not self._missing(part, items)
 
     def _missing(self, part: Part, items: Sequence[Item]) -> list[Item]:
-        return [item for item in items if not self.path(part, item).is_file()]
+        folder = self._folder(part)
+        return [item for item in items if not os.path.isfile(item.name(folder))]
 
     def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
-        """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing."""
+        """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing.
+
+        A chunk is encoded and written while the next is drawn. Its lock goes with it, and is free when all its files are there. No third is in memory.
+        """
         missing = len(self._missing(part, items))
         if not missing:
             return
         micro_batch = self.suite.sampling.micro_batch
         at_once = max(1, CHUNK // micro_batch) * micro_batch
-        with bar(f"drawing {part.prompt_set}", missing) as told:
+        # where this is left by an error or Ctrl-C, the executor first ends what it writes: what was drawn is kept
+        with bar(f"drawing {part.prompt_set}", missing) as told, ThreadPoolExecutor(1) as beside:
+            saving: Future[None] | None = None
             for start in range(0, len(items), at_once):
                 chunk = items[start : start + at_once]
                 if self.are_there(part, chunk):
                     continue
-                with locked(self._lock(f"{part.prompt_set}-{start}"), wait) as taken:
-                    if taken:
-                        todo = self._missing(part, chunk)
-                        self._draw(part, todo)
+                with ExitStack() as held:
+                    if not held.enter_context(locked(self._lock(f"{part.prompt_set}-{start}"), wait)):
+                        continue
+                    if todo := self._missing(part, chunk):
+                        drawn = self._drawn(part, todo)
+                        self._until_saved(saving)
+                        paths = [self.path(part, item) for item in todo]
+                        saving = beside.submit(_save_all, drawn, paths, held.pop_all())
                         told.update(len(todo))
+            self._until_saved(saving)
 
-    def _draw(self, part: Part, items: Sequence[Item]) -> None:
-        """Draw with each image's own noise."""
-        if not items:
-            return
+    def _drawn(self, part: Part, items: Sequence[Item]) -> NDArray[np.uint8]:
+        """Draw with each image's own noise: 8 bits [B, H, W, 3]."""
         painter = self._open()
         self._count_cut(part, painter)
         with self.clock.of("drawing"):
-            drawn = painter.paint(
+            drawn_BCHW = painter.paint(
                 [item.prompt.text for item in items], [item.image for item in items], self.suite.seed
             )
-        with self.clock.of("saving"):
-            for item, picture in zip(items, drawn, strict=True):
-                _save(picture, self.path(part, item))
+        pixels_BHWC: NDArray[np.uint8] = (
+            (drawn_BCHW.numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        )
+        return pixels_BHWC
+
+    def _until_saved(self, saving: Future[None] | None) -> None:
+        """Wait for what is written beside. Raises what kept it from being written."""
+        if saving is not None:
+            with self.clock.of("saving"):
+                saving.result()
 
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
         """Some of a part's, of one size; one that is damaged is drawn again.
@@ -281,14 +306,16 @@ class Pictures:
             ValueError: naming one of another size.
         """
         with self.clock.of("reading"):
-            found = [_read_or_none(self.path(part, item)) for item in items]
+            folder = self._folder(part)
+            found = [_read_or_none(item.path(folder)) for item in items]
         damaged = [place for place, picture in enumerate(found) if picture is None]
         if damaged:
             say(
                 f"note: {self.path(part, items[damaged[0]])} is damaged and is drawn again{and_more(len(damaged))}"
             )
-            self._draw(part, [items[place] for place in damaged])
-            for place in damaged:
+            drawn = self._drawn(part, [items[place] for place in damaged])
+            for place, pixels_HWC in zip(damaged, drawn, strict=True):
+                _save(pixels_HWC, self.path(part, items[place]))
                 found[place] = read(self.path(part, items[place]))
         paths = [self.path(part, item) for item in items]
         refuse_other_sizes(paths, [picture.size for picture in found if picture], "and it is drawn again")
@@ -303,8 +330,11 @@ class Pictures:
 
     def _cut_file(self, part: Part) -> Path:
         """Where it is kept how many prompts are cut: to count them takes the tokenizer, which takes the weights."""
-        digest = prompts.digest(prompts.load(part.prompt_set))
-        return self.root / self.checkpoint.name / f".{part.prompt_set}-{digest}.json"
+        name = part.prompt_set
+        if name not in self._cut_files:
+            digest = prompts.digest(prompts.load(name))
+            self._cut_files[name] = self.root / self.checkpoint.name / f".{name}-{digest}.json"
+        return self._cut_files[name]
 
     def _count_cut(self, part: Part, painter: Painter) -> None:
         """Count prompts that the model will not read to their end, and say it, once."""
@@ -449,11 +479,17 @@ def _claim(folder: Path, source: str) -> None:
     write_text(source, folder / MARK)
 
 
-def _save(picture_CHW: Tensor, path: Path) -> None:
+def _save_all(pixels_BHWC: NDArray[np.uint8], paths: Sequence[Path], held: ExitStack) -> None:
+    """Write pictures, then let go of what is held."""
+    with held:
+        for pixels_HWC, path in zip(pixels_BHWC, paths, strict=True):
+            _save(pixels_HWC, path)
+
+
+def _save(pixels_HWC: NDArray[np.uint8], path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, format="PNG")
+    Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(encoded, format="PNG")
     write_bytes(encoded.getvalue(), path, durable=False)
 
 

@@ -319,7 +319,7 @@ def markdown(tally: Tally, command: str) -> str:
     """The tables, and what has to be known to read them."""
     return "\n".join(
         [
-            f"# Human votes: {tally.comparison.a} (A) against {tally.comparison.b} (B)",
+            f"{ballots.TITLE}{tally.comparison.a} (A) against {tally.comparison.b} (B)",
             "",
             verdict(tally),
             "",

@@ -949,6 +949,14 @@ def test_an_out_of_another_kind(folders: tuple[Path, Path], tmp_path: Path) -> N
         assert "is there, and no score file" in bad([*arguments, "--out", str(other)])
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
         assert "is a folder" in bad([*arguments, "--out", str(tmp_path / "folder.csv")])
+        notes = tmp_path / "notes.md"
+        notes.write_text("# Notes on human votes\n")
+        assert "notes.md is there, where the tables of --out" in bad(
+            [*arguments, "--out", str(notes.with_suffix(".csv"))]
+        )
+        assert notes.read_text() == "# Notes on human votes\n"
+        assert not notes.with_suffix(".csv").exists()
+        notes.unlink()
     (tmp_path / "notes.jsonl").write_text("{}\n")
     assert "no log of votes" in bad(["vote", *map(str, folders), "--out", str(tmp_path / "notes.csv")])
     assert (tmp_path / "notes.jsonl").read_text() == "{}\n"

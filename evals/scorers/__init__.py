@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from evals import cut
-from evals.weights import Weights, refuse_unaccepted
+from evals.weights import Carried, Weights, refuse_unaccepted
 from prompts import Prompt
 
 Scope = Literal["image", "prompt", "paired"]
@@ -52,7 +52,7 @@ class Scorer(Protocol):
     "paired": against the base model's image of the same prompt and noise."""
     version: str
     """8 hex digits of code and weights; rows of different versions are not compared."""
-    # and, where its weights are others', `weights: tuple[Weights, ...]`; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
+    # and, where its weights are others', `weights: tuple[Weights, ...]`, or `carried: tuple[Carried, ...]` of those in a package; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
     # many of each it does not read; and in scope "paired", where an answer depends on all pictures through their embeddings alone, two stages, so that
     # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
     # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both.
@@ -104,6 +104,11 @@ def load(
 def weights_of(scorer: Scorer) -> tuple[Weights, ...]:
     """What a scorer takes from others; nothing where it brings its own."""
     return tuple(getattr(scorer, "weights", ()))
+
+
+def carried_by(scorer: Scorer) -> tuple[Carried, ...]:
+    """What a scorer takes from others that packages of the environment carry."""
+    return tuple(getattr(scorer, "carried", ()))
 
 
 CONTRACT = ("range", "higher_is_better", "source", "scope", "version")
