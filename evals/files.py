@@ -23,6 +23,14 @@ def write_bytes(content: bytes, path: Path | str, durable: bool = True) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_beside(content, path, durable)
+    except OSError as error:  # which tells of the file beside it, or, of a full disk, of none
+        error.filename = str(path)
+        raise
+
+
+def _write_beside(content: bytes, path: Path, durable: bool) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
