@@ -377,3 +377,10 @@ def test_other_files_are_named_by_their_options(tmp_path: Path) -> None:
         assert result.output.startswith("error: --" + options[0][2:])
         assert told in result.output
     assert (tmp_path / "other.json").read_text() == "{}"
+
+
+def test_scores_that_no_metric_reads_are_told(frame: pd.DataFrame) -> None:
+    scores = frame[frame["scorer"] == "gold_utility"]
+    unread = pd.concat([scores, scores.assign(scorer="redness")])
+    told = [tables.count_notes(compare.compare(some, 50)) for some in (scores, unread)]
+    assert [*set(told[1]) - set(told[0])] == ["No metric reads the scores of redness: they are in no table."]
