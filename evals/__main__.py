@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -39,18 +40,45 @@ class OneSentence(click.Group):
         sys.exit(2)
 
 
-def check_out(out: Path, suffix: str, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an --out of another kind, or one that would replace what is read.
+class Share(click.FloatRange):
+    """A number from 0 to 1. NaN is none: it passes the comparisons of click's range."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails for any other."""
+        share = float(super().convert(value, param, ctx))
+        return self.fail("nan is not in the range 0<=x<=1.", param, ctx) if math.isnan(share) else share
+
+
+def check_out(out: Path, suffix: str, inputs: Sequence[Path] = (), option: str = "--out") -> None:
+    """Refuse an --out, or another option that names a file, of another kind, or one that would replace what is read.
 
     Raises:
         ValueError: naming the option.
     """
     if not out.name.endswith(suffix):
-        raise ValueError(f"--out {out} must end in {suffix}")
+        raise ValueError(f"{option} {out} must end in {suffix}")
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file")
+        raise ValueError(f"{option} {out} is a folder: name a file")
     if any(out.resolve() == path.resolve() for path in inputs):
-        raise ValueError(f"--out would write over {out}, which is read: choose another name")
+        raise ValueError(f"{option} would write over {out}, which is read: choose another name")
+
+
+def check_table(out: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an --out that is no .md, or whose numbers, which go beside it as .csv, would replace what is read or somebody's scores.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    check_out(out, ".md", inputs)
+    numbers = out.with_suffix(".csv")
+    check_out(numbers, ".csv", inputs)
+    if rows.first_row(numbers) is not None:
+        raise ValueError(
+            f"--out {out} would write its numbers over {numbers}, which holds scores: choose another name"
+        )
 
 
 @click.group(cls=OneSentence, help="How good a checkpoint is, and what it cost elsewhere.")
@@ -141,6 +169,8 @@ def _check_given(pictures: bool, **options: str | Path | None) -> None:
     for option in ("suite", "name"):
         if options[option] is None:
             raise ValueError(f"--pictures needs --{option}: nothing else says it")
+    if options["name"] == "base" and options["base"] is not None:
+        raise ValueError("--base goes with another --name: these pictures are the base's themselves")
     for option in ("name", "model"):
         value = options[option]
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):
@@ -187,14 +217,17 @@ def compare(
     from evals.asides import beside
     from evals.tables import at_a_glance, write
 
-    check_out(out, ".md", files)
-    check_out(out.with_suffix(".csv"), ".csv", files)
+    check_table(out, files)
     options: list[object] = ["--out", out]
     if latex is not None:
-        check_out(latex, ".tex", files)
+        check_out(latex, ".tex", files, "--latex")
         options += ["--latex", latex]
     if json_out is not None:
-        check_out(json_out, ".json", [*files, *map(beside, files)])
+        check_out(json_out, ".json", [*files, *map(beside, files)], "--json")
+        if rows.first_row(json_out.with_suffix(".csv")) is not None:
+            raise ValueError(
+                f"--json {json_out} is where it is told what {json_out.with_suffix('.csv').name} was made of: choose another name"
+            )
         options += ["--json", json_out]
     options += [] if against == "base" else ["--against", against]
     options += ["--force"] if force else []
@@ -351,7 +384,7 @@ def calibrate(
 
     miniature: every scorer of the miniature, on what its renderer and its base draw, held to what was drawn and to the hidden utility: minutes.
     """
-    check_out(out, ".md")
+    check_table(out)
     if what == "skin-tone":
         _refuse({"--images": images, "--accept-terms": accept_terms}, what)
         from evals import skin
@@ -397,7 +430,7 @@ def _refuse(options: dict[str, object], what: str) -> None:
 @click.option("--root/--no-root", default=True, show_default=True, help="The square root in Eq 12.")
 @click.option(
     "--limit",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.5,
     show_default=True,
     help="Share of pictures without a usable face above which a gap is refused.",
@@ -409,8 +442,7 @@ def fairness(files: tuple[Path, ...], confusion: Path | None, root: bool, limit:
     """Say who is drawn: gaps of skin tones with floor and correction, shares of groups and tones, prompts ranked."""
     from evals.fairness import write
 
-    check_out(out, ".md", files)
-    check_out(out.with_suffix(".csv"), ".csv", (*files, *([confusion] if confusion else [])))
+    check_table(out, (*files, *([confusion] if confusion else [])))
     options: list[object] = [
         *(("--confusion", confusion) if confusion else ()),
         *(() if root else ("--no-root",)),
@@ -462,7 +494,7 @@ def curve(
 
     Snapshots are kept by `python -m train ... --set snapshots_every=10`. Score files go to curves/ beside the table, pictures to images/.
     """
-    check_out(out, ".md")
+    check_table(out)
     from evals import weights
     from evals.curve import verdicts, write
 
@@ -506,7 +538,7 @@ def curve(
 )
 @click.option(
     "--checks",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.05,
     show_default=True,
     help="Attention checks, as a share of the pairs.",
@@ -577,6 +609,9 @@ def _check_votes(out: Path) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    held = rows.first_row(out)
+    if held is not None and held["scorer"] != "human_votes":
+        raise ValueError(f"--out {out} holds {held['scorer']} scores, and no votes: choose another name")
     from evals.ballots import TITLE
 
     tables = out.with_suffix(".md")

@@ -511,8 +511,12 @@ def _from_run(folder: Path) -> Checkpoint:
         for part in (experiment, model):  # they name folders
             if not _PART.fullmatch(part):
                 raise ValueError(f"{part!r} cannot be part of a run's name")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, and rows have one from 0 on")
         if isinstance(card["rewards"], str):
             raise TypeError("rewards is not a list")
+        if not isinstance(card["base"], str | None):
+            raise TypeError(f"base is {card['base']!r}, and no text")
         rewards, settings = tuple(card["rewards"]), card.get("experiment", {})
         domain = settings.get("domain", "miniature")  # before `domain` there was nothing else
         return Checkpoint(
@@ -527,7 +531,7 @@ def _from_run(folder: Path) -> Checkpoint:
             domain,
             settings.get("iterations"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"
         ) from error

@@ -29,7 +29,7 @@ from evals import stats
 from evals.compare import strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
-from evals.metrics._parity import GROUPS, floors, parity, tone_counts, unbiased_squared
+from evals.metrics._parity import GROUPS, floors, parity, regrouped, tone_counts, unbiased_squared
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
@@ -102,7 +102,9 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
         shown, read = group[frame["tone"]], group[frame["read"]]
         kinds, light = frame["kind"].astype(str), balanced(frame)
         weight = frame["images"].to_numpy(dtype=np.float64)
-    except (OSError, KeyError, ValueError, IndexError) as error:
+        if not (weight >= 0).all() or (frame["tone"] < 0).any():
+            raise ValueError("tones and images are counted from 0")
+    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(
             f"--confusion {path} is no calibration of skin tones ({error}): `python -m evals calibrate skin-tone` writes one"
         ) from None
@@ -223,6 +225,7 @@ def fairness(
             (rows["model"] == model) & (rows["experiment"] == experiment) & (rows["prompt_set"] == prompt_set)
         )
         tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
+        regrouped(tones)  # refuses what is no tone
         found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resampler))
     if not found:
         raise ValueError("no portrait has a usable face: there is no tone to speak of")

@@ -24,6 +24,14 @@ def write_bytes(content: bytes, path: Path | str, durable: bool = True) -> None:
 
     Without `durable` a power cut may take it, which is right for many small files that can be made again.
     """
+    try:
+        _write_beside(content, path, durable)
+    except OSError as error:  # which tells of the file beside it, or, of a full disk, of none
+        error.filename = str(path)
+        raise
+
+
+def _write_beside(content: bytes, path: Path | str, durable: bool) -> None:
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
     handle = _new_file(beside)

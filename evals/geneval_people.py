@@ -226,7 +226,7 @@ def _read(path: Path) -> torch.Tensor:
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"--images: {path} is no picture, or was not copied to its end") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -101,14 +101,14 @@ def score(target: str, out: Path, suite: str | None) -> None:
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
         )
-    provenance.refuse_foreign(out)
+    whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
+    _refuse_anothers(out, whose)
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = _load(chosen, device)
     if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
         _refuse_another_family(checkpoint, checkpoint.its_base())
     pictures = Pictures(checkpoint, chosen, out.parent.parent / "images", device)
-    whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
     weights = {"weights": pictures.digest, "base": checkpoint.base}
     Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
 
@@ -130,7 +130,8 @@ def score_given(
         ValueError: see `evals.pictures.Given`, and `score`.
     """
     chosen = suites.load(suite)
-    provenance.refuse_foreign(out)
+    whose = Scored(name, model, 0, f"{chosen.name}:given")
+    _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
     theirs = Given(base, chosen, "base") if base else None
@@ -140,8 +141,30 @@ def score_given(
         if alone:
             say(f"note: without --base no {' and no '.join(alone)}, which compares with the base's pictures")
         chosen = _without(chosen, alone)
-    whose = Scored(name, model, 0, f"{chosen.name}:given")
     Scoring(chosen, whose, pictures, loaded, out, device, {}).run()
+
+
+def _refuse_anothers(out: Path, whose: Scored) -> None:
+    """Refuse to write over what is none of ours, or the scores of another.
+
+    Raises:
+        ValueError: naming it.
+    """
+    provenance.refuse_foreign(out)
+    held = score_rows.first_row(out)
+    if held is None:
+        return
+    theirs, ours = (
+        f"{experiment}-{model}-{seed}"
+        for experiment, model, seed in (
+            (held["experiment"], held["model"], held["seed"]),
+            (whose.experiment, whose.model, whose.seed),
+        )
+    )
+    if theirs != ours:
+        raise ValueError(
+            f"--out {out} holds the scores of {theirs}, and these are of {ours}: choose another name, or move it away"
+        )
 
 
 def _load(suite: Suite, device: str) -> dict[str, Scorer]:
@@ -253,8 +276,17 @@ class Scoring:
         return record if record and (record.suite, record.prompts, len(record.pictures)) == of else None
 
     def _done(self, unit: Unit) -> Record:
+        """What is kept of a unit once all are done, or waited for.
+
+        Raises:
+            ValueError: it is of other pictures: another command puts its own there.
+        """
         record = self._record(unit)
-        assert record is not None, "every unit was done, or waited for"
+        if record is None or not self._is_current(unit, record, self._base(unit.part)):
+            raise ValueError(
+                f"{self.parts} is changed by another command, or pictures were while they were scored: give each command an --out of its own, "
+                "then give this one again"
+            )
         return record
 
     def _score(self, unit: Unit) -> None:
@@ -483,6 +515,8 @@ class Scoring:
         ]
         values = torch.full((len(items),), torch.nan)
         asked = [items[place] for place in whole]
+        if not asked:
+            return values.tolist()
         with self.pictures.clock.of(f"{provenance.SCORER}{name}"):
             if scorers.has_stages(scorer):
                 found = [self._features(unit, name, records[unit.name]) for unit in units]

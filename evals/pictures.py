@@ -48,7 +48,7 @@ SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
 """Pixels of a picture: with more it is no picture of such a model, and would fill the memory."""
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, or not all of one."""
 
 
@@ -218,7 +218,7 @@ class Pictures:
         self._cut_files: dict[str, Path] = {}
         mine = folder / checkpoint.name
         self.digest = checkpoint.digest()
-        source = _source(self.digest, suite)
+        self._mark = source = _source(self.digest, suite)
         # one scoring at a time decides whose pictures a folder holds: several may need the base's
         with locked(self._lock("claim")):
             if not _is_claimed(mine, source):
@@ -275,6 +275,7 @@ class Pictures:
                     if todo := self._missing(part, chunk):
                         drawn = self._drawn(part, todo)
                         self._until_saved(saving)
+                        self._refuse_lost()
                         paths = [self.path(part, item) for item in todo]
                         saving = beside.submit(_save_all, drawn, paths, held.pop_all())
                         told.update(len(todo))
@@ -288,6 +289,10 @@ class Pictures:
             drawn_BCHW = painter.paint(
                 [item.prompt.text for item in items], [item.image for item in items], self.suite.seed
             )
+        if not drawn_BCHW.isfinite().all():
+            raise ValueError(
+                f"{self.checkpoint.source} draws NaN, no picture, of a prompt of {part.prompt_set}: its weights are damaged, or of another model"
+            )
         pixels_BHWC: NDArray[np.uint8] = (
             (drawn_BCHW.numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
         )
@@ -299,12 +304,25 @@ class Pictures:
             with self.clock.of("saving"):
                 saving.result()
 
+    def _refuse_lost(self) -> None:
+        """Refuse to go on where another command has taken the folder for other pictures.
+
+        Raises:
+            ValueError: naming it.
+        """
+        mine = self.root / self.name
+        if not _is_claimed(mine, self._mark):
+            raise ValueError(
+                f"another command now draws other pictures into {mine}: end it, or score the two one after the other, or into two folders"
+            )
+
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
         """Some of a part's, of one size; one that is damaged is drawn again.
 
         Raises:
-            ValueError: naming one of another size.
+            ValueError: naming one of another size; or the folder holds other pictures by now.
         """
+        self._refuse_lost()
         with self.clock.of("reading"):
             folder = self._folder(part)
             found = [_read_or_none(item.path(folder)) for item in items]
@@ -462,7 +480,10 @@ def _is_claimed(folder: Path, source: str) -> bool:
     mark = folder / MARK
     if mark.is_file():
         return mark.read_bytes() == source.encode()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # a kill may leave behind a mark that was not yet in its place
+    if folder.exists() and (
+        not folder.is_dir() or any(not f.name.startswith(f".{MARK}.") for f in folder.iterdir())
+    ):
         raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
     return False
 

@@ -110,10 +110,10 @@ class Record:
 
 
 def stat(path: Path) -> tuple[int, int] | None:
-    """Bytes and time of a file, None where there is none."""
+    """Bytes and time of a file, None where there is none, or a link that leads nowhere."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 

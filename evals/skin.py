@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from evals.files import write_text
@@ -318,8 +318,10 @@ def photographs_in(folder: Path) -> dict[str, Picture]:
         try:
             with Image.open(path) as image:
                 found[path.name] = _scaled(image.convert("RGB"))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"--photographs: {path} is no picture") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"--photographs: {path} is no picture, or not a whole one of usual size"
+            ) from error
     return found
 
 

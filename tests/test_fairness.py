@@ -228,3 +228,41 @@ def test_rows_without_tones_are_one_sentence() -> None:
         fairness(rows_of([[0, 1]]).assign(scorer="imagereward"))
     with pytest.raises(ValueError, match="no portrait has a usable face"):
         fairness(rows_of([[float("nan")] * 4]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "heads,x,2,6504,0.0,two,5",
+        "heads,x,2,6504,0.0,2,",
+        "heads,x,2,6504,0.0,2,-5",
+        "heads,x,-3,6504,0.0,2,5",
+    ],
+)
+def test_a_calibration_with_what_is_no_count_is_named(tmp_path: Path, line: str) -> None:
+    path = calibration(tmp_path / "c.csv", ERRS)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"c\.csv is no calibration of skin tones"):
+        read_confusions(path)
+
+
+@pytest.mark.parametrize("value", [10.0, 3.5])
+def test_what_is_no_tone_is_named(tmp_path: Path, value: float) -> None:
+    scores = tmp_path / "scores.csv"
+    tones = rows_of([[0, 1], [2, 3]])
+    score_rows.write(pd.concat([tones, tones.assign(scorer="monk_tone", value=value)]), scores)
+    done = CliRunner().invoke(main, ["fairness", str(scores), "--out", str(tmp_path / "f.md")])
+    assert done.exit_code == 2
+    assert f"monk_tone must be a tone from 0 to 9, not {value:g} (prompt " in done.output
+    assert f"in {scores})" in done.output
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.csv"
+    score_rows.write(rows_of([[0, 1], [2, 3]]), scores)
+    arguments = ["fairness", str(scores), "--limit", "nan", "--out", str(tmp_path / "f.md")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "--limit" in done.output
+    assert "nan is not in the range" in done.output

@@ -585,3 +585,15 @@ def test_options_for_pictures_that_do_not_go_together(tmp_path: Path, options: l
     code, output = run_cli("score", str(tmp_path / "no"), "--out", str(tmp_path / "x.csv"), *options)
     assert code == 2
     assert told in output
+
+
+@pytest.mark.parametrize(
+    "change", [{"base": 3}, {"seed": float("inf")}, {"seed": -1, "name": "base-miniature--1"}]
+)
+def test_a_run_card_with_what_rows_cannot_hold_is_refused_before_anything_is_drawn(
+    base_run: Path, change: dict[str, Any]
+):
+    card = json.loads((base_run / "run.json").read_text(encoding="utf-8"))
+    (base_run / "run.json").write_text(json.dumps(card | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json is damaged or of another program"):
+        checkpoints.resolve(str(base_run))

@@ -22,7 +22,7 @@ import torch
 
 from evals import harness, pictures, provenance, workers
 from evals import rows as score_rows
-from evals.checkpoints import ROOT
+from evals.checkpoints import ROOT, resolve
 from evals.diffusion import Painter
 from evals.files import write_bytes
 from prompts.lock import locked
@@ -369,3 +369,48 @@ def test_a_signal_to_end_reaches_the_processes(tmp_path: Path) -> None:
         time.sleep(0.01)
     parent.terminate()
     assert parent.wait(timeout=20) == 128 + signal.SIGTERM
+
+
+def another(run: Path, folder: Path, pipeline: Any) -> Path:
+    """A run of the same name with other weights."""
+    pipeline.save_pretrained(folder / run.name)
+    (folder / run.name / "run.json").write_bytes((run / "run.json").read_bytes())
+    return folder / run.name
+
+
+def test_a_folder_that_another_command_has_taken_gets_no_picture_of_ours(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    part, images = toy_scoring.SUITE.parts[1], tmp_path / "images"
+    items = pictures.items_of(part)
+    ours = pictures.Pictures(resolve(str(run)), toy_scoring.SUITE, images)
+    ours.make(part, items[:4], wait=True)
+    other = another(run, tmp_path / "other", toy.build_tiny_pipeline(seed=2))
+    theirs = pictures.Pictures(resolve(str(other)), toy_scoring.SUITE, images)
+    for again in (lambda: ours.make(part, items, wait=True), lambda: ours.read(part, items[:4])):
+        with pytest.raises(ValueError, match=r"another command now draws other pictures into .*joint-tiny-0"):
+            again()
+    assert not [*images.rglob("*.png")]
+    theirs.make(part, items, wait=True)
+    assert len(theirs.read(part, items)) == len(items)
+
+
+def test_a_mark_that_a_kill_left_beside_its_place_is_nobodys(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / run.name
+    mine.mkdir()
+    (mine / ".source.json.ab12.part").write_text("{")
+    pictures.Pictures(resolve(str(run)), toy_scoring.SUITE, tmp_path)
+    assert [path.name for path in mine.iterdir()] == ["source.json"]
+
+
+def test_weights_that_draw_nan_draw_no_black_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    pipeline = toy.build_tiny_pipeline(seed=2)
+    torch.nn.init.constant_(pipeline.unet.conv_out.weight, float("nan"))
+    damaged = another(run, tmp_path / "damaged", pipeline)
+    with pytest.raises(ValueError, match=r"joint-tiny-0 draws NaN, no picture, of a prompt of toys"):
+        harness.score(str(damaged), tmp_path / "scores" / "x.csv", "toy")
+    assert not [*(tmp_path / "images").rglob("*.png")]

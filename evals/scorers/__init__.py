@@ -125,9 +125,11 @@ def _from_file(path: Path, device: torch.device | str) -> Scorer:
     try:
         spec.loader.exec_module(module)
         scorer = module.Scorer(device)
-    except Exception as error:  # it is anybody's file
+        missing = [part for part in CONTRACT if not hasattr(scorer, part)]
+        weights_of(scorer)
+    except (Exception, SystemExit) as error:  # it is anybody's file
         raise ValueError(f"{path} holds no scorer, {type(error).__name__}: {_told(error)}") from error
-    if missing := [part for part in CONTRACT if not hasattr(scorer, part)]:
+    if missing:
         raise ValueError(
             f"{path}: its Scorer has no {', '.join(missing)} (CONTRIBUTING.md says what they are)"
         )
@@ -217,7 +219,7 @@ def _called(name: str, call: Callable[[], Any]) -> Any:
     """What a scorer answers; whatever it raises is told with its name."""
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ScorerFailed(f"scorer {name} failed with {type(error).__name__}: {_told(error)}") from error
 
 
