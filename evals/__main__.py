@@ -119,8 +119,7 @@ def main() -> None:
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
-    help="With --pictures: folder of the base's, for scorers that compare with them.",
+    help="What somebody's checkpoint came from, for scorers that compare with it, and for a LoRA: a diffusers folder, one file or a hub id. With --pictures: folder of the base's.",
 )
 def score(
     target: str,
@@ -131,12 +130,13 @@ def score(
     pictures: bool,
     name: str | None,
     model: str | None,
-    base: Path | None,
+    base: str | None,
 ) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures, or score somebody's (--pictures).
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.
-    The same command goes on where it was stopped. X.json beside --out X.csv tells what was scored and counted.
+    The same command goes on where it was stopped. X.json beside --out X.csv tells what was scored and counted; pictures go to images/ beside it, or beside a
+    folder called scores.
     """
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
@@ -150,19 +150,19 @@ def score(
     if pictures:
         assert suite is not None
         assert name is not None
-        harness.score_given(Path(target), out, suite, name, model or "external", base)
+        harness.score_given(Path(target), out, suite, name, model or "external", Path(base) if base else None)
     else:
-        harness.score(target, out, suite)
+        harness.score(target, out, suite, base)
 
 
-def _check_given(pictures: bool, **options: str | Path | None) -> None:
+def _check_given(pictures: bool, **options: str | None) -> None:
     """Refuse options that say whose pictures are given where none are, and pictures without them.
 
     Raises:
         ValueError: naming the option.
     """
     if not pictures:
-        for option in ("name", "model", "base"):
+        for option in ("name", "model"):
             if options[option] is not None:
                 raise ValueError(f"--{option} goes with --pictures: of a checkpoint its run says it")
         return

@@ -27,7 +27,7 @@ from torch import Tensor
 import prompts
 from evals import provenance, scorers, suites
 from evals import rows as score_rows
-from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say
+from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say, with_base
 from evals.diffusion import exact_device
 from evals.files import write_bytes, write_text
 from evals.pictures import (
@@ -84,18 +84,19 @@ class Scored:
     rewards: tuple[str, ...] = ()
 
 
-def score(target: str, out: Path, suite: str | None) -> None:
-    """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
+def score(target: str, out: Path, suite: str | None, base: str | None = None) -> None:
+    """Score a checkpoint on a suite into a CSV file; pictures go to `images_of` it.
 
     Args:
         target: what `evals.checkpoints.resolve` takes.
         out: the file.
         suite: its name; None takes that of the domain of a run.
+        base: what it came from, where nothing else says it: see `evals.checkpoints.with_base`.
 
     Raises:
         ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
     """
-    checkpoint = resolve(target)
+    checkpoint = resolve(target) if base is None else with_base(resolve(target), base)
     chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
     if checkpoint.domain not in (None, chosen.domain):
         raise ValueError(
@@ -108,9 +109,16 @@ def score(target: str, out: Path, suite: str | None) -> None:
     loaded = _load(chosen, device)
     if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
         _refuse_another_family(checkpoint, checkpoint.its_base())
-    pictures = Pictures(checkpoint, chosen, out.parent.parent / "images", device)
-    weights = {"weights": pictures.digest, "base": checkpoint.base}
+    pictures = Pictures(checkpoint, chosen, images_of(out), device)
+    told = checkpoint.told.source if checkpoint.told is not None else None
+    weights = {"weights": pictures.digest, "base": checkpoint.base or told}
     Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
+
+
+def images_of(out: Path) -> Path:
+    """Where pictures of a score file go: `images/` beside it, or beside its folder where that is one of score files, as results/scores is."""
+    folder = out.parent if out.parent != Path() else out.absolute().parent
+    return (folder.parent if folder.name in ("scores", "curves") else folder) / "images"
 
 
 def score_given(
