@@ -92,7 +92,7 @@ def main() -> None:
     "--out",
     type=CSV,
     required=True,
-    help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
+    help="Score file to write (.csv). Its pictures go to images/ beside it, or beside a folder called scores.",
 )
 @click.option(
     "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
