@@ -104,6 +104,10 @@ MEAN = "images_BCHW[:, 0].mean((1, 2))"
         (MEAN, f"{MEAN} + 1", "states a range of 0 to 1"),
         (MEAN, "1 / 0", r"failed with ZeroDivisionError: division by zero \(redness.py, line 19\)"),
         ("(0.0, 1.0)", "(1.0, 0.0)", r"must be \(low, high\)"),
+        ("(0.0, 1.0)", "3", r"its range is 3, but must be two numbers, \(low, high\)"),
+        ("(0.0, 1.0)", "(0.0, 'one')", "must be two numbers"),
+        ("(0.0, 1.0)", "(0.0, 1.0, 2.0)", "must be two numbers"),
+        (MEAN, "exit(3)", "failed with SystemExit: 3"),
         ('"image"', '"picture"', "choose from image, prompt, paired"),
         ("0a1b2c3d", "one", "8 hex digits"),
         ("a user's own, public domain", "", "source is empty"),
@@ -121,6 +125,9 @@ def test_what_a_scorer_does_not_keep_is_found(drawn, tmp_path: Path, before: str
         ("class Scorer", "class Other", "holds no scorer, AttributeError: .*no attribute 'Scorer'"),
         ("import torch", "import torsch", "holds no scorer, ModuleNotFoundError: No module named 'torsch'"),
         ("    scope = ", "    reach = ", "its Scorer has no scope"),
+        ("import torch", "import torch; raise SystemExit(4)", "holds no scorer, SystemExit: 4"),
+        ('"0a1b2c3d"', "property(lambda self: 1 / 0)", "holds no scorer, ZeroDivisionError"),
+        ("    scope = ", "    weights = 3\n    scope = ", "holds no scorer, TypeError"),
     ],
 )
 def test_a_file_that_is_no_scorer_is_one_sentence(tmp_path: Path, before: str, after: str, told: str):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from evals import cut
-from evals.weights import Weights, refuse_unaccepted
+from evals.weights import Carried, Weights, refuse_unaccepted
 from prompts import Prompt
 
 Scope = Literal["image", "prompt", "paired"]
@@ -55,7 +55,7 @@ class Scorer(Protocol):
     "paired": against the base model's image of the same prompt and noise."""
     version: str
     """8 hex digits of code and weights; rows of different versions are not compared."""
-    # and, where its weights are others', `weights: tuple[Weights, ...]`; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
+    # and, where its weights are others', `weights: tuple[Weights, ...]`, or `carried: tuple[Carried, ...]` of those in a package; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
     # many of each it does not read; and in scope "paired", where an answer depends on all pictures through their embeddings alone, two stages, so that
     # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
     # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both; and in scope "image", where an answer has
@@ -111,6 +111,11 @@ def weights_of(scorer: Scorer) -> tuple[Weights, ...]:
     return tuple(getattr(scorer, "weights", ()))
 
 
+def carried_by(scorer: Scorer) -> tuple[Carried, ...]:
+    """What a scorer takes from others that packages of the environment carry."""
+    return tuple(getattr(scorer, "carried", ()))
+
+
 CONTRACT = ("range", "higher_is_better", "source", "scope", "version")
 """What a scorer states of itself."""
 
@@ -125,9 +130,11 @@ def _from_file(path: Path, device: torch.device | str) -> Scorer:
     try:
         spec.loader.exec_module(module)
         scorer = module.Scorer(device)
-    except Exception as error:  # it is anybody's file
+        missing = [part for part in CONTRACT if not hasattr(scorer, part)]
+        weights_of(scorer)
+    except (Exception, SystemExit) as error:  # it is anybody's file
         raise ValueError(f"{path} holds no scorer, {type(error).__name__}: {_told(error)}") from error
-    if missing := [part for part in CONTRACT if not hasattr(scorer, part)]:
+    if missing:
         raise ValueError(
             f"{path}: its Scorer has no {', '.join(missing)} (CONTRIBUTING.md says what they are)"
         )
@@ -253,7 +260,7 @@ def _called(name: str, call: Callable[[], Any]) -> Any:
     """What a scorer answers; whatever it raises is told with its name."""
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ScorerFailed(f"scorer {name} failed with {type(error).__name__}: {_told(error)}") from error
 
 

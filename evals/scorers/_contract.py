@@ -101,8 +101,10 @@ def _drawings() -> tuple[Tensor, list[Prompt]]:
 
 def _of_what_it_states(scorer: Scorer) -> list[str]:
     found = []
-    low, high = scorer.range
-    if not low < high:
+    bounds: object = scorer.range
+    if not (isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2):
+        found.append(f"its range is {bounds!r}, but must be two numbers, (low, high)")
+    elif not bounds[0] < bounds[1]:
         found.append(f"its range is {scorer.range}, but must be (low, high)")
     if scorer.scope not in get_args(Scope):
         found.append(f"its scope is {scorer.scope!r}: choose from {', '.join(get_args(Scope))}")
