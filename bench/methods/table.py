@@ -17,7 +17,7 @@ Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S su
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,10 +29,10 @@ from bench.methods.cells import Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, sessions_of, stopped_of
 from evals import metrics, rows, stats
-from evals.compare import beside
+from evals.compare import beside_constant
 from evals.curve import Parting, Point, curve, per_prompt
 from evals.metrics import first
-from evals.stats import Array, Interval
+from evals.stats import Array, Interval, Resampled, Sample
 from train import methods
 
 At = Literal["checkpoint", "evaluations", "seconds"]
@@ -270,19 +270,37 @@ class Estimator:
     def gain(self, track: Track, name: str, place_R: Array) -> tuple[Interval, Interval]:
         """A metric's value and its gain over the base, more being better where the metric says so."""
         metric, values_TRPS = metrics.load(name), track.statistics[name]
-        here_RPS = at_places(values_TRPS, place_R)
-        weight_NR = self.weights(here_RPS.shape[0], "training seeds")
-        weight_NP = self.weights(here_RPS.shape[1], f"prompts of {track.question.prompt_set}")
-        found = beside(metric, here_RPS, values_TRPS[0], weight_NR, weight_NP)
-        return found.value, turned(found.difference, metric.higher_is_better is not False)
+        here_RPS, base_RPS, prompts = (
+            at_places(values_TRPS, place_R),
+            values_TRPS[0],
+            track.question.prompt_set,
+        )
+        run = self._resampled(here_RPS, metric.finish, prompts)
+        upwards = metric.higher_is_better is not False
+        if metric.needs_base:
+            reference = stats.point(base_RPS, metric.finish)
+            net = beside_constant(metric, run, reference)
+            return Interval(run.value, reference + net.low, reference + net.high), turned(net, upwards)
+        value = stats.interval(run, metric.unit == "share")
+        lost_RP1 = (np.isnan(here_RPS) | np.isnan(base_RPS)).any(axis=2, keepdims=True)
+        own, theirs = (
+            self._resampled(np.where(lost_RP1, np.nan, side_RPS), metric.finish, prompts)
+            for side_RPS in (here_RPS, base_RPS)
+        )
+        return value, turned(stats.interval(own.less(theirs)), upwards)
 
     def nats(self, track: Track, place_R: Array) -> Interval:
         """Exact KL divergence from the base."""
         here_RPS = at_places(track.nats_TRP[..., None], place_R)
-        weight_NR = self.weights(here_RPS.shape[0], "training seeds")
-        weight_NP = self.weights(here_RPS.shape[1], f"divergence on {track.question.prompt_set}")
-        found = stats.value_interval(here_RPS, first, weight_NR, weight_NP)
+        found = stats.interval(
+            self._resampled(here_RPS, first, f"{track.question.prompt_set} for divergence")
+        )
         return found._replace(low=max(found.low, 0.0))  # Student's tails may reach below what it can be
+
+    def _resampled(self, values_RPS: Array, finish: Callable[[Array], Array], prompts: str) -> Resampled:
+        seeds, number, _ = values_RPS.shape
+        sample = Sample(self.weights(number, f"prompts of {prompts}"), None)
+        return stats.resampled(values_RPS, finish, self.weights(seeds, "training seeds"), sample)
 
     def numbers(self, track: Track, at: At, share: float, place_R: Array) -> list[Number]:
         """Everything that is said of a track at a place."""
