@@ -346,7 +346,9 @@ def test_a_run_is_scored_once_and_told_the_same_twice(
 
     asked: list[str] = []
     real = harness.score
-    monkeypatch.setattr(harness, "score", lambda target, *rest: (asked.append(target), real(target, *rest)))
+    monkeypatch.setattr(
+        harness, "score", lambda target, *rest, **more: (asked.append(target), real(target, *rest, **more))
+    )
     assert called(run, "--out", out, "--kl-prompts", 3, "--kl-images", 2)[0] == 0
     assert asked == []
     assert {path: path.read_bytes() for path in before} == before
