@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
 import torch
 
 from train.card import git_commit
@@ -63,14 +62,20 @@ def peak_mib(pid: int | str = "self") -> float | None:
 
     Not `getrusage`: its number is inherited, so that a small process started by a large one has the large one's.
     """
+    return _status(pid, "VmHWM")
+
+
+def resident_mib(pid: int | str = "self") -> float | None:
+    """Resident memory of a process now, MiB; None where the system does not say."""
+    return _status(pid, "VmRSS")
+
+
+def _status(pid: int | str, field: str) -> float | None:
     status = Path(f"/proc/{pid}/status")
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if not status.is_file():
+        return None
+    found = re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else None
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process now, MiB."""
-    return float(psutil.Process(pid).memory_info().rss / 2**20)
 
 
 def forget_peak(pid: int | str = "self") -> None:

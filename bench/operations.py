@@ -250,7 +250,7 @@ def _reward(bench: Workbench, name: str) -> Operation:
     scorer_name = name.split()[1]
     part = next(part for part in SUITE.parts if scorer_name in part.scorers)
     scorer = scorers.load(scorer_name, bench.run.accelerator.device, "miniature")
-    asked = bench.asked(part.prompts, part.images_per_prompt)
+    asked = bench.asked(part.prompt_set, part.images_per_prompt)
     images = bench.pictures(asked)
     base = (images.flip(0),) if scorer.scope == "paired" else ()
     return Operation(name, len(asked), "images", "arithmetic", lambda: scorer(images, asked, *base))

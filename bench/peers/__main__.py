@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -73,13 +73,13 @@ def measured(setting: Setting, rounds: int, threads: int, folder: Path) -> dict[
         first = {name: work("iterate")[0] for name, work in workers.items()}
         refuse_other_pictures(first["ours"], first["trl_ddpo"], setting.batch)
         workers["ours"]("bare_iteration")
-        peaks: dict[str, list[float]] = {name: [] for name in workers}
+        peaks: dict[str, list[float | None]] = {name: [] for name in workers}
         found: dict[str, list[dict[str, float]]] = {"trl_ddpo": [], "ours": [], "bare": []}
         for number in range(rounds):
             for name in ("trl_ddpo", "ours") if number % 2 else ("ours", "trl_ddpo"):
                 forget_peak(workers[name].pids[0])
                 found[name] += workers[name]("iterate")
-                peaks[name].append(peak_mib(workers[name].pids[0]) or math.nan)
+                peaks[name].append(peak_mib(workers[name].pids[0]))
             found["bare"] += workers["ours"]("bare_iteration")
             print(
                 "  "
@@ -90,7 +90,7 @@ def measured(setting: Setting, rounds: int, threads: int, folder: Path) -> dict[
             )
         memory = {
             NAMES[name]: {
-                "resident_mib": max(peaks[name]),
+                "resident_mib": max((peak for peak in peaks[name] if peak is not None), default=None),
                 "of_it_before_iterating_mib": loaded[name],
                 "gpu_mib": work("gpu_peak_mib")[0],
             }
@@ -220,7 +220,7 @@ def told_speed(case: str, found: Mapping[str, Any], goal: float) -> list[str]:
         who: held["gpu_mib"] or held["resident_mib"] or math.nan for who, held in found["memory"].items()
     }
     more = {
-        who: held["resident_mib"] - held["of_it_before_iterating_mib"]
+        who: (held["resident_mib"] or math.nan) - (held["of_it_before_iterating_mib"] or math.nan)
         for who, held in found["memory"].items()
     }
     return [
@@ -276,7 +276,7 @@ def main(
     steps: int,
     trained_steps: int,
     guidance: float,
-    precision: str,
+    precision: Literal["fp32", "bf16"],
     cases: tuple[str, ...],
     threads: int,
     out: Path | None,
@@ -334,4 +334,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -28,7 +28,7 @@ class Trainer:
         import peft
         import torch
         import transformers
-        import trl
+        import trl  # type: ignore[import-not-found]  # it is in another environment
 
         asked = Setting(**setting)
         on_cpu = not torch.cuda.is_available()

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-peers"
@@ -37,7 +38,7 @@ class Setting:
     """Weight, above 1: trl's pipeline, on the newest diffusers that it runs with, cannot do without."""
     lora: bool
     """Adapters of the rank that trl has fixed, or all weights."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     lr: float = 6e-5
     clip: float = 3.2e-3
     seed: int = 0
@@ -153,8 +154,9 @@ class Workers:
         """
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has ended: its log says why
+                process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+                process.stdin.flush()
         return [self._answer(process, log) for process, log in zip(self._processes, self._logs, strict=True)]
 
     def _answer(self, process: subprocess.Popen[str], log: Path) -> Any:
@@ -175,4 +177,5 @@ class Workers:
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            process.wait()
+            with suppress(BrokenPipeError):
+                process.communicate()
