@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from time import process_time as processor_time
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ class Timed:
     """Its time over its reference's, median over the rounds."""
     least: float
     most: float
+    cpu_ratio: float
+    """The same of the processor's time of this process, all threads: what other processes do is hardly in it, nor is waiting for a disk."""
     seconds: float
     """Of a call, median."""
     per_second: float
@@ -78,6 +81,13 @@ class Timed:
     date: str
     commit: str
     load: float
+
+
+class Taken(NamedTuple):
+    """Seconds of a call."""
+
+    wall: float
+    cpu: float
 
 
 # -------------------------------------------------------------------------------------------------------------- reference
@@ -316,21 +326,23 @@ def timed(operation: Operation, machine: Machine, rounds: int = ROUNDS) -> Timed
         machine: on which it is.
         rounds: how often.
     """
-    repeats = max(1, math.ceil(LEAST_SECONDS / max(_seconds(operation, 1), 1e-9)))  # and it is warm
+    repeats = max(1, math.ceil(LEAST_SECONDS / max(_taken(operation, 1).wall, 1e-9)))  # and it is warm
     reference = REFERENCES[operation.kind]
     reference()
     forget_peak()
-    references, seconds = [_clocked(reference)], list[float]()
+    references, times = [_clocked(reference)], list[Taken]()
     for _ in range(rounds):
-        seconds.append(_seconds(operation, repeats))
+        times.append(_taken(operation, repeats))
         references.append(_clocked(reference))
     peak = peak_mib()
-    ratios = neighbours(seconds, references)
-    middle = statistics.median(seconds)
+    ratios = neighbours([each.wall for each in times], [each.wall for each in references])
+    of_cpu = neighbours([each.cpu for each in times], [each.cpu for each in references])
+    middle = statistics.median(each.wall for each in times)
     return Timed(
         ratio=statistics.median(ratios),
         least=min(ratios),
         most=max(ratios),
+        cpu_ratio=statistics.median(of_cpu),
         seconds=middle,
         per_second=operation.count / middle,
         unit=operation.unit,
@@ -349,18 +361,20 @@ def neighbours(seconds: Sequence[float], references: Sequence[float]) -> list[fl
     ]
 
 
-def _seconds(operation: Operation, repeats: int) -> float:
-    total = 0.0
+def _taken(operation: Operation, repeats: int) -> Taken:
+    """Of one call, the mean of some."""
+    wall = cpu = 0.0
     for _ in range(repeats):
         operation.before()
-        total += _clocked(operation.call)
-    return total / repeats
+        once = _clocked(operation.call)
+        wall, cpu = wall + once.wall, cpu + once.cpu
+    return Taken(wall / repeats, cpu / repeats)
 
 
-def _clocked(call: Callable[[], object]) -> float:
-    start = now()
+def _clocked(call: Callable[[], object]) -> Taken:
+    wall, cpu = now(), processor_time()
     call()
-    return now() - start
+    return Taken(now() - wall, processor_time() - cpu)
 
 
 # ---------------------------------------------------------------------------------------------------------------- records

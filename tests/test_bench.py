@@ -35,8 +35,9 @@ needs_miniature = pytest.mark.skipif(
 MACHINE = Machine("a device", "a processor", 2, 2, 0.1, "2026-11-26T00:00+00:00", "c0ffee", "3.11", "2.15")
 
 
-def took(ratio: float) -> Timed:
-    return Timed(ratio, ratio, ratio, 1.0, 1.0, "images", 1.0, MACHINE.date, MACHINE.commit, 0.1)
+def took(ratio: float, cpu_ratio: float | None = None) -> Timed:
+    cpu_ratio = ratio if cpu_ratio is None else cpu_ratio
+    return Timed(ratio, ratio, ratio, cpu_ratio, 1.0, 1.0, "images", 1.0, MACHINE.date, MACHINE.commit, 0.1)
 
 
 # peers
@@ -168,10 +169,12 @@ def test_an_operations_ratio_is_to_the_reference_beside_it(monkeypatch: pytest.M
         pace[0] *= 2  # the machine becomes slower and slower
 
     monkeypatch.setattr(operations, "now", lambda: clock[0])
+    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
     monkeypatch.setitem(operations.REFERENCES, "python", reference)
     told = timed(Operation("a", 6, "rows", "python", lambda: lasting(3.0)), MACHINE, rounds=7)
     # in every round the references before and after take a half and once the operation's pace
     assert told.ratio == told.least == told.most == 3.0 / ((0.5 + 1.0) / 2)
+    assert told.cpu_ratio == told.ratio
     assert told.per_second == 6 / told.seconds
     assert (told.date, told.commit) == (MACHINE.date, MACHINE.commit)
 
@@ -196,6 +199,7 @@ def test_a_short_operation_is_repeated_and_what_comes_before_is_off_the_clock(
         clock[0] += 1.0
 
     monkeypatch.setattr(operations, "now", lambda: clock[0])
+    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
     monkeypatch.setitem(operations.REFERENCES, "python", reference)
     told = timed(Operation("a", 1, "rows", "python", call, before), MACHINE, rounds=2)
     assert told.seconds == pytest.approx(operations.LEAST_SECONDS / 10)
@@ -258,8 +262,10 @@ def test_slower_is_only_what_is_so_twice() -> None:
 
 def test_the_tolerance_is_a_share_of_the_record() -> None:
     allowed = 1 + check.TOLERANCE
-    assert not check.is_slower(took(2.0), took(2.0 * allowed))
+    assert not check.is_slower(took(2.0), took(2.0 * allowed - 1e-6))
     assert check.is_slower(took(2.0), took(2.0 * allowed + 1e-6))
+    # another process at work shows on the clock only
+    assert not check.is_slower(took(2.0), took(9.0, cpu_ratio=2.0))
 
 
 def test_hardware_without_a_record_and_unknown_operations_are_refused(
