@@ -37,8 +37,11 @@ def is_slower(before: Timed, after: Timed) -> bool:
 
 
 def change_of(before: Timed, after: Timed) -> float:
-    """By what share it takes longer: by the clock or by the processor's time, whichever says less."""
-    return min(after.ratio / before.ratio, after.cpu_ratio / before.cpu_ratio) - 1
+    """By what share it takes longer (below 0: shorter) by both clocks: the smaller change of the two, 0 where they disagree."""
+    changes = (after.ratio / before.ratio - 1, after.cpu_ratio / before.cpu_ratio - 1)
+    if min(changes) > 0:
+        return min(changes)
+    return min(max(changes), 0.0)
 
 
 def checked(

@@ -7,6 +7,7 @@ after it: whatever else the machine does, and whether it is a fast one, falls on
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import statistics
@@ -109,10 +110,11 @@ def arithmetic() -> None:
 def python() -> None:
     """Sorting, dictionaries, JSON and small arrays: one thread, and no library that would hide it."""
     numbers = np.random.default_rng(0).normal(size=20_000)
-    kept = {f"{i}": value for i, value in enumerate(sorted(numbers.tolist()))}
-    json.loads(json.dumps(kept))
-    for _ in range(50):
-        np.sort(numbers)
+    for _ in range(3):
+        kept = {f"{i}": value for i, value in enumerate(sorted(numbers.tolist()))}
+        json.loads(json.dumps(kept))
+        for _ in range(50):
+            np.sort(numbers)
 
 
 REFERENCES: dict[Kind, Callable[[], None]] = {"arithmetic": arithmetic, "python": python}
@@ -329,6 +331,7 @@ def timed(operation: Operation, machine: Machine, rounds: int = ROUNDS) -> Timed
     repeats = max(1, math.ceil(LEAST_SECONDS / max(_taken(operation, 1).wall, 1e-9)))  # and it is warm
     reference = REFERENCES[operation.kind]
     reference()
+    gc.collect()  # else what was made before is gone through while the first reference is timed
     forget_peak()
     references, times = [_clocked(reference)], list[Taken]()
     for _ in range(rounds):

@@ -264,6 +264,8 @@ def test_the_tolerance_is_a_share_of_the_record() -> None:
     allowed = 1 + check.TOLERANCE
     assert not check.is_slower(took(2.0), took(2.0 * allowed - 1e-6))
     assert check.is_slower(took(2.0), took(2.0 * allowed + 1e-6))
+    assert check.change_of(took(2.0), took(1.0, cpu_ratio=1.5)) == -0.25
+    assert check.change_of(took(2.0), took(1.0, cpu_ratio=3.0)) == 0
     # another process at work shows on the clock only
     assert not check.is_slower(took(2.0), took(9.0, cpu_ratio=2.0))
 
@@ -348,7 +350,6 @@ def test_the_peak_is_that_since_it_was_forgotten() -> None:
 
 
 def test_the_environment_of_peers_is_made_when_its_lock_changes(sandbox: Sandbox) -> None:  # noqa: F811
-    sandbox.write("bench/peers/requirements.lock")
     sandbox.write(".venv-peers/bin/python")  # in place of what uv makes
     made = sandbox.calls("peers")
     assert [call.split(" --")[0] for call in made] == ["-m uv venv", "-m uv pip install"]
@@ -357,7 +358,3 @@ def test_the_environment_of_peers_is_made_when_its_lock_changes(sandbox: Sandbox
     sandbox.age(".venv-peers/.complete", 60)
     sandbox.write("bench/peers/requirements.lock", "changed")
     assert len(sandbox.calls("peers")) == 2
-
-
-def test_bench_check_is_asked_of_python(sandbox: Sandbox) -> None:  # noqa: F811
-    assert sandbox.calls("bench-check") == ["-m bench.check"]
