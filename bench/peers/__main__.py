@@ -247,7 +247,7 @@ def told_gradient(who: str, found: Mapping[str, Any]) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=8, show_default=True, type=click.IntRange(1), help="Pairs of iterations.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Pairs of iterations.")
 @click.option("--batch", default=SETTING.batch, show_default=True, type=click.IntRange(1))
 @click.option("--micro-batch", default=SETTING.micro_batch, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=SETTING.steps, show_default=True, type=click.IntRange(1))
