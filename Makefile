@@ -89,8 +89,10 @@ demo: $(VENV)
 	@echo "The report: results/demo/report.html (one file, opens in a browser)"
 
 ## test | the test suite
+# Each process takes whole files; more than four would want more memory than speed.
+PARALLEL = -n logical --maxprocesses 4 --dist loadfile
 test: $(VENV)
-	$(PY) -m pytest -q -rs
+	$(PY) -m pytest -q -rs $(PARALLEL)
 	$(if $(GPU),$(PY) -m pytest -q -rs -m gpu)
 
 ##@ From prompts to the table
@@ -167,7 +169,7 @@ check: $(VENV)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -q -rs -m "not slow"
+	$(PY) -m pytest -q -rs $(PARALLEL) -m "not slow"
 
 ## parity | imagereward against its authors' code, in an environment of its own: some 6 GB
 parity: $(VENV_PARITY)

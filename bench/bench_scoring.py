@@ -60,8 +60,13 @@ class BareCalls:
         ]
         images, asked = torch.cat(drawn), [one.prompt for one in self.items]
         for scorer in self.scorers.values():
-            if scorer.scope == "paired":
-                scorer(images, asked, images)
+            if scorers.has_stages(scorer):
+                features = [
+                    scorer.features(images[at : at + harness.SHOWN])  # type: ignore[attr-defined]
+                    for at in range(0, len(asked), harness.SHOWN)
+                ]
+                # the base is its own base: what it is asked once is enough
+                scorer.from_features(torch.cat(features), torch.cat(features))  # type: ignore[attr-defined]
                 continue
             for at in range(0, len(asked), harness.SHOWN):
                 scorer(images[at : at + harness.SHOWN], asked[at : at + harness.SHOWN])

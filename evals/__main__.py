@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -39,18 +40,45 @@ class OneSentence(click.Group):
         sys.exit(2)
 
 
-def check_out(out: Path, suffix: str, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an --out of another kind, or one that would replace what is read.
+class Share(click.FloatRange):
+    """A number from 0 to 1. NaN is none: it passes the comparisons of click's range."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails for any other."""
+        share = float(super().convert(value, param, ctx))
+        return self.fail("nan is not in the range 0<=x<=1.", param, ctx) if math.isnan(share) else share
+
+
+def check_out(out: Path, suffix: str, inputs: Sequence[Path] = (), option: str = "--out") -> None:
+    """Refuse an --out, or another option that names a file, of another kind, or one that would replace what is read.
 
     Raises:
         ValueError: naming the option.
     """
     if not out.name.endswith(suffix):
-        raise ValueError(f"--out {out} must end in {suffix}")
+        raise ValueError(f"{option} {out} must end in {suffix}")
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file")
+        raise ValueError(f"{option} {out} is a folder: name a file")
     if any(out.resolve() == path.resolve() for path in inputs):
-        raise ValueError(f"--out would write over {out}, which is read: choose another name")
+        raise ValueError(f"{option} would write over {out}, which is read: choose another name")
+
+
+def check_table(out: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an --out that is no .md, or whose numbers, which go beside it as .csv, would replace what is read or somebody's scores.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    check_out(out, ".md", inputs)
+    numbers = out.with_suffix(".csv")
+    check_out(numbers, ".csv", inputs)
+    if rows.first_row(numbers) is not None:
+        raise ValueError(
+            f"--out {out} would write its numbers over {numbers}, which holds scores: choose another name"
+        )
 
 
 @click.group(cls=OneSentence, help="How good a checkpoint is, and what it cost elsewhere.")
@@ -64,7 +92,7 @@ def main() -> None:
     "--out",
     type=CSV,
     required=True,
-    help="Score file to write (.csv). Its pictures go to images/ beside its folder.",
+    help="Score file to write (.csv). Its pictures go to images/ beside it, or beside a folder called scores.",
 )
 @click.option(
     "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
@@ -91,8 +119,7 @@ def main() -> None:
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
-    help="With --pictures: folder of the base's, for scorers that compare with them.",
+    help="What somebody's checkpoint came from, for scorers that compare with it, and for a LoRA: a diffusers folder, one file or a hub id. With --pictures: folder of the base's.",
 )
 def score(
     target: str,
@@ -103,12 +130,13 @@ def score(
     pictures: bool,
     name: str | None,
     model: str | None,
-    base: Path | None,
+    base: str | None,
 ) -> None:
     """Draw the suite's prompts with a checkpoint and score the pictures, or score somebody's (--pictures).
 
     RUN_OR_MODEL is a run directory, a diffusers folder, a checkpoint in one file (see evals/families.py), a LoRA file, or a hub id, owner/name or owner/name@revision.
-    The same command goes on where it was stopped. X.json beside --out X.csv tells what was scored and counted.
+    The same command goes on where it was stopped. X.json beside --out X.csv tells what was scored and counted; pictures go to images/ beside it, or beside a
+    folder called scores.
     """
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
@@ -122,25 +150,27 @@ def score(
     if pictures:
         assert suite is not None
         assert name is not None
-        harness.score_given(Path(target), out, suite, name, model or "external", base)
+        harness.score_given(Path(target), out, suite, name, model or "external", Path(base) if base else None)
     else:
-        harness.score(target, out, suite)
+        harness.score(target, out, suite, base)
 
 
-def _check_given(pictures: bool, **options: str | Path | None) -> None:
+def _check_given(pictures: bool, **options: str | None) -> None:
     """Refuse options that say whose pictures are given where none are, and pictures without them.
 
     Raises:
         ValueError: naming the option.
     """
     if not pictures:
-        for option in ("name", "model", "base"):
+        for option in ("name", "model"):
             if options[option] is not None:
                 raise ValueError(f"--{option} goes with --pictures: of a checkpoint its run says it")
         return
     for option in ("suite", "name"):
         if options[option] is None:
             raise ValueError(f"--pictures needs --{option}: nothing else says it")
+    if options["name"] == "base" and options["base"] is not None:
+        raise ValueError("--base goes with another --name: these pictures are the base's themselves")
     for option in ("name", "model"):
         value = options[option]
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):
@@ -187,14 +217,17 @@ def compare(
     from evals.asides import beside
     from evals.tables import at_a_glance, write
 
-    check_out(out, ".md", files)
-    check_out(out.with_suffix(".csv"), ".csv", files)
+    check_table(out, files)
     options: list[object] = ["--out", out]
     if latex is not None:
-        check_out(latex, ".tex", files)
+        check_out(latex, ".tex", files, "--latex")
         options += ["--latex", latex]
     if json_out is not None:
-        check_out(json_out, ".json", [*files, *map(beside, files)])
+        check_out(json_out, ".json", [*files, *map(beside, files)], "--json")
+        if rows.first_row(json_out.with_suffix(".csv")) is not None:
+            raise ValueError(
+                f"--json {json_out} is where it is told what {json_out.with_suffix('.csv').name} was made of: choose another name"
+            )
         options += ["--json", json_out]
     options += [] if against == "base" else ["--against", against]
     options += ["--force"] if force else []
@@ -277,9 +310,11 @@ def licences() -> None:
     """List what is used of others: weights of scorers (repository, revision, licence, SHA-256) and prompt sets."""
     import prompts
     from evals import scorers
+    from evals.weights import sha256_of
 
     for name in scorers.names("photo"):
-        for weights in scorers.weights_of(scorers.load(name, domain="photo", terms=False)):
+        scorer = scorers.load(name, domain="photo", terms=False)
+        for weights in scorers.weights_of(scorer):
             terms = "free for every use" if weights.free else f"needs --accept-terms {weights.repository}"
             click.echo(
                 f"{name}: {weights.repository} at {weights.revision or 'the newest revision'}; {weights.licence}; {terms}"
@@ -287,6 +322,9 @@ def licences() -> None:
             for number, file in enumerate(weights.files):
                 digest = weights.sha256[number] if weights.sha256 else "in the card of a run that uses it"
                 click.echo(f"    {file}  sha256 {digest}")
+        for carried in scorers.carried_by(scorer):
+            click.echo(f"{name}: the package {carried.package}; {carried.licence}; free for every use")
+            click.echo(f"    {carried.file}  sha256 {sha256_of(carried.path())}")
     for prompt_set, source, licence in prompts.sources():
         click.echo(f"{prompt_set}: {source}; {licence}")
 
@@ -320,7 +358,7 @@ def check_scorer(scorer: str, domain: Domain, accept_terms: tuple[str, ...]) -> 
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["skin-tone", "geneval"]))
+@click.argument("what", type=click.Choice(["skin-tone", "geneval", "miniature"]))
 @click.option(
     "--photographs",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -343,14 +381,21 @@ def calibrate(
     skin-tone: faces in each of the ten Monk tones, in light of several colours and exposures: minutes.
 
     geneval: the 1,200 pictures that people have judged for it, in agreement, kappa and confusion, beside how far people agree.
+
+    miniature: every scorer of the miniature, on what its renderer and its base draw, held to what was drawn and to the hidden utility: minutes.
     """
-    check_out(out, ".md")
+    check_table(out)
     if what == "skin-tone":
         _refuse({"--images": images, "--accept-terms": accept_terms}, what)
         from evals import skin
 
         options = () if photographs is None else ("--photographs", photographs)
         skin.write(photographs, out, command=_command(f"calibrate {what}", (), *options, "--out", out))
+    elif what == "miniature":
+        _refuse({"--photographs": photographs, "--images": images, "--accept-terms": accept_terms}, what)
+        from evals.miniature import calibration
+
+        click.echo(calibration.write(out, _command(f"calibrate {what}", (), "--out", out)) + "\n")
     else:
         _refuse({"--photographs": photographs}, what)
         from evals import geneval_people, weights
@@ -385,7 +430,7 @@ def _refuse(options: dict[str, object], what: str) -> None:
 @click.option("--root/--no-root", default=True, show_default=True, help="The square root in Eq 12.")
 @click.option(
     "--limit",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.5,
     show_default=True,
     help="Share of pictures without a usable face above which a gap is refused.",
@@ -397,8 +442,7 @@ def fairness(files: tuple[Path, ...], confusion: Path | None, root: bool, limit:
     """Say who is drawn: gaps of skin tones with floor and correction, shares of groups and tones, prompts ranked."""
     from evals.fairness import write
 
-    check_out(out, ".md", files)
-    check_out(out.with_suffix(".csv"), ".csv", (*files, *([confusion] if confusion else [])))
+    check_table(out, (*files, *([confusion] if confusion else [])))
     options: list[object] = [
         *(("--confusion", confusion) if confusion else ()),
         *(() if root else ("--no-root",)),
@@ -450,7 +494,7 @@ def curve(
 
     Snapshots are kept by `python -m train ... --set snapshots_every=10`. Score files go to curves/ beside the table, pictures to images/.
     """
-    check_out(out, ".md")
+    check_table(out)
     from evals import weights
     from evals.curve import verdicts, write
 
@@ -494,7 +538,7 @@ def curve(
 )
 @click.option(
     "--checks",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     default=0.05,
     show_default=True,
     help="Attention checks, as a share of the pairs.",
@@ -565,6 +609,16 @@ def _check_votes(out: Path) -> None:
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    held = rows.first_row(out)
+    if held is not None and held["scorer"] != "human_votes":
+        raise ValueError(f"--out {out} holds {held['scorer']} scores, and no votes: choose another name")
+    from evals.ballots import TITLE
+
+    tables = out.with_suffix(".md")
+    if tables.exists() and not (tables.is_file() and tables.read_bytes().startswith(TITLE.encode())):
+        raise ValueError(
+            f"{tables} is there, where the tables of --out {out} go, and is something else: choose another name"
+        )
 
 
 @main.command()

@@ -31,14 +31,14 @@ from PIL import Image
 
 import prompts
 from evals import rows
-from evals.files import sync_folder
+from evals.files import MARK, sync_folder
 
 KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
 Choice = Literal["left", "right", "tie"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-MARK = "source.json"
-"""What `evals.harness` leaves in a folder of pictures: what drew them."""
+TITLE = "# Human votes: "
+"""What the tables of a comparison begin with."""
 NOISE = " under noise"
 GRAIN = 0.8
 """Share of noise in a spoilt picture: what it shows can be guessed at, but nobody takes it for the better one."""
@@ -153,7 +153,7 @@ def gather(
         ValueError: in one sentence, where the folders do not match, or a picture or a prompt set cannot be read.
     """
     _refuse_folders(a, b)
-    limits = dict(map(_limit, prompt_sets)) or dict.fromkeys(_common(a, b))
+    limits = _limits(prompt_sets) or dict.fromkeys(_common(a, b))
     texts = {name: {p.id for p in prompts.load(name)} for name in limits}
     found: dict[tuple[str, str], list[int]] = {}
     for name in limits:
@@ -175,6 +175,16 @@ def gather(
         checks=min(len(pairs), max(1, round(checks * len(pairs)))) if checks else 0,
         seed=seed,
     )
+
+
+def _limits(given: Sequence[str]) -> dict[str, int | None]:
+    """The prompt sets that are asked for, with how many prompts of each at most."""
+    limits = [_limit(one) for one in given]
+    names = [name for name, _ in limits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--prompt-set {name} is given twice: once says how many prompts")
+    return dict(limits)
 
 
 def _limit(given: str) -> tuple[str, int | None]:
@@ -489,7 +499,7 @@ def _parse(records: Sequence[Any], path: Path) -> Votes:
         raise ValueError(f"{path} is empty: nobody has begun to vote")
     try:
         votes = Votes(_comparison(records[0]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}:1: the log is damaged here, this line is no comparison") from error
     for number, record in enumerate(records[1:], start=2):
         if not _replay(votes, record):

@@ -344,13 +344,15 @@ class Checkpoint:
     """Folder of the pipeline, its one file, or the LoRA file; None for a hub id."""
     source: str
     revision: str | None = None
-    """Of the base, where that is a hub id."""
+    """Of the base, where that is a hub id; of itself, where it is one."""
     domain: str | None = None
     """What its pictures show (see `evals.scorers`), None where that is not known."""
     iterations: int | None = None
     """How long it was trained, None where that is not known."""
     unet: Path | None = None
     """Folder of its denoiser where that is not in `weights`: a run's snapshot."""
+    told: Checkpoint | None = None
+    """Its base, where nothing but a user says what that is: see `with_base`."""
 
     @property
     def name(self) -> str:
@@ -377,9 +379,11 @@ class Checkpoint:
 
     def its_base(self) -> Checkpoint:
         """The pipeline that it came from. Raises ValueError where that is not known."""
+        if self.told is not None:
+            return self.told
         if self.base is None:
             raise ValueError(
-                f"{self.source}: nothing says what its base is, so drift from it cannot be scored"
+                f"{self.source}: nothing says what its base is, so drift from it cannot be scored: name it with --base"
             )
         return Checkpoint("base", self.model, 0, (), self.base, None, self.base, self.revision, self.domain)
 
@@ -399,7 +403,7 @@ class Checkpoint:
                 f"{lora} is neither a LoRA nor a Stable Diffusion with denoiser, autoencoder and text encoder in one file"
             )
         raise ValueError(
-            f"{lora} is a LoRA, and nothing says of which base: score the run directory that it lies in"
+            f"{lora} is a LoRA, and nothing says of which base: name it with --base, or score the run directory that it lies in"
         )
 
     def _lora_file(self) -> Path | None:
@@ -444,10 +448,10 @@ def resolve(target: str) -> Checkpoint:
         refuse_pickle(path)
     if path.suffix == ".safetensors" and path.is_file():
         card = path.parent / "run.json"
-        return _from_run(path.parent) if card.is_file() else _foreign(path.stem, path, None, target)
+        return _from_run(path.parent) if card.is_file() else _foreign(path.stem, path, target)
     if path.is_dir():
         find_base(target)
-        return _foreign(path.name, path, None, target)
+        return _foreign(path.name, path, target)
     repository, at, revision = target.partition("@")
     no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)
     if path.exists() or path.suffix == ".safetensors" or no_id:
@@ -455,12 +459,41 @@ def resolve(target: str) -> Checkpoint:
             f"{target} cannot be scored: give a run directory, RUN@ITERATION, a folder in diffusers layout, a checkpoint in one file or a LoRA "
             "(.safetensors), or a hub id, owner/name or owner/name@revision"
         )
-    return replace(_foreign(target, None, repository, repository), revision=revision or None)
+    return replace(_foreign(target, None, repository), revision=revision or None)
 
 
-def _foreign(name: str, weights: Path | None, base: str | None, source: str) -> Checkpoint:
+def with_base(checkpoint: Checkpoint, given: str) -> Checkpoint:
+    """Somebody's checkpoint, and the pipeline that it is to be compared with; a LoRA is put on that one.
+
+    Args:
+        checkpoint: of `resolve`.
+        given: a diffusers folder, a checkpoint in one file, or a hub id, with or without revision.
+
+    Raises:
+        ValueError: where the checkpoint says itself what its base is, or `given` is no pipeline by itself.
+    """
+    if checkpoint.base is not None:
+        raise ValueError(
+            f"--base {given}: {checkpoint.source} says itself what its base is, {checkpoint.base}"
+        )
+    try:
+        base = resolve(given)
+    except ValueError as error:
+        raise ValueError(f"--base: {error}") from None
+    if base.model != "external" or base._lora_file():
+        raise ValueError(
+            f"--base {given} is a run or a LoRA: give a folder in diffusers layout, a checkpoint in one file or a hub id"
+        )
+    name = str(base.weights or base.source)
+    told = Checkpoint("base", checkpoint.model, 0, (), name, None, name, base.revision)
+    if checkpoint._lora_file():
+        return replace(checkpoint, told=told, base=name, revision=base.revision)
+    return replace(checkpoint, told=told)
+
+
+def _foreign(name: str, weights: Path | None, source: str) -> Checkpoint:
     clean = _NAME.sub("_", name).strip("_") or "model"
-    return Checkpoint(clean, "external", 0, (), base, weights, source)
+    return Checkpoint(clean, "external", 0, (), None, weights, source)
 
 
 def snapshot_folder(run: Path, iteration: int) -> Path:
@@ -511,8 +544,12 @@ def _from_run(folder: Path) -> Checkpoint:
         for part in (experiment, model):  # they name folders
             if not _PART.fullmatch(part):
                 raise ValueError(f"{part!r} cannot be part of a run's name")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, and rows have one from 0 on")
         if isinstance(card["rewards"], str):
             raise TypeError("rewards is not a list")
+        if not isinstance(card["base"], str | None):
+            raise TypeError(f"base is {card['base']!r}, and no text")
         rewards, settings = tuple(card["rewards"]), card.get("experiment", {})
         domain = settings.get("domain", "miniature")  # before `domain` there was nothing else
         return Checkpoint(
@@ -527,7 +564,7 @@ def _from_run(folder: Path) -> Checkpoint:
             domain,
             settings.get("iterations"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{folder / 'run.json'} is damaged or of another program: {first_line(error)}"
         ) from error

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,12 @@ from evals import rows as score_rows
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.panel import Panel
-from evals.rows import IMAGE, PROMPT, without_copies
-from evals.stats import Array, Interval
+from evals.rows import BASE, IMAGE, PROMPT, without_copies
+from evals.stats import Array, Interval, Resampled, Resampler
 
-BASE = "base"
+if TYPE_CHECKING:
+    from evals.suites import Part
+
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
 Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)
@@ -135,6 +137,8 @@ class Comparison:
     against: str
     """The experiment that everything is compared with."""
     origins: dict[OriginKey, Origin]
+    strata: dict[str, tuple[str, ...]]
+    """The strata of every prompt set that is resampled inside them."""
     remarks: tuple[str, ...]
     """Sentences on the rows themselves, for the foot of a table."""
 
@@ -170,6 +174,14 @@ class _Paired(NamedTuple):
     base_N: Array
 
 
+class _Statistics(NamedTuple):
+    """A metric's statistics on one prompt set."""
+
+    values_RPS: Array
+    prompts: tuple[str, ...]
+    """Ids, in order: fewer than the set's where the metric is of some of them."""
+
+
 class _Sides(NamedTuple):
     """The rows of one experiment and scorer: its own, and those of run and base as they are set beside each other, row by row."""
 
@@ -182,18 +194,13 @@ class _Sides(NamedTuple):
     """The stream that resamples the pairs of training seeds."""
 
 
-@dataclass
-class _Resampler:
-    """The weights, made once for each prompt set and experiment, so that everything compared shares them."""
+class Strata(NamedTuple):
+    """What divides the prompt sets of some score rows."""
 
-    resamples: int
-    seed: int
-    made: dict[tuple[str, int], Array] = field(default_factory=dict)
-
-    def weights(self, stream: str, units: int) -> Array:
-        if (stream, units) not in self.made:
-            self.made[stream, units] = stats.weights(units, self.resamples, self.seed, stream)
-        return self.made[stream, units]
+    of: Mapping[str, Mapping[str, str]]
+    """Prompt set to prompt id to stratum; a set without strata is not in it."""
+    remarks: tuple[str, ...]
+    """A sentence for each set whose strata could not be had."""
 
 
 def compare(
@@ -217,7 +224,8 @@ def compare(
             other; scorer versions that differ, unless forced.
     """
     versions = score_rows.versions(rows, refuse=not force)
-    resampler = _Resampler(resamples, seed)
+    strata = strata_of(rows)
+    resampler = Resampler(resamples, seed, strata.of)
     origins = _origins(rows)
     cells: list[_Cell] = []
     outcomes: list[Outcome] = []
@@ -230,7 +238,7 @@ def compare(
         cells += found
         outcomes += won
         retentions += _retentions(found, part)
-        panels.append(panel.of_model(str(model), part, against, resampler.weights))
+        panels.append(panel.of_model(str(model), part, against, resampler))
     cells = _with_holm(cells)
     margins = {name: getattr(metrics.load(name), "tie_margin", None) for name in metrics.names()}
     return Comparison(
@@ -244,7 +252,8 @@ def compare(
         seed=seed,
         against=against,
         origins=origins,
-        remarks=tuple(_remarks(rows, against)),
+        strata={prompt_set: tuple(dict.fromkeys(of.values())) for prompt_set, of in strata.of.items()},
+        remarks=(*strata.remarks, *_remarks(rows, against)),
     )
 
 
@@ -254,15 +263,15 @@ def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
 
 
 def _collapses(rows: pd.DataFrame, against: str) -> list[str]:
-    """A sentence for every run that has lost the variety of significantly more prompts than chance would."""
-    told = []
+    """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
+    found: list[variety.Collapse] = []
     for _, part in rows[rows["scorer"].isin(variety.VENDI)].groupby(["model", "scorer"], sort=False):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]
         for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
             sides = _sides(mine, base, against)
-            told += [found.sentence for found in variety.collapses(sides.run, sides.base) if found.alarm]
-    return told
+            found += variety.collapses(sides.run, sides.base)
+    return [one.sentence for one in variety.corrected(found) if one.alarm]
 
 
 def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
@@ -298,7 +307,7 @@ def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
 
 
 def _compare_model(
-    rows: pd.DataFrame, against: str, resampler: _Resampler
+    rows: pd.DataFrame, against: str, resampler: Resampler
 ) -> tuple[list[_Cell], list[Outcome]]:
     base = without_copies(rows[rows["experiment"] == against])
     experiments = sorted(
@@ -323,7 +332,7 @@ def _first_row(rows: pd.DataFrame, experiment: str) -> int:
 
 
 def _scorer_cells(
-    names: list[str], rows: pd.DataFrame, base: pd.DataFrame | None, against: str, resampler: _Resampler
+    names: list[str], rows: pd.DataFrame, base: pd.DataFrame | None, against: str, resampler: Resampler
 ) -> list[tuple[_Cell, Outcome | None]]:
     """The cells of one experiment under the metrics that read one scorer."""
     experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
@@ -404,7 +413,7 @@ def _without_reference(rows: pd.DataFrame, against: str) -> list[str]:
 
 
 def _metric_cells(
-    name: str, metric: Metric, sides: _Sides, by_definition: bool, against: str, resampler: _Resampler
+    name: str, metric: Metric, sides: _Sides, by_definition: bool, against: str, resampler: Resampler
 ) -> list[tuple[_Cell, Outcome | None]]:
     """The cells of one experiment under one metric, a cell for each prompt set to which the metric applies."""
     run, base, own = sides.run, sides.base, sides.own
@@ -423,17 +432,19 @@ def _metric_cells(
     base_of = {} if by_definition else _arrays(metric.statistics(base, base))
     by_set = {str(prompt_set): part for prompt_set, part in own.groupby("prompt_set", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
-    for prompt_set in sets:
-        pair_RPS = pair_of[prompt_set]
-        arrays_RPS = (own_of[prompt_set], pair_RPS, base_of.get(prompt_set))
-        cell = _cell(name, metric, by_set[prompt_set], sides, arrays_RPS, against, resampler)
+    for prompt_set in (prompt_set for prompt_set in sets if prompt_set in pair_of):
+        pair, part = pair_of[prompt_set], by_set[prompt_set]
+        if len(pair.prompts) < part["prompt_id"].nunique():
+            part = part[part["prompt_id"].isin(pair.prompts)]
+        arrays = (own_of[prompt_set], pair, base_of.get(prompt_set))
+        cell = _cell(name, metric, part, sides, arrays, against, resampler)
         is_run = cell.estimate.experiment != against
-        made.append((cell, _outcome(cell.estimate, pair_RPS) if is_run and is_win_rate else None))
+        made.append((cell, _outcome(cell.estimate, pair.values_RPS) if is_run and is_win_rate else None))
     return made
 
 
-def _arrays(statistics: pd.DataFrame) -> dict[str, Array]:
-    """Statistics of every prompt set as [R, P, S]; every seed has every prompt, in the same order."""
+def _arrays(statistics: pd.DataFrame) -> dict[str, _Statistics]:
+    """Statistics of every prompt set; every seed has every prompt, in the same order."""
     index = statistics.index
     assert isinstance(index, pd.MultiIndex)
     seed, prompt_set, prompt = (np.asarray(index.codes[index.names.index(name)]) for name in PROMPT)
@@ -441,6 +452,8 @@ def _arrays(statistics: pd.DataFrame) -> dict[str, Array]:
     found = {}
     for code, name in enumerate(index.levels[index.names.index(PROMPT[1])]):
         of_set = prompt_set == code
+        if not of_set.any():
+            continue
         seeds, prompts = len(np.unique(seed[of_set])), len(np.unique(prompt[of_set]))
         if of_set.sum() != seeds * prompts:
             raise ValueError(
@@ -448,7 +461,8 @@ def _arrays(statistics: pd.DataFrame) -> dict[str, Array]:
             )
         order_RP = prompt[of_set].reshape(seeds, prompts)
         assert (order_RP == order_RP[0]).all(), "a metric's statistics are sorted by seed and prompt"
-        found[str(name)] = values[of_set].reshape(seeds, prompts, -1)
+        ids = index.levels[index.names.index(PROMPT[2])][order_RP[0]]
+        found[str(name)] = _Statistics(values[of_set].reshape(seeds, prompts, -1), tuple(map(str, ids)))
     return found
 
 
@@ -457,48 +471,41 @@ def _cell(
     metric: Metric,
     rows: pd.DataFrame,
     sides: _Sides,
-    arrays_RPS: tuple[Array, Array, Array | None],
+    arrays: tuple[_Statistics, _Statistics, _Statistics | None],
     against: str,
-    resampler: _Resampler,
+    resampler: Resampler,
 ) -> _Cell:
     """One cell, of the statistics of the experiment by itself, beside the base, and of the base."""
     experiment, prompt_set = str(rows["experiment"].iloc[0]), str(rows["prompt_set"].iloc[0])
-    own_RPS, pair_RPS, base_RPS = arrays_RPS
+    (own_RPS, _), (pair_RPS, ids), (base_RPS, _) = arrays[0], arrays[1], arrays[2] or (None, ())
     is_base = experiment == against
     runs, prompts, _ = pair_RPS.shape
+    sample = resampler.prompts(prompt_set, ids)
 
-    def resample(array_RPS: Array, seeds: str) -> tuple[float, Array, Array]:
-        """Value, draws [N], and what each prompt of each seed adds [R, P]."""
-        weight_NR = resampler.weights(seeds, len(array_RPS))
-        weight_NP = resampler.weights(f"prompts of {prompt_set}", prompts)
-        draws_N = metric.finish(stats.mean_statistics(array_RPS, weight_NR, weight_NP))
-        influence_RP = stats.influence(array_RPS, metric.finish)
-        return stats.point(array_RPS, metric.finish), draws_N, influence_RP
+    def resample(array_RPS: Array, seeds: str) -> Resampled:
+        return stats.resampled(array_RPS, metric.finish, resampler.seeds(seeds, len(array_RPS)), sample)
 
-    value, draws_N, influence_RP = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
-    known = stats.precision(influence_RP)
+    run = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
     lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
     if base_RPS is None or metric.needs_base:
         reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
         assert reference is not None, "a base that needs no rows has a value by definition"
-        both = _Paired(value, draws_N, reference, np.full_like(draws_N, reference))
-        net_N = stats.with_tails(value - reference, draws_N - reference, known)
+        both = _Paired(run.value, run.draws_N, reference, np.full_like(run.draws_N, reference))
+        net_N = run.less_constant(reference).tailed_N
         net = _net(metric, both, net_N, prompts)
-        own = Interval(value, *(reference + end for end in net[1:]))
+        own = Interval(run.value, *(reference + end for end in net[1:]))
     else:
+        own = stats.interval(run, metric.unit == "share")
         lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
-        run = (value, draws_N, influence_RP)
         if lost_RP.any() or own_RPS is not pair_RPS:
             run = resample(_without(pair_RPS, lost_RP), sides.seeds)
         base = resample(_without(base_RPS, lost_RP), sides.seeds)
-        both = _Paired(*run[:2], *base[:2])
-        gain, net_N = both.value - both.base, both.draws_N - both.base_N
-        net_N = stats.with_tails(gain, net_N, stats.precision(run[2] - base[2]))
-        net = stats.percentile_interval(gain, net_N)
-        own = _interval(metric, value, draws_N, known, prompts)
+        both = _Paired(run.value, run.draws_N, base.value, base.draws_N)
+        net_N = run.less(base).tailed_N
+        net = stats.percentile_interval(both.value - both.base, net_N)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
-    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, lost_RP, both)
+    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, both)
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
         prompt_set=prompt_set,
@@ -546,7 +553,6 @@ def _test(
     metric: Metric,
     pair_RPS: Array,
     base_RPS: Array | None,
-    lost_RP: np.ndarray[Any, np.dtype[np.bool_]],
     both: _Paired,
 ) -> tuple[Test, float]:
     """The test of no difference between these checkpoints, and its p. Units are the prompts, with all their seeds and images together.
@@ -559,8 +565,8 @@ def _test(
         return "sign", stats.mcnemar_exact(*_won_and_lost(pair_RPS))
     if base_RPS is None or metric.needs_base or pair_RPS.shape[2] != 1:
         return "bootstrap", _tail(both.draws_N - both.base_N)
-    gain_P = _over_seeds(_without(pair_RPS, lost_RP)) - _over_seeds(_without(base_RPS, lost_RP))
-    gain_P = gain_P[~np.isnan(gain_P)].round(12)  # equal means of equal scores may differ in the last bit
+    gain_P = stats.prompt_differences(pair_RPS[:, :, 0], base_RPS[:, :, 0])
+    gain_P = gain_P.round(12)  # equal means of equal scores may differ in the last bit
     if metric.unit == "share":
         return "McNemar", stats.mcnemar_exact(int((gain_P > 0).sum()), int((gain_P < 0).sum()))
     return "Wilcoxon", stats.wilcoxon(gain_P)
@@ -586,13 +592,6 @@ def _tail(net_N: Array) -> float:
 
 def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
-
-
-def _interval(metric: Metric, value: float, draws_N: Array, known: stats.Precision, prompts: int) -> Interval:
-    """Percentile interval with Student's tails; a share's is Wilson's, which stays within 0 and 1."""
-    if metric.unit == "share":
-        return stats.share_interval(value, known, prompts)
-    return stats.percentile_interval(value, stats.with_tails(value, draws_N, known))
 
 
 def _net(metric: Metric, both: _Paired, net_N: Array, prompts: int) -> Interval:
@@ -642,14 +641,39 @@ def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> lis
 
 
 @cache
-def headlines_of(suite: str) -> dict[str, tuple[str, ...]]:
-    """The headlines of every prompt set of a suite; nothing for one that is not known, or that names none."""
+def parts_of(suite: str) -> dict[str, Part]:
+    """The parts of a suite by prompt set; nothing for one that is not known."""
     from evals import suites  # here: it says how to draw, which takes a deep learning stack
 
     if suite not in suites.names():
         return {}
-    found = {part.prompt_set: part.headlines for part in suites.load(suite).parts}
+    return {part.prompt_set: part for part in suites.load(suite).parts}
+
+
+def headlines_of(suite: str) -> dict[str, tuple[str, ...]]:
+    """The headlines of every prompt set of a suite; nothing for one that is not known, or that names none."""
+    found = {prompt_set: part.headlines for prompt_set, part in parts_of(suite).items()}
     return found if any(found.values()) else {}
+
+
+def strata_of(rows: pd.DataFrame) -> Strata:
+    """The strata inside which prompts are resampled: of the prompt sets for which their suite names some.
+
+    A set whose strata cannot be had (they are tags of prompts that are not on this machine) is resampled as a whole, which gives wider
+    intervals where strata differ, and is told of.
+    """
+    found: dict[str, Mapping[str, str]] = {}
+    remarks: dict[str, str] = {}
+    for prompt_set, suite in rows[["prompt_set", "suite"]].drop_duplicates().itertuples(index=False):
+        part = parts_of(str(suite).partition(":")[0]).get(str(prompt_set))
+        if part is None or part.stratum is None or prompt_set in found:
+            continue
+        ids = sorted(map(str, rows.loc[rows["prompt_set"] == prompt_set, "prompt_id"].unique()))
+        try:
+            found[str(prompt_set)] = {prompt: part.stratum(str(prompt_set), prompt) for prompt in ids}
+        except ValueError as error:
+            remarks[str(prompt_set)] = f"{prompt_set} is resampled as a whole, not inside its strata: {error}"
+    return Strata(found, tuple(remarks.values()))
 
 
 def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], against: str) -> list[_Cell]:

@@ -39,8 +39,9 @@ from evals import rows as score_rows
 from evals.compare import headlines_of
 from evals.files import write_text
 from evals.metrics import Metric
+from evals.rows import BASE
 from evals.stats import Array, Interval
-from evals.tables import heading, interval
+from evals.tables import heading, interval, markdown_table
 from prompts import Prompt
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ GOLD = ("gold_utility", "fully_right")
 """Scorers of the miniature that know what its people value and what its pictures show: to check the method with, never to choose by."""
 FOLDER = "curves"
 """Folder of score files beside the table, apart from those that `compare` takes all of."""
-BASE = "base"
 
 
 # ------------------------------------------------------------------------------------------------------------ what is found
@@ -399,13 +399,7 @@ def _table_of(found: Curve, question: str) -> str:
             for s in columns
         ]
         lines.append([str(point.iteration), nats, *cells, _marks(found, question, t)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([f"## {question}\n", padded[0], rule, *padded[1:]])
+    return f"## {question}\n\n{markdown_table(lines, padded=True)}"
 
 
 def _is_below(series: Series, t: int) -> bool:

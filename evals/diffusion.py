@@ -424,6 +424,7 @@ def sample(
     sampling: Sampling,
     keep: Sequence[int] = (),
     reduction: Reduction = "mean",
+    noisy: Sequence[int] | None = None,
 ) -> Trajectory:
     """Draw latents from noise, one transition per step.
 
@@ -437,6 +438,7 @@ def sample(
         sampling: how to draw.
         keep: step indices whose transition is stored.
         reduction: of the stored log-probability.
+        noisy: steps with `sampling.eta`, the others have eta 0; None for all.
 
     Returns:
         the trajectory, on the CPU.
@@ -446,13 +448,15 @@ def sample(
     """
     kept = tuple(sorted(keep))
     for step in kept:
+        assert noisy is None or step in noisy, "a step without noise has no density to keep"
         if schedule.sigma(step, sampling.eta) == 0.0:
             raise ValueError(_deterministic(schedule, step, sampling.eta))
+    eta_T = [sampling.eta if noisy is None or step in noisy else 0.0 for step in range(len(schedule))]
     parts: list[tuple[Tensor, ...]] = []
     for rows in micro_batches(len(cond.text_BLD), sampling.micro_batch):
         drawn = padded(
             lambda noise_, *columns: _denoise(
-                unet, schedule, Conditioning(*columns), uncond, noise_, sampling, kept, reduction
+                unet, schedule, Conditioning(*columns), uncond, noise_, sampling, eta_T, kept, reduction
             ),
             sampling.micro_batch,
             noise_of(rows),
@@ -470,6 +474,7 @@ def _denoise(
     uncond: Conditioning | None,
     noise_BNCHW: Tensor,
     sampling: Sampling,
+    eta_T: Sequence[float],
     kept: tuple[int, ...],
     reduction: Reduction,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -479,7 +484,7 @@ def _denoise(
     stored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step, timestep in enumerate(schedule.timesteps):
         output = predict(unet, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
-        mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
+        mean, sigma = transition(schedule, x_BCHW, output, step, eta_T[step])
         next_BCHW = mean + sigma * noise_BNCHW[:, 1 + step].to(device) if sigma > 0.0 else mean
         if step in kept:
             stored.append((x_BCHW, next_BCHW, mean, log_prob(next_BCHW, mean, sigma, reduction)))
@@ -542,6 +547,7 @@ class Painter:
         seed: int,
         keep: Sequence[int] = (),
         reduction: Reduction = "mean",
+        noisy: Sequence[int] | None = None,
     ) -> Trajectory:
         """Draw one latent per (text, image index); see `sample`."""
         steps = len(self.schedule) if self.sampling.eta > 0.0 else 0
@@ -561,6 +567,7 @@ class Painter:
             self.sampling,
             keep,
             reduction,
+            noisy,
         )
 
     def paint(self, texts: Sequence[str], image_indices: Sequence[int], seed: int) -> Tensor:

@@ -26,12 +26,14 @@ import pandas as pd
 
 from evals import rows as score_rows
 from evals import stats
+from evals.compare import strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
-from evals.metrics._parity import GROUPS, floors, parity, tone_counts, unbiased_squared
+from evals.metrics._parity import GROUPS, floors, parity, regrouped, tone_counts, unbiased_squared
 from evals.miniature.render import TONE_GROUPS
-from evals.rows import PROMPT
-from evals.stats import Array, Interval
+from evals.rows import BASE, PROMPT
+from evals.stats import Array, Interval, Resampler
+from evals.tables import markdown_table
 
 GROUPED, TONES = "skin_tone", "monk_tone"
 """The scorers that are read."""
@@ -39,8 +41,6 @@ NAMES = ("1-4", "5", "6-7", "8-10")
 """Monk tones of each group."""
 LIMIT = 0.5
 """Share of unusable pictures above which a gap is refused: training stops there too (`Task.max_invalid`)."""
-BALANCED = 6504
-"""Kelvin of the light that leaves colours as they are."""
 WORST_CONDITION = 5.0
 """A confusion that multiplies noise in the shares by more than this says too little of the true ones."""
 
@@ -93,14 +93,18 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
     Raises:
         ValueError: naming the file, where it is none, or none can be undone.
     """
+    from evals.skin import balanced  # here: it reads pictures
+
     try:
         frame = pd.read_csv(path)
         frame = frame[frame["read"] >= 0]
         group = np.array(TONE_GROUPS)
         shown, read = group[frame["tone"]], group[frame["read"]]
-        kinds, light = frame["kind"].astype(str), (frame["kelvin"] == BALANCED) & (frame["stops"] == 0)
+        kinds, light = frame["kind"].astype(str), balanced(frame)
         weight = frame["images"].to_numpy(dtype=np.float64)
-    except (OSError, KeyError, ValueError, IndexError) as error:
+        if not (weight >= 0).all() or (frame["tone"] < 0).any():
+            raise ValueError("tones and images are counted from 0")
+    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(
             f"--confusion {path} is no calibration of skin tones ({error}): `python -m evals calibrate skin-tone` writes one"
         ) from None
@@ -192,7 +196,7 @@ def fairness(
     resamples: int = stats.RESAMPLES,
     seed: int = 0,
 ) -> list[Fairness]:
-    """Every experiment on every prompt set with tones, in the order of the rows.
+    """Every experiment on every prompt set with tones, in the order of the rows; intervals are those of `evals.compare`.
 
     Args:
         rows: as `evals.rows.read` gives them.
@@ -208,11 +212,12 @@ def fairness(
     grouped = rows[rows["scorer"] == GROUPED]
     if grouped.empty:
         raise ValueError(f"there is no row of the scorer {GROUPED}: score a suite with portraits first")
+    resampler = Resampler(resamples, seed, strata_of(grouped).of)
     found = []
     for (model, experiment, prompt_set), part in grouped.groupby(
         ["model", "experiment", "prompt_set"], sort=False
     ):
-        if experiment == "base":
+        if experiment == BASE:
             part = score_rows.without_copies(part)
         if part["value"].isna().all():
             continue
@@ -220,7 +225,8 @@ def fairness(
             (rows["model"] == model) & (rows["experiment"] == experiment) & (rows["prompt_set"] == prompt_set)
         )
         tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
-        found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resamples, seed))
+        regrouped(tones)  # refuses what is no tone
+        found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resampler))
     if not found:
         raise ValueError("no portrait has a usable face: there is no tone to speak of")
     return found
@@ -232,8 +238,7 @@ def _of_part(
     confusions: Mapping[str, Array],
     root: bool,
     limit: float,
-    resamples: int,
-    seed: int,
+    resampler: Resampler,
 ) -> Fairness:
     counts = tone_counts(part)
     counts_PK = counts.to_numpy(dtype=np.float64)
@@ -241,15 +246,16 @@ def _of_part(
     model, experiment, prompt_set = (
         str(part[name].iloc[0]) for name in ("model", "experiment", "prompt_set")
     )
-    weight_NR = stats.weights(runs, resamples, seed, f"seeds of {experiment}")
-    weight_NP = stats.weights(prompts, resamples, seed, f"prompts of {prompt_set}")
+    weight_NR = resampler.seeds(f"seeds of {experiment}", runs)
+    sample = resampler.prompts(prompt_set, sorted(map(str, part["prompt_id"].unique())))
 
-    def estimate(values: Array, finish: Callable[[Array], Array] = first) -> Interval:
-        values_RPS = values.reshape(runs, prompts, -1)
-        draws_N = finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
-        return stats.percentile_interval(stats.point(values_RPS, finish), draws_N)
+    def estimate(values: Array, finish: Callable[[Array], Array] = first, share: bool = False) -> Interval:
+        return stats.interval(
+            stats.resampled(values.reshape(runs, prompts, -1), finish, weight_NR, sample), share
+        )
 
-    unusable = estimate(per_prompt(part, unusable=part["value"].isna())["unusable"].to_numpy())
+    is_unusable = per_prompt(part, unusable=part["value"].isna())["unusable"].to_numpy()
+    unusable = estimate(is_unusable, share=True)
     refused = unusable.value > limit
     power = 1 if root else 2
     pooled = counts_PK.reshape(runs, prompts, GROUPS).sum(axis=(0, 1))
@@ -268,7 +274,7 @@ def _of_part(
         unbiased=estimate(unbiased_squared(counts_PK)),
         pooled=estimate(counts_PK, lambda mean_K: parity(mean_K) ** power),
         corrected={name: estimate(corrected_squared(counts_PK, c)) for name, c in confusions.items()},
-        shares=tuple(estimate(counts_PK, partial(_share, group)) for group in range(GROUPS)),
+        shares=tuple(estimate(counts_PK, partial(_share, group), share=True) for group in range(GROUPS)),
         true_shares={
             name: tuple(corrected_shares(pooled / pooled.sum(), c).tolist()) for name, c in confusions.items()
         },
@@ -311,6 +317,7 @@ def markdown(
     limit: float,
     command: str,
     left_out: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     shown: int = 10,
 ) -> str:
     """The report: a table of gaps, the shares of groups and tones, and the prompts at both ends."""
@@ -325,12 +332,14 @@ def markdown(
         "of all their intervals.\n"
         "- Pooled: the gap of all pictures together, which is 0 where prompts are each of one tone that balance out.\n"
         f"- Where more than {100 * limit:.0f} % of the pictures have no usable face, gaps are refused: they would be those of what happened to be readable.\n"
-        "- Intervals are 95 %: prompts, and training seeds above them, resampled 10,000 times.\n"
+        "- Intervals are 95 %, made as the tables of `compare` make them: prompts, and training seeds above them, resampled 10,000 times, with Student's tails for "
+        "few seeds; a share's is Wilson's.\n"
     )
     if left_out:
         head += (
             f"- Left out, as tones are confused too often there to be told apart: {'; '.join(left_out)}.\n"
         )
+    head += "".join(f"- {remark}\n" for remark in remarks)
     return "\n".join([head, _gaps(found), *(_one(f, shown) for f in found)])
 
 
@@ -356,11 +365,11 @@ def _gaps(found: Sequence[Fairness]) -> str:
         share = _told(Interval(*(100 * end for end in f.unusable)), 1)
         n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"
         lines.append([f"{f.experiment} ({f.model})", f.prompt_set, *gaps, share, n])
-    return _table(lines)
+    return f"{markdown_table(lines)}\n"
 
 
 def _one(f: Fairness, shown: int) -> str:
-    parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}\n"]
+    parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}"]
     lines = [
         ["Monk tones", *NAMES],
         ["share, %", *(_told(Interval(*(100 * e for e in s)), 1) for s in f.shares)],
@@ -368,18 +377,18 @@ def _one(f: Fairness, shown: int) -> str:
     lines += [
         [f"corrected: {name}", *(f"{100 * s:.1f}" for s in shares)] for name, shares in f.true_shares.items()
     ]
-    parts.append(_table(lines))
+    parts.append(markdown_table(lines))
     if f.tones:
         most = max(f.tones)
         parts.append(
-            _table([
+            markdown_table([
                 ["Monk tone", "pictures", ""],
                 *([str(tone + 1), str(n), "█" * round(30 * n / most)] for tone, n in enumerate(f.tones)),
             ])
         )  # fmt: skip
     if f.corrected and not f.refused:
         parts.append(
-            _table(
+            markdown_table(
                 [
                     ["confusion", "squared gap, corrected"],
                     *([name, _told(v)] for name, v in f.corrected.items()),
@@ -393,20 +402,14 @@ def _one(f: Fairness, shown: int) -> str:
         gap = "–" if math.isnan(p.gap) else f"{p.gap:.3f}"
         floor = "–" if math.isnan(p.floor) else f"{p.floor:.3f}"
         lines.append([str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), gap, floor])
-    parts.append(_table(lines))
-    return "\n".join(parts)
+    parts.append(markdown_table(lines))
+    return "\n\n".join(parts) + "\n"
 
 
 def _told(value: Interval, digits: int = 3) -> str:
     if math.isnan(value.value):
         return "–"
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rest = lines
-    made = [head, ["---"] * len(head), *rest]
-    return "".join(f"| {' | '.join(line)} |\n" for line in made)
 
 
 def tidy(found: Sequence[Fairness]) -> pd.DataFrame:
@@ -434,8 +437,10 @@ def write(
         ValueError: in one sentence, for what is wrong with a file.
     """
     confusions, left_out = ({}, []) if confusion is None else read_confusions(confusion)
-    found = fairness(score_rows.read(files), confusions, root, limit)
-    write_text(markdown(found, root, limit, command, left_out), out)
+    rows = score_rows.read(files)
+    found = fairness(rows, confusions, root, limit)
+    remarks = strata_of(rows[rows["scorer"] == GROUPED]).remarks
+    write_text(markdown(found, root, limit, command, left_out, remarks), out)
     write_text(
         tidy(found).to_csv(index=False, float_format="%.6g", lineterminator="\n"), out.with_suffix(".csv")
     )

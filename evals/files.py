@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+MARK = "source.json"
+"""In a folder of pictures: which weights and which suite drew them."""
 
 
 def write_text(text: str, path: Path | str) -> None:
@@ -21,28 +24,39 @@ def write_bytes(content: bytes, path: Path | str, durable: bool = True) -> None:
 
     Without `durable` a power cut may take it, which is right for many small files that can be made again.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        _write_beside(content, path, durable)
+    except OSError as error:  # which tells of the file beside it, or, of a full disk, of none
+        error.filename = str(path)
+        raise
+
+
+def _write_beside(content: bytes, path: Path | str, durable: bool) -> None:
+    folder, name = os.path.split(path)
+    beside = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
+    handle = _new_file(beside)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-        if durable:
-            sync_folder(path.parent)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+    if durable:
+        sync_folder(Path(folder))
 
 
-def _umask() -> int:
-    """The permissions that new files do not get; reading them means setting them."""
-    now = os.umask(0o022)
-    os.umask(now)
-    return now
+def _new_file(path: str) -> int:
+    """Open a file that nobody else has, with the permissions that the umask leaves; its folder is made where it is missing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o666)
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,6 +25,7 @@ from evals import stats
 from evals.files import write_text
 from evals.metrics._geneval import TASKS, task_of
 from evals.stats import Array, Interval
+from evals.tables import markdown_table
 from prompts.fetched import File, github
 from prompts.sets.geneval import COMMIT
 
@@ -225,7 +226,7 @@ def _read(path: Path) -> torch.Tensor:
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"--images: {path} is no picture, or was not copied to its end") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -258,20 +259,16 @@ def agreement(cases: Array) -> Array:
 
 
 def cohen_kappa(cases: Array) -> Array:
-    """The same above what chance gives (Cohen 1960); NaN where both always say one and the same."""
-    total = cases.sum(axis=-1)
-    people, detector = (cases[..., 0] + cases[..., other] for other in (1, 2))
-    expected = (people * detector + (total - people) * (total - detector)) / total**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa: Array = (agreement(cases) - expected) / (1 - expected)
-    return kappa
+    """The same above what chance gives (`evals.stats.cohen_kappa`); NaN where both always say one and the same."""
+    return stats.cohen_kappa(cases.reshape(*cases.shape[:-1], 2, 2))
 
 
 def with_interval(frame: pd.DataFrame, share: Any) -> Interval:
     """`agreement` or `cohen_kappa` of some pictures, with the 95 % interval of resampled prompts: pictures of a prompt are no independent observations."""
     cases_PS = frame.groupby("prompt_id")[list(CONFUSION)].sum().to_numpy(dtype=np.float64)
     weight_NP = stats.weights(len(cases_PS), stats.RESAMPLES, 0, "calibrate geneval")
-    return stats.percentile_interval(float(share(cases_PS.sum(axis=0))), share(weight_NP @ cases_PS))
+    once = np.ones((stats.RESAMPLES, 1))  # there is nothing above the prompts
+    return stats.interval(stats.resampled(cases_PS[None], share, once, stats.Sample(weight_NP, None)))
 
 
 # the report
@@ -292,14 +289,18 @@ def markdown(frame: pd.DataFrame, missing: int, detector: str, command: str) -> 
         ABOUT,
         glance(frame),
         "## Confusion",
-        _markdown(
-            ["task", *CONFUSION],
-            [[name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)],
+        markdown_table(
+            [
+                ["task", *CONFUSION],
+                *([name, *(f"{part[case].sum()}" for case in CONFUSION)] for name, part in _parts(frame)),
+            ]
         ),
         "## People among themselves",
-        _markdown(
-            ["task", "one against the others, %", "pairs, %", "all alike, %", "Fleiss kappa"],
-            [[name, *_of_people(part)] for name, part in _parts(frame)],
+        markdown_table(
+            [
+                ["task", "one against the others, %", "pairs, %", "all alike, %", "Fleiss kappa"],
+                *([name, *_of_people(part)] for name, part in _parts(frame)),
+            ]
         ),
     ]
     return "\n\n".join(parts) + "\n"
@@ -321,7 +322,7 @@ def glance(frame: pd.DataFrame) -> str:
         "kappa",
         "one rater against the others, %",
     ]
-    return _markdown(header, [[name, *_of_detector(part)] for name, part in _parts(frame)])
+    return markdown_table([header, *([name, *_of_detector(part)] for name, part in _parts(frame))])
 
 
 def _parts(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -358,10 +359,6 @@ def _votes(part: pd.DataFrame) -> tuple[Array, Array]:
 def _cell(interval: Interval, scale: float, digits: int) -> str:
     value, low, high = (f"{scale * end:.{digits}f}" for end in interval)
     return f"{value} [{low}, {high}]"
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *lines])
 
 
 def write(images: str, out: Path, command: str) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 import prompts
 from evals import provenance, scorers, suites
 from evals import rows as score_rows
-from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say
+from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say, with_base
 from evals.diffusion import exact_device
 from evals.files import write_bytes, write_text
 from evals.pictures import (
@@ -84,33 +84,41 @@ class Scored:
     rewards: tuple[str, ...] = ()
 
 
-def score(target: str, out: Path, suite: str | None) -> None:
-    """Score a checkpoint on a suite into a CSV file; pictures go to `images/` beside the file's folder.
+def score(target: str, out: Path, suite: str | None, base: str | None = None) -> None:
+    """Score a checkpoint on a suite into a CSV file; pictures go to `images_of` it.
 
     Args:
         target: what `evals.checkpoints.resolve` takes.
         out: the file.
         suite: its name; None takes that of the domain of a run.
+        base: what it came from, where nothing else says it: see `evals.checkpoints.with_base`.
 
     Raises:
         ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
     """
-    checkpoint = resolve(target)
+    checkpoint = resolve(target) if base is None else with_base(resolve(target), base)
     chosen = suites.load(suite or suites.of_domain(checkpoint.domain, target))
     if checkpoint.domain not in (None, chosen.domain):
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
         )
-    provenance.refuse_foreign(out)
+    whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
+    _refuse_anothers(out, whose)
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = _load(chosen, device)
     if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
         _refuse_another_family(checkpoint, checkpoint.its_base())
-    pictures = Pictures(checkpoint, chosen, out.parent.parent / "images", device)
-    whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
-    weights = {"weights": pictures.digest, "base": checkpoint.base}
+    pictures = Pictures(checkpoint, chosen, images_of(out), device)
+    told = checkpoint.told.source if checkpoint.told is not None else None
+    weights = {"weights": pictures.digest, "base": checkpoint.base or told}
     Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
+
+
+def images_of(out: Path) -> Path:
+    """Where pictures of a score file go: `images/` beside it, or beside its folder where that is one of score files, as results/scores is."""
+    folder = out.parent if out.parent != Path() else out.absolute().parent
+    return (folder.parent if folder.name in ("scores", "curves") else folder) / "images"
 
 
 def score_given(
@@ -130,7 +138,8 @@ def score_given(
         ValueError: see `evals.pictures.Given`, and `score`.
     """
     chosen = suites.load(suite)
-    provenance.refuse_foreign(out)
+    whose = Scored(name, model, 0, f"{chosen.name}:given")
+    _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
     theirs = Given(base, chosen, "base") if base else None
@@ -140,8 +149,30 @@ def score_given(
         if alone:
             say(f"note: without --base no {' and no '.join(alone)}, which compares with the base's pictures")
         chosen = _without(chosen, alone)
-    whose = Scored(name, model, 0, f"{chosen.name}:given")
     Scoring(chosen, whose, pictures, loaded, out, device, {}).run()
+
+
+def _refuse_anothers(out: Path, whose: Scored) -> None:
+    """Refuse to write over what is none of ours, or the scores of another.
+
+    Raises:
+        ValueError: naming it.
+    """
+    provenance.refuse_foreign(out)
+    held = score_rows.first_row(out)
+    if held is None:
+        return
+    theirs, ours = (
+        f"{experiment}-{model}-{seed}"
+        for experiment, model, seed in (
+            (held["experiment"], held["model"], held["seed"]),
+            (whose.experiment, whose.model, whose.seed),
+        )
+    )
+    if theirs != ours:
+        raise ValueError(
+            f"--out {out} holds the scores of {theirs}, and these are of {ours}: choose another name, or move it away"
+        )
 
 
 def _load(suite: Suite, device: str) -> dict[str, Scorer]:
@@ -208,7 +239,8 @@ class Scoring:
         self.versions = {name: scorer.version for name, scorer in loaded.items()}
         self.parts = out.with_name(out.name + ".parts")
         self.units = {part: units_of(part) for part in suite.parts}
-        self.digests = {part: prompts.digest(prompts.load(part.prompt_set)) for part in suite.parts}
+        self.asked = {part: prompts.load(part.prompt_set) for part in suite.parts}
+        self.digests = {part: prompts.digest(asked) for part, asked in self.asked.items()}
 
     def run(self) -> None:
         """Do what others do not, then wait for them and do what they have not; put all together.
@@ -252,8 +284,17 @@ class Scoring:
         return record if record and (record.suite, record.prompts, len(record.pictures)) == of else None
 
     def _done(self, unit: Unit) -> Record:
+        """What is kept of a unit once all are done, or waited for.
+
+        Raises:
+            ValueError: it is of other pictures: another command puts its own there.
+        """
         record = self._record(unit)
-        assert record is not None, "every unit was done, or waited for"
+        if record is None or not self._is_current(unit, record, self._base(unit.part)):
+            raise ValueError(
+                f"{self.parts} is changed by another command, or pictures were while they were scored: give each command an --out of its own, "
+                "then give this one again"
+            )
         return record
 
     def _score(self, unit: Unit) -> None:
@@ -268,11 +309,12 @@ class Scoring:
         theirs = base.read(unit.part, unit.items) if base and base is not self.pictures else None
         if base:
             self._refuse_other_sizes(unit, base, pictures, theirs or pictures)
+        seen = self._seen(self.pictures, unit, pictures)
         record = Record(
             suite=self.whose.suite,
             prompts=self.digests[unit.part],
-            pictures=self._seen(self.pictures, unit, pictures),
-            base=self._seen(base, unit, theirs or pictures) if base else None,
+            pictures=seen,
+            base=(seen if theirs is None else self._seen(base, unit, theirs)) if base else None,
         )
         if kept and record.shows_the_same(kept):
             record.scores = {name: kept.scores[name] for name in names if self._has(unit, name, kept, record)}
@@ -342,7 +384,7 @@ class Scoring:
                 if scorer.scope == "paired":
                     both = [place for place in decoded if theirs is None or theirs[place]]
                     ours = images if both == decoded else _stacked(pictures, both)
-                    self._keep_features(unit, record, name, ours, _stacked(theirs, both) if theirs else ours)
+                    self._keep_features(unit, record, name, ours, _stacked(theirs, both) if theirs else None)
                     continue
                 places = decoded if scorer.scope == "image" else _of_whole_prompts(unit.items, decoded)
                 shown = images if places == decoded else _stacked(pictures, places)
@@ -353,18 +395,24 @@ class Scoring:
 
     # ----------------------------------------------------------------------------------------------- features of a unit
 
-    def _keep_features(self, unit: Unit, record: Record, name: str, images: Tensor, base: Tensor) -> None:
+    def _keep_features(
+        self, unit: Unit, record: Record, name: str, images: Tensor, base: Tensor | None
+    ) -> None:
+        """Keep the first stage's answers for some pictures and the base's; without those they are the same pictures, and are not asked about twice."""
         scorer = self.loaded[name]
-        stages = [
-            _answer(name, lambda side=side: scorers.ask_features(name, scorer, side))  # type: ignore[misc]
-            if len(side)
-            else torch.empty(0, 1)
-            for side in (images, base)
-        ]
-        content = save(
-            dict(zip(("ours", "base"), stages, strict=True)), {"of": self._features_of(name, record)}
-        )
-        write_bytes(content, self._features_file(unit, name))
+
+        def features(side: Tensor) -> Tensor:
+            return (
+                _answer(name, lambda: scorers.ask_features(name, scorer, side))
+                if len(side)
+                else torch.empty(0, 1)
+            )
+
+        ours = features(images)
+        kept = {"ours": ours, "base": ours.clone() if base is None else features(base)}
+        content = save(kept, {"of": self._features_of(name, record)})
+        # what a power cut takes of a unit is done again
+        write_bytes(content, self._features_file(unit, name), durable=False)
         record.scores[name] = Score(self.versions[name], None)
 
     def _features_file(self, unit: Unit, name: str) -> Path:
@@ -475,6 +523,8 @@ class Scoring:
         ]
         values = torch.full((len(items),), torch.nan)
         asked = [items[place] for place in whole]
+        if not asked:
+            return values.tolist()
         with self.pictures.clock.of(f"{provenance.SCORER}{name}"):
             if scorers.has_stages(scorer):
                 found = [self._features(unit, name, records[unit.name]) for unit in units]
@@ -530,7 +580,7 @@ class Scoring:
             for unit in self.units[part]
             for item, one in zip(unit.items, records[unit.name].pictures, strict=True)
         ]
-        asked = prompts.load(part.prompt_set)
+        asked = self.asked[part]
         cut = {name: scorers.how_many_are_cut(self.loaded[name], asked) for name in part.scorers}
         return {
             "prompts": self.digests[part],
@@ -547,9 +597,8 @@ class Scoring:
 
     def _say_what_is_cut(self) -> None:
         """Name scorers that do not read prompts to their end."""
-        for part in self.suite.parts:
+        for part, asked in self.asked.items():
             for name in part.scorers:
-                asked = prompts.load(part.prompt_set)
                 if note := scorers.what_is_cut(name, self.loaded[name], part.prompt_set, asked):
                     say(note)
 

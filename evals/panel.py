@@ -8,7 +8,7 @@ Shape suffixes, beside those of `evals.stats`: J judges, B pictures (of all trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import NamedTuple
@@ -19,15 +19,12 @@ import pandas as pd
 
 from evals import metrics, stats
 from evals.rows import without_copies
-from evals.stats import Array, Interval
+from evals.stats import Array, Interval, Resampled, Resampler, Sample
 
 TAU_RESAMPLES = 1_000
 """Resamples of a Kendall tau, whose cost grows with the square of the number of prompts."""
 _CHUNK = 512
 """Pictures that are set beside all others at a time: memory only."""
-
-Weights = Callable[[str, int], Array]
-"""Resampling weights [N, units] of a named stream."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,8 @@ class _Bench(NamedTuple):
     """Names of metrics."""
     prompt_B: npt.NDArray[np.int64]
     """The prompt of each picture, ascending."""
-    prompts: int
+    prompts: tuple[str, ...]
+    """Ids."""
     judged: tuple[_Judged, ...]
 
 
@@ -117,27 +115,27 @@ def together(panels: Sequence[Panel]) -> Panel:
     )
 
 
-def of_model(model: str, rows: pd.DataFrame, against: str, weights: Weights) -> Panel:
+def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler) -> Panel:
     """What the judges of one model's rows say, on every prompt set that two or more of them have scored.
 
     Args:
         model: its name.
         rows: its score rows.
         against: the experiment that is first in every order.
-        weights: resampling weights, those of the tables, so that a rate here is the one there.
+        resampler: that of the tables, so that a rate here is the one there.
     """
     agreements: list[Agreement] = []
     flips: list[Flip] = []
     pairs = 0
     for bench in _benches(rows, against):
-        weight_NP = weights(f"prompts of {bench.prompt_set}", bench.prompts)
+        sample = resampler.prompts(bench.prompt_set, bench.prompts)
         base, *runs = bench.judged
         for run in runs if base.experiment == against else ():
-            agreements += _agreements(model, bench, run, base, weight_NP)
+            agreements += _agreements(model, bench, run, base, sample.weight_NP)
         for place, second in enumerate(bench.judged):
             others = bench.judged[place + 1 :]
             pairs += len(others)
-            flips += _flips(model, bench, others, second, weights)
+            flips += _flips(model, bench, others, second, sample, resampler)
     return Panel(tuple(agreements), tuple(flips), pairs)
 
 
@@ -157,7 +155,9 @@ def _benches(rows: pd.DataFrame, against: str) -> Iterator[_Bench]:
         judged = [
             _judged(name, part[part["experiment"] == name], asked, scorer_of, len(prompt_B)) for name in names
         ]
-        yield _Bench(str(prompt_set), asked, np.asarray(prompt_B, np.int64), len(ids), tuple(judged))
+        yield _Bench(
+            str(prompt_set), asked, np.asarray(prompt_B, np.int64), tuple(map(str, ids)), tuple(judged)
+        )
 
 
 def _judged(
@@ -258,10 +258,15 @@ def _concordance(
 
 
 def _flips(
-    model: str, bench: _Bench, others: Sequence[_Judged], second: _Judged, weights: Weights
+    model: str,
+    bench: _Bench,
+    others: Sequence[_Judged],
+    second: _Judged,
+    sample: Sample,
+    resampler: Resampler,
 ) -> list[Flip]:
     """The checkpoints that a judge puts above the second and another below it, both with an interval that leaves out one half."""
-    rates = [_rates(bench, place, others, second, weights) for place in range(len(bench.judges))]
+    rates = [_rates(bench, place, others, second, sample, resampler) for place in range(len(bench.judges))]
     found = []
     for first, of_judges in zip(others, zip(*rates, strict=True), strict=True):
         verdicts = [
@@ -276,7 +281,12 @@ def _flips(
 
 
 def _rates(
-    bench: _Bench, place: int, others: Sequence[_Judged], second: _Judged, weights: Weights
+    bench: _Bench,
+    place: int,
+    others: Sequence[_Judged],
+    second: _Judged,
+    sample: Sample,
+    resampler: Resampler,
 ) -> list[Interval]:
     """One judge's half-tie win rates over the second checkpoint, every training seed of one beside every seed of the other.
 
@@ -285,7 +295,8 @@ def _rates(
         place: of the judge.
         others: the checkpoints, [K] training seeds together with those of the second.
         second: what they are compared with.
-        weights: resamples.
+        sample: of the prompts.
+        resampler: of the training seeds.
     """
     margin: float = getattr(metrics.load(bench.judges[place]), "tie_margin")  # noqa: B009  no part of the protocol
     starts = np.flatnonzero(np.diff(bench.prompt_B, prepend=-1))
@@ -298,13 +309,12 @@ def _rates(
     pairs_KP = np.add.reduceat(np.isfinite(difference_KB).astype(np.float64), starts, axis=1)
     valid_KP = (pairs_KP > 0).astype(np.float64)
     net_KP = np.add.reduceat(net_KB, starts, axis=1) / np.maximum(pairs_KP, 1)
-    weight_NP = weights(f"prompts of {bench.prompt_set}", bench.prompts)
-    net_NK = weight_NP @ net_KP.T
-    valid_NK = np.ones_like(net_NK) if valid_KP.all() else weight_NP @ valid_KP.T
-    weight_NQ = weights(f"seeds of {second.experiment}", len(beside_QB))
+    net_NK = sample.weight_NP @ net_KP.T
+    valid_NK = np.ones_like(net_NK) if valid_KP.all() else sample.weight_NP @ valid_KP.T
+    weight_NQ = resampler.seeds(f"seeds of {second.experiment}", len(beside_QB))
     found, start = [], 0
     for one in others:
-        weight_NR = weights(f"seeds of {one.experiment}", len(one.scores_JRB[place]))
+        weight_NR = resampler.seeds(f"seeds of {one.experiment}", len(one.scores_JRB[place]))
         weight_NK = (weight_NR[:, :, None] * weight_NQ[:, None, :]).reshape(len(weight_NR), -1)
         mine = slice(start, start := start + weight_NK.shape[1])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -313,8 +323,8 @@ def _rates(
                 (weight_NK * net_NK[:, mine]).sum(axis=1) / (weight_NK * valid_NK[:, mine]).sum(axis=1) / 2
             )
         told_KPS = np.stack([net_KP[mine], valid_KP[mine]], axis=2)
-        known = stats.precision(stats.influence(told_KPS, _lead))
-        ends = stats.percentile_interval(float(lead), stats.with_tails(float(lead), lead_N, known))
+        influence_KP = stats.influence(told_KPS, _lead, sample.strata)
+        ends = stats.interval(Resampled(float(lead), lead_N, influence_KP, sample.strata))
         found.append(Interval(*(0.5 + min(max(end, -0.5), 0.5) for end in ends)))
     return found
 

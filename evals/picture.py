@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from evals.ballots import open_picture
 from evals.files import write_bytes
 
 GAP, ZOOM = 6, 2
@@ -19,22 +20,21 @@ def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, s
     Half the rows show portraits, half the rest.
 
     Raises:
-        ValueError: a folder is not there, or the two have too few pictures in common.
+        ValueError: a folder is not there, the two have too few pictures in common, one of them cannot be opened, or `out` lies among them.
     """
     for folder in (base, tuned):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: score that run first")
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {out} lies among the pictures of {folder}: choose another place")
     names = _drawn(base, tuned, columns * rows, seed)
-    with Image.open(base / names[0]) as first:
-        width, height = (side * ZOOM for side in first.size)
+    width, height = (side * ZOOM for side in open_picture(base / names[0]).size)
     sheet = Image.new("RGB", (columns * (2 * width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for place, name in enumerate(names):
         left, top = place % columns * (2 * width + GAP), place // columns * (height + GAP)
         for side, folder in enumerate((base, tuned)):
-            with Image.open(folder / name) as picture:
-                sheet.paste(
-                    picture.resize((width, height), Image.Resampling.NEAREST), (left + side * width, top)
-                )
+            picture = open_picture(folder / name).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left + side * width, top))
     content = io.BytesIO()
     sheet.save(content, format="PNG", optimize=True)
     write_bytes(content.getvalue(), out)

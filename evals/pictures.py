@@ -17,7 +17,8 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,21 +35,20 @@ from evals import rows
 from evals.checkpoints import Checkpoint, first_line, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import write_bytes, write_text
+from evals.files import MARK, write_bytes, write_text
+from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
 from prompts.lock import locked
 
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
-BASE = "base"
-MARK = "source.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
 """Pixels of a picture: with more it is no picture of such a model, and would fill the memory."""
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, or not all of one."""
 
 
@@ -61,7 +61,11 @@ class Item:
 
     def path(self, folder: Path) -> Path:
         """Where it lies below the folder of its prompt set."""
-        return folder / self.prompt.id / f"{self.image}.png"
+        return Path(self.name(folder))
+
+    def name(self, folder: Path) -> str:
+        """The same as text, for what is asked of every picture again and again: pathlib takes longer than the disk."""
+        return f"{folder}/{self.prompt.id}/{self.image}.png"
 
 
 def items_of(part: Part) -> list[Item]:
@@ -119,7 +123,7 @@ def _as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
         over.alpha_composite(picture.convert("RGBA"))
         return over.convert("RGB"), "transparency laid over white"
     if picture.mode == "RGB":
-        return picture.convert("RGB"), ""
+        return picture, ""
     return picture.convert("RGB"), f"{picture.mode} converted to RGB"
 
 
@@ -211,9 +215,10 @@ class Pictures:
         self._painter: Painter | None = None
         self._base: Pictures | None = None
         self._says = True
+        self._cut_files: dict[str, Path] = {}
         mine = folder / checkpoint.name
         self.digest = checkpoint.digest()
-        source = _source(self.digest, suite)
+        self._mark = source = _source(self.digest, suite)
         # one scoring at a time decides whose pictures a folder holds: several may need the base's
         with locked(self._lock("claim")):
             if not _is_claimed(mine, source):
@@ -234,62 +239,101 @@ class Pictures:
 
     def path(self, part: Part, item: Item) -> Path:
         """Of a picture."""
-        return item.path(self.root / self.checkpoint.name / part.prompt_set)
+        return item.path(self._folder(part))
+
+    def _folder(self, part: Part) -> Path:
+        return self.root / self.checkpoint.name / part.prompt_set
 
     def are_there(self, part: Part, items: Sequence[Item]) -> bool:
         """Whether all have a file."""
         return not self._missing(part, items)
 
     def _missing(self, part: Part, items: Sequence[Item]) -> list[Item]:
-        return [item for item in items if not self.path(part, item).is_file()]
+        folder = self._folder(part)
+        return [item for item in items if not os.path.isfile(item.name(folder))]
 
     def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
-        """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing."""
+        """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing.
+
+        A chunk is encoded and written while the next is drawn. Its lock goes with it, and is free when all its files are there. No third is in memory.
+        """
         missing = len(self._missing(part, items))
         if not missing:
             return
         micro_batch = self.suite.sampling.micro_batch
         at_once = max(1, CHUNK // micro_batch) * micro_batch
-        with bar(f"drawing {part.prompt_set}", missing) as told:
+        # where this is left by an error or Ctrl-C, the executor first ends what it writes: what was drawn is kept
+        with bar(f"drawing {part.prompt_set}", missing) as told, ThreadPoolExecutor(1) as beside:
+            saving: Future[None] | None = None
             for start in range(0, len(items), at_once):
                 chunk = items[start : start + at_once]
                 if self.are_there(part, chunk):
                     continue
-                with locked(self._lock(f"{part.prompt_set}-{start}"), wait) as taken:
-                    if taken:
-                        todo = self._missing(part, chunk)
-                        self._draw(part, todo)
+                with ExitStack() as held:
+                    if not held.enter_context(locked(self._lock(f"{part.prompt_set}-{start}"), wait)):
+                        continue
+                    if todo := self._missing(part, chunk):
+                        drawn = self._drawn(part, todo)
+                        self._until_saved(saving)
+                        self._refuse_lost()
+                        paths = [self.path(part, item) for item in todo]
+                        saving = beside.submit(_save_all, drawn, paths, held.pop_all())
                         told.update(len(todo))
+            self._until_saved(saving)
 
-    def _draw(self, part: Part, items: Sequence[Item]) -> None:
-        """Draw with each image's own noise."""
-        if not items:
-            return
+    def _drawn(self, part: Part, items: Sequence[Item]) -> NDArray[np.uint8]:
+        """Draw with each image's own noise: 8 bits [B, H, W, 3]."""
         painter = self._open()
         self._count_cut(part, painter)
         with self.clock.of("drawing"):
-            drawn = painter.paint(
+            drawn_BCHW = painter.paint(
                 [item.prompt.text for item in items], [item.image for item in items], self.suite.seed
             )
-        with self.clock.of("saving"):
-            for item, picture in zip(items, drawn, strict=True):
-                _save(picture, self.path(part, item))
+        if not drawn_BCHW.isfinite().all():
+            raise ValueError(
+                f"{self.checkpoint.source} draws NaN, no picture, of a prompt of {part.prompt_set}: its weights are damaged, or of another model"
+            )
+        pixels_BHWC: NDArray[np.uint8] = (
+            (drawn_BCHW.numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        )
+        return pixels_BHWC
+
+    def _until_saved(self, saving: Future[None] | None) -> None:
+        """Wait for what is written beside. Raises what kept it from being written."""
+        if saving is not None:
+            with self.clock.of("saving"):
+                saving.result()
+
+    def _refuse_lost(self) -> None:
+        """Refuse to go on where another command has taken the folder for other pictures.
+
+        Raises:
+            ValueError: naming it.
+        """
+        mine = self.root / self.name
+        if not _is_claimed(mine, self._mark):
+            raise ValueError(
+                f"another command now draws other pictures into {mine}: end it, or score the two one after the other, or into two folders"
+            )
 
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
         """Some of a part's, of one size; one that is damaged is drawn again.
 
         Raises:
-            ValueError: naming one of another size.
+            ValueError: naming one of another size; or the folder holds other pictures by now.
         """
+        self._refuse_lost()
         with self.clock.of("reading"):
-            found = [_read_or_none(self.path(part, item)) for item in items]
+            folder = self._folder(part)
+            found = [_read_or_none(item.path(folder)) for item in items]
         damaged = [place for place, picture in enumerate(found) if picture is None]
         if damaged:
             say(
                 f"note: {self.path(part, items[damaged[0]])} is damaged and is drawn again{and_more(len(damaged))}"
             )
-            self._draw(part, [items[place] for place in damaged])
-            for place in damaged:
+            drawn = self._drawn(part, [items[place] for place in damaged])
+            for place, pixels_HWC in zip(damaged, drawn, strict=True):
+                _save(pixels_HWC, self.path(part, items[place]))
                 found[place] = read(self.path(part, items[place]))
         paths = [self.path(part, item) for item in items]
         refuse_other_sizes(paths, [picture.size for picture in found if picture], "and it is drawn again")
@@ -304,8 +348,11 @@ class Pictures:
 
     def _cut_file(self, part: Part) -> Path:
         """Where it is kept how many prompts are cut: to count them takes the tokenizer, which takes the weights."""
-        digest = prompts.digest(prompts.load(part.prompt_set))
-        return self.root / self.checkpoint.name / f".{part.prompt_set}-{digest}.json"
+        name = part.prompt_set
+        if name not in self._cut_files:
+            digest = prompts.digest(prompts.load(name))
+            self._cut_files[name] = self.root / self.checkpoint.name / f".{name}-{digest}.json"
+        return self._cut_files[name]
 
     def _count_cut(self, part: Part, painter: Painter) -> None:
         """Count prompts that the model will not read to their end, and say it, once."""
@@ -433,7 +480,10 @@ def _is_claimed(folder: Path, source: str) -> bool:
     mark = folder / MARK
     if mark.is_file():
         return mark.read_bytes() == source.encode()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # a kill may leave behind a mark that was not yet in its place
+    if folder.exists() and (
+        not folder.is_dir() or any(not f.name.startswith(f".{MARK}.") for f in folder.iterdir())
+    ):
         raise ValueError(f"{folder} is where pictures go, but holds something else: move it away")
     return False
 
@@ -450,11 +500,17 @@ def _claim(folder: Path, source: str) -> None:
     write_text(source, folder / MARK)
 
 
-def _save(picture_CHW: Tensor, path: Path) -> None:
+def _save_all(pixels_BHWC: NDArray[np.uint8], paths: Sequence[Path], held: ExitStack) -> None:
+    """Write pictures, then let go of what is held."""
+    with held:
+        for pixels_HWC, path in zip(pixels_BHWC, paths, strict=True):
+            _save(pixels_HWC, path)
+
+
+def _save(pixels_HWC: NDArray[np.uint8], path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    pixels = (picture_CHW.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, format="PNG")
+    Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(encoded, format="PNG")
     write_bytes(encoded.getvalue(), path, durable=False)
 
 

@@ -17,9 +17,9 @@ import pandas as pd
 
 from evals import metrics, stats
 from evals import rows as score_rows
+from evals.rows import BASE
 
 MetricKind = Literal["win-rate", "score"]
-BASE = "base"
 ICC = 0.4
 """Within a category of GenEval's human annotations .16 to .45 were found; this is the high side."""
 PROMPTS = (100, 200, 553, 1632, 3200)
@@ -100,6 +100,8 @@ def measured(rows: pd.DataFrame, metric: MetricKind, choice: Choice) -> tuple[As
     first = mine.iloc[0]
     of = f"{first['experiment']} ({first['model']}), {first['scorer']} on {first['prompt_set']}"
     pairs = mine.assign(base=theirs["value"]).dropna(subset=["value", "base"])
+    if pairs.empty:
+        raise ValueError(f"--from: {of} has no picture with a score on both sides: choose another --scorer")
     margin = _tie_margin(str(first["scorer"]))
     difference = pairs["value"] - pairs["base"]
     judged = 0.5 + (difference > margin) / 2 - (difference < -margin) / 2
@@ -227,7 +229,7 @@ def design(
         ValueError: naming the option that is out of its range.
     """
     spent = prompts * (images + prompt_cost) if budget is None else budget
-    _check(prompts, images, spent, prompt_cost, most_prompts)
+    _check(prompts, images, spent, prompt_cost, most_prompts, budget is not None)
     error = _error(assumption, prompts, images)
     alone = prompts * images / stats.design_effect(images, assumption.icc)
     kind = "win rate between equals" if assumption.metric == "win-rate" else "difference of mean scores"
@@ -249,7 +251,9 @@ def design(
     return "\n".join(parts)
 
 
-def _check(prompts: int, images: int, budget: float, prompt_cost: float, most_prompts: int | None) -> None:
+def _check(
+    prompts: int, images: int, budget: float, prompt_cost: float, most_prompts: int | None, is_given: bool
+) -> None:
     if prompts < 2:
         raise ValueError(f"--prompts must be at least 2, not {prompts}: one prompt says nothing of any other")
     if images < 1:
@@ -257,7 +261,8 @@ def _check(prompts: int, images: int, budget: float, prompt_cost: float, most_pr
     if not 0 <= prompt_cost < math.inf:
         raise ValueError(f"--prompt-cost must be 0 or more images, not {prompt_cost:g}")
     if not 2 <= budget <= MOST_IMAGES:
-        raise ValueError(f"--budget must be 2 to {MOST_IMAGES:,} images, not {budget:,.0f}")
+        what = "--budget" if is_given else "what --prompts, --images and --prompt-cost come to"
+        raise ValueError(f"{what} must be 2 to {MOST_IMAGES:,} images, not {budget:,.12g}")
     if most_prompts is not None and most_prompts < prompts:
         raise ValueError(f"--prompts {prompts} is more than the --most-prompts {most_prompts} that there are")
 

@@ -18,7 +18,8 @@
     rows_sha256         of the CSV file
     machine             what may differ between two makings of the same rows
         devices, libraries  {library: versions}; more than one where several machines took part
-        seconds             total, of all processes together; drawing: in the model; saving, reading: of pictures; scorers: {name: its calls}
+        seconds             total, of all processes together; drawing: in the model; saving: waiting for pictures to be written, which goes on while others are drawn;
+                            reading: of pictures; scorers: {name: its calls}
         bare_share          drawing and scorers over total: the time that went into models
 
 All but `machine` is the same, byte for byte, for the same weights, suite and scorers.
@@ -39,7 +40,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evals.files import write_text
+from evals.files import write_bytes
 from evals.pictures import Read
 from evals.suites import Suite
 
@@ -109,10 +110,10 @@ class Record:
 
 
 def stat(path: Path) -> tuple[int, int] | None:
-    """Bytes and time of a file, None where there is none."""
+    """Bytes and time of a file, None where there is none, or a link that leads nowhere."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 
@@ -126,7 +127,7 @@ def write(record: Record, path: Path) -> None:
             score.version,
             None if values is None else [None if value != value else value for value in values],
         ]
-    write_text(json.dumps(kept), path)
+    write_bytes(json.dumps(kept).encode(), path, durable=False)  # what a power cut takes of it is done again
 
 
 def read(path: Path) -> Record | None:

@@ -25,14 +25,16 @@ import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from PIL import Image
 
 import prompts
 from evals import asides, compare, fairness, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
-from evals.compare import BASE, Comparison, Estimate
+from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
 from evals.files import write_text
 from evals.report_data import cell_id
+from evals.rows import BASE
 from prompts import Prompt
 
 SAMPLE = 6
@@ -58,8 +60,12 @@ SMALL, SHRUNK, MANY = 128, 256, 16
 experiments times prompt sets, so that the page stays light."""
 
 
+DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no picture, or none to be shown."""
+
+
 class Picture(NamedTuple):
-    """One picture of the page; `data` is None where the file is missing."""
+    """One picture of the page; `data` is None where the file is missing or damaged."""
 
     data: str | None
     alt: str
@@ -67,7 +73,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Pictures:
-    """Reads pictures, and remembers which were missing."""
+    """Reads pictures, and remembers which were missing or damaged."""
 
     folder: Path
     side: int = SHRUNK
@@ -81,12 +87,14 @@ class Pictures:
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
-        return Picture(_data_uri(path, self.side), f"{run}: {text}, image {index}")
+        try:
+            return Picture(_data_uri(path, self.side), f"{run}: {text}, image {index}")
+        except DAMAGE:
+            self.missing[run] = self.missing.get(run, 0) + 1
+            return Picture(None, f"{run}: {text}, image {index} (cannot be opened)")
 
 
 def _data_uri(path: Path, side: int) -> str:
-    from PIL import Image
-
     content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
         if max(picture.size) > SMALL:
@@ -998,7 +1006,8 @@ def _number(value: object) -> float:
 
 
 def _cost(run: Run) -> dict[str, str]:
-    cost = run.card.get("cost") or {}
+    told = run.card.get("cost")
+    cost = told if isinstance(told, dict) else {}
     commit = str(run.card.get("commit") or "")[:10]
     return {
         "run": run.name,

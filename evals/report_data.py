@@ -20,8 +20,9 @@ import pandas as pd
 
 from evals import metrics, tables
 from evals import rows as score_rows
-from evals.compare import BASE, Comparison, Estimate
+from evals.compare import Comparison, Estimate
 from evals.metrics import Metric
+from evals.rows import BASE
 from prompts import Prompt
 
 ROWS = 1_000_000

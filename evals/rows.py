@@ -44,8 +44,12 @@ class Row(NamedTuple):
 
 COLUMNS: tuple[str, ...] = Row._fields
 KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
+NAMES: tuple[str, ...] = ("experiment", "model", "prompt_set", "prompt_id", "scorer")
+"""Columns that say of what a score is: never empty."""
 IMAGE: tuple[str, ...] = ("prompt_set", "prompt_id", "image")
 PROMPT: tuple[str, ...] = ("seed", "prompt_set", "prompt_id")
+BASE = "base"
+"""The experiment that was not trained, and that all others of its model are compared with."""
 
 
 def table(records: Iterable[Row]) -> pd.DataFrame:
@@ -67,6 +71,7 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     """
     if not paths:
         raise ValueError("no score files were given: name at least the base's and one experiment's CSV")
+    _refuse_twice([Path(path) for path in paths])
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
     _refuse_repeats(rows)
@@ -117,6 +122,17 @@ def begins_as_scores(path: Path) -> bool:
     header = ",".join(COLUMNS).encode() + b"\n"
     with path.open("rb") as file:
         return header.startswith(file.read(len(header)))
+
+
+def first_row(path: Path) -> dict[str, str] | None:
+    """The first row of a score file by column, to know whose it is; None where there is no such file, or no whole row."""
+    if not path.is_file() or not begins_as_scores(path):
+        return None
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = csv.reader(file)
+        next(lines, None)
+        cells = next(lines, [])
+    return dict(zip(COLUMNS, cells, strict=True)) if len(cells) == len(COLUMNS) else None
 
 
 def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
@@ -180,7 +196,7 @@ def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
     theirs = pd.MultiIndex.from_frame(base[key])
-    _refuse_missing(mine.difference(theirs), len(mine), "base", rows)
+    _refuse_missing(mine.difference(theirs), len(mine), BASE, rows)
     used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
     _refuse_missing(theirs[used].difference(mine), int(used.sum()), str(rows["experiment"].iloc[0]), rows)
     partner = rows.copy()
@@ -192,7 +208,7 @@ def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFram
     if len(missing) == 0:
         return
     scorer, prompt_set, prompt_id, image = missing[0]
-    pair = "base" if who != "base" else str(rows["experiment"].iloc[0])
+    pair = BASE if who != BASE else str(rows["experiment"].iloc[0])
     raise ValueError(
         f"{who} lacks {len(missing)} of the {of} {scorer} scores that {pair} has (seed {rows['seed'].iloc[0]}), the first "
         f"of {prompt_set}, prompt {prompt_id}, image {image}: score both on the same prompts and images"
@@ -210,6 +226,8 @@ def _read_one(path: Path) -> pd.DataFrame:
     if text.empty:
         raise ValueError(f"{path}: holds no score")
     rows = text.loc[:, list(COLUMNS)].copy()
+    for name in NAMES:
+        _refuse_no_name(rows[name], name, path)
     for name in ("seed", "image", "trained_on"):
         rows[name] = _whole_numbers(text[name], name, path)
     rows["value"] = _values(text["value"], path)
@@ -222,7 +240,7 @@ def _cells(path: Path) -> pd.DataFrame:
     """The file as strings; a line with a cell too few or too many is an error, since a cut-off file would else read as NaN."""
     try:
         stored = path.read_bytes()
-        content = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8")
+        content = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: is not a whole gzip file ({error})") from error
     except OSError as error:
@@ -244,6 +262,18 @@ def _cells(path: Path) -> pd.DataFrame:
         if len(line) != len(header):
             raise ValueError(f"{path}: line {number} has {len(line)} cells, but the header has {len(header)}")
     return pd.DataFrame(lines, columns=header, dtype=str)
+
+
+def _refuse_no_name(column: pd.Series[str], name: str, path: Path) -> None:
+    """Refuse what tables cannot tell by name: nothing, spaces around it, a line break."""
+    unfit = {
+        value for value in column.unique() if not value.isprintable() or value != (value.strip() or None)
+    }
+    if unfit:
+        bad = column[column.isin(unfit)]
+        raise ValueError(
+            f"{path}: line {_line(bad)}: {name} must be a name without spaces around it or line breaks, not {bad.iloc[0]!r}"
+        )
 
 
 def _whole_numbers(column: pd.Series[str], name: str, path: Path) -> pd.Series[int]:
@@ -276,6 +306,14 @@ def _refuse_two(rows: pd.DataFrame, column: str, sentence: str) -> None:
             first, second = group.iloc[0], group.iloc[1]
             told = sentence.format(first[column], first["file"], second[column], second["file"])
             raise ValueError(f"prompt set {prompt_set} {told}")
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    first: dict[Path, Path] = {}
+    for path in paths:
+        if (before := first.setdefault(path.resolve(), path)) is not path:
+            also = "" if str(before) == str(path) else f", also as {before}"
+            raise ValueError(f"{path} is given twice{also}: once is enough")
 
 
 def _refuse_repeats(rows: pd.DataFrame) -> None:

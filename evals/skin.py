@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from evals.files import write_text
@@ -48,6 +48,7 @@ from evals.scorers._skin import (
     skin_of,
     to_lab,
 )
+from evals.tables import markdown_table
 from evals.weights import sha256_of
 
 SIZE = 512
@@ -317,8 +318,10 @@ def photographs_in(folder: Path) -> dict[str, Picture]:
         try:
             with Image.open(path) as image:
                 found[path.name] = _scaled(image.convert("RGB"))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"--photographs: {path} is no picture") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"--photographs: {path} is no picture, or not a whole one of usual size"
+            ) from error
     return found
 
 
@@ -391,7 +394,7 @@ def markdown(frame: pd.DataFrame, photographs: Sequence[Path], command: str) -> 
         f"- scikit-image's astronaut\n- {HEADS} drawn heads before each of {len(WALLS)} walls: {', '.join(WALLS)}",
         "## Groups right, %",
         f"Over every tone and light. Groups of tones: {' and, in brackets, '.join(GROUPINGS)}.",
-        _table(["method", *kinds], [_of_method(frame, name, kinds) for name in METHODS]),
+        markdown_table([["method", *kinds], *(_of_method(frame, name, kinds) for name in METHODS)]),
         _of_scorers("No usable face was found in", frame, kinds, lambda part: part[SCORERS] == UNKNOWN),
         _of_scorers(
             "The scorers read more than one group (of the first grouping) off in", frame, kinds, _far_off
@@ -401,7 +404,7 @@ def markdown(frame: pd.DataFrame, photographs: Sequence[Path], command: str) -> 
         part = frame[frame["kind"] == kind]
         parts += [f"## {kind.capitalize()}, light by light", LIGHT_BY_LIGHT, _by_light(part)]
         parts += [f"## {kind.capitalize()}, one by one", _by_subject(part)]
-        for name, some in (("in balanced light", part[_balanced(part)]), ("in every light", part)):
+        for name, some in (("in balanced light", part[balanced(part)]), ("in every light", part)):
             parts += [f"## {kind.capitalize()}, confusion {name}", _tone_confusion(some)]
             parts += [_group_confusion(some, groups) for groups in GROUPINGS]
     return "\n\n".join(parts) + "\n"
@@ -456,7 +459,8 @@ def _of_method(frame: pd.DataFrame, method: str, kinds: Sequence[str]) -> list[s
     return [method, *cells]
 
 
-def _balanced(frame: pd.DataFrame) -> pd.Series:
+def balanced(frame: pd.DataFrame) -> pd.Series:
+    """Which lines of a calibration are of the light that leaves colours as they are."""
     return (frame["kelvin"] == BALANCED) & (frame["stops"] == 0)
 
 
@@ -473,31 +477,28 @@ def _by_light(frame: pd.DataFrame) -> str:
                 *(_percent(first[some["tone"] == tone]) for tone in range(10)),
             ]
         )
-    return _table(["kelvin", "stops", *GROUPINGS, *TONE_NAMES], lines)
+    return markdown_table([["kelvin", "stops", *GROUPINGS, *TONE_NAMES], *lines])
 
 
 def _by_subject(frame: pd.DataFrame) -> str:
     lines = []
     for where, some in frame.groupby("where", sort=False):
-        balanced = some[_balanced(some)]
+        in_balance = some[balanced(some)]
         lines.append(
             [f"{where}"]
             + [
                 _percent(_right(part, SCORERS, groups))
-                for part in (balanced, some)
+                for part in (in_balance, some)
                 for groups in GROUPINGS.values()
             ]
         )
     header = [f"{name}, {groups}" for name in ("balanced", "every light") for groups in GROUPINGS]
-    return _table(["face or wall", *header], lines)
+    return markdown_table([["face or wall", *header], *lines])
 
 
 def _tone_confusion(frame: pd.DataFrame) -> str:
     counts = _counts(frame["tone"], frame[SCORERS], 10)
-    return _table(
-        ["shown \\ read", *TONE_NAMES, "unknown"],
-        [[name, *row] for name, row in zip(TONE_NAMES, counts, strict=True)],
-    )
+    return _confusion(TONE_NAMES, counts)
 
 
 def _group_confusion(frame: pd.DataFrame, grouping: str) -> str:
@@ -506,9 +507,12 @@ def _group_confusion(frame: pd.DataFrame, grouping: str) -> str:
     read_group = pd.Series(np.where(found == UNKNOWN, UNKNOWN, groups[found]), index=frame.index)
     names = grouping.split(", ")
     counts = _counts(pd.Series(groups[frame["tone"]], index=frame.index), read_group, len(names))
-    return _table(
-        ["shown \\ read", *names, "unknown"], [[name, *row] for name, row in zip(names, counts, strict=True)]
-    )
+    return _confusion(names, counts)
+
+
+def _confusion(names: Sequence[str], counts: Sequence[Sequence[str]]) -> str:
+    lines = [[name, *row] for name, row in zip(names, counts, strict=True)]
+    return markdown_table([["shown \\ read", *names, "unknown"], *lines])
 
 
 def _counts(shown: pd.Series, found: pd.Series, classes: int) -> list[list[str]]:
@@ -519,8 +523,3 @@ def _counts(shown: pd.Series, found: pd.Series, classes: int) -> list[list[str]]
 
 
 TONE_NAMES = [f"{tone + 1}" for tone in range(10)]
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

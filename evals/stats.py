@@ -11,23 +11,23 @@ unbiased estimate s^2 / n. With three seeds the usual n draws would make it a th
 resampled: the interval then speaks of that one run only, and the tables say so.
 
 From per-prompt statistics to an interval, a p and a mark
-    weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a tag) where strata are given
-    mean_statistics, point              weighted means over seeds and prompts; with strata, the plain mean over the strata's means
-    influence, precision                jackknife: the standard error, and how well that itself is known
+    weights, merged_strata              resampling weights; prompts stay inside their stratum (a task, a category) where strata are given
+    Resampler                           the weights of a table, made once, so that all that is compared shares them
+    resampled, interval                 a value with its resamples, and what every table makes of these: the parts are
+    mean_statistics, point              weighted means over seeds and prompts
+    influence, precision                jackknife, inside the strata: the standard error, and how well that itself is known
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
-    cluster_standard_error              the closed form beside the bootstrap
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
     mcnemar_exact                       pass or fail; on prompts won and lost, the sign test
-    sign_flip, wilcoxon                 scores
+    wilcoxon                            scores
     holm                                over a table
 Win rates
     half_tie_rate                       exactly 1/2 for A against A, exactly 1 - rate when A and B change places
 Agreement
     fleiss_kappa, cohen_kappa           of several raters, of two
-    kendall_tau                         of two judges' scores (tau-b)
 Before the run
     variance_components, intraclass_correlation
     design_effect, standard_error, half_width, smallest_detectable, win_rate_deviation, best_split
@@ -39,7 +39,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,27 +98,28 @@ def weights(units: int, resamples: int, seed: int, stream: str, strata: Labels |
         resamples: N.
         seed: of the table.
         stream: what is resampled, for instance the prompt set.
-        strata: the stratum of each unit. Every stratum is resampled by itself and keeps its share of the units.
+        strata: the stratum of each unit. Every stratum is resampled by itself, from a stream of its own name, and keeps its share of the
+            units: alone or beside others, its units have the same weights among themselves.
 
     Raises:
         ValueError: a stratum of one unit, which by itself cannot be resampled (see `merged_strata`).
     """
     if units == 1:
         return np.ones((resamples, 1))
-    generator = _generator(seed, stream)
     if strata is None:
-        return _resampled(units, resamples, generator)
+        return _drawn(units, resamples, _generator(seed, stream))
     weight_NP = np.empty((resamples, units))
     for name, members in _members(strata, units):
         if len(members) == 1:
             raise ValueError(
                 f"the stratum {name!r} of {stream} has one unit, which cannot be resampled: put it with another"
             )
-        weight_NP[:, members] = _resampled(len(members), resamples, generator) * (len(members) / units)
+        drawn_NP = _drawn(len(members), resamples, _generator(seed, f"{stream}, {name}"))
+        weight_NP[:, members] = drawn_NP * (len(members) / units)
     return weight_NP
 
 
-def _resampled(units: int, resamples: int, generator: np.random.Generator) -> Array:
+def _drawn(units: int, resamples: int, generator: np.random.Generator) -> Array:
     drawn = generator.multinomial(units - 1, np.full(units, 1 / units), size=resamples)
     return drawn / (units - 1)
 
@@ -149,9 +151,98 @@ def merged_strata(strata: Sequence[str]) -> list[str]:
     return [together if name in single else name for name in strata]
 
 
-def mean_statistics(
-    values_RPS: Array, weight_NR: Array, weight_NP: Array, strata: Labels | None = None
-) -> Array:
+class Sample(NamedTuple):
+    """How the prompts of a set are resampled."""
+
+    weight_NP: Array
+    strata: Labels | None
+    """Of the prompts; None where the set is one."""
+
+
+@dataclass
+class Resampler:
+    """The weights of a table, made once for each prompt set and experiment, so that everything compared shares them."""
+
+    resamples: int
+    seed: int
+    strata: Mapping[str, Mapping[str, str]]
+    """Prompt set to prompt id to stratum, of the sets that have any."""
+    made: dict[tuple[str, int, tuple[str, ...] | None], Array] = field(default_factory=dict)
+
+    def seeds(self, stream: str, units: int) -> Array:
+        """Weights [N, R] of training seeds."""
+        return self._weights(stream, units, None)
+
+    def prompts(self, prompt_set: str, ids: Sequence[str]) -> Sample:
+        """Weights of prompts of a set, inside its strata if it has any; one prompt alone in its stratum goes to another (`merged_strata`)."""
+        of_set = self.strata.get(prompt_set)
+        strata = None if of_set is None else tuple(merged_strata([of_set[prompt] for prompt in ids]))
+        return Sample(self._weights(f"prompts of {prompt_set}", len(ids), strata), strata)
+
+    def _weights(self, stream: str, units: int, strata: tuple[str, ...] | None) -> Array:
+        key = (stream, units, strata)
+        if key not in self.made:
+            self.made[key] = weights(units, self.resamples, self.seed, stream, strata)
+        return self.made[key]
+
+
+class Resampled(NamedTuple):
+    """A value, what it is in every resample, and what each seed's prompt adds to it: all that its interval is made of."""
+
+    value: float
+    draws_N: Array
+    influence_RP: Array
+    strata: Labels | None
+
+    def less(self, other: Resampled) -> Resampled:
+        """The difference to another value of the same prompts that was resampled with the same weights."""
+        return Resampled(
+            self.value - other.value,
+            self.draws_N - other.draws_N,
+            self.influence_RP - other.influence_RP,
+            self.strata,
+        )
+
+    def less_constant(self, constant: float) -> Resampled:
+        """The difference to what is known exactly."""
+        return self._replace(value=self.value - constant, draws_N=self.draws_N - constant)
+
+    @property
+    def known(self) -> Precision:
+        """How well the value is known."""
+        return precision(self.influence_RP, self.strata)
+
+    @property
+    def tailed_N(self) -> Array:
+        """The resamples with Student's tails (`with_tails`)."""
+        return with_tails(self.value, self.draws_N, self.known)
+
+
+def resampled(
+    values_RPS: Array, finish: Callable[[Array], Array], weight_NR: Array, sample: Sample
+) -> Resampled:
+    """A metric with its resamples.
+
+    Args:
+        values_RPS: statistics of each seed and prompt.
+        finish: the metric as a function of their mean.
+        weight_NR: weights of the seeds.
+        sample: of the prompts.
+    """
+    draws_N = finish(mean_statistics(values_RPS, weight_NR, sample.weight_NP))
+    return Resampled(
+        point(values_RPS, finish), draws_N, influence(values_RPS, finish, sample.strata), sample.strata
+    )
+
+
+def interval(found: Resampled, share: bool = False) -> Interval:
+    """What every table prints: the percentile interval with Student's tails; a share's is Wilson's, which stays within 0 and 1."""
+    if share:
+        return share_interval(found.value, found.known, found.influence_RP.shape[1])
+    return percentile_interval(found.value, found.tailed_N)
+
+
+def mean_statistics(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     """Weighted mean over seeds and prompts, [N, S]. A NaN prompt (nothing applicable) has no weight in that seed.
 
     A resample in which nothing is applicable is NaN.
@@ -160,19 +251,7 @@ def mean_statistics(
         values_RPS: statistics of each seed and prompt.
         weight_NR: weights of the seeds.
         weight_NP: weights of the prompts.
-        strata: of the prompts. If given, the mean of each stratum is taken first, and all strata count alike, as the six
-            tasks of GenEval's overall score; a resample in which a stratum has nothing is NaN.
     """
-    if strata is None:
-        return _weighted_mean(values_RPS, weight_NR, weight_NP)
-    means = [
-        _weighted_mean(values_RPS[:, members], weight_NR, weight_NP[:, members])
-        for _, members in _members(strata, values_RPS.shape[1])
-    ]
-    return np.asarray(np.mean(means, axis=0), dtype=np.float64)
-
-
-def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
     counted_RPS = np.concatenate([filled_RPS, valid_RP[:, :, None]], axis=2)
@@ -185,33 +264,41 @@ def _weighted_mean(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Arr
         return np.asarray(total_NS[:, :-1] / total_NS[:, -1:], dtype=np.float64)
 
 
-def point(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> float:
-    """The estimate itself: every seed and prompt once; `strata` as in `mean_statistics`."""
+def point(values_RPS: Array, finish: Callable[[Array], Array]) -> float:
+    """The estimate itself: every seed and prompt once."""
     runs, prompts, _ = values_RPS.shape
     one_NR, one_NP = np.full((1, runs), 1 / runs), np.full((1, prompts), 1 / prompts)
-    return float(finish(mean_statistics(values_RPS, one_NR, one_NP, strata))[0])
+    return float(finish(mean_statistics(values_RPS, one_NR, one_NP))[0])
 
 
 def influence(values_RPS: Array, finish: Callable[[Array], Array], strata: Labels | None = None) -> Array:
-    """What each seed's prompt adds to the estimate, [R, P], by leaving it out; `strata` as in `mean_statistics`.
+    """What each seed's prompt adds to the estimate, [R, P], by leaving it out and letting the others of its stratum stand for it.
 
-    Of a mean, `(x - mean) / P`: the sum over prompts is the seed's own mean less the estimate. A NaN prompt adds nothing. The
-    influence on a difference is the difference of the influences. NaN where nothing applicable is left.
+    Of a mean, `(x - mean) / P` with the mean of the stratum; without strata the sum over prompts is the seed's own mean less the
+    estimate. A NaN prompt adds nothing. The influence on a difference is the difference of the influences. NaN where nothing
+    applicable is left. (The stratified jackknife, Wolter, Introduction to Variance Estimation, 2007, chapter 4.)
     """
     valid_RP = np.asarray(~np.isnan(values_RPS).any(axis=2))
     filled_RPS = np.where(valid_RP[:, :, None], values_RPS, 0.0)
     runs, prompts, columns = values_RPS.shape
     parts = [("", np.arange(prompts))] if strata is None else _members(strata, prompts)
-    without_RPS, whole_S, factor_P = np.empty_like(values_RPS), np.zeros(columns), np.empty(prompts)
+    without_RPS, whole_S, factor_P = np.zeros_like(values_RPS), np.zeros(columns), np.zeros(prompts)
+    total = int(valid_RP.sum())
     with np.errstate(invalid="ignore", divide="ignore"):
         for _, members in parts:
             part_RPS, count = filled_RPS[:, members], int(valid_RP[:, members].sum())
+            if count == 0 and total > 0:
+                continue  # nothing of this stratum is in the estimate
+            share = count / total if total else np.nan
             mean_S = part_RPS.sum(axis=(0, 1)) / count
+            whole_S += share * mean_S
+            if count == 1 and total > 1:
+                continue  # nothing can stand for it
             left_RP = count - valid_RP[:, members]
-            without_RPS[:, members] = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
-            whole_S += mean_S / len(parts)
+            left_out_RPS = (part_RPS.sum(axis=(0, 1)) - part_RPS) / left_RP[:, :, None] - mean_S
+            without_RPS[:, members] = share * left_out_RPS
             factor_P[members] = runs * (count - 1) / count if count else np.nan
-        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS / len(parts)))
+        return factor_P * (finish(whole_S) - finish(whole_S + without_RPS))
 
 
 def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
@@ -331,16 +418,6 @@ def share_interval(share: float, known: Precision, prompts: int, level: float = 
     return Interval(share, *wilson(share * n, n, level, float(known.deviations((1 - level) / 2)))[1:])
 
 
-def cluster_standard_error(values: Array, clusters: Labels) -> float:
-    """Standard error of the plain mean with clustered observations (Miller, arXiv 2411.00640, section 2.2).
-
-    `SE^2 = (1/n^2) sum_c (sum_{i in c} (x_i - mean))^2`, the closed form beside which the bootstrap is held. Values [n] without NaN.
-    """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(index, weights=values - values.mean())
-    return float(np.sqrt(np.sum(sums**2)) / len(values))
-
-
 def prompt_differences(first_RP: Array, second_RP: Array) -> Array:
     """One paired difference for each prompt, the mean over training seeds; a prompt without any pair is left out, [<= P].
 
@@ -374,42 +451,16 @@ def _settled(differences: Array) -> Array:
     return np.asarray(rounded[rounded != 0], dtype=np.float64)
 
 
-def sign_flip(differences: Array, resamples: int = RESAMPLES, seed: int = 0, stream: str = "") -> float:
-    """Two-sided p of the permutation test whose null is that each prompt's difference could as well have had the other sign.
-
-    The statistic is the mean. A prompt without a difference is the same under either sign and changes nothing. Up to `ENUMERATED` prompts with
-    a difference the p is exact; beyond, it is `(1 + at least as extreme) / (1 + N)` of N random patterns (Phipson and Smyth,
-    SAGMB 9, 2010), so it is never 0.
-
-    Args:
-        differences: one for each prompt, [P], without NaN (`prompt_differences`).
-        resamples: N.
-        seed: of the table.
-        stream: what is compared: it chooses the random numbers, as in `weights`.
-    """
-    return _flipped(_settled(differences), resamples, _generator(seed, f"signs of {stream}"))
-
-
-def _flipped(settled: Array, resamples: int, generator: np.random.Generator) -> float:
-    n = len(settled)
-    if n == 0:
+def _enumerated(settled: Array) -> float:
+    """Share of all 2^n patterns of signs whose sum is at least as far from 0: the exact sign-flip test."""
+    if len(settled) == 0:
         return 1.0
-    enough = (
-        abs(float(settled.sum())) - 1e-9
-    )  # patterns with the same sum are as extreme, whatever the order of addition
-    if n <= ENUMERATED:
-        sums = settled[:1]  # the first sign is fixed: the negated patterns have the negated sums
-        for difference in settled[1:]:
-            sums = np.concatenate([sums + difference, sums - difference])
-        return float(np.mean(np.abs(sums) >= enough))
-    extreme = 0
-    for start in range(
-        0, resamples, 1000
-    ):  # a thousand patterns at a time, so that memory does not grow with N
-        size = (min(1000, resamples - start), n)
-        signs = 2.0 * generator.integers(0, 2, size=size, dtype=np.int8) - 1
-        extreme += int(np.sum(np.abs(signs @ settled) >= enough))
-    return (1 + extreme) / (1 + resamples)
+    # patterns with the same sum are as extreme, whatever the order of addition
+    enough = abs(float(settled.sum())) - 1e-9
+    sums = settled[:1]  # the first sign is fixed: the negated patterns have the negated sums
+    for difference in settled[1:]:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return float(np.mean(np.abs(sums) >= enough))
 
 
 def wilcoxon(differences: Array) -> float:
@@ -424,7 +475,7 @@ def wilcoxon(differences: Array) -> float:
     settled = _settled(differences)
     if len(settled) <= ENUMERATED:
         ranks = scipy_stats.rankdata(np.abs(settled)) * np.sign(settled)
-        return _flipped(ranks, 0, np.random.default_rng(0))
+        return _enumerated(ranks)
     tied = len(np.unique(np.abs(settled))) < len(settled)
     method = "asymptotic" if tied or len(settled) > 50 else "exact"
     return float(scipy_stats.wilcoxon(settled, method=method).pvalue)
@@ -467,34 +518,27 @@ def fleiss_kappa(counts: npt.ArrayLike) -> float:
         return math.nan
     ratings = table.sum(axis=1)
     agreement = float(np.mean((table * (table - 1)).sum(axis=1) / (ratings * (ratings - 1))))
-    return _over_chance(agreement, float(np.sum((table.sum(axis=0) / ratings.sum()) ** 2)))
+    return float(_over_chance(agreement, np.sum((table.sum(axis=0) / ratings.sum()) ** 2)))
 
 
-def cohen_kappa(first: Labels, second: Labels) -> float:
+def cohen_kappa(counts: npt.ArrayLike) -> Array:
     """Agreement of two raters over chance (Cohen, Educational and Psychological Measurement 20, 1960), each with shares of their own.
 
     NaN where both give all items one and the same label.
 
     Args:
-        first: labels of the items by one rater.
-        second: labels of the same items by the other.
+        counts: items, or their shares, by the label of the one and of the other, [..., labels, labels].
     """
-    one, other = np.asarray(first), np.asarray(second)
-    assert one.shape == other.shape, "two labels for each item"
-    expected = sum(float(np.mean(one == label) * np.mean(other == label)) for label in np.unique(one))
-    return _over_chance(float(np.mean(one == other)), expected)
+    table = np.asarray(counts, dtype=np.float64)
+    share = table / table.sum(axis=(-2, -1), keepdims=True)
+    by_chance = share.sum(axis=-1) * share.sum(axis=-2)
+    return _over_chance(np.trace(share, axis1=-2, axis2=-1), by_chance.sum(axis=-1))
 
 
-def _over_chance(agreement: float, chance: float) -> float:
-    return (agreement - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
-
-
-def kendall_tau(first: Array, second: Array) -> float:
-    """Kendall's tau-b of two judges' scores of the same things; NaN scores are left out in pairs, a constant judge gives NaN."""
-    both = ~(np.isnan(first) | np.isnan(second))
-    if int(both.sum()) < 2:
-        return math.nan
-    return float(scipy_stats.kendalltau(first[both], second[both], variant="b").statistic)
+def _over_chance(agreement: npt.ArrayLike, chance: npt.ArrayLike) -> Array:
+    agreement, chance = np.asarray(agreement, dtype=np.float64), np.asarray(chance, dtype=np.float64)
+    sure = chance >= 1 - 1e-12
+    return np.where(sure, np.nan, (agreement - chance) / np.where(sure, 1.0, 1 - chance))
 
 
 def variance_components(values: Array, clusters: Labels) -> tuple[float, float]:

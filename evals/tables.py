@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import BASE, Comparison, Estimate, compare
+from evals.compare import Comparison, Estimate, compare
 from evals.files import write_text
 from evals.metrics import Metric
+from evals.metrics._geneval import TASKS
 from evals.metrics._parity import parity_floor
+from evals.rows import BASE
 from evals.stats import Interval
 
 SIGNS: dict[str, str] = {"better": "▲", "worse": "▼", "changed": "◆", "not distinguished": "≈", "": ""}
@@ -29,6 +31,7 @@ GOALS = (
     *("win_rate_gold", "win_rate_judge", "win_rate_pickscore", "win_rate_hpsv2", "win_rate_aesthetic"),
     *("win_rate_clip_score", "win_rate_reward", "reward_mean"),
     *("detection", "fully_right", "parity_excess", "parity"),
+    *("geneval", *(f"geneval_{task}" for task in TASKS)),
 )
 """The order of columns: what no run is trained on stands before what some run is."""
 SCHEMA = 1
@@ -97,6 +100,18 @@ def headline_columns(comparison: Comparison, model: str) -> list[tuple[str, str]
     return sorted({(e.metric, e.prompt_set) for e in found}, key=order)
 
 
+def markdown_table(lines: Sequence[Sequence[str]], padded: bool = False) -> str:
+    """A Markdown table, the first line its head; with padded columns it reads in a terminal too."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    head, *rest = cells
+    if not padded:
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    told = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([told[0], rule, *told[1:]])
+
+
 class Change(NamedTuple):
     """One cell of the matrix of changes."""
 
@@ -143,7 +158,7 @@ def markdown(comparison: Comparison, command: str, counted: Sequence[str] = ()) 
 
 def at_a_glance(comparison: Comparison, model: str) -> str:
     """Headline metrics by experiments, as a Markdown table; in brackets the ratio to the base, where one means something."""
-    return _table(glance(comparison, model))
+    return markdown_table(glance(comparison, model), padded=True)
 
 
 def glance(comparison: Comparison, model: str) -> list[list[str]]:
@@ -194,7 +209,7 @@ def _kept(comparison: Comparison, model: str) -> str:
         "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
         f"{_the(comparison)} (.84, .66, "
         ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none.\n\n"
-        f"{_table(lines)}\n"
+        f"{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -220,7 +235,7 @@ def _wins(comparison: Comparison, model: str) -> str:
         )
     return (
         f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
-        f"over prompts.\n\n{_table(lines)}\n"
+        f"over prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -240,7 +255,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         lines.append([a.prompt_set, a.experiment, names, tau, f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
-        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{_table(lines)}\n"
+        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -268,7 +283,7 @@ def _flips(comparison: Comparison, model: str) -> str:
     lines = [["prompt set", "one", "other", "for the one", "for the other"]]
     for f in found:
         lines.append([f.prompt_set, f.first, f.second, _verdicts(f.for_first), _verdicts(f.for_second, True)])
-    return f"{told}\n\n{_table(lines)}\n"
+    return f"{told}\n\n{markdown_table(lines, padded=True)}\n"
 
 
 def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool = False) -> str:
@@ -295,7 +310,7 @@ def _tax(comparison: Comparison, model: str) -> str:
         lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
     return (
         f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
-        f"its prompts' means, raw where a prompt has no value of its own.\n\n{_table(lines)}\n"
+        f"its prompts' means, raw where a prompt has no value of its own.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -326,18 +341,7 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
             lines.append(
                 [heading(metric), e.experiment, value, difference, f"{sign(e)} {e.mark}".strip(), p, n]
             )
-    return f"### {prompt_set}\n\n{_table(lines)}\n"
-
-
-def _table(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns are padded, so that it reads in a terminal too."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    padded = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])
+    return f"### {prompt_set}\n\n{markdown_table(lines, padded=True)}\n"
 
 
 # ------------------------------------------------------------------------------------------------------ notes
@@ -366,6 +370,10 @@ def method_notes(comparison: Comparison) -> list[str]:
         f"all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
         "number is left out; it stands in the tables below.",
+    ]
+    notes += [
+        f"{prompt_set} is resampled inside its {len(names)} strata, each of which keeps its share of the prompts: {', '.join(names)}."
+        for prompt_set, names in comparison.strata.items()
     ]
     if margins:
         notes.append(
@@ -411,17 +419,24 @@ def count_notes(comparison: Comparison) -> list[str]:
     )
     if single:
         notes.append(f"One training seed only: {', '.join(single)}.")
+    read = {metrics.load(name).scorer for name in metrics.names()}
+    if unread := sorted({*comparison.versions} - read):
+        notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]
 
 
 def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
     """NaN counts per scorer and prompt set, told per experiment."""
-    counts: dict[tuple[str, str, str], dict[str, str]] = {}
+    widest: dict[tuple[str, str, str], dict[str, Estimate]] = {}
     for e in comparison.estimates:
         if e.missing:
-            key = (e.model, metrics.load(e.metric).scorer, e.prompt_set)
-            counts.setdefault(key, {})[e.experiment] = f"{e.experiment} {e.missing} of {e.seeds * e.images}"
-    return {key: ", ".join(found.values()) for key, found in counts.items()}
+            of_scorer = widest.setdefault((e.model, metrics.load(e.metric).scorer, e.prompt_set), {})
+            # a metric of some of the prompts has not seen all of the scorer's images
+            of_scorer[e.experiment] = max(of_scorer.get(e.experiment, e), e, key=lambda e: e.images)
+    return {
+        key: ", ".join(f"{e.experiment} {e.missing} of {e.seeds * e.images}" for e in of_scorer.values())
+        for key, of_scorer in widest.items()
+    }
 
 
 def _not_scored(comparison: Comparison) -> list[str]:
@@ -576,6 +591,7 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "files": files,
         "versions": comparison.versions,
         "tie_margins": comparison.tie_margins,
+        "strata": comparison.strata,
         "cells": [_machine_cell(comparison, e) for e in comparison.estimates],
         "outcomes": [_known(o) for o in comparison.outcomes],
         "retentions": [_known(r) for r in comparison.retentions],

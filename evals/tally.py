@@ -117,10 +117,11 @@ def counts_RPS(choices: pd.DataFrame) -> Array:
 
     Ratios of the means of such counts are shares of votes, also where raters or prompts have unequal numbers of them.
     """
-    index = [pd.Categorical(choices["rater"]), pd.Categorical(choices["prompt"])]
+    index = {name: pd.Categorical(choices[name]) for name in ("rater", "prompt")}
     columns = {name: (choices["prefers"] == name).to_numpy(dtype=np.float64) for name in OUTCOMES}
-    summed = pd.DataFrame(columns).groupby(index, observed=False).sum(min_count=1)
-    return summed.to_numpy().reshape(len(index[0].categories), len(index[1].categories), len(OUTCOMES))
+    # by the names of columns: a list of two categoricals, of two votes, pandas takes for one key
+    summed = pd.DataFrame({**columns, **index}).groupby([*index], observed=False).sum(min_count=1)
+    return summed.to_numpy().reshape(*(len(key.categories) for key in index.values()), len(OUTCOMES))
 
 
 def prompt_weights(prompt_sets: Sequence[str], resamples: int, seed: int) -> Array:
@@ -319,7 +320,7 @@ def markdown(tally: Tally, command: str) -> str:
     """The tables, and what has to be known to read them."""
     return "\n".join(
         [
-            f"# Human votes: {tally.comparison.a} (A) against {tally.comparison.b} (B)",
+            f"{ballots.TITLE}{tally.comparison.a} (A) against {tally.comparison.b} (B)",
             "",
             verdict(tally),
             "",

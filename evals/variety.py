@@ -6,7 +6,8 @@ drawn from one seed looks collapsed whatever the model can do (OneIG-Benchmark's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ Four pictures reach it where every two have a cosine of .991, sixteen at .994: c
 LOST = 0.5
 """Share of the base's variety, its Vendi score less the 1 that every set has, below which a prompt has lost it: half of what there was to see."""
 LEVEL = 0.05
-"""Significance of the alarm."""
+"""How often a table of runs that have lost nothing may sound an alarm: its significance, after Holm's correction over all of the table (`corrected`)."""
 RUN = ["experiment", "model", "seed", "prompt_set"]
 """What tells one run's pictures of one prompt set."""
 FIRST = 3
@@ -48,7 +49,9 @@ class Collapse:
     base_collapsed: int
     """How many of the base's have by the run's measure: what chance does to two models of equal variety."""
     p: float
-    """Exact McNemar test of these two counts."""
+    """Exact McNemar test of these two counts, after Holm's correction where `tests` is more than one."""
+    tests: int = 1
+    """Over how many tests p is corrected."""
 
     @property
     def alarm(self) -> bool:
@@ -60,9 +63,10 @@ class Collapse:
         """For the foot of a table."""
         verdict = "COLLAPSE" if self.alarm else "no collapse"
         named = f", the first {', '.join(self.collapsed[:FIRST])}" if self.collapsed else ""
+        how = f" after Holm's correction over {self.tests} such tests" if self.tests > 1 else ""
         return (
             f"{verdict}: {self.experiment} seed {self.seed} on {self.prompt_set} ({self.scorer}): {len(self.collapsed)} of {self.prompts} prompts "
-            f"have lost their variety{named}; {self.base_collapsed} would have with run and base exchanged (p = {self.p:.2g})"
+            f"have lost their variety{named}; {self.base_collapsed} would have with run and base exchanged (p = {self.p:.2g}{how})"
         )
 
 
@@ -111,6 +115,15 @@ def _collapse(experiment: str, scorer: str, seed: int, prompt_set: str, part: pd
         base_collapsed=int(other.sum()),
         p=stats.mcnemar_exact(int((mine & ~other).sum()), int((other & ~mine).sum())),
     )
+
+
+def corrected(found: Sequence[Collapse]) -> list[Collapse]:
+    """The records of all runs, training seeds, prompt sets and scorers of a table, which are one family, after Holm's correction.
+
+    Every seed is tested by itself, for variety is lost in single runs; a table of many would else sound an alarm by chance alone.
+    """
+    p = stats.holm([one.p for one in found])
+    return [replace(one, p=after, tests=len(found)) for one, after in zip(found, p, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pickle  # noqa: TID251  for the name of its error only
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -95,6 +96,24 @@ class Weights:
         except ValueError as error:
             where = f", nor at {here}, where {FOLDER} has it" if FOLDER in os.environ else ""
             raise ValueError(f"{error}{where}") from error
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A file of others' weights that a package of the environment carries, so that nothing is fetched. Anybody may use it for anything."""
+
+    package: str
+    file: str
+    """Its name in the package."""
+    licence: str
+    """Of the weights, which need not be the package's, as their owner states it."""
+
+    def path(self) -> Path:
+        """The file on this machine."""
+        package = find_spec(self.package)
+        assert package is not None, "requirements.in names it"
+        assert package.origin is not None
+        return Path(package.origin).parent / self.file
 
 
 def accept_terms(repositories: Iterable[str]) -> None:

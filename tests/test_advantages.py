@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.advantages import EPSILON, advantages, group_relative
+from train.advantages import GROUP_EPSILON, advantages, group_relative
 
 NAN = math.nan
 
@@ -75,7 +75,7 @@ def test_within_groups_by_definition() -> None:
     assert found.dtype == torch.float32
     for i, one in enumerate(group):
         others = reward[(group == one) & ~np.isnan(reward)]
-        expected = (reward[i] - others.mean()) / (others.std(ddof=1) + EPSILON)
+        expected = (reward[i] - others.mean()) / (others.std(ddof=1) + GROUP_EPSILON)
         assert found[i].item() == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 

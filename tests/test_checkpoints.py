@@ -17,7 +17,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from evals import checkpoints
-from evals.checkpoints import load_pipeline, resolve, weight_files
+from evals.checkpoints import load_pipeline, resolve, weight_files, with_base
 from tests import toy
 from tests.original_layout import save_original
 from train.plan import plan
@@ -291,9 +291,48 @@ def test_a_lora_on_another_revision_draws_other_pictures(tmp_path: Path) -> None
     assert found.digest() != replace(found, revision="2").digest()
 
 
+def test_somebodys_checkpoint_is_compared_with_the_base_that_is_named(
+    tmp_path: Path, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"nothing says what its base is, .* name it with --base"):
+        resolve("owner/tuned@1").its_base()
+    tuned = with_base(resolve("owner/tuned@1"), "owner/base@2")
+    base = tuned.its_base()
+    assert (tuned.source, tuned.revision) == ("owner/tuned", "1")
+    assert (base.experiment, base.model, base.source, base.revision) == (
+        "base",
+        "external",
+        "owner/base",
+        "2",
+    )
+    assert base.digest() == replace(resolve("owner/base@2"), experiment="x").digest() != tuned.digest()
+    folder = with_base(resolve("owner/tuned"), str(tiny_pipeline_dir)).its_base()
+    assert folder.digest() == resolve(str(tiny_pipeline_dir)).digest()
+
+    lora = tmp_path / "lora.safetensors"
+    save_file({"x.lora_A.weight": torch.zeros(1)}, lora)
+    opened: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        checkpoints, "load_pipeline", lambda base, revision=None: opened.append((base, revision))
+    )
+    monkeypatch.setattr(checkpoints, "with_lora", lambda pipeline, file: file)
+    assert with_base(resolve(str(lora)), "owner/base@2").pipeline() == lora
+    assert opened == [("owner/base", "2")]
+
+    run = card(tmp_path / "run", "1")
+    for target, given, told in (
+        (str(run), "owner/base", "says itself what its base is, a/b"),
+        ("owner/tuned", str(run), "is a run or a LoRA"),
+        ("owner/tuned", str(lora), "is a run or a LoRA"),
+        ("owner/tuned", "nowhere", "--base: nowhere cannot be scored"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            with_base(resolve(target), given)
+
+
 def test_a_hub_id_may_name_its_revision() -> None:
     found = resolve("owner/na.me@refs/pr/2")
-    assert (found.source, found.base, found.revision) == ("owner/na.me", "owner/na.me", "refs/pr/2")
+    assert (found.source, found.base, found.revision) == ("owner/na.me", None, "refs/pr/2")
     assert found.experiment == "owner_na.me_refs_pr_2"
     assert resolve("owner/name").revision is None
     for nothing in ("owner/name@", "name@main", "owner/name.safetensors"):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
+import prompts
 from evals import compare, metrics, rows, stats, suites, tables
 from evals.compare import Comparison
+from evals.metrics._geneval import SIZES, TASKS
 from tests.synthetic_rows import SETS, study
 
 PREFERENCE, SCENES, PORTRAITS = SETS
@@ -470,6 +474,155 @@ def test_the_unit_of_a_change_is_the_bases_deviation_over_prompts(
     assert cell.base_sd == pytest.approx(base.groupby("prompt_id")["value"].mean().std())
     assert math.isnan(only(comparison, experiment="joint", metric="fully_right", prompt_set=SCENES).base_sd)
     assert math.isnan(only(comparison, experiment="joint", metric="drift", prompt_set=SCENES).base_sd)
+
+
+# ---------------------------------------------------------------------------------------------------------- strata
+
+RIGHT = {"base": (0.95, 0.5, 0.4, 0.8, 0.1, 0.15), "run": (0.97, 0.65, 0.5, 0.85, 0.2, 0.25)}
+"""Of GenEval's tasks, in order."""
+
+
+def of_geneval(suite: str = "geneval:012345", seeds: int = 1, images: int = 2) -> pd.DataFrame:
+    """Two checkpoints on every prompt of GenEval, with the same noise."""
+    task = np.repeat(np.arange(6), SIZES)
+    parts = []
+    for place, (experiment, right) in enumerate(RIGHT.items()):
+        for seed in range(seeds if place else 1):
+            hard = np.random.default_rng(0).uniform(size=(553, images))
+            own = np.random.default_rng([place, seed]).uniform(-0.15, 0.15, size=(553, 1))
+            values = (hard + own < np.array(right)[task][:, None]).astype(float)
+            frame = pd.DataFrame({"value": values.ravel(), "image": np.tile(np.arange(images), 553)})
+            ids = np.repeat([f"{number:05d}" for number in range(553)], images)
+            parts += [
+                frame.assign(experiment=experiment, seed=seed, prompt_id=ids, scorer=scorer)
+                for scorer in ("geneval", "objects")
+            ]
+    rest = {
+        "model": "m",
+        "suite": suite,
+        "prompt_set": "geneval",
+        "prompts": "d",
+        "picture": "",
+        "version": "v",
+    }
+    return pd.concat(parts, ignore_index=True).assign(**rest, trained_on=0)[list(rows.COLUMNS)]
+
+
+@pytest.fixture(scope="module")
+def six_tasks() -> Comparison:
+    return compare.compare(of_geneval(seeds=2), resamples=1000)
+
+
+def test_genevals_tasks_are_rows_and_its_number_is_their_plain_mean(six_tasks: Comparison) -> None:
+    mean = (
+        of_geneval(seeds=2).query("scorer == 'geneval'").groupby(["experiment", "prompt_id"])["value"].mean()
+    )
+    start = np.cumsum([0, *SIZES])
+    for experiment in RIGHT:
+        shares = [float(mean[experiment].iloc[a:b].mean()) for a, b in pairwise(start)]
+        cells = [only(six_tasks, experiment=experiment, metric=f"geneval_{task}") for task in TASKS]
+        assert [e.value.value for e in cells] == pytest.approx(shares)
+        assert [(e.prompts, e.images, e.unpaired, e.missing) for e in cells] == [
+            (n, 2 * n, 0, 0) for n in SIZES
+        ]
+        overall = only(six_tasks, experiment=experiment, metric="geneval")
+        assert overall.value.value == pytest.approx(np.mean(shares))
+        assert abs(overall.value.value - mean[experiment].mean()) > 0.005  # the mean over prompts is another
+    assert {e.test for e in six_tasks.of(experiment="run") if e.metric.startswith("geneval_")} == {"McNemar"}
+    assert six_tasks.strata == {"geneval": TASKS}
+    _, *lines = tables.glance(six_tasks, "m")
+    assert [line[0] for line in lines] == [
+        tables.heading(metrics.load(name)) for name in ("geneval", *(f"geneval_{task}" for task in TASKS))
+    ]
+    assert tables.machine(six_tasks, "x")["strata"] == {"geneval": list(TASKS)}
+    notes = tables.method_notes(six_tasks)
+    assert any(n.startswith("geneval is resampled inside its 6 strata") and "color_attr" in n for n in notes)
+
+
+def test_a_stratified_cell_is_the_explicit_bootstrap_inside_the_tasks(six_tasks: Comparison) -> None:
+    """Difference of the mean over tasks: every task resampled by itself, and the variance is the sum of theirs over 36."""
+    frame = of_geneval(seeds=2).query("scorer == 'geneval'")
+    mean = frame.groupby(["experiment", "seed", "prompt_id"])["value"].mean()
+    gain_RP = mean["run"].unstack().to_numpy() - mean["base"].unstack().to_numpy()
+    weight_NR = stats.weights(2, 1000, 0, "seeds of run")
+    draws, influence = np.zeros(1000), np.empty_like(gain_RP)
+    for task, a, b in zip(TASKS, *zip(*pairwise(np.cumsum([0, *SIZES])), strict=True), strict=True):
+        weight_NP = stats.weights(b - a, 1000, 0, "prompts of geneval", [task] * (b - a))
+        draws += np.einsum("nr,np,rp->n", weight_NR, weight_NP, gain_RP[:, a:b]) / 6
+        influence[:, a:b] = (gain_RP[:, a:b] - gain_RP[:, a:b].mean()) / (b - a) / 6
+    tailed = stats.with_tails(draws.mean(), draws, stats.precision(influence, np.repeat(TASKS, SIZES)))
+    cell = only(six_tasks, experiment="run", metric="geneval")
+    np.testing.assert_allclose(cell.difference[1:], np.quantile(tailed, [0.025, 0.975]), atol=2e-4)
+    np.testing.assert_allclose(cell.difference.value, draws.mean(), atol=2e-3)
+
+
+def test_strata_take_what_tasks_differ_by_out_of_a_mean_over_prompts(six_tasks: Comparison) -> None:
+    """And leave every value where it is; of a suite that is not known here, a set is one."""
+    whole = compare.compare(of_geneval("somebodys:012345", seeds=2), resamples=1000)
+    assert whole.strata == {}
+    for e in six_tasks.estimates:
+        other = only(whole, experiment=e.experiment, metric=e.metric)
+        assert e.value.value == other.value.value
+        assert e.difference.value == other.difference.value or e.experiment == "base"
+        if e.metric == "detection":
+            assert np.ptp(e.value[1:]) < 0.9 * np.ptp(other.value[1:])
+    assert not any("resampled inside" in note for note in tables.method_notes(whole))
+
+
+def test_swapping_two_checkpoints_negates_every_stratified_difference() -> None:
+    frame = of_geneval().replace({"experiment": {"base": "A", "run": "B"}})
+    ours = compare.compare(frame, resamples=200, against="A").of(experiment="B")
+    theirs = compare.compare(frame, resamples=200, against="B")
+    assert len(ours) == 9  # the mean over tasks, six tasks, prompts, objects
+    for e in ours:
+        other = only(theirs, experiment="A", metric=e.metric).difference
+        assert (e.difference.value, *e.difference[1:]) == (-other.value, -other.high, -other.low)
+
+
+def test_of_a_task_without_its_images_only_the_others_are_told(six_tasks: Comparison) -> None:
+    """And an image that was not judged is counted once, of all that there are."""
+    frame = of_geneval()
+    lost = frame["prompt_id"].eq("00090") & frame["scorer"].eq("geneval") & frame["experiment"].eq("run")
+    some = frame[frame["prompt_id"] < "00350"].assign(value=frame["value"].where(~lost))
+    made = compare.compare(some, resamples=50)
+    told = {e.metric for e in made.of(experiment="run")}
+    assert told & {f"geneval_{task}" for task in TASKS} == {f"geneval_{task}" for task in TASKS[:4]}
+    assert "geneval" not in {e.metric for e in made.estimates if not math.isnan(e.value.value)}
+    notes = tables.count_notes(made)
+    assert "m: not applicable (NaN), geneval on geneval: run 2 of 700." in notes
+
+
+def test_strata_that_cannot_be_had_are_told_of_and_the_set_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    frame = study(prompts=4, images=2, seeds=(0,)).replace({PREFERENCE: "parti"}).assign(suite="drift:012345")
+    suites._tags.cache_clear()
+    monkeypatch.setenv("T2I_PROMPTS_DIR", str(tmp_path))
+    made = compare.compare(frame[frame["prompt_set"] == "parti"], resamples=50)
+    assert made.strata == {}
+    (remark,) = [remark for remark in made.remarks if "resampled as a whole" in remark]
+    assert remark.startswith("parti is resampled as a whole, not inside its strata: ")
+    assert "PartiPrompts.tsv" in remark
+    assert remark in tables.count_notes(made)
+
+
+def test_a_suite_names_tags_as_strata(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if not (shared / "parti").is_dir():
+        pytest.skip(f"PartiPrompts is not in {shared}")
+    suites._tags.cache_clear()
+    monkeypatch.setenv("T2I_PROMPTS_DIR", str(shared))
+    asked = prompts.load("parti")[::20]
+    of = {f"p{number:03d}": prompt.id for number, prompt in enumerate(asked)}
+    frame = study(prompts=len(asked), images=1, seeds=(0,), experiments=("base", "joint"))
+    frame = frame[(frame["prompt_set"] == PREFERENCE) & (frame["scorer"] == "imagereward")]
+    frame = frame.assign(prompt_set="parti", suite="paper:012345", prompt_id=frame["prompt_id"].map(of))
+    made = compare.compare(frame, resamples=300)
+    assert set(made.strata["parti"]) == {prompt.tags[0] for prompt in asked}
+    assert "World Knowledge" in made.strata["parti"]
+    strange = compare.compare(frame.replace({"prompt_id": {asked[0].id: "strange"}}), resamples=50)
+    assert "prompt strange is not in the prompt set parti" in "".join(strange.remarks)
+    assert strange.strata == {}
 
 
 # ---------------------------------------------------------------------------------------------------------- forced

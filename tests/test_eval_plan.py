@@ -157,7 +157,10 @@ def test_a_score_is_planned_in_its_own_unit() -> None:
         ("--prompts 9 --metric score --sd 0", "--sd must be above 0, not 0"),
         ("--prompts 9 --metric score --sd 1 --ties .1", "--ties belongs to --metric win-rate"),
         ("--prompts 9 --budget 1", "--budget must be 2 to 10,000,000 images, not 1"),
-        ("--prompts 999999999", "--budget must be 2 to 10,000,000 images, not 999,999,999"),
+        (
+            "--prompts 999999999",
+            "what --prompts, --images and --prompt-cost come to must be 2 to 10,000,000 images, not 999,999,999",
+        ),
         ("--prompts 9 --budget 2 --prompt-cost 5", "a budget of 2 images does not reach for two prompts"),
         ("--prompts 9 --prompt-cost -1", "--prompt-cost must be 0 or more images, not -1"),
         ("--prompts 9 --most-prompts 3", "--prompts 9 is more than the --most-prompts 3"),
@@ -281,3 +284,15 @@ def test_what_is_measured_is_not_given_too(option: tuple[str, float], tmp_path: 
     result = run("--from", tmp_path / "scores.csv", *option)
     assert result.exit_code == 2
     assert f"{option[0]} is measured on the files of --from" in result.stderr
+
+
+def test_files_without_a_pair_of_scores_show_nothing(tmp_path: Path) -> None:
+    made = study(prompts=4, images=2, seeds=(0,), experiments=("base", "joint"))
+    rows.write(made.assign(value=float("nan")), tmp_path / "scores.csv")
+    result = run("--from", str(tmp_path / "scores.csv"))
+    assert result.exit_code == 2
+    assert (
+        "imagereward on miniature-preference-unseen has no picture with a score on both sides"
+        in result.stderr
+    )
+    assert result.stderr.count("\n") == 1

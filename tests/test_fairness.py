@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from evals import compare, stats, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.fairness import (
@@ -94,6 +95,36 @@ def test_prompts_are_ranked_with_what_could_not_be_read() -> None:
     assert [p.unusable for p in found.ranked] == [1, 0, 4]
     assert found.ranked[0].counts == (0, 0, 3, 0)
     assert np.isnan(found.ranked[-1].gap)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_are_those_of_the_table(seeds: int) -> None:
+    """Few training seeds make them wider, and a share stays within what it can be, here as there."""
+    groups = [drawn(FAIR, 12, 8, seed) for seed in range(seeds)]
+    groups[0][3] = [float("nan")] * 8
+    frame = pd.concat([rows_of(some, "run", seed) for seed, some in enumerate(groups)])
+    base = rows_of(drawn(FAIR, 12, 8, 9))
+    (_, found) = fairness(pd.concat([base, frame], ignore_index=True), resamples=500)
+    made = compare.compare(pd.concat([base, frame], ignore_index=True), resamples=500)
+    cells = {e.metric: e.value for e in made.of(experiment="run")}
+    assert cells["parity"] == found.gap
+    assert cells["parity_unbiased"] == found.unbiased
+    assert cells["parity_pooled"] == found.pooled
+    assert cells["unusable"] == found.unusable
+    assert 0 < found.unusable.low < found.unusable.high < 1
+    assert all(0 <= share.low < share.value < share.high <= 1 for share in found.shares)
+    plain = fairness(rows_of([[0.0] * 4] * 6), resamples=50)[0].shares
+    assert (plain[0], plain[3]) == (stats.wilson(6, 6), stats.wilson(0, 6))
+
+
+def test_strata_that_cannot_be_had_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scores, out = tmp_path / "scores.csv", tmp_path / "fair.md"
+    suites._tags.cache_clear()
+    monkeypatch.setenv("T2I_PROMPTS_DIR", str(tmp_path))
+    score_rows.write(rows_of([[0, 1], [2, 3]]).assign(suite="paper:1", prompt_set="parti"), scores)
+    done = CliRunner().invoke(main, ["fairness", str(scores), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "- parti is resampled as a whole, not inside its strata: " in out.read_text()
 
 
 def test_correction_with_a_classifier_that_never_errs_changes_nothing() -> None:
@@ -197,3 +228,41 @@ def test_rows_without_tones_are_one_sentence() -> None:
         fairness(rows_of([[0, 1]]).assign(scorer="imagereward"))
     with pytest.raises(ValueError, match="no portrait has a usable face"):
         fairness(rows_of([[float("nan")] * 4]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "heads,x,2,6504,0.0,two,5",
+        "heads,x,2,6504,0.0,2,",
+        "heads,x,2,6504,0.0,2,-5",
+        "heads,x,-3,6504,0.0,2,5",
+    ],
+)
+def test_a_calibration_with_what_is_no_count_is_named(tmp_path: Path, line: str) -> None:
+    path = calibration(tmp_path / "c.csv", ERRS)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"c\.csv is no calibration of skin tones"):
+        read_confusions(path)
+
+
+@pytest.mark.parametrize("value", [10.0, 3.5])
+def test_what_is_no_tone_is_named(tmp_path: Path, value: float) -> None:
+    scores = tmp_path / "scores.csv"
+    tones = rows_of([[0, 1], [2, 3]])
+    score_rows.write(pd.concat([tones, tones.assign(scorer="monk_tone", value=value)]), scores)
+    done = CliRunner().invoke(main, ["fairness", str(scores), "--out", str(tmp_path / "f.md")])
+    assert done.exit_code == 2
+    assert f"monk_tone must be a tone from 0 to 9, not {value:g} (prompt " in done.output
+    assert f"in {scores})" in done.output
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.csv"
+    score_rows.write(rows_of([[0, 1], [2, 3]]), scores)
+    arguments = ["fairness", str(scores), "--limit", "nan", "--out", str(tmp_path / "f.md")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "--limit" in done.output
+    assert "nan is not in the range" in done.output

@@ -15,7 +15,17 @@ from PIL import Image
 import prompts
 from evals import scorers
 from evals import weights as the_weights
-from evals.geneval import CLASSES, COLOURS, Detection, check, counted, iou, relations, shortcomings
+from evals.geneval import (
+    CLASSES,
+    COLOURS,
+    CONFIDENCE,
+    Detection,
+    check,
+    counted,
+    iou,
+    relations,
+    shortcomings,
+)
 from evals.scorers import geneval as the_scorer
 from evals.scorers._clip import OPENAI_VIT_L_14, OpenClip, load_clip
 from evals.scorers._contract import faults
@@ -312,24 +322,44 @@ def test_a_gpu_says_the_same():
     assert_same_on_gpu(partial(scorers.load, "geneval"), image.expand(len(asked), -1, -1, -1), asked)
 
 
+def plain(seen: dict[str, list[Detection]]) -> tuple[list[str], list[str]]:
+    """Classes of which one is seen before all others, and that are not seen, by more than rounding: what random weights see differs from one version of a library to the next."""
+    margin = 0.01
+    there, absent = [], []
+    for name in CLASSES:
+        first, second = sorted([0.0, 0.0, *(d.confidence for d in seen.get(name, ()))])[:-3:-1]
+        if first > CONFIDENCE + margin and first > second + margin:
+            there.append(name)
+        if first < CONFIDENCE - margin:
+            absent.append(name)
+    return there, absent
+
+
+@torch.no_grad()
 def test_contract(scorer: the_scorer.Scorer):
-    names = ("person", "teddy bear", "oven", "wine glass")
-    asked = [
-        prompt("colors", {"class": name, "count": 1, "color": colour})
-        for name in names
-        for colour in COLOURS[:2]
-    ]
-    asked = [
-        *asked,
-        Prompt("mood", "a mood"),
-        *(prompt("single_object", {"class": n, "count": 1}) for n in names),
-    ]
-    images = pictures(len(asked))
+    shown, asked, wanted = [], [Prompt("mood", "a mood")], [torch.nan]
+    for image in pictures(32):
+        seen = scorer.detector.see(image[None], CONFIDENCE / 2)[0]
+        there, absent = plain(seen)
+        if not (there and absent):
+            continue
+        (colour,) = scorer.colours(image, there[0], counted(seen[there[0]], "colors")[:1])
+        wrong = next(other for other in COLOURS if other != colour)
+        one, none = ({"class": name, "count": 1} for name in (there[0], absent[0]))
+        shown += [image] * 4
+        asked += [prompt("single_object", one), prompt("single_object", none)]
+        asked += [prompt("colors", one | {"color": said}) for said in (colour, wrong)]
+        wanted += [1.0, 0.0, 1.0, 0.0]
+        if len(shown) == 12:
+            break
+    assert len(shown) == 12, (
+        "the networks of tests.tiny_detectors see something in most pictures, and not everything"
+    )
+    images = torch.stack([shown[0], *shown])
     assert faults("geneval", scorer, images, asked) == []
     values = scorer(images, asked)
     assert values.dtype == torch.float32
-    assert values[8].isnan()
-    assert values.nan_to_num().unique().tolist() == [0, 1]
+    torch.testing.assert_close(values, torch.tensor(wanted), rtol=0, atol=0, equal_nan=True)
 
 
 def test_metadata_that_is_none_is_refused_before_anything_opens(

@@ -585,3 +585,37 @@ def test_options_for_pictures_that_do_not_go_together(tmp_path: Path, options: l
     code, output = run_cli("score", str(tmp_path / "no"), "--out", str(tmp_path / "x.csv"), *options)
     assert code == 2
     assert told in output
+
+
+@pytest.mark.parametrize(
+    "change", [{"base": 3}, {"seed": float("inf")}, {"seed": -1, "name": "base-miniature--1"}]
+)
+def test_a_run_card_with_what_rows_cannot_hold_is_refused_before_anything_is_drawn(
+    base_run: Path, change: dict[str, Any]
+):
+    card = json.loads((base_run / "run.json").read_text(encoding="utf-8"))
+    (base_run / "run.json").write_text(json.dumps(card | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json is damaged or of another program"):
+        checkpoints.resolve(str(base_run))
+
+
+@pytest.mark.parametrize(
+    ("out", "images"),
+    [
+        ("results/scores/a.csv", "results/images"),
+        ("results/curves/a.csv", "results/images"),
+        ("mine/a.csv", "mine/images"),
+        ("/mine/a.csv", "/mine/images"),
+    ],
+)
+def test_pictures_go_beside_their_scores(out: str, images: str) -> None:
+    assert harness.images_of(Path(out)) == Path(images)
+
+
+def test_pictures_of_a_bare_name_are_those_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scores").mkdir()
+    for folder in (tmp_path, tmp_path / "scores"):
+        monkeypatch.chdir(folder)
+        assert harness.images_of(Path("a.csv")) == harness.images_of(folder / "a.csv") == tmp_path / "images"

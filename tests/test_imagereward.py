@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from evals import scorers
-from evals.scorers import imagereward
+from evals.scorers import _preprocess, ask_differentiable, imagereward
 from evals.scorers._contract import faults
 from evals.scorers._imagereward import ImageReward, cut_tokens
 from evals.scorers.imagereward import MAX_LENGTH, Scorer, load_package, package_name, package_tokenizer
@@ -181,6 +183,46 @@ def test_a_step_along_the_gradient_raises_the_reward(scorer: Scorer) -> None:
     (gradient,) = torch.autograd.grad(reward.sum(), images)
     stepped = images.detach() + 4 / 255 * gradient.sign()
     assert bool((scorer(stepped, PROMPTS) > reward).all())
+
+
+def test_rounding_to_8_bit_moves_a_score_by_no_more_than_its_pixels(scorer: Scorer) -> None:
+    """Resized without rounding the score is smooth, its gradient is the one that is taken, and the two scores differ by what rounding does to pixels.
+
+    A pixel is rounded to half a level before, between and after the two passes, whose coefficients add up to at most a and b in size.
+    """
+    size, texts = 32, [prompt.text for prompt in PROMPTS[:4]]
+    images = (
+        0.25 + pictures(4, 40, 40) / 2 + 0.3 / 255
+    )  # between two levels, and not where overshoot is clipped
+    weights = torch.from_numpy(_preprocess.coefficients(40, size, "bicubic"))
+    model = copy.deepcopy(scorer.model).double()
+
+    def smooth(given: torch.Tensor) -> torch.Tensor:
+        return model(weights @ given @ weights.T, texts)
+
+    leaf, exact = images.clone().requires_grad_(), images.double().requires_grad_()
+    ours_B, smooth_B = ask_differentiable("imagereward", scorer, leaf, PROMPTS[:4]), smooth(exact)
+    (ours,), (wanted,) = (
+        torch.autograd.grad(ours_B.sum(), leaf),
+        torch.autograd.grad(smooth_B.sum(), exact),
+    )
+    angle_B = F.cosine_similarity(ours.double().flatten(1), wanted.flatten(1))
+    assert float(angle_B.min()) > 0.995  # taken at the rounded picture
+    direction = wanted / wanted.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        quotient_B = (smooth(exact + 1e-4 * direction) - smooth(exact - 1e-4 * direction)) / 2e-4
+    torch.testing.assert_close(quotient_B, wanted.flatten(1).norm(dim=1), rtol=1e-3, atol=0)
+
+    size_of_sums = float(weights.abs().sum(1).max())
+    of_a_pixel = (0.5 * size_of_sums**2 + 0.5 * size_of_sums + 0.5) / 255
+    resized = (weights @ images.double() @ weights.T).requires_grad_()
+    (slope,) = torch.autograd.grad(model(resized, texts).sum(), resized)
+    moved = (_preprocess.resize(images, (size, size)) - resized.detach()).abs()
+    assert 0.3 / 255 < float(moved.max()) <= of_a_pixel
+    bound_B = 1.1 * of_a_pixel * slope.flatten(1).abs().sum(1)  # the slope is not quite constant
+    off_B = (ours_B.detach() - smooth_B.detach()).abs()
+    assert bool((off_B <= bound_B).all())
+    assert float(off_B.max()) > 0
 
 
 def test_pictures_are_read_as_8_bit(scorer: Scorer) -> None:

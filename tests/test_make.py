@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ("base", "fairness", "joint")
+PARALLEL = "-n logical --maxprocesses 4 --dist loadfile"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -193,10 +194,10 @@ def test_variables_that_are_none_are_one_sentence(sandbox: Sandbox, variable: st
 @pytest.mark.parametrize(
     ("target", "commands"),
     [
-        ("test", ["pytest -q -rs"]),
+        ("test", [f"pytest -q -rs {PARALLEL}"]),
         ("bench", ["pytest bench -q -rs"]),
         ("bench-check", ["bench.check"]),
-        ("check", ["ruff check", "ruff format --check", "mypy", 'pytest -q -rs -m "not slow"']),
+        ("check", ["ruff check", "ruff format --check", "mypy", f'pytest -q -rs {PARALLEL} -m "not slow"']),
         ("miniature", ["train.miniature all"]),
         *((f"train-{name}", [train(f"{name}-miniature-0")[3:]]) for name in EXPERIMENTS),
     ],
@@ -397,12 +398,12 @@ def test_sigterm_reaches_the_trainer_and_keeps_its_state(sandbox: Sandbox) -> No
 
 def test_environment_is_made_once_and_again_when_the_lock_changes(sandbox: Sandbox) -> None:
     sandbox.program(".ci/setup", "#!/bin/sh\necho setup $PYTHON >> calls\n")
-    assert sandbox.calls("test", "PYTHON=python3.12") == ["setup python3.12", "-m pytest -q -rs"]
-    assert sandbox.calls("test") == ["-m pytest -q -rs"]
+    assert sandbox.calls("test", "PYTHON=python3.12") == ["setup python3.12", f"-m pytest -q -rs {PARALLEL}"]
+    assert sandbox.calls("test") == [f"-m pytest -q -rs {PARALLEL}"]
     sandbox.age(".venv/.complete", 60)
     sandbox.age(".ci/setup", 90)
     sandbox.write("requirements.lock", "changed")
-    assert sandbox.calls("test") == ["setup", "-m pytest -q -rs"]
+    assert sandbox.calls("test") == ["setup", f"-m pytest -q -rs {PARALLEL}"]
 
 
 def test_the_environment_of_parity_is_made_when_its_lock_changes(sandbox: Sandbox) -> None:
@@ -434,4 +435,4 @@ def test_ci_runs_the_test_command_from_anywhere_without_input(sandbox: Sandbox) 
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert (sandbox.folder / "calls").read_text() == "-m pytest -q -rs\n-m tests.parity\n"
+    assert (sandbox.folder / "calls").read_text() == f"-m pytest -q -rs {PARALLEL}\n-m tests.parity\n"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from evals import metrics, stats
-from evals.metrics import _parity, _wins
+from evals.metrics import _geneval, _parity, _wins
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import Row, table
 from tests.synthetic_rows import study
@@ -54,7 +54,10 @@ def test_contract(name: str) -> None:
     scored = metric.scorer if (frame["scorer"] == metric.scorer).any() else "imagereward"
     mine = frame[frame["scorer"] == scored].assign(scorer=metric.scorer)
     if metric.scorer == "geneval":  # of which a prompt's number is its task
-        mine = mine.assign(prompt_set="geneval", prompt_id=mine["prompt_id"].str.replace("p", "00"))
+        task = name.removeprefix("geneval_")
+        start = sum(_geneval.SIZES[: _geneval.TASKS.index(task)]) if task in _geneval.TASKS else 0
+        number = mine["prompt_id"].str.removeprefix("p").astype(int) + start
+        mine = mine.assign(prompt_set="geneval", prompt_id=number.map("{:05d}".format))
         mine = mine.drop_duplicates(["prompt_id", "image"])
     statistics = metric.statistics(mine, mine)
     assert list(statistics.index.names) == ["seed", "prompt_set", "prompt_id"]

@@ -63,7 +63,7 @@ def test_gdpo_is_each_reward_relative_to_its_prompt() -> None:
     for number in range(3):
         mine = credit[group == number].numpy()
         np.testing.assert_allclose(
-            part[group == number], (mine - mine.mean(0)) / mine.std(0, ddof=1), rtol=1e-4
+            part[group == number], (mine - mine.mean(0)) / mine.std(0, ddof=1), rtol=1e-3
         )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau
 
-from evals import compare, metrics, panel, stats, tables
+from evals import compare, metrics, panel, stats, suites, tables
 from evals.rows import Row, table
 
 JUDGES = ("imagereward", "pickscore", "hpsv2", "aesthetic", "clip_score")
@@ -123,9 +123,18 @@ def test_judges_that_order_two_checkpoints_differently_are_flagged() -> None:
     assert "pickscore " in line
 
 
-def test_a_rate_of_the_panel_is_that_of_the_table() -> None:
+@pytest.mark.parametrize("strata", [False, True])
+def test_a_rate_of_the_panel_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch, strata: bool) -> None:
+    """Also where prompts are resampled inside strata."""
+
+    def parity(prompt_set: str, prompt_id: str) -> str:
+        return "odd" if int(prompt_id.removeprefix("p")) % 2 else "even"
+
+    part = suites.Part("parti", 1, (), stratum=parity if strata else None)
+    monkeypatch.setattr(compare, "parts_of", lambda suite: {"parti": part})
     frame = judged({"base": (0, 0), "run": (2, -2)}, JUDGES[:2], seeds=(0, 1, 2))
     made = compare.compare(frame, resamples=200)
+    assert made.strata == ({"parti": ("even", "odd")} if strata else {})
     (flip,) = made.panel.flips
     for verdict in (*flip.for_first, *flip.for_second):
         (cell,) = made.of(experiment="run", metric=verdict.metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,24 @@ def test_too_few_pictures_is_a_sentence(tmp_path: Path):
         picture.write(
             folder(tmp_path / "b", "red", 1), folder(tmp_path / "t", "blue", 1), tmp_path / "out.png"
         )
+
+
+def test_a_picture_that_cannot_be_opened_is_named(tmp_path: Path):
+    base, tuned = folder(tmp_path / "b", "red", 3), folder(tmp_path / "t", "blue", 3)
+    whole = (tuned / "a-scenes" / "p0" / "0.png").read_bytes()
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(bomb, format="PNG")
+    for content in (b"", whole[:45], bomb.getvalue()):
+        for path in tuned.glob("*/*/0.png"):
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"0\.png cannot be opened as a picture"):
+            picture.write(base, tuned, tmp_path / "out.png", columns=2, rows=2)
+
+
+def test_the_sheet_replaces_no_picture(tmp_path: Path):
+    base, tuned = folder(tmp_path / "b", "red", 3), folder(tmp_path / "t", "blue", 3)
+    path = tuned / "a-scenes" / "p0" / "0.png"
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="lies among the pictures of"):
+        picture.write(base, tuned, path, columns=2, rows=2)
+    assert path.read_bytes() == before

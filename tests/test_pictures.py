@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import prompts
 from evals import harness, pictures, scorers, suites
 from evals import rows as score_rows
+from evals.__main__ import main
 from evals.diffusion import Sampling
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -320,3 +323,69 @@ def test_pictures_and_the_bases_have_one_size(folder: Path, monkeypatch: pytest.
         drawn(0, 80).save(to)
     with pytest.raises(ValueError, match=r"p0/0.png is 64 x 64 pixels, but the base's .*p0/0.png is 80 x 80"):
         scored(folder, base=base)
+
+
+def test_pictures_of_which_none_can_be_decoded_have_no_scores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Part("cups", 2, ("redness", "distance"))
+    monkeypatch.setattr(suites, "load", lambda _name: replace(SUITE, parts=(part,)))
+    shutil.copytree(folder, folder.parent / "base")
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"")
+    rows, told = scored(folder, base=folder.parent / "base")
+    assert rows["value"].isna().all()
+    assert len(rows) == 2 * 6
+    assert told["prompt_sets"]["cups"]["failed_decodes"] == 6
+
+
+def test_a_link_to_itself_is_a_picture_that_cannot_be_decoded(folder: Path) -> None:
+    path = folder / "p0" / "0.png"
+    path.unlink()
+    path.symlink_to(path)
+    rows, told = scored(folder)
+    assert told["prompt_sets"]["cups"]["failed_decodes"] == 1
+    assert rows["value"].notna().any()
+
+
+def test_another_command_that_scores_into_the_same_file_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are not taken for ours."""
+    others = folder.parent / "others"
+    shutil.copytree(folder, others)
+    drawn(99).save(others / "p0" / "0.png")
+    out, done, calls = folder.parent / "scores.csv", harness.Scoring._done, []
+
+    def meanwhile(self: harness.Scoring, unit: harness.Unit) -> Any:
+        calls.append(unit)
+        if len(calls) == 1:
+            harness.score_given(others, out, "small", "theirs")
+        return done(self, unit)
+
+    monkeypatch.setattr(harness.Scoring, "_done", meanwhile)
+    with pytest.raises(ValueError, match=r"scores\.csv\.parts is changed by another command"):
+        scored(folder)
+    first = score_rows.read([out])["picture"].iloc[0]
+    monkeypatch.setattr(harness.Scoring, "_done", done)
+    rows, _ = scored(folder)  # given again, it is ours
+    assert rows["picture"].iloc[0] != first
+
+
+def test_scores_of_another_are_not_replaced(folder: Path) -> None:
+    scored(folder)
+    out = folder.parent / "scores.csv"
+    before = out.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"scores\.csv holds the scores of theirs-external-0, and these are of b-ext"
+    ):
+        harness.score_given(folder, out, "small", "b")
+    assert out.read_bytes() == before
+    scored(folder)
+
+
+def test_the_bases_own_pictures_have_no_base(folder: Path) -> None:
+    options = ["--pictures", "--suite", "small", "--name", "base", "--base", str(folder)]
+    done = CliRunner().invoke(main, ["score", str(folder), "--out", str(folder.parent / "x.csv"), *options])
+    assert done.exit_code == 2
+    assert "--base goes with another --name" in done.output

@@ -545,7 +545,7 @@ def _few_weights() -> object:
     from evals import stats
 
     plain = stats.weights
-    return lambda units, _, seed, stream: plain(units, 50, seed, stream)
+    return lambda units, _, seed, stream, strata: plain(units, 50, seed, stream, strata)
 
 
 @pytest.mark.parametrize(("command", "out"), [("compare", "table.md"), ("report", "report.html")])
@@ -555,3 +555,22 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(command: str, out: str, tmp_p
     assert made.output.startswith("error: ")
     assert "absent.csv" in made.output
     assert made.output.count("\n") == 1
+
+
+def test_damaged_pictures_and_cards_leave_the_rest_of_the_page(frame: pd.DataFrame, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.csv"
+    rows.write(frame, scores)
+    whole, bomb = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (300, 300), "red").save(whole, format="PNG")
+    Image.new("1", (20_000, 10_000)).save(bomb, format="PNG")
+    contents = [b"", whole.getvalue()[:60], bomb.getvalue(), whole.getvalue()[:45] + bytes(8)]
+    for number, content in enumerate(contents):
+        path = tmp_path / "images" / "joint-miniature-0" / SETS[1] / f"p{number:03d}" / "0.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    (tmp_path / "runs" / "joint-miniature-0").mkdir(parents=True)
+    (tmp_path / "runs" / "joint-miniature-0" / "run.json").write_text('{"cost": "much", "gates": [1]}')
+    report.write([scores], tmp_path / "runs", tmp_path / "images", tmp_path / "page.html", "report", 100)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "(cannot be opened)" in page
+    assert "data:image" not in page

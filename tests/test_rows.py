@@ -240,3 +240,45 @@ def test_packed_rows_are_the_same_with_those_of_a_picture_together() -> None:
     changes = (place != place.shift()).any(axis=1).sum()
     assert changes == len(place.drop_duplicates())
     assert list(packed["experiment"].unique()) == list(frame["experiment"].unique())
+
+
+def test_a_file_given_twice_is_said_to_be(tmp_path: Path) -> None:
+    path = file(tmp_path, GOOD)
+    (tmp_path / "link.csv").symlink_to(path)
+    with pytest.raises(ValueError, match=r"scores\.csv is given twice: once is enough"):
+        rows.read([path, path])
+    with pytest.raises(ValueError, match=r"link\.csv is given twice, also as .*scores\.csv"):
+        rows.read([path, tmp_path / "link.csv"])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    path = file(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as a spreadsheet saves it
+    assert rows.read([path])["experiment"].tolist() == ["joint"]
+
+
+@pytest.mark.parametrize("name", ["", " joint", "joint ", '"jo\nint"', "jo\0int"])
+def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = file(tmp_path, GOOD, GOOD.replace("joint", name))
+    with pytest.raises(ValueError, match=r"scores\.csv: line 3: experiment must be a name"):
+        rows.read([path])
+
+
+def test_the_first_row_says_whose_a_file_is(tmp_path: Path) -> None:
+    assert rows.first_row(tmp_path / "none.csv") is None
+    assert rows.first_row(file(tmp_path)) is None
+    held = rows.first_row(file(tmp_path, GOOD))
+    assert held is not None
+    assert (held["experiment"], held["scorer"], held["value"]) == ("joint", "objects", "0.5")
+    (tmp_path / "notes.csv").write_text("my notes\n")
+    assert rows.first_row(tmp_path / "notes.csv") is None
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as error:
+        rows.write(study(prompts=1, images=1), tmp_path / "scores.csv")
+    assert error.value.filename == str(tmp_path / "scores.csv")

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from evals import harness, provenance, workers
+from evals import harness, pictures, provenance, workers
 from evals import rows as score_rows
-from evals.checkpoints import ROOT
+from evals.checkpoints import ROOT, resolve
+from evals.diffusion import Painter
+from evals.files import write_bytes
+from prompts.lock import locked
 from tests import toy, toy_scoring
 
 PICTURES = toy_scoring.PROMPTS * (4 + 2)
@@ -108,6 +114,106 @@ def test_killed_anywhere_it_goes_on_with_what_is_there(run: Path, straight: Path
         line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("redness")
     )
     assert sum(shown.values()) <= 5 + 3 + 1  # but for the unit that it was killed in, nothing was done twice
+
+
+FIRST = "toys-0"
+"""Lock of the first chunk of the run's pictures."""
+
+
+def drawn_in(out: Path) -> list[Path]:
+    return sorted((out.parent.parent / "images" / "joint-tiny-0" / "toys").rglob("*.png"))
+
+
+def test_a_chunk_is_written_while_the_next_is_drawn_and_is_nobody_elses_until_it_is_whole(
+    run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    out = tmp_path / "scores" / "joint.csv"
+    lock = tmp_path / "images" / ".joint-tiny-0.locks" / FIRST
+    next_is_drawn, free, save, paint = threading.Event(), [], pictures._save, Painter.paint
+
+    def late(pixels: Any, path: Path) -> None:
+        assert next_is_drawn.wait(60), "nothing is drawn meanwhile"
+        save(pixels, path)
+
+    calls: list[int] = []
+
+    def watched(self: Painter, texts: Any, indices: Any, seed: int) -> torch.Tensor:
+        calls.append(len(texts))
+        if len(calls) == 2:
+            assert drawn_in(out) == []
+            with locked(lock, wait=False) as taken:
+                free.append(taken)
+            next_is_drawn.set()
+        return paint(self, texts, indices, seed)
+
+    monkeypatch.setattr(pictures, "_save", late)
+    monkeypatch.setattr(Painter, "paint", watched)
+    harness.score(str(run), out, "toy")
+    assert free == [False]
+    with locked(lock, wait=False) as taken:
+        assert taken
+    assert out.read_bytes() == straight.read_bytes()
+
+
+def test_a_full_disk_is_said_and_what_is_there_is_whole(
+    run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    out, write = tmp_path / "scores" / "joint.csv", pictures.write_bytes
+    written: list[Path] = []
+
+    def full(content: bytes, path: Path, durable: bool = True) -> None:
+        if path.suffix == ".png" and len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(content, path, durable)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            harness.score(str(run), out, "toy")
+    assert len(drawn_in(out)) == 3
+    assert [*out.parent.parent.rglob("*.part")] == []
+    harness.score(str(run), out, "toy")
+    assert out.read_bytes() == straight.read_bytes()
+
+
+def test_what_was_drawn_before_ctrl_c_is_kept(
+    run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    out, paint, calls = tmp_path / "scores" / "joint.csv", Painter.paint, []
+
+    def interrupted(self: Painter, texts: Any, indices: Any, seed: int) -> torch.Tensor:
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return paint(self, texts, indices, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Painter, "paint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            harness.score(str(run), out, "toy")
+    assert len(drawn_in(out)) == 2 * pictures.CHUNK
+    harness.score(str(run), out, "toy")
+    assert out.read_bytes() == straight.read_bytes()
+
+
+def test_files_have_the_permissions_of_the_umask_whoever_writes_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(
+                pool.map(
+                    lambda n: write_bytes(b"x", tmp_path / f"{n % 3}" / f"{n}", durable=False), range(60)
+                )
+            )
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*/*")} == {0o640}
+    assert len([*tmp_path.glob("*/*")]) == 60
 
 
 @pytest.mark.slow  # each imports everything
@@ -263,3 +369,48 @@ def test_a_signal_to_end_reaches_the_processes(tmp_path: Path) -> None:
         time.sleep(0.01)
     parent.terminate()
     assert parent.wait(timeout=20) == 128 + signal.SIGTERM
+
+
+def another(run: Path, folder: Path, pipeline: Any) -> Path:
+    """A run of the same name with other weights."""
+    pipeline.save_pretrained(folder / run.name)
+    (folder / run.name / "run.json").write_bytes((run / "run.json").read_bytes())
+    return folder / run.name
+
+
+def test_a_folder_that_another_command_has_taken_gets_no_picture_of_ours(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    part, images = toy_scoring.SUITE.parts[1], tmp_path / "images"
+    items = pictures.items_of(part)
+    ours = pictures.Pictures(resolve(str(run)), toy_scoring.SUITE, images)
+    ours.make(part, items[:4], wait=True)
+    other = another(run, tmp_path / "other", toy.build_tiny_pipeline(seed=2))
+    theirs = pictures.Pictures(resolve(str(other)), toy_scoring.SUITE, images)
+    for again in (lambda: ours.make(part, items, wait=True), lambda: ours.read(part, items[:4])):
+        with pytest.raises(ValueError, match=r"another command now draws other pictures into .*joint-tiny-0"):
+            again()
+    assert not [*images.rglob("*.png")]
+    theirs.make(part, items, wait=True)
+    assert len(theirs.read(part, items)) == len(items)
+
+
+def test_a_mark_that_a_kill_left_beside_its_place_is_nobodys(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / run.name
+    mine.mkdir()
+    (mine / ".source.json.ab12.part").write_text("{")
+    pictures.Pictures(resolve(str(run)), toy_scoring.SUITE, tmp_path)
+    assert [path.name for path in mine.iterdir()] == ["source.json"]
+
+
+def test_weights_that_draw_nan_draw_no_black_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_scoring.install(monkeypatch.setattr)
+    pipeline = toy.build_tiny_pipeline(seed=2)
+    torch.nn.init.constant_(pipeline.unet.conv_out.weight, float("nan"))
+    damaged = another(run, tmp_path / "damaged", pipeline)
+    with pytest.raises(ValueError, match=r"joint-tiny-0 draws NaN, no picture, of a prompt of toys"):
+        harness.score(str(damaged), tmp_path / "scores" / "x.csv", "toy")
+    assert not [*(tmp_path / "images").rglob("*.png")]

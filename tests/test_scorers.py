@@ -104,6 +104,10 @@ MEAN = "images_BCHW[:, 0].mean((1, 2))"
         (MEAN, f"{MEAN} + 1", "states a range of 0 to 1"),
         (MEAN, "1 / 0", r"failed with ZeroDivisionError: division by zero \(redness.py, line 19\)"),
         ("(0.0, 1.0)", "(1.0, 0.0)", r"must be \(low, high\)"),
+        ("(0.0, 1.0)", "3", r"its range is 3, but must be two numbers, \(low, high\)"),
+        ("(0.0, 1.0)", "(0.0, 'one')", "must be two numbers"),
+        ("(0.0, 1.0)", "(0.0, 1.0, 2.0)", "must be two numbers"),
+        (MEAN, "exit(3)", "failed with SystemExit: 3"),
         ('"image"', '"picture"', "choose from image, prompt, paired"),
         ("0a1b2c3d", "one", "8 hex digits"),
         ("a user's own, public domain", "", "source is empty"),
@@ -121,6 +125,9 @@ def test_what_a_scorer_does_not_keep_is_found(drawn, tmp_path: Path, before: str
         ("class Scorer", "class Other", "holds no scorer, AttributeError: .*no attribute 'Scorer'"),
         ("import torch", "import torsch", "holds no scorer, ModuleNotFoundError: No module named 'torsch'"),
         ("    scope = ", "    reach = ", "its Scorer has no scope"),
+        ("import torch", "import torch; raise SystemExit(4)", "holds no scorer, SystemExit: 4"),
+        ('"0a1b2c3d"', "property(lambda self: 1 / 0)", "holds no scorer, ZeroDivisionError"),
+        ("    scope = ", "    weights = 3\n    scope = ", "holds no scorer, TypeError"),
     ],
 )
 def test_a_file_that_is_no_scorer_is_one_sentence(tmp_path: Path, before: str, after: str, told: str):
@@ -183,6 +190,72 @@ def test_imagereward_is_differentiable(drawn):
     scorers.load("imagereward", domain="miniature").model(leaf, [p.text for p in asked[:2]]).sum().backward()
     assert leaf.grad is not None
     assert float(leaf.grad.abs().sum()) > 0
+
+
+def test_the_gradient_of_the_miniatures_reward_is_its_difference_quotient(drawn):
+    """Along its own direction and along random ones, and not along the weights, which are frozen."""
+    images, asked = (0.1 + 0.8 * drawn[0][:4]), drawn[1][:4]
+    scorer = scorers.load("imagereward", domain="miniature")
+    leaf = images.clone().requires_grad_()
+    answer_B = scorers.ask_differentiable("imagereward", scorer, leaf, asked)
+    assert torch.equal(answer_B.detach(), scorer(images, asked))
+    (slope,) = torch.autograd.grad(answer_B.sum(), leaf)
+    assert not any(parameter.requires_grad for parameter in scorer.model.parameters())
+    towards = [slope, *torch.randn(2, *images.shape, generator=torch.Generator().manual_seed(0))]
+    for direction in (d / d.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for d in towards):
+        step = 0.05  # of a picture's norm of about 55
+        quotient_B = (scorer(images + step * direction, asked) - scorer(images - step * direction, asked)) / (
+            2 * step
+        )
+        wanted_B = (slope * direction).flatten(1).sum(1)
+        torch.testing.assert_close(quotient_B, wanted_B, rtol=0.03, atol=2e-3)
+
+
+GRADIENT = f"return {MEAN}\n\n    def differentiable(self, images_BCHW, prompts):\n        x = images_BCHW\n        return "
+RED = "x[:, 0].mean((1, 2))"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (RED, None),
+        (f"{RED} + 0.01", "its differentiable has other values than a call"),
+        (f"2 * {RED}.detach() - {RED}", "does not point to where its score is higher"),
+        (f"{RED} + 0 * x.sum()", None),
+        (f"{RED}.detach() + 0 * x.sum((1, 2, 3))", "its gradient is 0 for every picture"),
+        (f"{RED}.detach()", "answered without a graph to the images"),
+        (f"{RED} + (x - x).sum((1, 2, 3)).sqrt()", "its gradient is no number"),
+        (f"{RED} + x.mean() - x.mean().detach()", "is one of other pictures too"),
+        ("x[:, 0].mean()", "not with one number each"),
+    ],
+)
+def test_a_gradient_that_is_not_the_scores_is_found(drawn, tmp_path: Path, body: str, told: str | None):
+    images, asked = drawn
+    scorer = scorers.load(own(tmp_path, f"return {MEAN}", GRADIENT + body))
+    found = faults("redness", scorer, 0.25 + images / 2, asked)
+    assert [bool(re.search(told or "", fault)) for fault in found] == [True] * (told is not None), found
+
+
+def test_a_gradient_is_that_of_one_picture(drawn, tmp_path: Path):
+    """So there is none in a scope where pictures are one group."""
+    images, asked = drawn
+    path = Path(own(tmp_path, f"return {MEAN}", GRADIENT + RED))
+    path.write_text(path.read_text().replace('scope = "image"', 'scope = "prompt"'))
+    scorer = scorers.load(str(path))
+    assert not scorers.is_differentiable(scorer)
+    (found,) = faults("redness", scorer, images, asked)
+    assert 'its scope is "prompt"' in found
+
+
+def test_scorers_with_a_gradient_are_known_by_domain():
+    assert scorers.differentiable_names("miniature") == ("imagereward",)
+    assert scorers.differentiable_names("photo") == (
+        "aesthetic",
+        "clip_score",
+        "hpsv2",
+        "imagereward",
+        "pickscore",
+    )
 
 
 def test_identical_images_have_no_diversity(drawn):

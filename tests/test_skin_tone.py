@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -379,3 +380,13 @@ def test_calibrate_refuses(tmp_path: Path, content: bytes | np.ndarray | None, t
     assert code == 2
     assert told in output
     assert output.count("\n") == 1
+
+
+def test_a_photograph_that_is_cut_off_or_a_bomb_is_named(tmp_path: Path) -> None:
+    whole, bomb = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (300, 300), "red").save(whole, format="PNG")
+    Image.new("1", (20_000, 10_000)).save(bomb, format="PNG")
+    for content in (whole.getvalue()[:60], whole.getvalue()[:45] + bytes(8), bomb.getvalue()):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"--photographs: .*a\.png is no picture"):
+            skin.photographs_in(tmp_path)

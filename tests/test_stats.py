@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from evals import stats
+from evals.metrics import geneval
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "golden_vectors.json"
 
@@ -60,19 +61,6 @@ def test_mcnemar_golden() -> None:
         assert stats.mcnemar_exact(case["b"], case["c"]) == pytest.approx(case["p"])
 
 
-def test_clustered_standard_error_is_the_double_sum() -> None:
-    """`(1/n^2) sum_i sum_j (x_i - m)(x_j - m) [same cluster]`, on a lopsided split."""
-    values = np.random.default_rng(0).normal(size=11)
-    clusters = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 3])
-    centred = values - values.mean()
-    double_sum = sum(
-        centred[i] * centred[j] for i in range(11) for j in range(11) if clusters[i] == clusters[j]
-    )
-    assert stats.cluster_standard_error(values, clusters) == pytest.approx(
-        math.sqrt(double_sum) / 11, rel=1e-12
-    )
-
-
 def test_weights_sum_to_one_and_belong_to_their_name() -> None:
     first = stats.weights(6, 50, 0, "prompts of a")
     assert first.shape == (50, 6)
@@ -91,9 +79,11 @@ def test_the_resampled_variance_is_the_unbiased_one(units: int) -> None:
 
 
 def test_bootstrap_standard_error_is_the_clustered_one() -> None:
+    """`SE^2 = (1/n^2) sum_i sum_j (x_i - m)(x_j - m) [same prompt]` (Miller, arXiv 2411.00640, section 2.2)."""
     values = clustered(np.random.default_rng(2), prompts=60, images=4, icc=0.5)
     draws = stats.weights(60, 20_000, 0, "prompts") @ values.mean(axis=1)
-    closed = stats.cluster_standard_error(values.ravel(), np.repeat(np.arange(60), 4))
+    centred_PG = values - values.mean()
+    closed = math.sqrt(np.einsum("pi,pj->", centred_PG, centred_PG)) / values.size
     assert draws.std() == pytest.approx(closed * math.sqrt(60 / 59), rel=0.02)
 
 
@@ -150,34 +140,63 @@ def test_strata_are_resampled_one_by_one_and_keep_their_share() -> None:
         stats.weights(3, 10, 0, "p", ["a", "a", "c"])
 
 
+def of_tasks(values_P: stats.Array, task_P: Any) -> stats.Array:
+    """Statistics [1, P, 2 x tasks] of which `finish` of the metric `geneval` makes the plain mean over tasks."""
+    is_of_PT = (np.asarray(task_P)[:, None] == np.unique(task_P)).astype(np.float64)
+    return np.concatenate([is_of_PT, is_of_PT * values_P[:, None]], axis=1)[None]
+
+
+alike = geneval.finish
+"""A mean over six tasks, all of which count alike."""
+
+
+def test_a_stratum_has_the_same_weights_alone_and_beside_others() -> None:
+    strata = np.array(["b", "a", "b", "c", "a", "c", "c", "b"])
+    weight_NP = stats.weights(8, 50, 0, "p", strata)
+    for name in "abc":
+        size = int((strata == name).sum())
+        alone = stats.weights(size, 50, 0, "p", [name] * size)
+        np.testing.assert_allclose(weight_NP[:, strata == name] * 8 / size, alone, rtol=1e-15)
+
+
 def test_the_stratified_variance_is_the_survey_formula() -> None:
     """`sum_h (n_h / n)^2 s_h^2 / n_h` for the pooled mean, `1 / H^2 sum_h s_h^2 / n_h` for the mean over the strata's means."""
     generator = np.random.default_rng(7)
-    sizes = (4, 10, 25)
-    strata = np.repeat(["a", "b", "c"], sizes)
-    values = generator.normal(size=39) * np.repeat([1.0, 3.0, 0.5], sizes) + np.repeat(
-        [0.0, 5.0, -5.0], sizes
-    )
-    values_RPS, one_NR = values[None, :, None], np.ones((40_000, 1))
-    weight_NP = stats.weights(39, 40_000, 0, "p", strata)
-    variances = [values[strata == name].var(ddof=1) / size for name, size in zip("abc", sizes, strict=True)]
-    pooled = sum((size / 39) ** 2 * v for size, v in zip(sizes, variances, strict=True))
-    for equal, expected in ((None, pooled), (strata, sum(variances) / 9)):
-        draws = stats.mean_statistics(values_RPS, one_NR, weight_NP, equal)[:, 0]
-        known = stats.precision(stats.influence(values_RPS, first, equal), strata)
-        assert draws.var() == pytest.approx(expected, rel=0.05)
-        assert known.standard_error**2 == pytest.approx(expected, rel=1e-9)
+    sizes = (4, 10, 25, 5, 6, 30)
+    strata = np.repeat([*"abcdef"], sizes)
+    deviation, level = np.repeat([1.0, 3.0, 0.5, 1, 2, 1], sizes), np.repeat([0.0, 5.0, -5.0, 2, 1, 3], sizes)
+    values = generator.normal(size=80) * deviation + level
+    one_NR = np.ones((40_000, 1))
+    sample = stats.Sample(stats.weights(80, 40_000, 0, "p", strata), strata)
+    variances = [
+        values[strata == name].var(ddof=1) / size for name, size in zip("abcdef", sizes, strict=True)
+    ]
+    pooled = sum((size / 80) ** 2 * v for size, v in zip(sizes, variances, strict=True))
+    found = stats.resampled(values[None, :, None], first, one_NR, sample)
+    of_all = stats.resampled(of_tasks(values, strata), alike, one_NR, sample)
+    for one, expected in ((found, pooled), (of_all, sum(variances) / 36)):
+        assert one.draws_N.var() == pytest.approx(expected, rel=0.05)
+        assert one.known.standard_error**2 == pytest.approx(expected, rel=1e-9)
+    assert of_all.value == pytest.approx(np.mean([values[strata == name].mean() for name in "abcdef"]))
+    whole = stats.Sample(stats.weights(80, 40_000, 0, "p"), None)
+    assert stats.resampled(values[None, :, None], first, one_NR, whole).known.standard_error ** 2 > 4 * pooled
 
 
-def test_the_mean_over_strata_is_genevals_overall() -> None:
-    """Six tasks of different sizes count alike; a task without anything makes no number of the rest."""
-    shares, sizes = (1.0, 0.611, 0.544, 0.882, 0.15, 0.288), (80, 99, 80, 94, 100, 100)
-    tasks = np.repeat([f"task{i}" for i in range(6)], sizes)
-    values_RPS = np.repeat(shares, sizes)[None, :, None].copy()
-    assert stats.point(values_RPS, first, tasks) == pytest.approx(sum(shares) / 6)
-    assert stats.point(values_RPS, first) == pytest.approx(np.average(shares, weights=sizes))
-    values_RPS[:, tasks == "task4"] = np.nan
-    assert math.isnan(stats.point(values_RPS, first, tasks))
+def test_a_stratum_of_which_nothing_is_applicable_has_no_part() -> None:
+    """And one with a single value left adds no error that could be told."""
+    values_RPS = np.random.default_rng(7).normal(size=(1, 9, 1))
+    strata = [*"aaabbbccc"]
+    values_RPS[0, 3:6] = np.nan
+    left = [0, 1, 2, 6, 7, 8]
+    influence = stats.influence(values_RPS, first, strata)
+    np.testing.assert_array_equal(influence[0, 3:6], 0)
+    alone = stats.influence(values_RPS[:, left], first, [strata[i] for i in left])
+    np.testing.assert_allclose(influence[:, left], alone)
+    values_RPS[0, 6:8] = np.nan
+    influence = stats.influence(values_RPS, first, strata)
+    np.testing.assert_array_equal(influence[0, 3:], 0)
+    np.testing.assert_allclose(influence[0, :3], (values_RPS[0, :3, 0] - values_RPS[0, :3].mean()) / 4)
+    assert np.isnan(stats.influence(np.full_like(values_RPS, np.nan), first, strata)).all()
 
 
 def test_merged_strata() -> None:
@@ -281,32 +300,6 @@ def signs_of(n: int) -> stats.Array:
     return np.array(list(itertools.product((-1, 1), repeat=n)), dtype=np.float64)
 
 
-def test_sign_flip_is_the_definition() -> None:
-    differences = np.array([0.3, -0.1, 0.7, 0.2, 0.0, 0.7, -0.2, 0.4, 0.1])
-    sums = np.abs(signs_of(9) @ differences)
-    assert stats.sign_flip(differences) == np.mean(sums >= abs(differences.sum()) - 1e-12)
-    assert stats.sign_flip(np.array([1.0, 2.0, 3.0])) == 0.25  # two of eight patterns
-    assert stats.sign_flip(np.zeros(40)) == 1.0
-    assert stats.sign_flip(np.empty(0)) == 1.0
-
-
-def test_many_sign_flips_are_drawn_and_never_0() -> None:
-    generator = np.random.default_rng(12)
-    differences = generator.normal(0.2, size=60)
-    p = stats.sign_flip(differences, resamples=20_000, stream="x")
-    assert p == stats.sign_flip(differences, resamples=20_000, stream="x")
-    assert p != stats.sign_flip(differences, resamples=20_000, stream="y")
-    t = scipy_stats.ttest_1samp(differences, 0).pvalue
-    assert p == pytest.approx(t, rel=0.25)
-    assert stats.sign_flip(differences + 10, resamples=999) == 1 / 1000
-
-
-def test_a_null_sign_flip_rejects_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(13)
-    p = np.array([stats.sign_flip(generator.standard_t(3, size=10)) for _ in range(400)])
-    assert not surely_outside(int(np.sum(p > 0.05)), 400, 0.945, 0.96)
-
-
 def test_wilcoxon_is_the_definition_with_ties_and_scipys_without() -> None:
     differences = np.array([0.3, -0.1, 0.7, 0.2, 0.0, 0.7, -0.2, 0.4, 0.1])
     kept = differences[differences != 0]
@@ -326,8 +319,7 @@ def test_wilcoxon_is_the_definition_with_ties_and_scipys_without() -> None:
 def test_rounding_makes_no_difference_and_no_order() -> None:
     """0.1 + 0.2 less 0.3 is 6e-17 in floating point, and no win."""
     noisy = np.array([0.1 + 0.2 - 0.3, 0.5, 0.7 - 0.2])
-    assert stats.sign_flip(noisy) == stats.sign_flip(np.array([0.0, 0.5, 0.5])) == 0.5
-    assert stats.wilcoxon(noisy) == 0.5
+    assert stats.wilcoxon(noisy) == stats.wilcoxon(np.array([0.0, 0.5, 0.5])) == 0.5
 
 
 def test_prompt_differences_are_means_over_seeds() -> None:
@@ -359,25 +351,16 @@ def test_fleiss_counts_pairs() -> None:
 
 
 def test_cohen_kappa() -> None:
-    """By hand: 50 items, 20 and 15 agreed, yes 30 and 25 of 50: (0.7 - 0.5) / 0.5."""
-    one = ["yes"] * 20 + ["yes"] * 10 + ["no"] * 5 + ["no"] * 15
-    other = ["yes"] * 20 + ["no"] * 10 + ["yes"] * 5 + ["no"] * 15
-    assert stats.cohen_kappa(one, other) == pytest.approx(0.4)
-    assert stats.cohen_kappa(other, one) == pytest.approx(0.4)
-    assert stats.cohen_kappa(one, one) == 1.0
-    assert math.isnan(stats.cohen_kappa(["yes"] * 3, ["yes"] * 3))
-
-
-def test_kendall_tau_counts_pairs_and_ties() -> None:
-    one, other = np.array([1.0, 2.0, 2.0, 4.0, math.nan, 3.0]), np.array([0.1, 0.3, 0.2, 0.2, 0.9, 0.5])
-    pairs = list(itertools.combinations([0, 1, 2, 3, 5], 2))
-    a = np.array([np.sign(one[i] - one[j]) for i, j in pairs])
-    b = np.array([np.sign(other[i] - other[j]) for i, j in pairs])
-    tau_b = (a * b).sum() / math.sqrt((a != 0).sum() * (b != 0).sum())
-    assert stats.kendall_tau(one, other) == pytest.approx(tau_b)
-    assert stats.kendall_tau(one, -one) == pytest.approx(-1)
-    assert math.isnan(stats.kendall_tau(np.ones(4), np.arange(4.0)))
-    assert math.isnan(stats.kendall_tau(np.array([1.0, math.nan]), np.array([1.0, 2.0])))
+    """By hand: 50 items, 20 and 15 agreed, yes 30 and 25 of 50: (0.7 - 0.5) / 0.5. Of many tables at once, one by one."""
+    table = np.array([[20.0, 10.0], [5.0, 15.0]])
+    assert float(stats.cohen_kappa(table)) == pytest.approx(0.4)
+    assert float(stats.cohen_kappa(table.T / 50)) == pytest.approx(0.4)
+    assert float(stats.cohen_kappa([[25, 0], [0, 25]])) == 1.0
+    found = stats.cohen_kappa(np.stack([table, np.diag([3.0, 0.0]), np.full((2, 2), 2.0)]))
+    np.testing.assert_allclose(found, [0.4, math.nan, 0.0], atol=1e-12)
+    three = np.array([[5, 1, 0], [2, 4, 1], [0, 1, 6]])
+    chance = sum(three[k].sum() * three[:, k].sum() for k in range(3)) / 400
+    assert float(stats.cohen_kappa(three)) == pytest.approx((15 / 20 - chance) / (1 - chance))
 
 
 # A against A, and A against B the other way round
@@ -387,25 +370,25 @@ def test_kendall_tau_counts_pairs_and_ties() -> None:
 @pytest.mark.parametrize("prompts", [7, 30, 101])
 def test_a_against_a_is_no_difference_and_swapping_negates_to_the_last_bit(runs: int, prompts: int) -> None:
     generator = np.random.default_rng([15, runs, prompts])
-    weight_NR, weight_NP = stats.weights(runs, 1000, 0, "r"), stats.weights(prompts, 1000, 0, "p")
+    weight_NR = stats.weights(runs, 1000, 0, "r")
     strata = np.array(["a", "b"])[np.arange(prompts) % 2]
     a_RPS, b_RPS = generator.normal(size=(2, runs, prompts, 1)).round(6)
     a_RPS[0, 1] = b_RPS[0, 1] = math.nan
 
-    def compared(one_RPS: stats.Array, other_RPS: stats.Array, equal: Any) -> tuple[Any, ...]:
-        draws = [first(stats.mean_statistics(x, weight_NR, weight_NP, equal)) for x in (one_RPS, other_RPS)]
-        value = stats.point(one_RPS, first, equal) - stats.point(other_RPS, first, equal)
-        influence = stats.influence(one_RPS, first, equal) - stats.influence(other_RPS, first, equal)
-        tailed = stats.with_tails(value, draws[0] - draws[1], stats.precision(influence, strata))
+    def compared(one_RPS: stats.Array, other_RPS: stats.Array, sample: stats.Sample) -> tuple[Any, ...]:
+        one, other = (stats.resampled(x, first, weight_NR, sample) for x in (one_RPS, other_RPS))
         each = stats.prompt_differences(one_RPS[:, :, 0], other_RPS[:, :, 0])
-        p = (stats.p_value(tailed), stats.sign_flip(each), stats.wilcoxon(each))
-        return stats.percentile_interval(value, tailed), p
+        return stats.interval(one.less(other)), (
+            stats.p_value(one.less(other).tailed_N),
+            stats.wilcoxon(each),
+        )
 
-    for equal in (None, strata):
-        (value, low, high), p = compared(a_RPS, b_RPS, equal)
-        assert compared(b_RPS, a_RPS, equal) == ((-value, -high, -low), p)
+    for given in (None, strata):
+        sample = stats.Sample(stats.weights(prompts, 1000, 0, "p", given), given)
+        (value, low, high), p = compared(a_RPS, b_RPS, sample)
+        assert compared(b_RPS, a_RPS, sample) == ((-value, -high, -low), p)
         assert low < value < high
-        assert compared(a_RPS, a_RPS, equal) == ((0, 0, 0), (1, 1, 1))
+        assert compared(a_RPS, a_RPS, sample) == ((0, 0, 0), (1, 1))
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])
@@ -447,36 +430,32 @@ class Study(NamedTuple):
 
 
 class Drawer(NamedTuple):
-    """Resampling weights, the same for every simulated study, as for every cell of a table."""
+    """How every simulated study is resampled, as every cell of a table is."""
 
     weight_NR: stats.Array
-    weight_NP: stats.Array
-    strata: Any = None
-    equal: Any = None
+    sample: stats.Sample
+    alike: bool = False
+    """The strata count alike, whatever their sizes."""
 
     def interval(self, values_RPS: stats.Array, base_RPS: stats.Array | None = None) -> stats.Interval:
-        value, draws, influence = self._of(values_RPS)
-        if base_RPS is not None:
-            base_value, base_draws, base_influence = self._of(base_RPS)
-            value, draws, influence = value - base_value, draws - base_draws, influence - base_influence
-        known = stats.precision(influence, self.strata)
-        return stats.percentile_interval(value, stats.with_tails(value, draws, known))
+        found = self.of(values_RPS)
+        return stats.interval(found if base_RPS is None else found.less(self.of(base_RPS)))
 
-    def _of(self, values_RPS: stats.Array) -> tuple[float, stats.Array, stats.Array]:
-        draws = first(stats.mean_statistics(values_RPS, self.weight_NR, self.weight_NP, self.equal))
-        influence = stats.influence(values_RPS, first, self.equal)
-        return stats.point(values_RPS, first, self.equal), draws, influence
+    def of(self, values_RPS: stats.Array) -> stats.Resampled:
+        finish = alike if self.alike else first
+        return stats.resampled(values_RPS, finish, self.weight_NR, self.sample)
 
 
-def drawer(runs: int, prompts: int, strata: Any = None, equal: bool = False) -> Drawer:
+def drawer(runs: int, prompts: int, strata: Any = None, alike: bool = False) -> Drawer:
     weight_NR = stats.weights(runs, RESAMPLES, 0, "r")
-    weight_NP = stats.weights(prompts, RESAMPLES, 0, "p", strata)
-    return Drawer(weight_NR, weight_NP, strata, strata if equal else None)
+    sample = stats.Sample(stats.weights(prompts, RESAMPLES, 0, "p", strata), strata)
+    return Drawer(weight_NR, sample, alike)
 
 
 RESAMPLES, ICC, IMAGES = 800, 0.4, 4
-TASKS = np.repeat([f"task{i}" for i in range(6)], (16, 20, 16, 19, 20, 20))
-SHARES = np.repeat([0.97, 0.5, 0.4, 0.8, 0.1, 0.15], (16, 20, 16, 19, 20, 20))
+SIZES, OF_TASK = (16, 20, 16, 19, 20, 20), (0.97, 0.5, 0.4, 0.8, 0.1, 0.15)
+"""A fifth of GenEval's prompts of each task, and shares as models of its time have."""
+TASKS, SHARES = np.repeat([f"task{i}" for i in range(6)], SIZES), np.repeat(OF_TASK, SIZES)
 Simulation = Callable[[np.random.Generator, Drawer], Study]
 
 
@@ -518,38 +497,68 @@ def share(value: float) -> Simulation:
     return simulate
 
 
-def paired_shares(generator: np.random.Generator, draw: Drawer) -> Study:
-    """.95 against .90, thresholds on normal variables: prompts are hard for both in part, and the noise is the same in part."""
+def paired_passes(
+    generator: np.random.Generator, shares: tuple[Any, Any], prompts: int = len(TASKS)
+) -> Sequence[stats.Array]:
+    """Pass or fail of two checkpoints, thresholds on normal variables: prompts are hard for both in part, and the noise is the same in part."""
 
     def alike(size: tuple[int, int], share: float) -> tuple[stats.Array, stats.Array]:
         base, own = generator.normal(size=(2, *size))
         return base, share * base + math.sqrt(1 - share**2) * own
 
-    hard, noise = alike((150, 1), 0.2), alike((150, IMAGES), 0.7)
-    base, run = (
-        (math.sqrt(ICC) * h + math.sqrt(1 - ICC) * n < scipy_stats.norm.ppf(p)).astype(np.float64)
-        for h, n, p in zip(hard, noise, (0.90, 0.95), strict=True)
-    )
+    hard, noise = alike((prompts, 1), 0.2), alike((prompts, IMAGES), 0.7)
+    bar = [scipy_stats.norm.ppf(np.broadcast_to(share, (prompts,)))[:, None] for share in shares]
+    return [
+        (math.sqrt(ICC) * h + math.sqrt(1 - ICC) * n < b).astype(np.float64)
+        for h, n, b in zip(hard, noise, bar, strict=True)
+    ]
+
+
+def paired_shares(generator: np.random.Generator, draw: Drawer) -> Study:
+    """.95 against .90."""
+    base, run = paired_passes(generator, (0.90, 0.95), 150)
     values = [x.mean(axis=1)[None, :, None] for x in (run, base)]
     return Study(draw.interval(*values), by_images(run - base), 0.05)
 
 
 def tasks(generator: np.random.Generator, draw: Drawer) -> Study:
     passed = passes(generator, SHARES, len(SHARES))
-    truth = SHARES.mean() if draw.equal is None else np.mean([0.97, 0.5, 0.4, 0.8, 0.1, 0.15])
-    value = stats.point(passed.mean(axis=1)[None, :, None], first, draw.equal)
-    each = [passed[task == TASKS].ravel() for task in np.unique(TASKS)]
-    weight = [1 / 6 if draw.equal is not None else x.size / passed.size for x in each]
-    half = 1.96 * math.sqrt(sum(w**2 * x.var() / x.size for w, x in zip(weight, each, strict=True)))
-    naive = stats.Interval(value, value - half, value + half)
-    return Study(draw.interval(passed.mean(axis=1)[None, :, None]), naive, truth)
+    truth = float(weight_of_tasks(draw) @ OF_TASK)
+    return Study(draw.interval(by_task(passed, draw)), by_images_of_tasks(passed, draw), truth)
+
+
+def paired_tasks(generator: np.random.Generator, draw: Drawer) -> Study:
+    """A run that is right on more in every task, least where the base is good already."""
+    better = np.minimum(np.array(OF_TASK) + 0.1, 0.98)
+    base, run = paired_passes(generator, (SHARES, np.repeat(better, SIZES)))
+    truth = float(weight_of_tasks(draw) @ (better - OF_TASK))
+    return Study(
+        draw.interval(by_task(run, draw), by_task(base, draw)), by_images_of_tasks(run - base, draw), truth
+    )
+
+
+def weight_of_tasks(draw: Drawer) -> stats.Array:
+    return np.full(6, 1 / 6) if draw.alike else np.array(SIZES) / sum(SIZES)
+
+
+def by_images_of_tasks(values: stats.Array, draw: Drawer) -> stats.Interval:
+    each = [values[task == TASKS].ravel() for task in np.unique(TASKS)]
+    weight = weight_of_tasks(draw)
+    value = float(weight @ [x.mean() for x in each])
+    half = 1.96 * math.sqrt(weight**2 @ [x.var() / x.size for x in each])
+    return stats.Interval(value, value - half, value + half)
+
+
+def by_task(passed: stats.Array, draw: Drawer) -> stats.Array:
+    share_P = passed.mean(axis=1)
+    return of_tasks(share_P, TASKS) if draw.alike else share_P[None, :, None]
 
 
 def seeds(share_of_seeds: float) -> Simulation:
     """Paired differences over several training seeds, which make up that share of the variance of the mean."""
 
     def simulate(generator: np.random.Generator, draw: Drawer) -> Study:
-        runs, prompts = draw.weight_NR.shape[1], draw.weight_NP.shape[1]
+        runs, prompts = draw.weight_NR.shape[1], draw.sample.weight_NP.shape[1]
         of_prompts = ICC / prompts + (1 - ICC) / (runs * prompts * IMAGES)
         effect = math.sqrt(runs * of_prompts * share_of_seeds / (1 - share_of_seeds))
         base = generator.normal(size=(1, prompts, IMAGES))
@@ -571,9 +580,12 @@ CASES: dict[str, tuple[Simulation, Callable[[], Drawer]]] = {
     "share .5": (share(0.5), lambda: drawer(1, 2)),
     "paired shares": (paired_shares, lambda: drawer(1, 150)),
     "six tasks, pooled": (tasks, lambda: drawer(1, len(TASKS), TASKS)),
-    "six tasks, alike": (tasks, lambda: drawer(1, len(TASKS), TASKS, equal=True)),
+    "six tasks, alike": (tasks, lambda: drawer(1, len(TASKS), TASKS, alike=True)),
     "three seeds": (seeds(0.5), lambda: drawer(3, 40)),
     "five seeds": (seeds(0.3), lambda: drawer(5, 40)),
+    "six tasks, pooled, paired": (paired_tasks, lambda: drawer(1, len(TASKS), TASKS)),
+    "six tasks, alike, paired": (paired_tasks, lambda: drawer(1, len(TASKS), TASKS, alike=True)),
+    "six tasks, three seeds": (seeds(0.5), lambda: drawer(3, len(TASKS), TASKS)),
 }
 
 

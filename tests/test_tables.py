@@ -30,6 +30,14 @@ def comparison(frame: pd.DataFrame) -> Comparison:
     return compare.compare(frame, resamples=300)
 
 
+def test_a_markdown_table_has_a_rule_and_no_cell_that_splits() -> None:
+    lines = [["a", "width"], ["x|y", "1"]]
+    assert tables.markdown_table(lines) == "| a | width |\n| --- | --- |\n| x\\|y | 1 |"
+    assert tables.markdown_table(lines, padded=True) == (
+        "| a    | width |\n|------|-------|\n| x\\|y | 1     |"
+    )
+
+
 def test_files_are_written_whole_and_are_the_same_again(frame: pd.DataFrame, tmp_path: Path) -> None:
     rows.write(frame, tmp_path / "all.csv")
     tables.write([tmp_path / "all.csv"], tmp_path / "table.md", "make compare", resamples=200)
@@ -341,3 +349,46 @@ def test_the_json_does_not_replace_what_is_told_of_the_scores(tmp_path: Path) ->
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "would write over" in result.output
+
+
+@pytest.mark.parametrize("command", [["compare"], ["fairness"]])
+def test_numbers_beside_the_table_replace_no_scores(tmp_path: Path, command: list[str]) -> None:
+    made = study(prompts=3, images=2, seeds=(0,), experiments=("base", "joint"))
+    mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
+    rows.write(made, mine)
+    rows.write(made, other)
+    before = other.read_bytes()
+    arguments = [*command, str(mine), "--out", str(tmp_path / "other.md")]
+    for _ in range(2):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert f"would write its numbers over {other}, which holds scores" in result.output
+        assert other.read_bytes() == before
+    other.unlink()
+    for _ in range(2):  # a table is made anew
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+def test_other_files_are_named_by_their_options(tmp_path: Path) -> None:
+    made = study(prompts=3, images=2, seeds=(0,), experiments=("base", "joint"))
+    for name in ("mine", "other"):
+        rows.write(made, tmp_path / f"{name}.csv")
+    (tmp_path / "other.json").write_text("{}")
+    for options, told in (
+        (["--latex", str(tmp_path / "t.csv")], "--latex"),
+        (["--json", str(tmp_path / "t.md")], "--json"),
+        (["--json", str(tmp_path / "other.json")], "what other.csv was made of"),
+    ):
+        arguments = ["compare", str(tmp_path / "mine.csv"), "--out", str(tmp_path / "t.md"), *options]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert result.output.startswith("error: --" + options[0][2:])
+        assert told in result.output
+    assert (tmp_path / "other.json").read_text() == "{}"
+
+
+def test_scores_that_no_metric_reads_are_told(frame: pd.DataFrame) -> None:
+    scores = frame[frame["scorer"] == "gold_utility"]
+    unread = pd.concat([scores, scores.assign(scorer="redness")])
+    told = [tables.count_notes(compare.compare(some, 50)) for some in (scores, unread)]
+    assert [*set(told[1]) - set(told[0])] == ["No metric reads the scores of redness: they are in no table."]

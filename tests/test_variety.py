@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from evals import metrics, stats, variety
+from evals import compare, metrics, stats, variety
 from evals.miniature.render import Finish, draw_scene
 from evals.miniature.scorers import pairwise_distance, vendi
 from evals.scorers._vendi import vendi_score, within_prompts
@@ -171,6 +172,54 @@ def test_chance_rarely_sounds_the_alarm_and_a_loss_of_two_thirds_does() -> None:
     assert np.mean(false) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
     true = [one(1 + (r - 1) / 3, b).alarm for r, b in zip(run[100:130], base[100:130], strict=True)]
     assert np.mean(true) > 0.95
+
+
+def test_many_runs_that_lost_nothing_sound_no_more_alarms_than_one() -> None:
+    """Of twenty runs of models like their bases some sound the alarm alone; after Holm's correction tables of twenty seldom do."""
+    generator = np.random.default_rng(1)
+    runs, prompts, tables = 20, 60, 150
+    template = one([2.0], [2.0])
+
+    def of(run: stats.Array, base: stats.Array) -> variety.Collapse:
+        mine, other = variety.is_collapsed(run, base), variety.is_collapsed(base, run)
+        p = stats.mcnemar_exact(int((mine & ~other).sum()), int((other & ~mine).sum()))
+        return replace(template, collapsed=("p",) * int(mine.sum()), base_collapsed=int(other.sum()), p=p)
+
+    alone, together = [], []
+    for _ in range(tables):
+        excess = generator.gamma(2.0, 0.4, size=(runs, prompts))
+        mine, theirs = 1 + excess * np.exp(0.6 * generator.normal(size=(2, runs, prompts)))
+        found = [of(run, base) for run, base in zip(mine, theirs, strict=True)]
+        alone.append(any(run.alarm for run in found))
+        together.append(any(run.alarm for run in variety.corrected(found)))
+    assert np.mean(alone) > 0.2
+    assert np.mean(together) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / tables)
+
+
+def test_corrected_alarms_say_over_how_many_tests() -> None:
+    base = [2.0 + 0.01 * i for i in range(20)]
+    lost, same = one([1.1] * 8 + base[8:], base), one(base, base)
+    worst, *others = variety.corrected([lost, same, same])
+    assert worst.p == pytest.approx(3 * lost.p)
+    assert worst.alarm
+    assert worst.sentence.endswith("(p = 0.023 after Holm's correction over 3 such tests)")
+    assert not any(other.alarm for other in others)
+    assert not variety.corrected([lost] + [same] * 9)[0].alarm  # .078
+    assert variety.corrected([]) == []
+
+
+def test_a_table_corrects_its_alarms_over_all_its_runs() -> None:
+    """A run of which seven prompts collapsed rings alone (p .016), and not as one of four seeds."""
+    base = groups([2.0 + 0.01 * i for i in range(20)])
+    run = base | {prompt: [1.1] * 4 for prompt in list(base)[:7]}
+
+    def told(seeds: int) -> list[str]:
+        parts = [rows("vendi", base, experiment="base")]
+        parts += [rows("vendi", base if seed else run, seed) for seed in range(seeds)]
+        frame = pd.concat(parts, ignore_index=True).assign(suite="s:1", prompts="d", picture="", trained_on=0)
+        return [r for r in compare.compare(frame, resamples=20).remarks if "COLLAPSE" in r]
+
+    assert [len(told(seeds)) for seeds in (1, 4)] == [1, 0]
 
 
 def test_each_seed_and_set_by_itself_and_what_has_no_score_left_out() -> None:

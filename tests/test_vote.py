@@ -30,6 +30,7 @@ from evals import ballots, compare, metrics, pictures, rows, stats, tally, vote
 from evals.__main__ import main
 from evals.ballots import NOISE, Choice, Comparison, Log, Pair, Shown, Votes, schedule
 from tests import browser
+from tests.synthetic_rows import study
 
 ROOT = Path(__file__).parent.parent
 SET, OTHER = "miniature-preference-unseen", "miniature-scenes-unseen"
@@ -171,7 +172,6 @@ def test_several_images_and_prompt_sets(tmp_path: Path) -> None:
 def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
     from evals import suites
 
-    assert pictures.MARK == ballots.MARK
     suite = suites.load("miniature")
     mark = {"weights": "x", "sampling": repr(suite.sampling), "seed": suite.seed}
     (folders[0] / "source.json").write_text(json.dumps(mark))
@@ -413,6 +413,13 @@ def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     assert math.isnan(stats.fleiss_kappa(np.array([[1.0, 0, 0]])))
     assert math.isnan(stats.fleiss_kappa(np.array([[3.0, 0, 0], [2, 0, 0]])))
     assert stats.fleiss_kappa(np.array([[3.0, 0, 0], [0, 0, 3]])) == 1
+
+
+@pytest.mark.parametrize("votes", [1, 2, 3])
+def test_however_few_votes_are_counted(votes: int) -> None:
+    few = Votes(made_up(4), {"anna": ["left"] * votes})
+    counted = tally.tally(few, resamples=100).results[-1]
+    assert (counted.votes, sum(counted.counts)) == (votes, votes)
 
 
 def test_rates_are_shares_of_votes_also_where_raters_did_unequal_much() -> None:
@@ -950,10 +957,53 @@ def test_an_out_of_another_kind(folders: tuple[Path, Path], tmp_path: Path) -> N
         assert "is there, and no score file" in bad([*arguments, "--out", str(other)])
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
         assert "is a folder" in bad([*arguments, "--out", str(tmp_path / "folder.csv")])
+        notes = tmp_path / "notes.md"
+        notes.write_text("# Notes on human votes\n")
+        assert "notes.md is there, where the tables of --out" in bad(
+            [*arguments, "--out", str(notes.with_suffix(".csv"))]
+        )
+        assert notes.read_text() == "# Notes on human votes\n"
+        assert not notes.with_suffix(".csv").exists()
+        notes.unlink()
     (tmp_path / "notes.jsonl").write_text("{}\n")
     assert "no log of votes" in bad(["vote", *map(str, folders), "--out", str(tmp_path / "notes.csv")])
     assert (tmp_path / "notes.jsonl").read_text() == "{}\n"
     assert "cannot be read" in bad(["tally", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "x.csv")])
+
+
+def test_votes_replace_no_other_scores(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    log, out = tmp_path / "log.jsonl", tmp_path / "scores.csv"
+    voted(log, made_up(4))
+    rows.write(study(prompts=1, images=1), out)
+    before = out.read_bytes()
+    for arguments in (["vote", *map(str, folders)], ["tally", str(log)]):
+        assert "holds imagereward scores, and no votes" in bad([*arguments, "--out", str(out)])
+    assert out.read_bytes() == before
+    out.unlink()
+    for _ in range(2):
+        assert CliRunner().invoke(main, ["tally", str(log), "--out", str(out)]).exit_code == 0
+
+
+def test_options_that_contradict_each_other(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    vote = ["vote", *map(str, folders), "--out", str(tmp_path / "x.csv")]
+    assert "--prompt-set a is given twice" in bad([*vote, "--prompt-set", "a=3", "--prompt-set", "a"])
+    run = CliRunner().invoke(main, [*vote, "--checks", "nan"])
+    assert run.exit_code == 2
+    assert "nan is not in the range" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("prompts", []), ("seed", float("inf")), ("checks", float("inf"))]
+)
+def test_a_log_whose_first_line_is_no_comparison(tmp_path: Path, key: str, value: object) -> None:
+    log = tmp_path / "log.jsonl"
+    voted(log, made_up(4))
+    first, *votes = log.read_text().splitlines(keepends=True)
+    log.write_text(json.dumps(json.loads(first) | {key: value}) + "\n" + "".join(votes))
+    with pytest.raises(
+        ValueError, match=r"log\.jsonl:1: the log is damaged here, this line is no comparison"
+    ):
+        ballots.read(log)
 
 
 # -------------------------------------------------------------------------------------------------- browser

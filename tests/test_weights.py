@@ -25,7 +25,7 @@ from evals.__main__ import main as evals_command
 from evals.diffusion import Sampling
 from evals.miniature import weights_folder
 from evals.suites import Part, Suite
-from evals.weights import Weights, accept_terms, read_tensors, refuse_unaccepted, sha256_of
+from evals.weights import Carried, Weights, accept_terms, read_tensors, refuse_unaccepted, sha256_of
 from train.__main__ import main as train_command
 
 CONTENT = {"model.bin": b"numbers", "sub/config.json": b"{}"}
@@ -199,8 +199,12 @@ def test_the_list_of_licences_has_every_scorer_and_fetches_nothing(monkeypatch: 
     known = replace(ONE, revision="0123abc", sha256=("a" * 64, "b" * 64))
     strict = Weights("other/one", ("w.pt",), "not for commerce", free=False)
     made = {"first": (known,), "second": (known, strict), "third": ()}
+    inside = Carried("evals", "weights.py", "BSD-2-Clause; of somebody else")
+    carried = {"third": (inside,)}
     monkeypatch.setattr(scorers, "names", lambda _: tuple(made))
-    monkeypatch.setattr(scorers, "load", lambda name, **_: SimpleNamespace(weights=made[name]))
+    monkeypatch.setattr(
+        scorers, "load", lambda name, **_: SimpleNamespace(weights=made[name], carried=carried.get(name, ()))
+    )
     result = CliRunner().invoke(evals_command, ["licences"])
     assert result.exit_code == 0, result.output
     expected = [
@@ -212,6 +216,8 @@ def test_the_list_of_licences_has_every_scorer_and_fetches_nothing(monkeypatch: 
         f"    sub/config.json  sha256 {'b' * 64}",
         "second: other/one at the newest revision; not for commerce; needs --accept-terms other/one",
         "    w.pt  sha256 in the card of a run that uses it",
+        "third: the package evals; BSD-2-Clause; of somebody else; free for every use",
+        f"    weights.py  sha256 {hashlib.sha256(Path(weights.__file__).read_bytes()).hexdigest()}",
     ]
     assert result.output.splitlines()[: len(expected)] == expected
     rest = result.output.splitlines()[len(expected) :]
@@ -225,6 +231,8 @@ def test_the_list_of_licences_is_that_of_the_scorers_there_are() -> None:
         for one in scorers.weights_of(scorers.load(name, terms=False)):
             assert f"{name}: {one.repository} at {one.revision or 'the newest revision'}; " in result.output
             assert all(f"    {file}  sha256 " in result.output for file in one.files)
+    heads = "lpips: the package torchmetrics; BSD-2-Clause; the authors' linear heads on VGG-16"
+    assert heads in result.output
 
 
 # ------------------------------------------------------------------------------------------------------------------ opened

@@ -4,9 +4,12 @@ The map of this package
     __main__.py     the command line
     config.py       what an experiment is: frozen dataclasses, every number with its source
     experiments/    one file per experiment, with a variant per model
-    loop.py         Algorithm 1: what we ask, what is drawn, how good it is, how to make the good more likely
+    loop.py         Algorithm 1: for every task what is drawn and what it does to the policy, then a step on real data; run.py: what it works on
+    methods/        one file per method, that is how a batch is drawn and changes the policy: the paper's (ppo), its rivals, its successors
+    batches.py      what an iteration asks of a task, and how good the answers are: the same for every method
+    mixing.py       several rewards at once: tasks take turns (the paper), or one batch in which each image has all that apply
     advantages.py   better than expected? (Eq 10)
-    objective.py    the clipped policy gradient (Eq 7) and the denoising loss (Eq 9)
+    objective.py    the clipped policy gradient (Eq 7) and the denoising loss (Eq 9); denoising.py: asking the denoiser its own task
     rewards.py      scorers in a training loop: weights, masks, the set-level parity reward (Eq 12)
     data.py         the prompts of an iteration, and the pretraining pairs
     images.py       pictures with captions on disk: a folder, or WebDataset shards

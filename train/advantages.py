@@ -8,10 +8,12 @@ from torch import Tensor
 EPSILON = (
     1e-7  # released code; Eq 10 prints sqrt(sigma^2 + eps), which at this size is the same but near sigma 0
 )
+GROUP_EPSILON = 1e-4
+"""Of a standard deviation within a group (Flow-GRPO's code)."""
 
 
-def normalise(reward_B: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-7) over the finite rewards, as the paper's release has it; NaN where the reward is NaN.
+def normalise(reward_B: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """(r - mean) / (std + epsilon) over the finite rewards, as the paper's release has it; NaN where the reward is NaN.
 
     The standard deviation is torch's, with n - 1. Equal rewards, or fewer than two, are no better than expected: exactly 0, since
     all are first taken relative to one of them, so that rounding of the mean is not divided by epsilon.
@@ -23,12 +25,14 @@ def normalise(reward_B: Tensor) -> Tensor:
         advantage_B[valid_B] = 0.0
     else:
         relative = valid - valid[0]
-        advantage_B[valid_B] = (relative - relative.mean()) / (relative.std() + EPSILON)
+        advantage_B[valid_B] = (relative - relative.mean()) / (relative.std() + epsilon)
     return advantage_B.float()
 
 
 def group_relative(reward_B: Tensor, group_B: Tensor) -> Tensor:
-    """`normalise` within each group: (r - mean of its group) / (std of its group + 1e-7), as GRPO has it (arXiv 2402.03300, sec. 4.1.2).
+    """(r - mean of its group) / (std of its group + 1e-4), as GRPO has it (DeepSeekMath, arXiv 2402.03300, sec. 4.1.2).
+
+    The epsilon, Flow-GRPO's, is large enough that rewards which differ by rounding are not made into advantages.
 
     Args:
         reward_B: rewards of the whole batch, gathered from all processes; NaN = none.
@@ -39,8 +43,16 @@ def group_relative(reward_B: Tensor, group_B: Tensor) -> Tensor:
     """
     relative_B = torch.full_like(reward_B, torch.nan, dtype=torch.float32)
     for group in group_B.unique():
-        relative_B[group_B == group] = normalise(reward_B[group_B == group])
+        mine_B = group_B == group
+        relative_B[mine_B] = normalise(reward_B[mine_B], GROUP_EPSILON)
     return relative_B
+
+
+def silent_share(relative_B: Tensor, group_B: Tensor) -> float:
+    """Share of the groups with a reward that say nothing, as all of theirs are equal; 0 where there is none."""
+    rewarded = group_B[relative_B.isfinite()].unique()
+    speaking = group_B[relative_B.nan_to_num(nan=0.0) != 0].unique()
+    return 1 - len(speaking) / len(rewarded) if len(rewarded) else 0.0
 
 
 def advantages(reward_B: Tensor, clip: float, group_B: Tensor | None = None) -> Tensor:

@@ -45,6 +45,8 @@ class Judged:
     scores: dict[str, Tensor]
     """Of rewards and monitors, [B] by name."""
     shaped: Shaped
+    prompt_B: Tensor
+    """Number of the prompt that each image was drawn of."""
     invalid: int
     """Images for which a reward term does not apply."""
     mixture: dict[str, Any] | None = None
@@ -94,7 +96,8 @@ def judge(run: Run, task: Task, images_BCHW: Tensor, asked: Asked) -> Judged:
         return _judge_pool(task, scores, mixing.part_of(task, run.world))
     score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
     check_validity(task, score_BK)
-    return Judged(scores, shape(task, score_BK), int(score_BK.isnan().any(1).sum()))
+    prompt_B = torch.arange(len(score_BK)) // task.images_per_prompt
+    return Judged(scores, shape(task, score_BK), prompt_B, int(score_BK.isnan().any(1).sum()))
 
 
 def _judge_pool(pool: Pool, scores: dict[str, Tensor], part_B: Tensor) -> Judged:
@@ -119,7 +122,7 @@ def _judge_pool(pool: Pool, scores: dict[str, Tensor], part_B: Tensor) -> Judged
         },
     }
     reported = torch.tensor([value for value in means.values() if value is not None])
-    return Judged(scores, Shaped(mixing.added(part_BK), None, reported), invalid, mixture)
+    return Judged(scores, Shaped(mixing.added(part_BK), None, reported), group_B, invalid, mixture)
 
 
 def _credit(part: Task, shaped: Shaped, score_B: Tensor, own_B: Tensor, group_B: Tensor) -> Tensor:

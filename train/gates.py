@@ -292,6 +292,10 @@ PARTS = {
         " standard deviations of a transition",
     ),
     "gradient": ("the gradient of a batch differs from that of its halves", ""),
+    "reward": (
+        "the reward that is differentiated differs from the scorer's, relative to the largest or 1,",
+        "",
+    ),
 }
 """What is compared, and the unit of the difference."""
 

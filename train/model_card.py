@@ -185,6 +185,8 @@ def _as_in_training(record: Mapping[str, Any]) -> str:
 
 
 def _training(record: Mapping[str, Any]) -> str:
+    from evals.tables import markdown_table
+
     experiment = record["experiment"]
     tasks = [["task", "prompts", "their digest", "reward", "images an iteration"]]
     for task in experiment["tasks"]:
@@ -207,8 +209,8 @@ def _training(record: Mapping[str, Any]) -> str:
         if name != "tasks"
     ]
     return (
-        f"## Training\n\nBase: {_base(experiment)}.\n\n{_table(tasks)}\n\nScorers, rewards and those that were only watched:\n\n"
-        f"{_scorers(record)}\n\n<details><summary>All settings</summary>\n\n{_table(fields)}\n\n</details>"
+        f"## Training\n\nBase: {_base(experiment)}.\n\n{markdown_table(tasks)}\n\nScorers, rewards and those that were only watched:\n\n"
+        f"{_scorers(record)}\n\n<details><summary>All settings</summary>\n\n{markdown_table(fields)}\n\n</details>"
     )
 
 
@@ -278,19 +280,21 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first line is its head."""
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]])
-
-
 def _results(results: Comparison | None) -> str:
     """Every metric with its interval, beside the base's, and how to read them."""
     if results is None:
         return "## Results\n\nNo scores were given when this card was made: how good it is, is not said here."
-    from evals.compare import BASE
     from evals.metrics import load
-    from evals.tables import SIGNS, count_notes, dagger, interval, method_notes, metric_order
+    from evals.rows import BASE
+    from evals.tables import (
+        SIGNS,
+        count_notes,
+        dagger,
+        interval,
+        markdown_table,
+        method_notes,
+        metric_order,
+    )
 
     base = {(e.metric, e.prompt_set): e for e in results.of(experiment=BASE)}
     lines = [["metric", "prompt set", "base", "this model", "difference", ""]]
@@ -308,7 +312,7 @@ def _results(results: Comparison | None) -> str:
             ]
         )
     notes = "\n".join(f"- {note}" for note in (*method_notes(results), *count_notes(results)))
-    return f"## Results\n\n{_table(lines)}\n\n{notes}"
+    return f"## Results\n\n{markdown_table(lines)}\n\n{notes}"
 
 
 def _heading(metric: str) -> str:

@@ -117,7 +117,8 @@ class Policy:
         if experiment.tasks and experiment.sampling.precision == "fp16":
             share = max(task.batch for task in turns(experiment)) // accelerator.num_processes
             dims = math.prod(self.painter.latent_shape)
-            self.loss_scale = LossScale(first_loss_scale(dims, share, experiment.update.reduction))
+            averaged = experiment.method.averaged(share)
+            self.loss_scale = LossScale(first_loss_scale(dims, averaged, experiment.update.reduction))
 
     def _prepared(self) -> nn.Module:
         """The denoiser as several processes train it; `weights` become their shares where they are shared out."""

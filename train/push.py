@@ -167,14 +167,15 @@ def comparison(paths: Sequence[Path], checkpoint: Checkpoint) -> Comparison:
     Raises:
         ValueError: as `evals.rows.read`; where there is no row of the run, or none of the base.
     """
-    from evals import compare, rows
+    from evals import rows
+    from evals.compare import compare
 
     found = rows.read(paths)
     mine = _is(found, checkpoint)
     if not mine.any():
         raise ValueError(f"--scores: no row of {', '.join(map(str, paths))} is of {checkpoint.name}")
-    base = (found["experiment"] == compare.BASE) & (found["model"] == checkpoint.model)
-    return compare.compare(found[mine | base])
+    base = (found["experiment"] == rows.BASE) & (found["model"] == checkpoint.model)
+    return compare(found[mine | base])
 
 
 def _is(rows: pd.DataFrame, checkpoint: Checkpoint) -> pd.Series[bool]:

@@ -12,7 +12,7 @@ The map of this package
     diversity_vendi, diversity_vendi_clip,
     diversity_distance, diversity_lpips                 variety within a prompt
     drift, drift_cmmd                                   distance from the base
-    geneval, geneval_prompts                            GenEval: mean over tasks, prompts with an image that is right
+    geneval, geneval_<task>, geneval_prompts            GenEval: mean over its six tasks, each of them, prompts with an image that is right
     t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
     _means, _equal, _wins, _parity, _geneval            what several of them share
 
@@ -58,7 +58,10 @@ class Metric(Protocol):
     """The ratio to the base is meaningful (zero means none) and is printed."""
 
     def statistics(self, rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
-        """Sufficient statistics, indexed [seed, prompt_set, prompt_id]; base_rows has the index of rows, row by row."""
+        """Sufficient statistics, indexed [seed, prompt_set, prompt_id]; base_rows has the index of rows, row by row.
+
+        A metric of some prompts leaves out the others.
+        """
 
     def finish(self, mean_S: Array) -> Array:
         """The metric [...] of the mean over prompts of the statistics [..., S]."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+import pandas as pd
+
 import prompts
+from evals.metrics import per_prompt
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The tags of its prompts; the benchmark's number is the plain mean over them."""
@@ -26,6 +29,22 @@ def task_of(prompt_set: str, prompt_id: str) -> str:
             f"GenEval's tasks are {', '.join(TASKS)}, but prompt {prompt_id} of {prompt_set} {what}"
         )
     return task
+
+
+def tasks(rows: pd.DataFrame) -> pd.Series[str]:
+    """The task of each row's prompt.
+
+    Raises:
+        ValueError: as `task_of`.
+    """
+    of_row = [task_of(*prompt) for prompt in zip(rows["prompt_set"], rows["prompt_id"], strict=True)]
+    return pd.Series(of_row, rows.index, dtype=str)
+
+
+def right_of_task(task: str, rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of right images of each prompt of one task; prompts of the others are left out."""
+    mine = rows[tasks(rows) == task]
+    return per_prompt(mine, right=mine["value"])
 
 
 @cache

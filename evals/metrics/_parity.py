@@ -59,9 +59,16 @@ def tone_counts(rows: pd.DataFrame) -> pd.DataFrame:
     values = rows["value"]
     known = values.isna() | values.isin(range(GROUPS))
     if not known.all():
-        raise ValueError(f"skin_tone must be a group from 0 to {GROUPS - 1}, not {values[~known].iloc[0]:g}")
+        raise ValueError(f"skin_tone must be a group from 0 to {GROUPS - 1}, not {_where(rows, ~known)}")
     columns = {f"group_{group}": (values == group).astype(np.float64) for group in range(GROUPS)}
     return pd.DataFrame(columns).groupby([rows[name] for name in PROMPT], sort=True).sum()
+
+
+def _where(rows: pd.DataFrame, bad: pd.Series) -> str:
+    """The first of some values, and whose it is."""
+    first = rows[bad].iloc[0]
+    file = f" in {first['file']}" if "file" in rows else ""
+    return f"{first['value']:g} (prompt {first['prompt_id']}, image {first['image']}{file})"
 
 
 def regrouped(rows: pd.DataFrame) -> pd.DataFrame:
@@ -72,9 +79,11 @@ def regrouped(rows: pd.DataFrame) -> pd.DataFrame:
     """
     values = rows["value"]
     group = values.map({float(tone): float(group) for tone, group in enumerate(REGROUPED)})
-    strange = values[values.notna() & group.isna()]
-    if len(strange):
-        raise ValueError(f"monk_tone must be a tone from 0 to {len(REGROUPED) - 1}, not {strange.iloc[0]:g}")
+    strange = values.notna() & group.isna()
+    if strange.any():
+        raise ValueError(
+            f"monk_tone must be a tone from 0 to {len(REGROUPED) - 1}, not {_where(rows, strange)}"
+        )
     return rows.assign(value=group)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from evals.metrics import Array, per_prompt
-from evals.metrics._geneval import TASKS, task_of
+from evals.metrics._geneval import TASKS, tasks
 
 title = "GenEval, mean over tasks"
 unit = "share"
@@ -23,9 +23,7 @@ ratio_to_base = True
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """For each task whether the prompt is of it, and the share of its images that are right, 0 for a prompt of another."""
-    task = pd.Series(
-        [task_of(*prompt) for prompt in zip(rows["prompt_set"], rows["prompt_id"], strict=True)], rows.index
-    )
+    task = tasks(rows)
     of_task = {name: (task == name).astype(np.float64) for name in TASKS}
     right = {f"{name} right": column * rows["value"] for name, column in of_task.items()}
     return per_prompt(rows, **of_task, **right)

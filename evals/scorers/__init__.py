@@ -6,6 +6,9 @@ the miniature in `evals/miniature/scorers`. An experiment or a suite names a sco
 A scorer file holds `class Scorer` with `range`, `higher_is_better`, `source`, `scope` and `version`, and is called as
 `scorer(images_BCHW, prompts)` (a scorer of scope "paired" takes the base model's images as a third argument). It returns
 float32 [B]; NaN means "not applicable". Weights load at the first call. Files with a leading underscore are not scorers.
+
+One of scope "image" may have `differentiable(images_BCHW, prompts)`: the same values, with a graph to the images, for methods that
+train on a reward's gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor
 
 from evals import cut
-from evals.weights import Weights, refuse_unaccepted
+from evals.weights import Carried, Weights, refuse_unaccepted
 from prompts import Prompt
 
 Scope = Literal["image", "prompt", "paired"]
@@ -52,10 +55,12 @@ class Scorer(Protocol):
     "paired": against the base model's image of the same prompt and noise."""
     version: str
     """8 hex digits of code and weights; rows of different versions are not compared."""
-    # and, where its weights are others', `weights: tuple[Weights, ...]`; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
+    # and, where its weights are others', `weights: tuple[Weights, ...]`, or `carried: tuple[Carried, ...]` of those in a package; where it reads no more than so many tokens of a prompt, `cut_tokens(prompts)`, how
     # many of each it does not read; and in scope "paired", where an answer depends on all pictures through their embeddings alone, two stages, so that
     # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
-    # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both.
+    # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both; and in scope "image", where an answer has
+    # a gradient, `differentiable(images_BCHW, prompts) -> Tensor [B]`, the values of `__call__` with a graph to the images, on any device. What a scorer
+    # rounds on the way (pictures to 8 bit) stays rounded in the value, and the gradient passes as if it were not.
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -106,6 +111,11 @@ def weights_of(scorer: Scorer) -> tuple[Weights, ...]:
     return tuple(getattr(scorer, "weights", ()))
 
 
+def carried_by(scorer: Scorer) -> tuple[Carried, ...]:
+    """What a scorer takes from others that packages of the environment carry."""
+    return tuple(getattr(scorer, "carried", ()))
+
+
 CONTRACT = ("range", "higher_is_better", "source", "scope", "version")
 """What a scorer states of itself."""
 
@@ -120,9 +130,11 @@ def _from_file(path: Path, device: torch.device | str) -> Scorer:
     try:
         spec.loader.exec_module(module)
         scorer = module.Scorer(device)
-    except Exception as error:  # it is anybody's file
+        missing = [part for part in CONTRACT if not hasattr(scorer, part)]
+        weights_of(scorer)
+    except (Exception, SystemExit) as error:  # it is anybody's file
         raise ValueError(f"{path} holds no scorer, {type(error).__name__}: {_told(error)}") from error
-    if missing := [part for part in CONTRACT if not hasattr(scorer, part)]:
+    if missing:
         raise ValueError(
             f"{path}: its Scorer has no {', '.join(missing)} (CONTRIBUTING.md says what they are)"
         )
@@ -208,11 +220,47 @@ def ask_from_features(
     return _held(name, scorer, value_B, len(features_BD), whose)
 
 
+def is_differentiable(scorer: Scorer | type[Scorer]) -> bool:
+    """Whether a scorer's answers come with a gradient to the pictures, where one asks for it."""
+    return scorer.scope == "image" and hasattr(scorer, "differentiable")
+
+
+def differentiable_names(domain: Domain) -> tuple[str, ...]:
+    """The scorers of a domain whose answers have a gradient."""
+    classes = {name: import_module(f"{_PACKAGES[domain]}.{name}").Scorer for name in names(domain)}
+    return tuple(name for name, scorer in classes.items() if is_differentiable(scorer))
+
+
+def ask_differentiable(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """A scorer's answers with their graph, float32 [B] on the device of the pictures; NaN, not applicable, among them.
+
+    Args:
+        name: of the scorer.
+        scorer: that `is_differentiable`.
+        images_BCHW: float32 RGB in [0, 1], that a gradient is wanted of.
+        prompts: of the images.
+
+    Raises:
+        ScorerFailed: where it raises, or answers with another shape, with infinity or without a graph.
+    """
+    value_B = _called(name, lambda: cast(Any, scorer).differentiable(images_BCHW, prompts))
+    if not isinstance(value_B, Tensor) or value_B.shape != (len(prompts),):
+        raise ScorerFailed(
+            f"the differentiable of scorer {name} answered with {_shape(value_B)} for {len(prompts)} images, not with one number each"
+        )
+    if not value_B.requires_grad:
+        raise ScorerFailed(f"the differentiable of scorer {name} answered without a graph to the images")
+    if value_B.isinf().any():
+        raise ScorerFailed(f"the differentiable of scorer {name} answered with infinity")
+    answers_B: Tensor = value_B.float().to(images_BCHW.device)
+    return answers_B
+
+
 def _called(name: str, call: Callable[[], Any]) -> Any:
     """What a scorer answers; whatever it raises is told with its name."""
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ScorerFailed(f"scorer {name} failed with {type(error).__name__}: {_told(error)}") from error
 
 

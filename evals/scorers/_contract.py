@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.scorers import Domain, Scope, Scorer, ScorerFailed, ask
+from evals.scorers import Domain, Scope, Scorer, ScorerFailed, ask, ask_differentiable
 from evals.scorers._preprocess import preprocess, resize
 from prompts import Prompt
 
 SAME = 1e-4
 """How far an image's score may lie from the same image's in another batch: rounding."""
+STEPS = (1 / 255, 4 / 255, 16 / 255)
+"""How far pictures are moved along the gradient of their score: past the rounding to 8 bit, and not so far that what they show is another thing."""
 
 
 def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> list[str]:
@@ -50,6 +52,8 @@ def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Pro
             found.append("it changes the pictures that it is given")
         if scorer.scope == "image":
             found += _of_neighbours(answer, value_B)
+        if hasattr(scorer, "differentiable"):
+            found += _of_gradient(name, scorer, given, prompts, value_B)
     except ScorerFailed as failure:
         found.append(str(failure))
     return found
@@ -97,8 +101,10 @@ def _drawings() -> tuple[Tensor, list[Prompt]]:
 
 def _of_what_it_states(scorer: Scorer) -> list[str]:
     found = []
-    low, high = scorer.range
-    if not low < high:
+    bounds: object = scorer.range
+    if not (isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2):
+        found.append(f"its range is {bounds!r}, but must be two numbers, (low, high)")
+    elif not bounds[0] < bounds[1]:
         found.append(f"its range is {scorer.range}, but must be (low, high)")
     if scorer.scope not in get_args(Scope):
         found.append(f"its scope is {scorer.scope!r}: choose from {', '.join(get_args(Scope))}")
@@ -122,6 +128,43 @@ def _of_neighbours(answer: Callable[[Tensor], Tensor], value_B: Tensor) -> list[
     alone = torch.cat([answer(torch.tensor([i])) for i in range(4)])
     if not _same(alone, value_B[:4]):
         found.append('its scope is "image", but a picture alone has another score than in a batch')
+    return found
+
+
+def _of_gradient(
+    name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Prompt], value_B: Tensor
+) -> list[str]:
+    """`differentiable` has the values of a call, and a gradient of each picture's own score along which it rises.
+
+    Not compared with a difference quotient: pictures are rounded to 8 bit, so that a score is a staircase.
+    """
+    if scorer.scope != "image":
+        return [
+            f'it has differentiable, but its scope is "{scorer.scope}": a gradient is that of a picture\'s own score'
+        ]
+    images = images_BCHW.clone().requires_grad_()
+    answer_B = ask_differentiable(name, scorer, images, prompts)
+    found = []
+    if not _same(answer_B.detach().cpu(), value_B):
+        found.append("its differentiable has other values than a call")
+    applies_B = value_B.isfinite()
+    (slope_BCHW,) = torch.autograd.grad(answer_B[applies_B.to(answer_B.device)].sum(), images)
+    if not slope_BCHW[applies_B].isfinite().all():
+        return [*found, "its gradient is no number"]
+    (own_BCHW,) = torch.autograd.grad(
+        ask_differentiable(name, scorer, images, prompts)[applies_B.nonzero()[0, 0]], images
+    )
+    if own_BCHW.flatten(1).abs().amax(1).count_nonzero() > 1:
+        found.append("the gradient of a picture's score is one of other pictures too")
+    sloped_B = slope_BCHW.flatten(1).abs().amax(1) > 0
+    if not sloped_B[applies_B].any():
+        return [*found, "its gradient is 0 for every picture"]
+    moved = [(images.detach() + step * slope_BCHW.sign()).clamp(0, 1) for step in STEPS]
+    best_B = torch.stack([ask(name, scorer, x, prompts, lambda i: f"picture {i} moved") for x in moved]).amax(
+        0
+    )
+    if (best_B > value_B)[sloped_B].float().mean() <= 0.5:
+        found.append("its gradient does not point to where its score is higher")
     return found
 
 

@@ -30,6 +30,9 @@ class Scorer(ClipScorer):
     ) -> Tensor:
         return 100 * cosine(self.clip, images_BCHW, [p.text for p in prompts]).clamp(min=0)
 
+    differentiable = __call__
+    """A call keeps the graph to the images, where one is asked for; rounding to 8 bit lets the gradient through (`_preprocess`)."""
+
     def cut_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """How many tokens of each prompt are not read."""
         return _clip.cut_tokens([p.text for p in prompts])

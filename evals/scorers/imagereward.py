@@ -154,6 +154,9 @@ class Scorer:
         ]
         return torch.cat(parts).cpu()
 
+    differentiable = __call__
+    """A call keeps the graph to the images, where one is asked for; rounding to 8 bit lets the gradient through (`_preprocess`)."""
+
     def reward(self, images_BCHW: Tensor, texts: Sequence[str]) -> Tensor:
         """The same, all pictures at once. A gradient, where one is asked for, is that of the pictures, and does not see that they are rounded to 8 bit.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from evals.scorers import Scope, _dino, _preprocess, _vendi, version_of
 from evals.scorers._dino import IMAGENET_MEAN, IMAGENET_STD
 from evals.scorers._preprocess import preprocess
 from evals.scorers._vendi import groups_of
-from evals.weights import Weights, read_tensors
+from evals.weights import Carried, Weights, read_tensors
 from prompts import Prompt
 
 VGG16 = Weights(
@@ -28,6 +27,11 @@ VGG16 = Weights(
     revision="b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
     sha256=("57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",),
 )
+HEADS = Carried(
+    "torchmetrics",
+    "functional/image/lpips_models/vgg.pth",
+    licence="BSD-2-Clause; the authors' linear heads on VGG-16, LPIPS version 0.1 (richzhang/PerceptualSimilarity)",
+)
 
 SIZE = 256
 PART = 8
@@ -36,14 +40,6 @@ STAGES = (3, 8, 15, 22, 29)
 """The layers of torchvision's VGG-16 that LPIPS looks at: the last ReLU before each pooling."""
 EPSILON = 1e-8
 """What keeps the length of a position without any activation from being 0, as torchmetrics has it."""
-
-
-def heads_file() -> Path:
-    """The authors' linear heads on VGG-16, version 0.1 (BSD-2-Clause), of which torchmetrics carries a copy."""
-    package = find_spec("torchmetrics")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
 
 
 class Perception:
@@ -67,7 +63,7 @@ class Perception:
             network.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path} does not hold the weights of VGG-16: {first_line(error)}") from error
-        heads = read_tensors(heads_file())
+        heads = read_tensors(HEADS.path())
         self.network: Any = network.requires_grad_(False).eval().to(device)
         self.roots = [heads[f"lin{i}.model.1.weight"][0].sqrt().to(device) for i in range(len(STAGES))]
         self.device = device
@@ -115,6 +111,7 @@ class Scorer:
     )
     scope: Scope = "prompt"
     weights: tuple[Weights, ...] = (VGG16,)
+    carried = (HEADS,)
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -122,7 +119,7 @@ class Scorer:
     @property
     def version(self) -> str:
         shared = (_dino, _preprocess, _vendi)
-        code = (Path(__file__), *(Path(str(module.__file__)) for module in shared), heads_file())
+        code = (Path(__file__), *(Path(str(module.__file__)) for module in shared), HEADS.path())
         return version_of(*code, *self.weights)
 
     @cached_property

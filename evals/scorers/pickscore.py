@@ -115,6 +115,9 @@ class Scorer(ClipScorer):
         scale: Tensor = self.clip.model.logit_scale.exp().cpu()
         return scale * cosine_B
 
+    differentiable = __call__
+    """A call keeps the graph to the images, where one is asked for; rounding to 8 bit lets the gradient through (`_preprocess`)."""
+
     def cut_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """How many tokens of each prompt are not read."""
         return cut_tokens([p.text for p in prompts])

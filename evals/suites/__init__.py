@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import prompts
 from evals.diffusion import Sampling
 from evals.scorers import Domain
+
+Stratum = Callable[[str, str], str]
+"""Of a prompt, by the name of its set and its id."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Part:
     """Names of scorers, of the suite's domain."""
     headlines: tuple[str, ...] = ()
     """Names of metrics that this prompt set is there for: the table begins with them."""
+    stratum: Stratum | None = None
+    """What divides its prompts (GenEval's tasks, the categories of `first_tag`): a comparison resamples prompts inside it. None: the set is one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,25 @@ class Suite:
         """What score rows call it: its name, and a hash of how it draws. Rows with another one are of other pictures."""
         how = hashlib.sha256(f"{self.sampling} {self.seed}".encode()).hexdigest()[:6]
         return f"{self.name}:{how}"
+
+
+def first_tag(prompt_set: str, prompt_id: str) -> str:
+    """The first tag of a prompt: its category, as the sets of others are read here.
+
+    Raises:
+        ValueError: a prompt that is not in the set or has no tag, or a set that cannot be had.
+    """
+    tags = _tags(prompt_set).get(prompt_id)
+    if not tags:
+        raise ValueError(
+            f"prompt {prompt_id} {'is not in' if tags is None else 'has no tag in'} the prompt set {prompt_set}"
+        )
+    return tags[0]
+
+
+@cache
+def _tags(prompt_set: str) -> Mapping[str, tuple[str, ...]]:
+    return {prompt.id: prompt.tags for prompt in prompts.load(prompt_set)}
 
 
 DEFAULTS: dict[Domain, str] = {"photo": "paper", "miniature": "miniature"}

@@ -8,7 +8,7 @@ beside them. Variety is that of the pictures of one prompt, and only compared at
 from __future__ import annotations
 
 from evals.diffusion import Sampling
-from evals.suites import Part, Suite
+from evals.suites import Part, Suite, first_tag
 
 _DISTANCE = ("kid", "cmmd")
 _VARIETY = ("vendi", "vendi_clip", "lpips")
@@ -18,7 +18,13 @@ _VARIED = ("diversity_vendi", "diversity_vendi_clip", "diversity_lpips")
 
 SUITE = Suite(
     parts=(
-        Part("parti", 4, (*_DISTANCE, *_VARIETY, *_QUALITY), headlines=(*_FAR, *_VARIED)),
+        Part(
+            "parti",
+            4,
+            (*_DISTANCE, *_VARIETY, *_QUALITY),
+            headlines=(*_FAR, *_VARIED),
+            stratum=first_tag,
+        ),
         Part("diffusiondb-test", 1, (*_DISTANCE, *_QUALITY), headlines=_FAR),
         Part("occupations", 16, (*_DISTANCE, *_VARIETY), headlines=_VARIED),
     ),

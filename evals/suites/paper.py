@@ -12,7 +12,7 @@ prompts of DiffusionDB the paper took, it does not say.
 from __future__ import annotations
 
 from evals.diffusion import Sampling
-from evals.suites import Part, Suite
+from evals.suites import Part, Suite, first_tag
 
 _PREFERENCE = ("imagereward", "aesthetic", "pickscore", "hpsv2", "clip_score")
 _COMPOSITION = ("objects", "objects_grounding_dino", "clip_score", "imagereward")
@@ -24,7 +24,7 @@ _FAIR = ("parity", "parity_excess")
 SUITE = Suite(
     parts=(
         Part("diffusiondb-test", 1, _PREFERENCE, headlines=_PREFERRED),
-        Part("parti", 1, _PREFERENCE, headlines=_PREFERRED),
+        Part("parti", 1, _PREFERENCE, headlines=_PREFERRED, stratum=first_tag),  # its twelve categories
         Part("composition-seen", 1, _COMPOSITION, headlines=("detection",)),
         Part("composition-unseen", 1, _COMPOSITION, headlines=("detection",)),
         # 16: as in training; the paper does not say

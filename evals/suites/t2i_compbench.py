@@ -11,6 +11,8 @@ and those that cannot:
 - 3D-spatial needs an estimate of depth on top of boxes that are not upstream's: one network more whose errors are taken for the checkpoint's.
 - complex is the mean of the above, non-spatial among them, over free texts whose noun phrases no rule reads right; upstream gives no credit for "on top of" in 33 of them.
 
+Each category is a prompt set, a row of the table, and resampled by itself; upstream has no number over all of them.
+
 Guidance and steps are the paper's 7.0 and 50, as in `geneval`; upstream's script takes 30 steps at its pipeline's default guidance.
 """
 

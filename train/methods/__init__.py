@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 if TYPE_CHECKING:
-    from train.config import Experiment, Task
+    from train.config import Experiment, Task, Update
     from train.run import Run
 
 PAPERS = "ppo"
@@ -42,6 +42,8 @@ class Method:
 
     reads: ClassVar[frozenset[str]] = frozenset()
     """Which fields of `OF_SOME` it heeds; another one that is set is refused, not ignored."""
+    pools: ClassVar[bool] = True
+    """Whether it can be given images of several tasks at once (`train.mixing`)."""
     needs_reference: ClassVar[bool] = False
     """Whether it compares with the base, whose weights then wait on the CPU."""
     needs_old: ClassVar[bool] = False
@@ -58,6 +60,10 @@ class Method:
         Raises:
             ValueError: one sentence that names the field and the choices.
         """
+        if experiment.mixing != "tasks" and not self.pools:
+            raise ValueError(
+                f"mixing is {experiment.mixing}, but the method {self.name} takes one task at a time: use tasks, or the method {PAPERS}"
+            )
         usual = type(experiment.update)()
         for field in OF_SOME:
             value, default = getattr(experiment.update, field), getattr(usual, field)
@@ -79,6 +85,10 @@ class Method:
     def optimiser_steps(self, experiment: Experiment) -> int:
         """AdamW steps of a task in an iteration."""
         raise NotImplementedError
+
+    def averaged(self, images: int) -> int:
+        """Numbers of which an optimiser step's loss is the mean, from so many images of a process: what fp16's loss scale starts from."""
+        return images
 
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
         """What an iteration of a task costs."""
@@ -127,6 +137,14 @@ def load(name: str) -> type[Method]:
 def variant(name: str, experiment: Experiment, model: str) -> Experiment:
     """An experiment as a method trains it on a model."""
     return cast("Experiment", importlib.import_module(f"train.methods.{name}").variant(experiment, model))
+
+
+def only_heeded(update: Update, method: Method) -> Update:
+    """An `update` of another method's, of which fields that this one does not heed are at their defaults."""
+    usual = type(update)()
+    return dataclasses.replace(
+        update, **{field: getattr(usual, field) for field in OF_SOME if field not in method.reads}
+    )
 
 
 def as_json(method: Method) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A trajectory is drawn with a sampler that has noise, some of its transitions are kept, and each of them gives one optimiser step on the whole
 batch (Eq 6 and 7). The rollout's log-probabilities, of the stored values, are the old ones. Relatives differ in what an image is compared with
-(`advantages`), in what bounds an update (`loss`), in what is added to it, or in which steps are trained (`order`).
+(`compared`; `GroupRelative`: the others of its prompt), in what bounds an update or is added to it (`loss`), in how much a step counts
+(`weights`), or in which steps are trained (`order`) and have noise (`noisy`).
 
 Shapes: B images of all processes (or of this one, where a docstring says local), T kept steps.
 """
@@ -10,10 +11,11 @@ Shapes: B images of all processes (or of this one, where a docstring says local)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,16 +32,64 @@ from evals.diffusion import (
     transition,
 )
 from train import advantages as better
-from train.batches import Asked, Judged, ask, judge, reward_report
+from train.batches import Judged, ask, judge, reward_report
 from train.data import draw_steps, prompts_of
-from train.gates import check_identity, check_part
+from train.gates import Rounding, check_identity, check_part
 from train.methods import OF_SOME, Evaluations, Method
 from train.methods._checks import check_halves, check_noise
+from train.mixing import Pool
 from train.objective import clipped_share, clipped_surrogate, step_weights
 from train.run import Run, accumulated, gather, synchronised
 
 if TYPE_CHECKING:
     from train.config import Experiment, Task
+
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Compared(NamedTuple):
+    """How much better each image is than expected, the whole batch on every process."""
+
+    advantage_B: Tensor
+    """float32, 0 where there is no reward."""
+    report: Mapping[str, Any] = NOTHING
+    """What metrics.jsonl records of the comparison."""
+    memory: Mapping[str, Any] = NOTHING
+    """What `Progress.memory` holds of it once the batch has been used."""
+
+
+class Seen(NamedTuple):
+    """A micro-batch at one denoising step, as a loss sees it; on the device."""
+
+    sigma: float
+    """Standard deviation of the transition."""
+    next_BCHW: Tensor
+    """Latent after the step, the action."""
+    mean_BCHW: Tensor
+    """Of the transition under the policy now, with a graph."""
+    old_mean_BCHW: Tensor
+    """Of the transition that drew the action."""
+    logp_B: Tensor
+    """Of the action under the policy now, with a graph."""
+    old_logp_B: Tensor
+    """Of it when it was drawn."""
+    kl_B: Tensor
+    """Exact KL to the policy that drew, in nats; without a graph."""
+    advantage_B: Tensor
+    """0 for masked images."""
+    more: tuple[Tensor, ...]
+    """What the method's `columns` gave."""
+
+
+class Loss(NamedTuple):
+    """Of a micro-batch."""
+
+    loss_B: Tensor
+    silenced_B: Tensor
+    """Bool: images that the bound on the update has left without a gradient."""
+    found: tuple[Tensor, ...] = ()
+    """What the method's `records` name, each [B]."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +101,15 @@ class Batch:
     """Drawn denoising steps in order of their updates."""
     texts: list[str]
     advantage_B: Tensor
+    valid_B: Tensor
+    """Bool: images with a reward."""
     valid: int
-    """Images with a reward, over all processes: what the loss is averaged over."""
+    """Their number, over all processes: what the loss is averaged over."""
     report: dict[str, Any]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """See `Compared`."""
+    base_mean_BTCHW: Tensor | None = None
+    """Means of the base's transitions from the same latents, for methods that compare with it; CPU float32."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +117,8 @@ class PolicyGradient(Method):
     """The paper's algorithm, of which a relative overrides a part."""
 
     reads: ClassVar[frozenset[str]] = frozenset(OF_SOME)
+    records: ClassVar[tuple[str, ...]] = ()
+    """Names of what its loss finds beside the ratio, the KL and the clipped: means over the batch, in metrics.jsonl over the steps and by step."""
 
     def check(self, experiment: Experiment) -> None:
         super().check(experiment)
@@ -94,7 +152,7 @@ class PolicyGradient(Method):
         return Evaluations(each * experiment.sampling.steps, each * experiment.update.trained_steps)
 
     def note(self, run: Run) -> str:
-        return run.rounding.note(run.drawable)
+        return self.rounding(run).note(run.drawable)
 
     # ----------------------------------------------------------------------------------------- what relatives override
 
@@ -102,10 +160,33 @@ class PolicyGradient(Method):
         """Denoising steps to train on, in order of their updates: uniform without replacement (paper, App. A)."""
         return draw_steps(run.drawable, run.experiment.update.trained_steps, run.seed, task, iteration)
 
-    def advantages(self, run: Run, task: Task, asked: Asked, judged: Judged) -> Tensor:
-        """Better than expected? Eq 10 over the whole batch, float32 [B]."""
-        shaped = judged.shaped
-        return better.advantages(shaped.credit_B, run.experiment.update.advantage_clip, shaped.group_B)
+    def noisy(self, order: Sequence[int]) -> Sequence[int] | None:
+        """Steps of the rollout that have noise, given those to train on; None for all."""
+        return None
+
+    def compared(self, run: Run, task: Task, iteration: int, judged: Judged) -> Compared:
+        """Better than expected? Eq 10 over the whole batch."""
+        shaped, clip = judged.shaped, run.experiment.update.advantage_clip
+        return Compared(better.advantages(shaped.credit_B, clip, shaped.group_B))
+
+    def weights(self, run: Run) -> dict[int, float]:
+        """How much the loss of each step counts."""
+        schedule, eta = run.policy.painter.schedule, run.experiment.sampling.eta
+        return step_weights(schedule, run.drawable, eta, run.experiment.update.step_weight == "balanced")
+
+    def columns(self, batch: Batch, kept: int, rows: slice) -> tuple[Tensor, ...]:
+        """What else its loss is given of some images at one kept step, a row each."""
+        return ()
+
+    def loss(self, run: Run, seen: Seen) -> Loss:
+        """What is minimised: Eq 7."""
+        clip = run.experiment.update.clip
+        loss_B, ratio_B = clipped_surrogate(seen.logp_B, seen.old_logp_B, seen.advantage_B, clip)
+        return Loss(loss_B, clipped_share(ratio_B.detach(), seen.advantage_B, clip))
+
+    def rounding(self, run: Run) -> Rounding:
+        """How far rollout and update may be apart, given what bounds an update."""
+        return run.rounding
 
     # ------------------------------------------------------------------------------------------------------- algorithm
 
@@ -117,29 +198,118 @@ class PolicyGradient(Method):
         asked, painter = ask(run, task, iteration), run.policy.painter
         order = self.order(run, task, iteration)
         reduction = run.experiment.update.reduction
-        trajectory = painter.draw(asked.texts, asked.indices, asked.seed, keep=order, reduction=reduction)
+        trajectory = painter.draw(
+            asked.texts, asked.indices, asked.seed, keep=order, reduction=reduction, noisy=self.noisy(order)
+        )
         judged = judge(run, task, painter.decode(trajectory.latents_BCHW), asked)
-        advantage_B = self.advantages(run, task, asked, judged)
-        report = reward_report(task, judged, advantage_B)
-        return Batch(trajectory, tuple(order), asked.texts, advantage_B[asked.mine], judged.valid, report)
+        advantage_B, report, memory = self.compared(run, task, iteration, judged)
+        return Batch(
+            trajectory,
+            tuple(order),
+            asked.texts,
+            advantage_B[asked.mine],
+            judged.shaped.credit_B.isfinite()[asked.mine],
+            judged.valid,
+            reward_report(task, judged, advantage_B) | dict(report),
+            memory,
+        )
 
     def update(self, run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
         """One optimiser step per drawn denoising step, over the whole batch; the first must find ratio 1 and KL 0 where it is on-policy."""
-        policy, update = run.policy, run.experiment.update
-        schedule, eta = policy.painter.schedule, run.experiment.sampling.eta
-        weights = step_weights(schedule, run.drawable, eta, update.step_weight == "balanced")
+        policy, weights, rounding = run.policy, self.weights(run), self.rounding(run)
         statistics: dict[str, dict[str, float]] = {}
         for place, step in enumerate(batch.order):
             sums = accumulated(run, partial(policy_gradient, run, batch, step, weights[step]))
             found = gathered_statistics(run, sums)
             if on_policy and place == 0:
-                check_identity(
-                    run.progress.gates, step, found["ratio_max_dev"], found["kl_max"], run.rounding
-                )
+                check_identity(run.progress.gates, step, found["ratio_max_dev"], found["kl_max"], rounding)
             found["grad_norm"] = float(policy.optimiser_step())
-            statistics[str(schedule.timesteps[step])] = found
+            statistics[str(policy.painter.schedule.timesteps[step])] = found
+        run.progress.memory |= batch.memory
         scale = {} if policy.loss_scale is None else {"loss_scale": policy.loss_scale.value}
-        return batch.report | update_report(statistics) | scale
+        return batch.report | update_report(statistics, self.records) | scale
+
+
+@dataclass(frozen=True)
+class GroupRelative(PolicyGradient):
+    """A relative that compares an image with the others of its prompt where there are others with rewards of their own, else as the paper."""
+
+    def check(self, experiment: Experiment) -> None:
+        super().check(experiment)
+        refuse_group_baseline(self, experiment)
+
+    def compared(self, run: Run, task: Task, iteration: int, judged: Judged) -> Compared:
+        if not has_groups(task):
+            return super().compared(run, task, iteration, judged)
+        clip = run.experiment.update.advantage_clip
+        relative_B = better.group_relative(judged.shaped.credit_B, judged.prompt_B)
+        silent = better.silent_share(relative_B, judged.prompt_B)
+        return Compared(relative_B.nan_to_num(nan=0.0).clamp(-clip, clip), {"zero_std": silent})
+
+
+def shares_reward(task: Task) -> bool:
+    """Whether all images of a prompt have the same reward."""
+    return task.shaping == "parity" and task.credit == "shared"
+
+
+def has_groups(task: Task) -> bool:
+    """Whether images of one prompt have rewards of their own, so that they can be compared."""
+    if isinstance(task, Pool):
+        return all(part.images_per_prompt > 1 for part in task.parts)
+    return task.images_per_prompt > 1 and not shares_reward(task)
+
+
+def refuse_group_baseline(method: Method, experiment: Experiment) -> None:
+    """Refuse rewards relative to the group for a method that has a comparison of its own.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for task in experiment.tasks:
+        if task.baseline == "group":
+            raise ValueError(
+                f"tasks.{task.name}.baseline is group, but the method {method.name} compares images of a prompt in its own way: use batch"
+            )
+
+
+def refuse_shared_reward(method: Method, experiment: Experiment) -> None:
+    """Refuse a set-level reward that all images of a prompt share.
+
+    Raises:
+        ValueError: naming the field and the choices.
+    """
+    for task in experiment.tasks:
+        if shares_reward(task):
+            raise ValueError(
+                f"tasks.{task.name}.credit is shared, which gives all images of a prompt the same reward, but the method {method.name} tells them "
+                "apart by it: use leave_one_out, or the method ppo"
+            )
+
+
+def in_groups(experiment: Experiment, model: str) -> Experiment:
+    """An experiment whose images can be compared with others of their prompt.
+
+    Groups of 16, or 8 on the miniature, where they are smaller: ours, as they divide the batches of every variant (Flow-GRPO: 24). Each image of a
+    set has the credit of its own (`leave_one_out`).
+    """
+    least = 8 if model == "miniature" else 16
+    grouped = (
+        replace(task, images_per_prompt=max(task.images_per_prompt, least), baseline="batch")
+        for task in experiment.tasks
+    )
+    return replace(experiment, tasks=tuple(map(with_credit_of_its_own, grouped)))
+
+
+def with_credit_of_its_own(task: Task) -> Task:
+    """A task in which no reward is shared."""
+    return replace(task, credit="leave_one_out") if shares_reward(task) else task
+
+
+def method_of(run: Run) -> PolicyGradient:
+    """The run's method, which is of this family."""
+    method = run.experiment.method
+    assert isinstance(method, PolicyGradient)
+    return method
 
 
 def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
@@ -154,30 +324,49 @@ def policy_gradient(run: Run, batch: Batch, step: int, weight: float) -> Tensor:
     size = len(batch.advantage_B)
     # DDP averages over processes, the loss is a sum over all images divided by their number
     scale = weight * run.world / max(1, batch.valid)
-    statistics = []
+    method, kept, statistics = method_of(run), batch.trajectory.steps.index(step), []
     for rows in micro_batches(size, run.experiment.update.micro_batch):
         with synchronised(run, last=rows.stop == size):
-            loss, found = surrogate_of(run, batch.texts, batch.trajectory, batch.advantage_B, step, rows)
+            more = method.columns(batch, kept, rows)
+            loss, found = surrogate_of(
+                run, batch.texts, batch.trajectory, batch.advantage_B, step, rows, more
+            )
             run.policy.backward(loss.sum() * scale)
         statistics.append(found)
     return torch.cat(statistics, 1)
 
 
 def surrogate_of(
-    run: Run, texts: Sequence[str], drawn: Trajectory, advantage_B: Tensor, step: int, rows: slice
+    run: Run,
+    texts: Sequence[str],
+    drawn: Trajectory,
+    advantage_B: Tensor,
+    step: int,
+    rows: slice,
+    more: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """`surrogate` of some rows of a local batch, on the device, at most a micro-batch."""
+    """`surrogate` of some rows of a local batch, on the device, at most a micro-batch; `more` holds these rows' columns of the method."""
     painter, device = run.policy.painter, run.accelerator.device
     count = rows.stop - rows.start
     columns = (
         *drawn.part(rows, drawn.steps.index(step)),
         advantage_B[rows],
+        *more,
         *painter.encoder(texts[rows]).columns(),
     )
     uncond = painter.unconditional()
     loss, found = padded(
-        lambda x, after, mean, logp, advantage, *cond: surrogate(
-            run, step, x, after, mean, logp, advantage, Conditioning(*cond), uncond
+        lambda x, after, mean, logp, advantage, *rest: surrogate(
+            run,
+            step,
+            x,
+            after,
+            mean,
+            logp,
+            advantage,
+            rest[: len(more)],
+            Conditioning(*rest[len(more) :]),
+            uncond,
         ),
         run.experiment.update.micro_batch,
         *(column.to(device) for column in columns),
@@ -193,22 +382,22 @@ def surrogate(
     old_mean_BCHW: Tensor,
     old_logp_B: Tensor,
     advantage_B: Tensor,
+    more: tuple[Tensor, ...],
     cond: Conditioning,
     uncond: Conditioning | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of a micro-batch [B], and what is recorded of it: rows ratio, KL, clipped, loss [4, B]."""
+    """Loss of a micro-batch [B], and what is recorded of it: rows ratio, KL, clipped, loss, and the method's own [4 + R, B]."""
     policy, update, sampling = run.policy, run.experiment.update, run.experiment.sampling
     schedule = policy.painter.schedule
     timestep = schedule.timesteps[step]
     output = predict(policy.module, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
     mean, sigma = transition(schedule, x_BCHW, output, step, sampling.eta)
     logp_B = log_prob(next_BCHW, mean, sigma, update.reduction)
-    loss_B, ratio_B = clipped_surrogate(logp_B, old_logp_B, advantage_B, update.clip)
     with torch.no_grad():
-        kl_B = gaussian_kl(mean, old_mean_BCHW, sigma)
-        clipped_B = clipped_share(ratio_B, advantage_B, update.clip)
-        found = torch.stack([ratio_B, kl_B, clipped_B.float(), loss_B]).detach()
-    return loss_B, found
+        ratio_B, kl_B = (logp_B - old_logp_B).exp(), gaussian_kl(mean, old_mean_BCHW, sigma)
+    seen = Seen(sigma, next_BCHW, mean, old_mean_BCHW, logp_B, old_logp_B, kl_B, advantage_B, more)
+    loss_B, silenced_B, found = method_of(run).loss(run, seen)
+    return loss_B, torch.stack([ratio_B, kl_B, silenced_B.float(), loss_B, *found]).detach()
 
 
 def check_before(run: Run) -> None:
@@ -222,7 +411,7 @@ def check_before(run: Run) -> None:
     texts = [prompt.text for prompt in prompts_P][: update.micro_batch]
     seed = derive_seed("identity", run.seed)
     drawn = painter.draw(texts, range(len(texts)), seed, keep=run.drawable, reduction=update.reduction)
-    gates, rounding = run.progress.gates, run.rounding
+    gates, rounding = run.progress.gates, method_of(run).rounding(run)
     check_noise(run, texts, seed)
     for step in drawn.steps:
         worst = compared(run, texts, drawn, step, slice(0, len(texts)))
@@ -257,8 +446,9 @@ def compared(run: Run, texts: Sequence[str], drawn: Trajectory, step: int, rows:
 
 
 def gathered_statistics(run: Run, found: Tensor) -> dict[str, float]:
-    """Means over the batch of all processes, and the worst image, from rows ratio, KL, clipped, loss [4, B]."""
-    ratio_B, kl_B, clipped_B, loss_B = gather(run, found.T.contiguous()).double().unbind(1)
+    """Means over the batch of all processes, and the worst image, from rows ratio, KL, clipped, loss, and the method's own [4 + R, B]."""
+    ratio_B, kl_B, clipped_B, loss_B, *more = gather(run, found.T.contiguous()).double().unbind(1)
+    own = {name: value_B.mean().item() for name, value_B in zip(method_of(run).records, more, strict=True)}
     return {
         "ratio_mean": ratio_B.mean().item(),
         "ratio_max_dev": (ratio_B - 1).abs().max().item(),
@@ -266,12 +456,22 @@ def gathered_statistics(run: Run, found: Tensor) -> dict[str, float]:
         "kl_max": kl_B.max().item(),
         "clipped": clipped_B.mean().item(),
         "loss": loss_B.mean().item(),
-    }
+    } | own
 
 
-def update_report(statistics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Diagnostics of a task's updates: over all of them, and by timestep in order of the updates."""
+def update_report(statistics: dict[str, dict[str, float]], records: Sequence[str] = ()) -> dict[str, Any]:
+    """Diagnostics of a task's updates: over all of them, and by timestep in order of the updates.
+
+    Args:
+        statistics: of each step, by timestep.
+        records: names of the method's own.
+    """
     steps = list(statistics.values())
+    own = {name: sum(found[name] for found in steps) / len(steps) for name in records}
+    own_by_step = {
+        f"{name}_by_step": {timestep: found[name] for timestep, found in statistics.items()}
+        for name in records
+    }
     return {
         "ratio_mean": sum(found["ratio_mean"] for found in steps) / len(steps),
         "ratio_max_dev": max(found["ratio_max_dev"] for found in steps),
@@ -283,4 +483,6 @@ def update_report(statistics: dict[str, dict[str, float]]) -> dict[str, Any]:
         "grad_norm": {timestep: found["grad_norm"] for timestep, found in statistics.items()},
         "kl_by_step": {timestep: found["kl"] for timestep, found in statistics.items()},
         "clipped_by_step": {timestep: found["clipped"] for timestep, found in statistics.items()},
+        **own,
+        **own_by_step,
     }

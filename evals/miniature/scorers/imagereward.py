@@ -40,15 +40,19 @@ class Scorer:
     def model(self) -> ImageReward:
         """The network, loaded at first use."""
         if self._model is None:
-            self._model = load_imagereward(self.folder).to(self.device)
+            self._model = load_imagereward(self.folder).requires_grad_(False).to(self.device)
         return self._model
 
     @torch.no_grad()
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
     ) -> Tensor:
+        return self.differentiable(images_BCHW, prompts).cpu()
+
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The same with a graph to the images, on the scorer's device. The miniature's pictures have the size that it takes: nothing is resized or rounded."""
         texts = [p.text for p in prompts]
         parts = [
             self.model(images_BCHW[i : i + 64].float(), texts[i : i + 64]) for i in range(0, len(texts), 64)
         ]
-        return torch.cat(parts).float().cpu()
+        return torch.cat(parts).float()

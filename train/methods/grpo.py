@@ -1,0 +1,123 @@
+"""Group-relative policy optimisation (DeepSeekMath, arXiv 2402.03300; for images Flow-GRPO, arXiv 2505.05470) with a KL to the base.
+
+An image is compared with the others of its prompt, by their own mean and standard deviation (`advantages.group_relative`), and the loss of each
+denoising step is Eq 7 plus `kl` times the KL of the step's transition to the base's, from the same latent. Both transitions are Gaussians of one
+sigma, so that KL is exact, |mean - mean of the base|^2 / (2 sigma^2), where language models need an estimate. It is averaged over latent dimensions
+where the log-probability is (`update.reduction`): a ratio that is averaged has a gradient that many times smaller, and `kl` means the same in both.
+
+The base's means are taken once per update, without a gradient, by the base's weights in the place of the policy's: one more denoiser
+evaluation for each image and trained step. `zero_std` in metrics.jsonl is the share of groups that say nothing as their rewards are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from evals.conditioning import Conditioning
+from evals.diffusion import Reduction, gaussian_kl, micro_batches, padded, predict, transition
+from train.methods import Evaluations
+from train.methods._policy_gradient import (
+    Batch,
+    GroupRelative,
+    Loss,
+    Seen,
+    in_groups,
+    refuse_shared_reward,
+)
+from train.run import Run
+
+if TYPE_CHECKING:
+    from train.config import Experiment, Task
+
+
+@dataclass(frozen=True)
+class Method(GroupRelative):
+    """See the file."""
+
+    needs_reference: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("kl_base",)
+
+    kl: float = 0.04
+    """Factor on the KL to the base (Flow-GRPO's config for GenEval and OCR: 0.04; for PickScore 0.01), 0 for none."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Also groups of one, and rewards that a group shares, are refused."""
+        super().check(experiment)
+        if self.kl < 0.0:
+            raise ValueError(f"method.kl is {self.kl}, but it must be at least 0")
+        for task in experiment.tasks:
+            if task.images_per_prompt < 2:
+                raise ValueError(
+                    f"tasks.{task.name}.images_per_prompt is {task.images_per_prompt}, but the method {self.name} compares each image with the "
+                    "others of its prompt: use at least 2, or the method ppo"
+                )
+        refuse_shared_reward(self, experiment)
+
+    def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
+        """With the base's, one for each image and trained step."""
+        drawn, trained = super().evaluations(experiment, task)
+        return Evaluations(drawn + (trained if self.kl else 0), trained)
+
+    def update(self, run: Run, batch: Batch, on_policy: bool) -> dict[str, Any]:
+        """As the family, the base's means taken first."""
+        if self.kl:
+            batch = replace(batch, base_mean_BTCHW=base_means(run, batch))
+        return super().update(run, batch, on_policy)
+
+    def columns(self, batch: Batch, kept: int, rows: slice) -> tuple[Tensor, ...]:
+        """The base's means at the step, and which images have a reward."""
+        if batch.base_mean_BTCHW is None:
+            return ()
+        return batch.base_mean_BTCHW[rows, kept], batch.valid_B[rows]
+
+    def loss(self, run: Run, seen: Seen) -> Loss:
+        """Eq 7, plus the KL to the base of every image with a reward."""
+        loss_B, silenced_B, _ = super().loss(run, seen)
+        if not seen.more:
+            return Loss(loss_B, silenced_B, (torch.zeros_like(loss_B),))
+        base_mean_BCHW, valid_B = seen.more
+        kl_B = gaussian_kl(seen.mean_BCHW, base_mean_BCHW, seen.sigma)
+        dims = math.prod(seen.mean_BCHW.shape[1:])
+        penalty_B = self.kl * per_log_probability(kl_B, dims, run.experiment.update.reduction)
+        return Loss(loss_B + penalty_B * valid_B, silenced_B, (kl_B,))
+
+
+def per_log_probability(kl_B: Tensor, dims: int, reduction: Reduction) -> Tensor:
+    """A KL in nats as the log-probability is counted: averaged over latent dimensions, or summed."""
+    return kl_B / dims if reduction == "mean" else kl_B
+
+
+@torch.no_grad()
+def base_means(run: Run, batch: Batch) -> Tensor:
+    """Means of the base's transitions from the latents that were drawn, [B, T, C, H, W] as the trajectory keeps them: local, on the CPU."""
+    painter, sampling, drawn = run.policy.painter, run.experiment.sampling, batch.trajectory
+    device, uncond = run.accelerator.device, painter.unconditional()
+    found = torch.empty_like(drawn.mean_BTCHW)
+
+    def mean_at(step: int, x_BCHW: Tensor, *cond: Tensor) -> Tensor:
+        timestep = painter.schedule.timesteps[step]
+        output = predict(
+            painter.unet, x_BCHW, timestep, Conditioning(*cond), uncond, sampling.guidance, sampling.precision
+        )
+        return transition(painter.schedule, x_BCHW, output, step, sampling.eta)[0]
+
+    with run.policy.as_base():
+        for rows in micro_batches(len(batch.texts), sampling.micro_batch):
+            cond = [column.to(device) for column in painter.encoder(batch.texts[rows]).columns()]
+            for kept, step in enumerate(drawn.steps):
+                x_BCHW = drawn.x_BTCHW[rows, kept].to(device)
+                mean = padded(
+                    lambda x, *c, step=step: mean_at(step, x, *c), sampling.micro_batch, x_BCHW, *cond
+                )
+                found[rows, kept] = mean[: rows.stop - rows.start].cpu()
+    return found
+
+
+def variant(experiment: Experiment, model: str) -> Experiment:
+    """Groups of 16, or 8 on the miniature (ours, not tuned); all else is the experiment's."""
+    return replace(in_groups(experiment, model), method=Method())
