@@ -49,6 +49,7 @@ WHY_ON = $(if $(ON_IS_GIVEN),as asked,the default$(comma) as this machine has $(
 PY := .venv/bin/python
 VENV := .venv/.complete
 VENV_PARITY := .venv-parity/.complete
+VENV_PEERS := .venv-peers/.complete
 ACCEPT = $(if $(TERMS), $(TERMS:%=--accept-terms '%'))
 PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 
@@ -64,7 +65,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help pack demo test check parity bench methods eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test check parity peers bench bench-check methods eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%) $(EXPERIMENTS:%=reproduce-%) $(BESIDE:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -166,6 +167,10 @@ methods: $(VENV)
 bench: $(VENV)
 	$(PY) -m pytest bench -q -rs
 
+## bench-check | the same operations against this machine's record: exit code 1 where one is slower
+bench-check: $(VENV)
+	$(PY) -m bench.check
+
 ## check | ruff, mypy and the fast tests
 check: $(VENV)
 	$(PY) -m ruff check
@@ -177,7 +182,13 @@ check: $(VENV)
 parity: $(VENV_PARITY)
 	$(PY) -m tests.parity
 
+## peers | the environment of trl's DDPOTrainer, 6 GB, for python -m bench.peers
+peers: $(VENV_PEERS)
+	@echo "$(<D) is there: $(PY) -m bench.peers"
+
+$(VENV_PEERS): bench/peers/requirements.lock | $(VENV)
 $(VENV_PARITY): tests/parity/requirements.lock | $(VENV)
+$(VENV_PARITY) $(VENV_PEERS):
 	$(PY) -m uv venv --quiet --clear --python $(PY) $(@D)
 	$(PY) -m uv pip install --python $(@D)/bin/python --require-hashes -r $<
 	@touch $@
@@ -193,10 +204,11 @@ $(VENV): requirements.lock .ci/setup
 	@PYTHON="$(PYTHON)" .ci/setup
 	@touch $@
 
-## lock | resolves requirements.in into requirements.lock, also in tests/parity
+## lock | resolves requirements.in into requirements.lock, also in tests/parity and bench/peers
 lock: $(VENV)
 	$(RESOLVE) -o requirements.lock requirements.in
 	$(RESOLVE) -o tests/parity/requirements.lock tests/parity/requirements.in
+	$(RESOLVE) -o bench/peers/requirements.lock bench/peers/requirements.in
 
 RESOLVE = $(PY) -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet

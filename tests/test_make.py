@@ -44,7 +44,11 @@ class Sandbox:
             self.write(f"train/experiments/{name}.py")
         for name in ("bench/bench_loop.py", "requirements.lock", ".ci/setup", ".venv/.complete"):
             self.write(name)
-        for name in ("tests/parity/requirements.lock", ".venv-parity/.complete"):
+        for name in (
+            "tests/parity/requirements.lock",
+            ".venv-parity/.complete",
+            "bench/peers/requirements.lock",
+        ):
             self.write(name)
         self.program(".venv/bin/python", PYTHON)
         self.program("bin/nvidia-smi", "#!/bin/sh\nexit 9\n")  # no GPU, whatever machine this is
@@ -202,6 +206,7 @@ def test_variables_that_are_none_are_one_sentence(sandbox: Sandbox, variable: st
     [
         ("test", [f"pytest -q -rs {PARALLEL}"]),
         ("bench", ["pytest bench -q -rs"]),
+        ("bench-check", ["bench.check"]),
         ("check", ["ruff check", "ruff format --check", "mypy", f'pytest -q -rs {PARALLEL} -m "not slow"']),
         ("miniature", ["train.miniature all"]),
         *((f"train-{name}", [train(f"{name}-miniature-0")[3:]]) for name in EXPERIMENTS),

@@ -50,6 +50,9 @@ LEAST_ERROR = 1e-10
 """Added to the mean squared error, whose root has no slope at 0 (release)."""
 
 
+TUNING = ((), ("update.lr=1.2e-4",), ("update.advantage_clip=1",), ("method.updates=2", "update.lr=1.2e-4"))
+
+
 @dataclass(frozen=True)
 class Method(ForwardProcess):
     """See the file."""

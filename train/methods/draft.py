@@ -16,6 +16,8 @@ from evals.diffusion import Schedule
 from train.config import Ema, Experiment, Lora
 from train.methods._reward_gradient import RewardGradient, compared_with_none, part, with_batch_per_gpu
 
+TUNING = ((), ("update.lr=1e-4",), ("tasks.batch=48", "update.lr=1e-4"), ("tasks.batch=48", "update.lr=3e-5"))
+
 
 @dataclass(frozen=True)
 class Method(RewardGradient):

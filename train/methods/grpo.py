@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from train.config import Experiment, Task
 
 
+TUNING = ((), ("method.kl=0.004",), ("method.kl=0.004", "update.lr=1.2e-4"), ("method.kl=0",))
+
+
 @dataclass(frozen=True)
 class Method(GroupRelative):
     """See the file."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from train.config import Experiment
 
 
+TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.max_kl=0.04", "update.lr=1.2e-4"))
+
+
 @dataclass(frozen=True)
 class Method(GroupRelative):
     """See the file."""

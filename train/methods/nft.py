@@ -58,6 +58,14 @@ LEAST_ERROR = 1e-5
 """Of the mean absolute error that the loss is divided by (release)."""
 
 
+TUNING = (
+    (),
+    ("method.mix=0.1",),
+    ("update.advantage_clip=1",),
+    ("update.advantage_clip=1", "update.lr=1.2e-4"),
+)
+
+
 @dataclass(frozen=True)
 class Method(ForwardProcess):
     """See the file."""

@@ -26,6 +26,8 @@ from train.methods._forward_process import Batch, ForwardProcess, check_groups, 
 from train.objective import denoising_loss
 from train.run import Run
 
+TUNING = ((), ("update.lr=1.2e-4",), ("method.candidates=8",), ("method.candidates=8", "update.lr=1.2e-4"))
+
 
 @dataclass(frozen=True)
 class Method(ForwardProcess):

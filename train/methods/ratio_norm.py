@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from train.config import Experiment
 
 
+TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("update.clip=7.2e-3",))
+
+
 @dataclass(frozen=True)
 class Method(GroupRelative):
     """See the file. Its settings are those of `update`; there is no KL to the base, which its paper wants to rely on less."""

@@ -34,6 +34,9 @@ def phi(reward_B: Tensor, offset: float) -> Tensor:
     return (offset - reward_B).relu()
 
 
+TUNING = ((), ("update.lr=1e-4",), ("tasks.batch=48", "update.lr=1e-4"), ("tasks.batch=48", "update.lr=3e-5"))
+
+
 @dataclass(frozen=True)
 class Method(RewardGradient):
     """See the file."""

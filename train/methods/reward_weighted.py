@@ -31,6 +31,9 @@ BETA = 0.5
 """Paper, Table 6."""
 
 
+TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.updates=2", "update.lr=1.2e-4"))
+
+
 @dataclass(frozen=True)
 class Method(ForwardProcess):
     """See the file."""

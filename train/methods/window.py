@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from train.config import Experiment, Task
 
 
+TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.within=1.0",))
+
+
 @dataclass(frozen=True)
 class Method(GroupRelative):
     """See the file."""

@@ -1,0 +1,301 @@
+"""How time and memory grow with batch, denoising steps, trained steps, processes and the size of the prompt set: `python -m bench.growth`.
+
+Each point is an iteration of the miniature after a first one, in a process of its own, so that its peak memory is its own; of the prompt set it is what an iteration asks of it, and
+what holding it takes. The batch grows in micro-batches of one size. With two processes each has one thread, as one has there.
+
+An axis is straight or better where its exponent, the slope of log(cost) over log(size) from least squares, is at most `STRAIGHT`: 1 is a straight line through the
+origin, less is one with a constant, or a curve that flattens. Written to `results/bench/growth`, a CSV and a picture for each hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.machine import Machine, forget_peak, peak_mib, record_path
+from evals.checkpoints import ROOT
+from evals.files import write_text
+from evals.svg import Line, chart
+from train.launch import free_port
+from train.records import FOLDER
+
+STRAIGHT = 1.1
+"""Largest exponent that counts as straight: noise moves one by less than a tenth over the ranges here."""
+ROUNDS = 3
+MICRO_BATCH = 16
+BATCH, STEPS, TRAINED = 32, 10, 2
+"""Where an axis is not the one that grows."""
+AXES: dict[str, tuple[int, ...]] = {
+    "batch": (16, 32, 64, 128),
+    "steps": (5, 10, 20, 40),
+    "trained_steps": (1, 2, 4, 8),
+    "processes": (1, 2),
+    "prompts": (10**3, 10**4, 10**5, 10**6, 10**7),
+}
+TITLES = {
+    "batch": "images of an iteration",
+    "steps": "denoising steps",
+    "trained_steps": "trained steps",
+    "processes": "processes",
+    "prompts": "prompts in the set",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement."""
+
+    axis: str
+    size: int
+    seconds: float
+    """Of an iteration, or of asking a set for an iteration's prompts the first time: the least of a few."""
+    mib: float
+    """Most resident memory, of all processes together; of a prompt set what was added to it."""
+
+
+UNITS: dict[str, Callable[[Point], float]] = {
+    "s": lambda point: point.seconds,
+    "MiB": lambda point: max(
+        point.mib, 1.0
+    ),  # below a page or two nothing can be told, and 0 has no logarithm
+}
+
+
+def iteration(size: dict[str, int]) -> tuple[float, float | None]:
+    """Seconds of an iteration of the miniature in this process, the least of a few, and its peak memory in MiB."""
+    from bench.bare import now
+    from train import experiments
+    from train.loop import iterate
+    from train.start import new_accelerator, prepare
+
+    paper = experiments.load("imagereward", "miniature")
+    (task,) = paper.tasks
+    experiment = replace(
+        paper,
+        tasks=(replace(task, batch=size["batch"]),),
+        sampling=replace(paper.sampling, steps=size["steps"], micro_batch=MICRO_BATCH),
+        update=replace(paper.update, trained_steps=size["trained_steps"], micro_batch=MICRO_BATCH),
+        iterations=10**6,
+        save_every=10**6,
+        samples_every=0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        # each process keeps its log, which only the main one writes, for itself
+        run = prepare(experiment, "miniature", 0, Path(folder) / "run", new_accelerator())
+        iterate(run, 0)
+        forget_peak()
+        seconds = []
+        for _ in range(ROUNDS):
+            start = now()
+            iterate(run, run.progress.iteration)
+            seconds.append(now() - start)
+    return min(seconds), peak_mib()
+
+
+def asking(count: int) -> tuple[float, float | None]:
+    """Seconds until an iteration has its prompts of a set of so many, made when asked for, and MiB that this takes."""
+    from bench.bare import now
+    from prompts import LazyPrompts
+    from train import experiments
+    from train.data import prompts_of
+
+    (task,) = experiments.load("imagereward", "miniature").tasks
+    prompts_of(task, LazyPrompts(_prompt, 10, "made up"), 0, 0)
+    forget_peak()
+    before, seconds = peak_mib(), []
+    for seed in range(1, 1 + ROUNDS):  # another seed has another order: nothing is kept from before
+        start = now()
+        prompts_of(task, LazyPrompts(_prompt, count, "made up"), seed, 0)
+        seconds.append(now() - start)
+    after = peak_mib()
+    return min(seconds), None if before is None or after is None else after - before
+
+
+def _prompt(number: int) -> Any:
+    from prompts import Prompt
+
+    return Prompt(f"{number}", f"picture number {number}")
+
+
+def measured(axis: str, size: int) -> Point:
+    """A point, in processes of its own.
+
+    Raises:
+        RuntimeError: with the last line of what it said, where one failed.
+    """
+    sizes = {"batch": BATCH, "steps": STEPS, "trained_steps": TRAINED} | {axis: size}
+    processes = size if axis == "processes" else 1
+    environment = dict(os.environ)
+    if axis == "processes":
+        environment |= {"OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        environment |= {
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.growth", "--point", json.dumps(sizes)],
+            cwd=ROOT,
+            env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    told = [process.communicate() for process in running]
+    for process, (_, error) in zip(running, told, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{axis} {size} failed: {(error.strip().splitlines() or [''])[-1]}")
+    found = [json.loads(answer.splitlines()[-1]) for answer, _ in told]
+    return Point(
+        axis,
+        size,
+        max(each["seconds"] for each in found),
+        sum(each["mib"] if each["mib"] is not None else math.nan for each in found),
+    )
+
+
+def units(points: Sequence[Point]) -> dict[str, Callable[[Point], float]]:
+    """What there is to tell: no memory where the system does not say it."""
+    return {unit: value for unit, value in UNITS.items() if all(math.isfinite(value(p)) for p in points)}
+
+
+def exponent(points: Sequence[Point], value: Callable[[Point], float]) -> float:
+    """Slope of log(value) over log(size), by least squares."""
+    return slope_of([math.log(p.size) for p in points], [math.log(value(p)) for p in points])
+
+
+def slope_of(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the line through points by least squares."""
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    above = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return above / sum((a - mean_x) ** 2 for a in x)
+
+
+def line_of(points: Sequence[Point], value: Callable[[Point], float]) -> tuple[float, float]:
+    """Constant and slope by least squares: what an axis costs at nothing, and for each one more."""
+    sizes, values = [float(p.size) for p in points], [value(p) for p in points]
+    slope = slope_of(sizes, values)
+    return (sum(values) - slope * sum(sizes)) / len(points), slope
+
+
+def told(points: Sequence[Point]) -> str:
+    """A line on an axis, for a reader."""
+    parts = []
+    for unit, value in units(points).items():
+        power, (constant, slope) = exponent(points, value), line_of(points, value)
+        shape = "straight or better" if power <= STRAIGHT else "STEEPER than straight"
+        parts.append(f"{constant:.3g} {unit} + {slope:.3g} {unit} each, exponent {power:.2f}, {shape}")
+    return f"{TITLES[points[0].axis]}: {'; '.join(parts)}"
+
+
+STYLE = """<style>
+svg { font: 11px sans-serif; fill: currentColor } .chart { overflow: visible }
+.axis { stroke: #888 } .grid { stroke: #ddd } polyline { fill: none; stroke: #2563a8; stroke-width: 2 }
+.mib { stroke: #b4501e } text { fill: #444 }
+</style>"""
+
+
+def picture(points: Sequence[Point], title: str) -> str:
+    """Seconds and memory over each axis, one SVG."""
+    width, height = 340, 170
+    axes = [axis for axis in AXES if any(point.axis == axis for point in points)]
+    parts = []
+    for row, axis in enumerate(axes):
+        of = [point for point in points if point.axis == axis]
+        sizes = [float(point.size) for point in of]
+        for column, (css, unit, values) in enumerate(
+            (("seconds", "s", [p.seconds for p in of]), ("mib", "MiB", [p.mib for p in of]))
+        ):
+            drawn = chart([Line(sizes, values, css)], f"{unit} over {TITLES[axis]}", TITLES[axis])
+            x, y = column * width, 30 + row * height
+            parts.append(f'<svg x="{x}" y="{y}" width="{width - 20}" height="{height - 30}">{drawn}</svg>')
+            parts.append(f'<text x="{x + 46}" y="{y - 2}">{unit}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width} {40 + len(axes) * height}">'
+        f'{STYLE}<rect width="100%" height="100%" fill="white"/><text x="8" y="14">{title}</text>{"".join(parts)}</svg>\n'
+    )
+
+
+def table(points: Sequence[Point], machine: Machine) -> str:
+    """CSV; every line says where and when."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["axis", "size", "seconds", "mib", "device", "load", "date", "commit"])
+    for point in points:
+        writer.writerow(
+            [
+                point.axis,
+                point.size,
+                f"{point.seconds:.4g}",
+                f"{point.mib:.4g}",
+                machine.device,
+                machine.load,
+                machine.date,
+                machine.commit,
+            ]
+        )
+    return text.getvalue()
+
+
+def all_points(axes: Sequence[str], least: bool) -> Iterator[Point]:
+    """One after the other; `least` takes the two smallest sizes of each axis."""
+    for axis in axes:
+        for size in AXES[axis][: 2 if least else None]:
+            point = measured(axis, size)
+            print(f"  {axis} {size:,}: {point.seconds:.3g} s, {point.mib:.0f} MiB", file=sys.stderr)
+            yield point
+
+
+def main() -> int:
+    """Measure, print, keep; exit code 1 where an axis is steeper than straight. With `--point`, be one process of a measurement."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--axis", action="append", choices=list(AXES), help="may be given several times; all unless given"
+    )
+    parser.add_argument("--quick", action="store_true", help="the two smallest sizes of each, not kept")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.point is not None:
+        sizes = given.point
+        seconds, mib = asking(sizes["prompts"]) if "prompts" in sizes else iteration(sizes)
+        print(json.dumps({"seconds": seconds, "mib": mib}))
+        return 0
+    machine = Machine.here()
+    print(machine)
+    points = list(all_points(given.axis or list(AXES), given.quick))
+    steep = False
+    for axis in dict.fromkeys(point.axis for point in points):
+        of = [point for point in points if point.axis == axis]
+        print(told(of))
+        steep |= any(exponent(of, value) > STRAIGHT for value in units(of).values())
+    if not (given.quick or given.axis):
+        path = record_path(FOLDER / "growth", ".csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(table(points, machine), path)
+        write_text(picture(points, f"{machine}"), path.with_suffix(".svg"))
+        print(f"kept in {path.relative_to(ROOT)} and beside it")
+    return int(steep)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,85 @@
+"""What a measurement was made on, and the most memory that a process has had."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from train.card import git_commit
+from train.records import device_name, file_of, processor
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when, as a record has it."""
+
+    device: str
+    """`train.records.device_name`: what records are kept apart by."""
+    processor: str
+    cores: int
+    threads: int
+    load: float
+    """Load average of the last minute as the measurement begins: above a half of `cores` others were at work."""
+    date: str
+    commit: str
+    python: str
+    torch: str
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one, now."""
+        commit, changed = git_commit()
+        return cls(
+            device=device_name(),
+            processor=processor(),
+            cores=os.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            load=round(os.getloadavg()[0], 2),
+            date=datetime.now().astimezone().isoformat(timespec="minutes"),
+            commit=(commit or "unknown") + (" and changes" if changed else ""),
+            python=platform.python_version(),
+            torch=torch.__version__,
+        )
+
+    def __str__(self) -> str:
+        """For a reader."""
+        return f"{self.device}, {self.cores} cores, load {self.load}, {self.date}, torch {self.torch}, commit {self.commit[:12]}"
+
+
+def record_path(folder: Path, suffix: str = ".json") -> Path:
+    """Where the record of this device lies in a folder."""
+    return file_of(device_name(), folder).with_suffix(suffix)
+
+
+def peak_mib(pid: int | str = "self") -> float | None:
+    """Most resident memory of a process since it began or `forget_peak`, MiB; None where the system does not say, which only Linux does.
+
+    Not `getrusage`: its number is inherited, so that a small process started by a large one has the large one's.
+    """
+    return _status(pid, "VmHWM")
+
+
+def resident_mib(pid: int | str = "self") -> float | None:
+    """Resident memory of a process now, MiB; None where the system does not say."""
+    return _status(pid, "VmRSS")
+
+
+def _status(pid: int | str, field: str) -> float | None:
+    status = Path(f"/proc/{pid}/status")
+    if not status.is_file():
+        return None
+    found = re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found[1]) / 1024 if found else None
+
+
+def forget_peak(pid: int | str = "self") -> None:
+    """From here on the peak is that of what comes; without effect where the system does not say one."""
+    switch = Path(f"/proc/{pid}/clear_refs")
+    if switch.is_file():
+        switch.write_text("5")

@@ -1,0 +1,360 @@
+"""The benchmarks' own arithmetic: what is compared with what, what is kept, what is refused. Nothing here is timed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench import check, growth, operations
+from bench.growth import Point
+from bench.machine import Machine, forget_peak, peak_mib
+from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
+from bench.peers import __main__ as peers
+from bench.peers import ours, worker
+from bench.peers.worker import ROOT, Workers
+from evals import metrics, scorers
+from tests.test_make import Sandbox, sandbox  # noqa: F401  a fixture
+from train import config, records
+
+pytestmark = pytest.mark.timeout(120)
+PIPELINE = ROOT / "evals" / "miniature" / "weights" / "pipeline"
+needs_miniature = pytest.mark.skipif(
+    not (PIPELINE / "model_index.json").is_file(), reason="the miniature's weights are not here"
+)
+MACHINE = Machine("a device", "a processor", 2, 2, 0.1, "2026-11-26T00:00+00:00", "c0ffee", "3.11", "2.15")
+
+
+def took(ratio: float, cpu_ratio: float | None = None) -> Timed:
+    cpu_ratio = ratio if cpu_ratio is None else cpu_ratio
+    return Timed(ratio, ratio, ratio, cpu_ratio, 1.0, 1.0, "images", 1.0, MACHINE.date, MACHINE.commit, 0.1)
+
+
+# peers
+
+
+def test_a_batch_that_trl_cannot_cut_is_refused() -> None:
+    with pytest.raises(ValueError) as told:
+        replace(peers.SETTING, batch=100)
+    assert "--batch is 100" in str(told.value) and "multiple of 80" in str(told.value)
+
+
+def test_without_its_environment_the_peer_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ENVIRONMENT", tmp_path / ".venv-peers")
+    with pytest.raises(ValueError, match=r"^\.venv-peers with trl's DDPOTrainer is not there: `make peers`"):
+        peers.measured(peers.SETTING, 1, 1, tmp_path)
+
+
+def test_half_an_environment_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ENVIRONMENT", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("")
+    with pytest.raises(ValueError, match="make peers"):
+        worker.python_of("trl_ddpo")
+
+
+SERVICE = """
+from bench.peers.worker import serve
+class Service:
+    def add(self, a, b):
+        print("what a library prints")
+        return {"sum": a + b}
+serve(Service())
+"""
+
+
+def test_a_worker_answers_each_request_and_nothing_else() -> None:
+    asked = '{"do": "add", "a": 1, "b": 2}\n{"do": "add", "a": 3, "b": 4}\n'
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICE], input=asked, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == '{"sum": 3}\n{"sum": 7}\n'
+    assert "what a library prints" in done.stderr
+
+
+def test_a_worker_that_has_ended_is_named(tmp_path: Path) -> None:
+    # a module that serves nothing
+    with Workers("worker", tmp_path, 1) as gone, pytest.raises(RuntimeError, match=r"^worker ended: "):
+        gone("prepare")
+
+
+def test_trainers_that_draw_other_pictures_are_not_compared() -> None:
+    here = {"reward_mean": 0.5, "reward_std": 1.0}
+    peers.refuse_other_pictures(here, {"reward_mean": 0.7, "reward_std": 1.0}, 100)
+    # standard error of the difference: sqrt(2) / 10
+    for other in (0.5 + 4.1 * math.sqrt(2) / 10, -1.0, math.nan):
+        with pytest.raises(ValueError, match="do not draw the same model"):
+            peers.refuse_other_pictures(here, {"reward_mean": other, "reward_std": 1.0}, 100)
+
+
+def test_the_ratio_is_the_median_of_each_rounds_own() -> None:
+    def rounds(*seconds: float) -> list[dict[str, float]]:
+        return [{"seconds": s, "cpu_seconds": 2 * s} for s in seconds]
+
+    # the machine was slow in the second round, for all
+    found = {
+        "trl_ddpo": rounds(1.2, 12.0, 1.3),
+        "ours": rounds(1.0, 10.0, 1.0),
+        "bare": rounds(0.8, 8.0, 0.5),
+    }
+    told = peers.summary(found, batch=10)
+    assert told["times_as_fast_seconds"] == pytest.approx({"median": 1.2, "least": 1.2, "most": 1.3})
+    assert told["ours_over_bare_seconds"]["median"] == pytest.approx(1.25)
+    assert told["images_per_second"] == pytest.approx({"trl": 10 / 1.3, "here": 10.0})
+    assert told["cpu_seconds"]["here"] == pytest.approx(2.0)
+
+
+def test_how_far_two_processes_are_apart() -> None:
+    one = {"gradient.a": torch.tensor([3.0, 0.0]), "weight.a": torch.tensor([1.0, -2.0])}
+    other = {"gradient.a": torch.tensor([0.0, 3.0]), "weight.a": torch.tensor([1.0, -2.5])}
+    assert peers.apart(one, one, "gradient.") == 0
+    assert peers.apart(one, other, "gradient.") == pytest.approx(math.sqrt(2))
+    assert peers.largest(one, other) == 0.5
+    assert peers.total(one) == 3.0
+    apart = {"gradients_apart": 1.4, "largest_weight_apart": 0.5, "sums_of_weights": [3.0, 3.5]}
+    assert "two different models" in peers.told_gradient("trl", apart)
+    assert "one model" in peers.told_gradient("here", apart | {"largest_weight_apart": 0.0})
+
+
+@needs_miniature
+def test_older_transformers_find_every_weight_of_the_text_encoder(tmp_path: Path) -> None:
+    peers.for_older_transformers(PIPELINE, tmp_path / "copy")
+    ours_, theirs = (
+        load_file(folder / "text_encoder" / "model.safetensors") for folder in (PIPELINE, tmp_path / "copy")
+    )
+    assert set(theirs) == {f"text_model.{name.removeprefix('text_model.')}" for name in ours_}
+    for name, tensor in ours_.items():
+        assert torch.equal(theirs[f"text_model.{name.removeprefix('text_model.')}"], tensor)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_here_is_trained_what_trl_trains(lora: bool) -> None:
+    """As many passes of the denoiser, forward and backward, and as many optimiser steps, as trl's settings ask for."""
+    setting = replace(peers.SETTING, lora=lora)
+    experiment = ours.experiment_of(setting)
+    config.check(experiment, 1)
+    (task,) = experiment.tasks
+    batches = setting.batch // setting.micro_batch
+    drawn, trained = experiment.method.evaluations(experiment, task)
+    assert drawn == batches * setting.steps * 2 * setting.micro_batch
+    assert trained == batches * setting.trained_steps * 2 * setting.micro_batch
+    accumulated = batches // setting.trained_steps  # of trl: batches to an optimiser step
+    assert experiment.method.optimiser_steps(experiment) == batches // accumulated
+    assert (experiment.lora is not None) == lora
+
+
+# operations
+
+
+def test_an_operations_ratio_is_to_the_reference_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = [0.0], [1.0]
+
+    def lasting(seconds: float) -> None:
+        clock[0] += seconds * pace[0]
+
+    def reference() -> None:
+        lasting(1.0)
+        pace[0] *= 2  # the machine becomes slower and slower
+
+    monkeypatch.setattr(operations, "now", lambda: clock[0])
+    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
+    monkeypatch.setitem(operations.REFERENCES, "python", reference)
+    told = timed(Operation("a", 6, "rows", "python", lambda: lasting(3.0)), MACHINE, rounds=7)
+    # in every round the references before and after take a half and once the operation's pace
+    assert told.ratio == told.least == told.most == 3.0 / ((0.5 + 1.0) / 2)
+    assert told.cpu_ratio == told.ratio
+    assert told.per_second == 6 / told.seconds
+    assert (told.date, told.commit) == (MACHINE.date, MACHINE.commit)
+
+
+def test_neighbours() -> None:
+    assert neighbours([3.0, 8.0], [1.0, 2.0, 2.0]) == [2.0, 4.0]
+
+
+def test_a_short_operation_is_repeated_and_what_comes_before_is_off_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, calls = [0.0], [0]
+
+    def call() -> None:
+        clock[0] += operations.LEAST_SECONDS / 10
+        calls[0] += 1
+
+    def before() -> None:
+        clock[0] += 1000.0
+
+    def reference() -> None:
+        clock[0] += 1.0
+
+    monkeypatch.setattr(operations, "now", lambda: clock[0])
+    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
+    monkeypatch.setitem(operations.REFERENCES, "python", reference)
+    told = timed(Operation("a", 1, "rows", "python", call, before), MACHINE, rounds=2)
+    assert told.seconds == pytest.approx(operations.LEAST_SECONDS / 10)
+    assert calls[0] == pytest.approx(1 + 2 * 10, abs=2)
+
+
+def test_every_reward_and_metric_is_an_operation() -> None:
+    names = set(makers())
+    assert {f"reward {name}" for name in scorers.names("miniature")} <= names
+    assert {f"metric {name}" for name in metrics.names()} <= names
+    assert {"iteration", "rollout", "update", "saving", "resuming", "table"} <= names
+
+
+@pytest.mark.parametrize("name", ["geneval", "parity", "win_rate_gold"])
+def test_metrics_get_rows_that_they_can_read(name: str, tmp_path: Path) -> None:
+    operation = makers()[f"metric {name}"](Workbench(tmp_path), f"metric {name}")
+    operation.call()
+    rows = operations.rows_of(metrics.load(name), 553, 1)
+    assert operation.count == len(rows) == 4 * 553
+    found = metrics.load(name).statistics(rows, rows)
+    assert np.isfinite(metrics.load(name).finish(found.to_numpy(dtype=np.float64).mean(0)[None])).all()
+
+
+def test_references_can_be_called() -> None:
+    for reference in operations.REFERENCES.values():
+        reference()
+
+
+def test_a_record_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "operations" / "device.json"
+    assert kept(path) == {}
+    keep(path, MACHINE, {"rollout": took(1.0), "update": took(2.0)})
+    keep(path, MACHINE, {"update": took(3.0)})
+    assert kept(path) == {"rollout": took(1.0), "update": took(3.0)}
+    assert records.everything(tmp_path) == []  # the plan of a run does not take it for one of its own
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"device\.json is damaged"):
+        kept(path)
+
+
+# bench-check
+
+
+def test_slower_is_only_what_is_so_twice() -> None:
+    record = {name: took(1.0) for name in ("same", "once", "twice", "faster")}
+    answers = {"same": [1.1], "once": [1.5, 1.1], "twice": [1.5, 1.4], "faster": [0.5]}
+    said: list[str] = []
+    rounds_asked: list[int] = []
+
+    def measure(name: str, rounds: int) -> Timed:
+        rounds_asked.append(rounds)
+        return took(answers[name].pop(0))
+
+    assert check.checked([*record, "another"], record, measure, said.append) == ["twice"]
+    assert [line.split()[0] for line in said] == ["as", "as", "SLOWER", "faster", "new"]
+    assert "+40%" in said[2] and "c0ffee" in said[2]
+    assert not any(answers.values())
+    assert rounds_asked == [operations.ROUNDS * n for n in (1, 1, 2, 1, 2, 1)]
+
+
+def test_the_tolerance_is_a_share_of_the_record() -> None:
+    allowed = 1 + check.TOLERANCE
+    assert not check.is_slower(took(2.0), took(2.0 * allowed - 1e-6))
+    assert check.is_slower(took(2.0), took(2.0 * allowed + 1e-6))
+    assert check.change_of(took(2.0), took(1.0, cpu_ratio=1.5)) == -0.25
+    assert check.change_of(took(2.0), took(1.0, cpu_ratio=3.0)) == 0
+    # another process at work shows on the clock only
+    assert not check.is_slower(took(2.0), took(9.0, cpu_ratio=2.0))
+
+
+def test_hardware_without_a_record_and_unknown_operations_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "path_here", lambda: tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"there is no record of .*: `make bench` makes it"):
+        check.main([])
+    with pytest.raises(ValueError, match="there is no operation 'rolout': choose from iteration"):
+        check.main(["rolout"])
+
+
+# growth
+
+
+def points(axis: str, power: float) -> list[Point]:
+    return [Point(axis, size, 3.0 * size**power, 100.0 + size) for size in growth.AXES[axis]]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_is_the_power(power: float) -> None:
+    of = points("batch", power)
+    assert growth.exponent(of, growth.UNITS["s"]) == pytest.approx(power)
+    assert ("STEEPER" in growth.told(of)) == (power > growth.STRAIGHT)
+
+
+def test_constant_and_slope_of_a_line() -> None:
+    constant, slope = growth.line_of(points("batch", 1.0), growth.UNITS["MiB"])
+    assert (constant, slope) == pytest.approx((100.0, 1.0))
+
+
+def test_memory_that_grows_steeply_is_told() -> None:
+    of = [Point("steps", size, 1.0, float(size**2)) for size in growth.AXES["steps"]]
+    assert "STEEPER" in growth.told(of)
+
+
+def test_where_memory_is_not_known_time_alone_is_told() -> None:
+    of = [replace(point, mib=math.nan) for point in points("batch", 1.0)]
+    assert "MiB" not in growth.told(of) and "STEEPER" not in growth.told(of)
+
+
+def test_table_and_picture_have_every_point() -> None:
+    of = [*points("batch", 1.0), *points("prompts", 0.0)]
+    read = list(csv.DictReader(io.StringIO(growth.table(of, MACHINE))))
+    assert [(row["axis"], int(row["size"]), float(row["mib"])) for row in read[:2]] == [
+        ("batch", 16, 116.0),
+        ("batch", 32, 132.0),
+    ]
+    assert {row["commit"] for row in read} == {MACHINE.commit}
+    drawn = ElementTree.fromstring(growth.picture(of, "a device"))
+    lines = drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert [len(line.attrib["points"].split()) for line in lines] == [4, 4, 5, 5]
+
+
+def test_asking_a_large_set_takes_no_more_than_its_order() -> None:
+    _, mib = growth.asking(10**6)
+    # a permutation is 8 bytes for each prompt, and there are three
+    assert mib is None or mib < 3 * 8 + 16
+
+
+# machine
+
+
+def test_the_peak_is_that_since_it_was_forgotten() -> None:
+    if peak_mib() is None:
+        pytest.skip("this system does not say a process's peak memory")
+    forget_peak()
+    before = peak_mib()
+    block = np.ones(64 * 2**17)
+    after = peak_mib()
+    assert before is not None and after is not None
+    assert 60 < after - before < 100
+    del block
+    forget_peak()
+    again = peak_mib()
+    assert again is not None and again < after - 60
+
+
+# make
+
+
+def test_the_environment_of_peers_is_made_when_its_lock_changes(sandbox: Sandbox) -> None:  # noqa: F811
+    sandbox.write(".venv-peers/bin/python")  # in place of what uv makes
+    made = sandbox.calls("peers")
+    assert [call.split(" --")[0] for call in made] == ["-m uv venv", "-m uv pip install"]
+    assert "--require-hashes -r bench/peers/requirements.lock" in made[1]
+    assert sandbox.calls("peers") == []
+    sandbox.age(".venv-peers/.complete", 60)
+    sandbox.write("bench/peers/requirements.lock", "changed")
+    assert len(sandbox.calls("peers")) == 2
