@@ -368,6 +368,38 @@ def test_equal_evaluations_and_seconds_are_read_off_straight_lines(tmp_path: Pat
     assert ahead.evaluations < behind.evaluations
 
 
+def test_seeds_may_take_evaluations_of_their_own(tmp_path: Path) -> None:
+    """ReFL draws at which step of the sampler its gradient begins, so what it has taken after so many iterations differs from seed to seed."""
+    made_standing(tmp_path, {"ppo": (0.4, 0.8), "refl": (0.5, 1.5)})
+    (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    made = [replace(paper, method=method, seed=seed) for method in ("ppo", "refl") for seed in (0, 1, 2)]
+    for cell in made[3:]:
+        path = tmp_path / cell.key / work.DONE
+        record = json.loads(path.read_text())
+        for point in record["points"]:
+            point["denoiser_evaluations"] += 10 * cell.seed * (point["iteration"] > 0)
+        path.write_text(json.dumps(record))
+    found = standing(QUESTION, made, [], tmp_path, resamples=200)
+    refl = found.tracks[1]
+    assert refl.evaluations_RT.tolist() == [[0, 1000, 2000], [0, 1010, 2010], [0, 1020, 2020]]
+    assert found.evaluations == 2000
+    number, gain_RT = found.of("refl", "evaluations", 0.25, "gold"), gains_RT(refl, "gold_quality")
+    assert number is not None
+    by_hand = [500 / (1000 + 10 * seed) * gain_RT[seed, 1] for seed in range(3)]
+    assert number.gain.value == pytest.approx(np.mean(by_hand))
+    assert number.evaluations == pytest.approx(500)
+    end = found.of("refl", "checkpoint", 1.0, "gold")
+    assert end is not None
+    assert end.evaluations == pytest.approx(2010)
+    each = [
+        crossing(gain_T, axis_T, found.target)
+        for gain_T, axis_T in zip(gain_RT, refl.evaluations_RT, strict=True)
+    ]
+    assert found.reaches["refl"].seeds == tuple(each)
+    ends = pages.tidy([found]).query("method == 'refl' and at == 'checkpoint' and role == 'gold'")
+    assert [len(str(gains).split()) for gains in ends["gain_by_seed"]] == [3, 3]
+
+
 def test_a_prompt_without_a_score_is_left_out_where_it_has_none() -> None:
     values_TRPS = np.array([[[[1.0], [2.0]]], [[[3.0], [np.nan]]], [[[5.0], [6.0]]]])
     assert table.at_places(values_TRPS, np.array([2.0])).tolist() == [[[5.0], [6.0]]]

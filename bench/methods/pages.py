@@ -68,7 +68,7 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         f"{question.why} Scored on {question.prompt_set}. Methods race by {question.goal}.",
     ]
     parts += [
-        f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less; equal evaluations are shares of {standing.evaluations:,.0f}, equal wall time of "
+        f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less, on average where a method draws how many it takes; equal evaluations are shares of {standing.evaluations:,.0f}, equal wall time of "
         f"{standing.seconds:,.0f} s, the shortest training."
         if standing.tracks
         else "Nothing has been run yet."
@@ -169,7 +169,7 @@ def over_optimises(standing: Standing, track: Track) -> str:
             t = (parting.apart or parting.fallen)[0]
             loss = interval(metric, parting.against.difference(t, parting.against.best), signed=True)
             rises = "" if parting.apart else ", the proxy no higher"
-            told.append(f"{name} from {track.evaluations_T[t]:,.0f} ({loss}{rises})")
+            told.append(f"{name} from {track.evaluations_RT[:, t].mean():,.0f} ({loss}{rises})")
         else:
             told.append(f"{name} not seen to")
     return "; ".join(told)
@@ -340,7 +340,7 @@ def _key(reward: str, method: str, at: str) -> dict[str, Any]:
 def _record(number: Number, track: Track) -> dict[str, Any]:
     each = ""
     if number.at == "checkpoint" and number.role in track.question.roles():
-        t = int(np.argmin(np.abs(track.evaluations_T - number.evaluations)))
+        t = int(np.argmin(np.abs(track.evaluations_RT.mean(axis=0) - number.evaluations)))
         each = " ".join(f"{gain:.6g}" for gain in gains_RT(track, number.metric)[:, t])
     return {
         **_key(number.reward, number.method, number.at),
@@ -385,7 +385,7 @@ def picture(standing: Standing) -> str:
     """A row of panels a method, the paper's in grey behind: what it gains in gold, held-out and proxy over evaluations, and in the goal over seconds."""
     question, tracks = standing.question, standing.tracks
     columns: list[tuple[str, str, Callable[[Track], Array]]] = [
-        *((role, "evaluations", lambda track: track.evaluations_T) for role in DRAWN),
+        *((role, "evaluations", lambda track: track.evaluations_RT.mean(axis=0)) for role in DRAWN),
         (question.goal, "s", lambda track: track.seconds_RT.mean(axis=0)),
     ]
     papers = next((track for track in tracks if track.method == methods.PAPERS), None)

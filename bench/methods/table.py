@@ -4,7 +4,7 @@ A *track* is a method on a reward, all its seeds together. A gain is a metric le
 with an interval over prompts and training seeds. Between two checkpoints a track is taken to be straight, in evaluations as in seconds: of each seed by itself, as
 seeds differ in their seconds.
 
-- *Equal evaluations* are shares of what every track of the reward has taken at its end.
+- *Equal evaluations* are shares of what every run of the reward has taken at its end.
 - *Equal wall time* are shares of the shortest training of any run of the reward, so that no track is asked beyond its end.
 - A method *reaches* the paper method's final gain, where that is one, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
   at most that.
@@ -54,8 +54,8 @@ class Track:
     """Of its checkpoints, as score rows call them."""
     iteration_T: tuple[int, ...]
     images_T: tuple[int, ...]
-    evaluations_T: Array
-    """Denoiser evaluations that training had taken, the same for every seed."""
+    evaluations_RT: Array
+    """Denoiser evaluations that training had taken: not the same for every seed where a method draws how many it takes."""
     seconds_RT: Array
     statistics: dict[str, Array]
     """By metric, [T, R, P, S]."""
@@ -70,18 +70,21 @@ class Track:
 
     def at_evaluations(self, evaluations: float) -> Array:
         """Where a number of evaluations lies among the checkpoints, of every seed [R]."""
-        place = np.interp(evaluations, self.evaluations_T, np.arange(len(self.evaluations_T)))
-        return np.full(len(self.seeds), float(place))
+        return places(evaluations, self.evaluations_RT)
 
     def at_seconds(self, seconds: float) -> Array:
         """Where a wall time of training lies among the checkpoints, of every seed [R]."""
-        order = np.arange(len(self.evaluations_T))
-        return np.array([np.interp(seconds, seconds_T, order) for seconds_T in self.seconds_RT])
+        return places(seconds, self.seconds_RT)
 
     def cpu_share(self) -> float:
         """Which part of its threads' time the trainer was on a processor."""
         wall = sum(s["seconds"] * s["threads"] for s in self.sessions)
         return sum(s["cpu_seconds"] for s in self.sessions) / wall if wall else float("nan")
+
+
+def places(at: float, axis_RT: Array) -> Array:
+    """Where something lies among the checkpoints, of every seed on an axis of its own [R]."""
+    return np.array([np.interp(at, axis_T, np.arange(len(axis_T))) for axis_T in axis_RT])
 
 
 class Number(NamedTuple):
@@ -93,6 +96,7 @@ class Number(NamedTuple):
     share: float
     """Of the axis that is equal; of the run's own evaluations at a checkpoint."""
     evaluations: float
+    """Mean over seeds."""
     seconds: float
     """Mean over seeds."""
     role: str
@@ -130,7 +134,7 @@ class Standing:
     missing: tuple[Cell, ...]
     numbers: tuple[Number, ...]
     evaluations: float
-    """That every track has taken."""
+    """That every run has taken."""
     seconds: float
     """Of the shortest training."""
     target: float
@@ -139,11 +143,13 @@ class Standing:
     partings: dict[str, tuple[Parting, ...]]
 
     def evaluations_of_papers(self) -> float:
-        """That the paper's method took to its end; NaN where it has not been run."""
-        return next((float(t.evaluations_T[-1]) for t in self.tracks if t.method == methods.PAPERS), np.nan)
+        """That the paper's method took to its end, mean over seeds; NaN where it has not been run."""
+        return next(
+            (float(t.evaluations_RT[:, -1].mean()) for t in self.tracks if t.method == methods.PAPERS), np.nan
+        )
 
     def seconds_of_papers(self) -> float:
-        """As `evaluations_of_papers`, mean over seeds."""
+        """As `evaluations_of_papers`."""
         return next(
             (float(t.seconds_RT[:, -1].mean()) for t in self.tracks if t.method == methods.PAPERS), np.nan
         )
@@ -179,10 +185,10 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
     done = sorted(done, key=lambda pair: pair[0].seed)
     cells, records = [cell for cell, _ in done], [record for _, record in done]
     points: list[list[dict[str, Any]]] = [record["points"] for record in records]
-    evaluations_RT = np.array([[p["denoiser_evaluations"] for p in of] for of in points], dtype=np.float64)
-    if (evaluations_RT != evaluations_RT[0]).any():
+    iterations = [[p["iteration"] for p in of] for of in points]
+    if any(one != iterations[0] for one in iterations):
         raise ValueError(
-            f"{root / cells[0].key / DONE}: the seeds of this method were not scored after the same evaluations"
+            f"{root / cells[0].key / DONE}: the seeds of this method were not scored after the same iterations"
         )
     experiments = [p["experiment"] for p in points[0]]
     folders = [root / cell.key / SCORES for cell in cells]
@@ -206,7 +212,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         experiments=tuple(experiments),
         iteration_T=tuple(p["iteration"] for p in points[0]),
         images_T=tuple(p["images"] for p in points[0]),
-        evaluations_T=evaluations_RT[0],
+        evaluations_RT=np.array([[p["denoiser_evaluations"] for p in of] for of in points], dtype=np.float64),
         seconds_RT=np.array([[p["seconds"] for p in of] for of in points], dtype=np.float64),
         statistics=statistics,
         nats_TRP=_nats(folders, points, prompt_set),
@@ -305,10 +311,10 @@ class Estimator:
     def numbers(self, track: Track, at: At, share: float, place_R: Array) -> list[Number]:
         """Everything that is said of a track at a place."""
         place = float(place_R.mean())
-        order = np.arange(len(track.evaluations_T))
-        evaluations = float(np.mean(np.interp(place_R, order, track.evaluations_T)))
-        seconds = float(
-            np.mean([np.interp(p, order, of) for p, of in zip(place_R, track.seconds_RT, strict=True)])
+        order = np.arange(len(track.iteration_T))
+        evaluations, seconds = (
+            float(np.mean([np.interp(p, order, of) for p, of in zip(place_R, axis_RT, strict=True)]))
+            for axis_RT in (track.evaluations_RT, track.seconds_RT)
         )
         assert 0 <= place <= order[-1], "no track is asked beyond its end"
         told = (track.question.reward, track.method, at, round(share, 6), evaluations, seconds)
@@ -361,21 +367,23 @@ def crossing(gain_T: Array, axis_T: Array, target: float) -> float:
 def reach(track: Track, target: float) -> Reach:
     """When a track reaches a gain in the goal."""
     gain_RT = gains_RT(track, goal_of(track.question))
-    mean_T, seconds_T = gain_RT.mean(axis=0), track.seconds_RT.mean(axis=0)
-    each = tuple(crossing(gain_T, track.evaluations_T, target) for gain_T in gain_RT)
-    if mean_T[1] >= target:
-        return Reach(float(track.evaluations_T[1]), float(seconds_T[1]), True, each)
-    return Reach(
-        crossing(mean_T, track.evaluations_T, target), crossing(mean_T, seconds_T, target), False, each
+    mean_T = gain_RT.mean(axis=0)
+    evaluations_T, seconds_T = track.evaluations_RT.mean(axis=0), track.seconds_RT.mean(axis=0)
+    each = tuple(
+        crossing(gain_T, axis_T, target) for gain_T, axis_T in zip(gain_RT, track.evaluations_RT, strict=True)
     )
+    if mean_T[1] >= target:
+        return Reach(float(evaluations_T[1]), float(seconds_T[1]), True, each)
+    return Reach(crossing(mean_T, evaluations_T, target), crossing(mean_T, seconds_T, target), False, each)
 
 
 def partings(track: Track, resamples: int) -> tuple[Parting, ...]:
     """Proxy held against held-out and gold over a track's checkpoints."""
+    evaluations_T = track.evaluations_RT.mean(axis=0)
     points = [
         Point(iteration, experiment, images, int(evaluations), NOTHING)
         for iteration, experiment, images, evaluations in zip(
-            track.iteration_T, track.experiments, track.images_T, track.evaluations_T, strict=True
+            track.iteration_T, track.experiments, track.images_T, evaluations_T, strict=True
         )
     ]
     return curve(track.rows, points, resamples, track.question.chosen()).partings
@@ -390,7 +398,7 @@ def standing(
 ) -> Standing:
     """A reward's part of the table, of whatever is done of its cells."""
     tracks, estimate = tracks_of(question, cells, root), Estimator(resamples)
-    evaluations = min((float(track.evaluations_T[-1]) for track in tracks), default=float("nan"))
+    evaluations = min((float(track.evaluations_RT[:, -1].min()) for track in tracks), default=float("nan"))
     seconds = min((float(track.seconds_RT[:, -1].min()) for track in tracks), default=float("nan"))
     numbers: list[Number] = []
     for track in tracks:
@@ -399,8 +407,9 @@ def standing(
                 track, "evaluations", share, track.at_evaluations(share * evaluations)
             )
             numbers += estimate.numbers(track, "seconds", share, track.at_seconds(share * seconds))
-        for t in range(1, len(track.evaluations_T)):
-            share = float(track.evaluations_T[t] / track.evaluations_T[-1])
+        mean_T = track.evaluations_RT.mean(axis=0)
+        for t in range(1, len(mean_T)):
+            share = float(mean_T[t] / mean_T[-1])
             numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
     papers = [track for track in tracks if track.method == methods.PAPERS]
     target = float(gains_RT(papers[0], goal_of(question)).mean(axis=0)[-1]) if papers else float("nan")

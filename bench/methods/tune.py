@@ -55,14 +55,14 @@ def found_of(done: Sequence[Cell], root: Path, resamples: int = stats.RESAMPLES)
             records.append(key | {"note": f"stopped by itself: {stopped_of(cell, root)}"})
             continue
         track = read(question, [(cell, record)], root)
-        end = np.array([float(len(track.evaluations_T) - 1)])
+        end = np.array([float(len(track.iteration_T) - 1)])
         for number in estimate.numbers(track, "checkpoint", 1.0, end):
             role = number.role.replace("-", "_")
             one = number.value if number.role in (KL, "drift") else number.gain
             key |= {role: one.value, f"{role}_low": one.low, f"{role}_high": one.high}
         key |= {
             "iterations": cell.experiment.iterations,
-            "evaluations": track.evaluations_T[-1],
+            "evaluations": track.evaluations_RT[0, -1],
             "seconds": track.seconds_RT[0, -1],
             "prompt_set": cell.prompt_set,
             "prompts": track.statistics[question.held_out].shape[2],
