@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evals.diffusion import Painter, Sampling, Schedule, add_noise, denoising_target
 from tests import toy
-from train import experiments, methods
+from train import experiments, methods, snapshots
 from train import state as states
 from train.advantages import GROUP_EPSILON, normalise
 from train.config import Experiment, Reward, Task, Update, check
@@ -414,6 +414,27 @@ def test_old_policy_follows_by_the_recursion(make_run: MakeRun) -> None:
         expected = decay * expected + (1 - decay) * run.policy.weights[name].detach()
         torch.testing.assert_close(run.policy.old.average[name], expected)
         run.progress.iteration += 1
+
+
+def test_old_policy_of_a_pool_counts_its_own_steps(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    """Two tasks whose images are one batch take one turn of two optimiser steps an iteration, not two."""
+    alone = one_task(tiny_pipeline_dir, toy_prompts)
+    pool = replace(alone, tasks=(*alone.tasks, replace(alone.tasks[0], name="again")), mixing="zscores")
+    experiment = of_method(pool, "nft", {"updates": 2, "old_rise": 0.1, "kl": 0.0})
+    run = prepare(experiment, "toy", 0, tmp_path / "run", new_accelerator())
+    train(run)
+    assert [line["old_decay"] for line in lines(run)] == pytest.approx([0.2, 0.4])
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_a_distance_to_the_base_is_not_taken_for_nats(make_run: MakeRun, name: str) -> None:
+    """A snapshot sums the `kl` that updates have recorded."""
+    run = make_run(name)
+    train(run)
+    assert lines(run)[-1]["distance"] > 0
+    assert snapshots.kl_of_updates(run.out / "metrics.jsonl") == {}
 
 
 def test_contrast_is_zero_until_the_old_policy_lags(make_run: MakeRun) -> None:

@@ -320,7 +320,7 @@ def check_groups(experiment: Experiment, field: str, instead: str) -> None:
 def distance(output_RCHW: Tensor, other_RCHW: Tensor) -> Tensor:
     """Mean squared difference of two policies' answers, over dimensions: [R].
 
-    Times kappa_t^2 dims / 2 it is the KL divergence of their DDIM transitions (`Schedule.gradient_scale`).
+    Times kappa_t^2 dims / 2 it is the KL divergence of their DDIM transitions (`Schedule.gradient_scale`), so it is not recorded as `kl`, which is in nats.
     """
     return ((output_RCHW - other_RCHW) ** 2).flatten(1).mean(1)
 

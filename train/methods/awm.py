@@ -108,8 +108,8 @@ class Method(ForwardProcess):
             "error": denoising_loss(output_RCHW, target),
         }
         if self.kl > 0:
-            found["kl"] = distance(output_RCHW, beside["base"])
-            loss_R = loss_R + self.kl * found["kl"]
+            found["distance"] = distance(output_RCHW, beside["base"])
+            loss_R = loss_R + self.kl * found["distance"]
         return loss_R, found
 
 

@@ -52,6 +52,7 @@ from train.methods._forward_process import (
     distance,
     released_recipe,
 )
+from train.mixing import turns
 from train.run import Run
 
 LEAST_ERROR = 1e-5
@@ -146,8 +147,8 @@ class Method(ForwardProcess):
         )  # release: so that beta and the clip leave the first gradient as it is
         found = {"contrast": distance(output_RCHW, old)}
         if self.kl > 0:
-            found["kl"] = distance(output_RCHW, beside["base"])
-            loss_R = loss_R + self.kl * found["kl"]
+            found["distance"] = distance(output_RCHW, beside["base"])
+            loss_R = loss_R + self.kl * found["distance"]
         return loss_R, found
 
     def update(self, run: Run, batch: Any, on_policy: bool) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class Method(ForwardProcess):
         """The old policy follows."""
         old, progress = run.policy.old, run.progress
         assert old is not None
-        tasks_done = progress.iteration * len(run.experiment.tasks) + progress.phase + 1
+        tasks_done = progress.iteration * len(turns(run.experiment)) + progress.phase + 1
         old.decay = old_decay(tasks_done * self.updates, self.old_copies, self.old_rise, self.old_most)
         old.step(run.policy.weights)
         return {"old_decay": old.decay}
