@@ -538,6 +538,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"tasks": (replace(PARITY, credit="shared"),)},
         "with tasks.tone.credit shared they all have one reward",
     ),
+    (
+        "nft",
+        {"relative_to": "group"},
+        {"mixing": "gdpo", "tasks": (TOY.tasks[0], PARITY)},
+        "with mixing gdpo each reward is relative to the images of its prompt already, and their sum is compared with the batch: use batch",
+    ),
     ("nft", {"mix": 0.0}, {}, "method.mix is 0.0, but it must be above 0"),
     ("nft", {"old_most": 1.0}, {}, "a decay must lie in [0, 1)"),
     ("nft", {"kl": -1.0}, {}, "method.kl is -1.0, but it must be at least 0"),

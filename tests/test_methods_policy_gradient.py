@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ from torch.distributions import Normal, kl_divergence
 from evals.diffusion import Sampling, Schedule, gaussian_kl, log_prob, noise, transition
 from tests import toy
 from train import experiments, methods
-from train.advantages import group_relative, silent_share
+from train.advantages import group_relative, normalise, silent_share
+from train.batches import Judged
 from train.config import Experiment, Lora, Reward, Task, Update, check, override
 from train.loop import Stopped, train
 from train.methods import ddpo, grpo, kl_region, ppo, ratio_norm, window
 from train.methods._policy_gradient import Batch, policy_gradient
+from train.mixing import added, mixed, turns
 from train.objective import clipped_surrogate
+from train.rewards import Shaped
 from train.run import Run
 from train.start import new_accelerator, prepare
 
@@ -121,6 +125,24 @@ def test_groups_without_spread_say_nothing_and_are_counted() -> None:
     assert found[12:].tolist() == pytest.approx([-1 / 3**0.5, -1 / 3**0.5, 2 / 3**0.5], rel=1e-3)
     assert silent_share(relative, group_B) == 2 / 4
     assert silent_share(torch.full((3,), NAN), torch.zeros(3)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["grpo", "ratio_norm", "kl_region", "window"])
+def test_two_rewards_that_agree_count_for_two_with_gdpo(name: str) -> None:
+    """Its second step is over the batch: by each prompt's own deviation the sum would be what GRPO makes of it (arXiv 2601.05242, figure 2)."""
+    experiment = of_method("", "", name, mixing="gdpo")
+    (pool,) = turns(experiment)
+    group_B, one, both = torch.arange(6) // 2, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])
+    rewards = torch.stack(
+        [torch.tensor([0.0, 1.0] * 2 + [NAN] * 2), torch.cat([0 * one, one, NAN * both])], 1
+    )
+    credit_B = added(mixed(rewards, torch.ones(2), group_B, "gdpo"))
+    judged = Judged({}, Shaped(credit_B, None, credit_B), group_B, 2)
+    run: Any = SimpleNamespace(experiment=experiment)
+    found = RELATIVES[name].compared(run, pool, 0, judged)
+    assert found.advantage_B.tolist() == pytest.approx(normalise(credit_B).nan_to_num(nan=0.0).tolist())
+    assert float(found.advantage_B[3]) == pytest.approx(2 * float(found.advantage_B[1]))
+    assert found.report == {"zero_std": 0.0}
 
 
 def test_remembered_rewards_are_the_last_of_each_prompt() -> None:

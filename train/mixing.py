@@ -8,7 +8,8 @@ before they are added with their weights:
 - `gdpo`: within the images of each prompt (Liu et al. 2026, arXiv 2601.05242, "Group reward-Decoupled Normalization Policy Optimization", sec. 3), so that
   a reward that tells few images apart is not drowned by one that tells many.
 
-The method then normalises the sum over the batch, as always. How much of it is whose, and which rewards pull the same way, is recorded.
+The method then normalises the sum over the batch; one that compares the images of a prompt does so with a sum of z-scores, while that of `gdpo` is relative to
+the prompt already. How much of it is whose, and which rewards pull the same way, is recorded.
 
 Shapes: B images of all processes in order of their ranks, K reward terms.
 """

@@ -305,6 +305,10 @@ def check_groups(experiment: Experiment, field: str, instead: str) -> None:
     Raises:
         ValueError: one sentence that names the task's field and the choices.
     """
+    if experiment.mixing == "gdpo":
+        raise ValueError(
+            f"{field}, but with mixing gdpo each reward is relative to the images of its prompt already, and their sum is compared with the batch: use {instead}"
+        )
     for task in experiment.tasks:
         where = f"tasks.{task.name}"
         if task.images_per_prompt < 2:

@@ -241,10 +241,14 @@ class GroupRelative(PolicyGradient):
     def compared(self, run: Run, task: Task, iteration: int, judged: Judged) -> Compared:
         if not has_groups(task):
             return super().compared(run, task, iteration, judged)
-        clip = run.experiment.update.advantage_clip
-        relative_B = better.group_relative(judged.shaped.credit_B, judged.prompt_B)
+        clip, credit_B = run.experiment.update.advantage_clip, judged.shaped.credit_B
+        if isinstance(task, Pool) and task.mixing == "gdpo":
+            # each reward is relative to its prompt already; by their sum's own deviation two that agree would count no more than one (arXiv 2601.05242)
+            relative_B, advantage_B = credit_B, better.normalise(credit_B)
+        else:
+            relative_B = advantage_B = better.group_relative(credit_B, judged.prompt_B)
         silent = better.silent_share(relative_B, judged.prompt_B)
-        return Compared(relative_B.nan_to_num(nan=0.0).clamp(-clip, clip), {"zero_std": silent})
+        return Compared(advantage_B.nan_to_num(nan=0.0).clamp(-clip, clip), {"zero_std": silent})
 
 
 def shares_reward(task: Task) -> bool:
