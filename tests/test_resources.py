@@ -66,6 +66,15 @@ def test_the_plan_says_what_a_gpu_took(
     assert sums[when] == pytest.approx(gib, rel=0.03)
 
 
+def test_weights_that_a_method_keeps_are_counted() -> None:
+    """Those of the old policy, which lie beside the trained ones where all are trained."""
+    of_all = replace(experiments.load("imagereward_nft", "sd2"), lora=None, ema=None)
+    without = replace(of_all, method=experiments.load("imagereward", "sd2").method)
+    for moment, held in moments(of_all, 1).items():
+        assert sum(held.values()) - sum(moments(without, 1)[moment].values()) == held["old policy"]
+        assert held["old policy"] == held["865.9 M trained weights"]
+
+
 def test_the_plan_names_the_moment_at_which_most_is_held() -> None:
     (told,) = memory(sd2(checkpointing=True, lora=False), 1)
     assert (

@@ -75,8 +75,9 @@ def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str
     size = count * BYTES / shares
     if experiment.lora is not None:
         return {f"{count / 1e6:.1f} M frozen weights": size}  # adapters are a hundredth of them
-    average = {"average": size} if experiment.ema is not None else {}
-    return {f"{count / 1e6:.1f} M trained weights": size, "gradients": size, "AdamW": 2 * size, **average}
+    beside = {"average": experiment.ema is not None, "old policy": experiment.method.needs_old}
+    copies = {name: size for name, there in beside.items() if there}
+    return {f"{count / 1e6:.1f} M trained weights": size, "gradients": size, "AdamW": 2 * size, **copies}
 
 
 def _of_update(experiment: Experiment, known: str) -> float | None:
