@@ -416,6 +416,27 @@ def test_old_policy_follows_by_the_recursion(make_run: MakeRun) -> None:
         run.progress.iteration += 1
 
 
+def test_what_is_compared_with_is_asked_of_what_draws(make_run: MakeRun) -> None:
+    """Which differs from what is trained where the denoiser is compiled, and answers as that does."""
+    run = make_run("nft")
+    batch = forward_process(run).collect(run, run.experiment.tasks[0], 0)
+    drawing, asked = run.policy.painter.unet, []
+
+    class Compiled(torch.nn.Module):
+        config = drawing.config
+
+        def forward(self, *arguments: Any, **options: Any) -> Any:
+            asked.append(torch.is_grad_enabled())
+            return drawing(*arguments, **options)
+
+    run.policy.painter.unet = Compiled()
+    others = answers_beside(run, forward_process(run), batch, 0)
+    assert asked == [False] * (2 * 2)  # two micro-batches each of old and base
+    accumulate(run, forward_process(run), batch, 0, others)
+    assert len(asked) == 4, "the gradient goes through what is trained"
+    assert sorted(others) == ["base", "old"]
+
+
 def test_old_policy_of_a_pool_counts_its_own_steps(
     tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
 ) -> None:

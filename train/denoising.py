@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from evals.conditioning import Conditioning
@@ -44,8 +45,12 @@ def noised(
 
 
 def outputs(run: Run, given: Noised, rows: slice) -> Tensor:
-    """The policy's answers for some rows, at most a micro-batch, without guidance: float32, on the device, with a graph where there is one."""
+    """The policy's answers for some rows, at most a micro-batch, without guidance: float32, on the device, with a graph where there is one.
+
+    Without a gradient what draws is asked: compiled for no gradient, the denoiser would be another function, by rounding (`train.compiling`).
+    """
     policy, device = run.policy, run.accelerator.device
+    denoiser = policy.module if torch.is_grad_enabled() else policy.painter.unet
     columns = (
         given.noisy_BCHW[rows],
         given.timestep_B[rows],
@@ -53,7 +58,7 @@ def outputs(run: Run, given: Noised, rows: slice) -> Tensor:
     )
     answers: Tensor = padded(
         lambda x, timestep, *cond: predict(
-            policy.module, x, timestep, Conditioning(*cond), None, None, run.experiment.sampling.precision
+            denoiser, x, timestep, Conditioning(*cond), None, None, run.experiment.sampling.precision
         ),
         run.experiment.update.micro_batch,
         *(column.to(device) for column in columns),
