@@ -19,13 +19,6 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files))
 
 
-def with_methods() -> tuple[str, ...]:
-    """Every experiment with every method but the paper's, whether or not that method can train it."""
-    return tuple(
-        f"{name}_{method}" for name in names() for method in methods.names() if method != methods.PAPERS
-    )
-
-
 def parts(experiment: str) -> tuple[str, str]:
     """Experiment and method of a name.
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from evals.conditioning import Conditioning
-from evals.diffusion import Reduction, gaussian_kl, micro_batches, padded, predict, transition
+from evals.diffusion import Reduction, gaussian_kl, micro_batches
+from evals.divergence import transition_mean
 from train.methods import Evaluations
 from train.methods._policy_gradient import (
     Batch,
@@ -95,29 +95,16 @@ def per_log_probability(kl_B: Tensor, dims: int, reduction: Reduction) -> Tensor
     return kl_B / dims if reduction == "mean" else kl_B
 
 
-@torch.no_grad()
 def base_means(run: Run, batch: Batch) -> Tensor:
     """Means of the base's transitions from the latents that were drawn, [B, T, C, H, W] as the trajectory keeps them: local, on the CPU."""
-    painter, sampling, drawn = run.policy.painter, run.experiment.sampling, batch.trajectory
-    device, uncond = run.accelerator.device, painter.unconditional()
+    painter, drawn = run.policy.painter, batch.trajectory
     found = torch.empty_like(drawn.mean_BTCHW)
-
-    def mean_at(step: int, x_BCHW: Tensor, *cond: Tensor) -> Tensor:
-        timestep = painter.schedule.timesteps[step]
-        output = predict(
-            painter.unet, x_BCHW, timestep, Conditioning(*cond), uncond, sampling.guidance, sampling.precision
-        )
-        return transition(painter.schedule, x_BCHW, output, step, sampling.eta)[0]
-
     with run.policy.as_base():
-        for rows in micro_batches(len(batch.texts), sampling.micro_batch):
-            cond = [column.to(device) for column in painter.encoder(batch.texts[rows]).columns()]
+        for rows in micro_batches(len(batch.texts), run.experiment.sampling.micro_batch):
             for kept, step in enumerate(drawn.steps):
-                x_BCHW = drawn.x_BTCHW[rows, kept].to(device)
-                mean = padded(
-                    lambda x, *c, step=step: mean_at(step, x, *c), sampling.micro_batch, x_BCHW, *cond
+                found[rows, kept] = transition_mean(
+                    painter, batch.texts[rows], drawn.x_BTCHW[rows, kept], step
                 )
-                found[rows, kept] = mean[: rows.stop - rows.start].cpu()
     return found
 
 
