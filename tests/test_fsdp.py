@@ -17,7 +17,7 @@ from tests import toy
 from tests.test_distributed import killed_while_weights_are_gathered, recorded
 from tests.test_resume import Runner, assert_same
 from train import state as states
-from train.config import Ema, Experiment, Lora, Pretraining
+from train.config import Ema, Experiment, Lora, Pretraining, Reward
 from train.plan import plan
 
 BATCH = 12
@@ -139,6 +139,54 @@ def test_metrics_and_gates_are_those_of_one_process(runs: dict[str, Any]) -> Non
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.05)
     gates = json.loads((runs["fsdp2"][1] / "run.json").read_text())["gates"]
     assert all(gate["holds"] for gate in gates.values())
+
+
+def two_iterations_of_methods(base: str, prompts: str, out: str, sharding: str) -> None:
+    """Record the weights after two iterations of methods that put other weights in place, share pictures out, or go through the denoiser twice."""
+    from tests.test_methods_reward_gradient import Smooth
+    from train.loop import train
+    from train.methods import draft, grpo, nft, only_heeded, raft
+    from train.policy import whole
+
+    toy.SCORERS["smooth"] = Smooth
+    toy_one = experiment_of(base, prompts, False, sharding)
+    task = replace(toy_one.tasks[0], rewards=(Reward("smooth"),), baseline="batch", monitors=())
+    record: dict[str, Tensor] = {}
+    for method in (
+        nft.Method(updates=2, kl=0.1, old_rise=0.1),
+        grpo.Method(kl=0.5),
+        raft.Method(candidates=4),
+        draft.Method(truncate=2, noisings=1),
+    ):
+        experiment = replace(
+            toy_one, tasks=(task,), update=only_heeded(toy_one.update, method), method=method
+        )
+        run = prepared(experiment, f"{out}/{method.name}")
+        train(run)
+        record |= {f"{method.name}.{name}": whole(weight) for name, weight in run.policy.weights.items()}
+        if run.policy.old is not None:
+            record |= {f"old.{name}": whole(weight) for name, weight in run.policy.old.average.items()}
+    write_record(run, record, out)
+
+
+@pytest.mark.slow
+def test_methods_train_shares_as_whole_weights(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    found = []
+    for world, sharding in ((1, "none"), (2, "fsdp2")):
+        out = tmp_path / sharding
+        out.mkdir()
+        arguments = (str(tiny_pipeline_dir), str(toy_prompts), str(out), sharding)
+        assert toy.launch(world, two_iterations_of_methods, *arguments) == [0] * world
+        found.append(recorded(out, world))
+    (alone,), several = found
+    for name, weight in alone.items():
+        assert torch.equal(several[0][name], several[1][name])
+        # AdamW turns the rounding of a vanishing gradient into a step of its own size: lr 1e-3
+        torch.testing.assert_close(
+            several[0][name], weight, rtol=0, atol=4e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_state_and_hand_over_are_the_files_of_one_process(runs: dict[str, Any]) -> None:
