@@ -469,6 +469,8 @@ def test_variants_have_the_papers_settings(method: str, monkeypatch: pytest.Monk
     check(sd2, 128)
     assert sd2.tasks[0].batch == {"refl": 12, "draft": 3}[method] * 128
     assert sd2.update.lr == {"refl": 1e-5, "draft": 5e-5}[method]
+    # adapters have a rate of their own, Table 6's for DRaFT
+    assert (models["sd2_1gpu"].update.lr, models["sd2_1gpu"].lora is not None) == (5e-5, True)
     assert sd2.sampling.steps == {"refl": 40, "draft": 50}[method]
     if method == "refl":
         assert isinstance(sd2.method, refl.Method)
