@@ -76,6 +76,8 @@ def refused(result: Result, *parts: str) -> None:
     ("arguments", "parts"),
     [
         (["fairnes"], ["unknown experiment 'fairnes'", "did you mean fairness?", "compositionality"]),
+        (["fairness_ppo"], ["experiment fairness is trained by ppo as it is: leave _ppo out"]),
+        (["joint_gdpo_grp"], ["unknown method 'grp' (did you mean grpo?): choose from awm, "]),
         (["fairness", "--on", "miniatur"], ["unknown model", "did you mean miniature?"]),
         (["fairness", "--set", "update.lrr=1"], ["unknown field 'update.lrr'", "did you mean update.lr?"]),
         (

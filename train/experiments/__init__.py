@@ -27,13 +27,14 @@ def parts(experiment: str) -> tuple[str, str]:
     """
     if experiment in names():
         return experiment, methods.PAPERS
-    for method in methods.names():
-        name = experiment.removesuffix(f"_{method}")
-        if name != experiment and name in names() and method != methods.PAPERS:
-            return name, method
-    first, _, rest = experiment.partition("_")
-    if first in names():
-        choose("method", rest, [method for method in methods.names() if method != methods.PAPERS])
+    others = [method for method in methods.names() if method != methods.PAPERS]
+    owners = [name for name in names() if experiment.startswith(f"{name}_")]
+    if owners:
+        owner = max(owners, key=len)  # joint_gdpo, not joint
+        method = experiment.removeprefix(f"{owner}_")
+        if method == methods.PAPERS:
+            raise ValueError(f"experiment {owner} is trained by {method} as it is: leave _{method} out")
+        return owner, choose("method", method, others)
     choose("experiment", experiment, names())
     raise AssertionError("unreachable: a known name was found above")
 
