@@ -100,7 +100,7 @@ def base_means(run: Run, batch: Batch) -> Tensor:
     painter, drawn = run.policy.painter, batch.trajectory
     found = torch.empty_like(drawn.mean_BTCHW)
     with run.policy.as_base():
-        for rows in micro_batches(len(batch.texts), run.experiment.sampling.micro_batch):
+        for rows in micro_batches(len(batch.texts), painter.sampling.micro_batch):
             for kept, step in enumerate(drawn.steps):
                 found[rows, kept] = transition_mean(
                     painter, batch.texts[rows], drawn.x_BTCHW[rows, kept], step
