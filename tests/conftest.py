@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from evals import compare
 from tests import toy
 
 torch.set_num_threads(1)  # the suite shares its machine, and tiny matrices gain nothing from a second thread
@@ -26,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _suites_as_they_are() -> Iterator[None]:
+    """A table remembers what suites say, and a test may have put others in their place."""
+    yield
+    compare.parts_of.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -298,9 +298,9 @@ def made_cell(
     }
     record |= {"machine": {"name": "a machine"}}
     (root / cell.key / work.DONE).write_text(json.dumps(record))
-    session = {"date": "2026-01-02T03:04:05", "seconds": 10.0, "cpu_seconds": 9.5, "load": 1.5}
-    session |= {"threads": 1, "jobs": 1, "cpus": 2}
-    (root / cell.key / work.SESSIONS).write_text(json.dumps(session) + "\n")
+    training = {"date": "2026-01-02T03:04:05", "seconds": 10.0, "cpu_seconds": 9.5, "load": 1.5}
+    training |= {"threads": 1, "jobs": 1, "cpus": 2}
+    (root / cell.key / work.TRAININGS).write_text(json.dumps(training) + "\n")
 
 
 def made_standing(
@@ -496,7 +496,7 @@ def test_busy_machines_are_marked(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
     (track,) = found.tracks
     assert not re.search(r"\d ⚠ +\|", pages.markdown([found], "c", {}))
-    slow = replace(track, sessions=tuple(session | {"cpu_seconds": 4.0} for session in track.sessions))
+    slow = replace(track, trainings=tuple(training | {"cpu_seconds": 4.0} for training in track.trainings))
     assert re.search(r"\d ⚠ +\|", pages.markdown([replace(found, tracks=(slow,))], "c", {}))
 
 
@@ -597,7 +597,7 @@ def test_a_cell_that_is_stopped_goes_on_to_the_same_files(
     monkeypatch.setattr(start, "prepare", prepare)
     assert work.do(cell, pieces, 1, "c") == 0
     assert work.is_done(cell, pieces)
-    assert [session["jobs"] for session in work.sessions_of(cell, pieces)] == [1, 1]  # in two parts
+    assert [training["jobs"] for training in work.trainings_of(cell, pieces)] == [1, 1]  # in two parts
 
     names = sorted(path.name for path in (whole / cell.key / work.SCORES).glob("*.csv"))
     assert names == ["base-miniature-0.csv", "imagereward-miniature-0.csv", "imagereward@2-miniature-0.csv"]

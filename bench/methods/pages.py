@@ -257,14 +257,14 @@ def notes(standings: Sequence[Standing]) -> list[str]:
 
 def _measured(tracks: Sequence[Track]) -> list[str]:
     """On what machine, when, and with what beside."""
-    sessions = [session for track in tracks for session in track.sessions]
+    trainings = [training for track in tracks for training in track.trainings]
     records = [record for track in tracks for record in track.records]
-    if not sessions:
+    if not trainings:
         return []
     names = sorted({record["machine"]["name"] for record in records})
-    dates = _ends([session["date"][:10] for session in sessions])
+    dates = _ends([training["date"][:10] for training in trainings])
     jobs, threads, cpus, load = (
-        _ends([session[key] for session in sessions]) for key in ("jobs", "threads", "cpus", "load")
+        _ends([training[key] for training in trainings]) for key in ("jobs", "threads", "cpus", "load")
     )
     shares = _ends([round(100 * track.cpu_share()) for track in tracks])
     return [
@@ -364,16 +364,16 @@ def _columns(name: str, value: Interval) -> dict[str, float]:
 
 
 def _of_track(track: Track) -> dict[str, Any]:
-    sessions = track.sessions
+    trainings = track.trainings
     return {
         "seeds": " ".join(map(str, track.seeds)),
         "budget": track.budget,
         "command": track.records[0]["command"],
         "machine": track.records[0]["machine"]["name"],
         "date": max(record["date"] for record in track.records),
-        "threads": max((s["threads"] for s in sessions), default=math.nan),
-        "jobs": max((s["jobs"] for s in sessions), default=math.nan),
-        "load": float(np.mean([s["load"] for s in sessions])) if sessions else math.nan,
+        "threads": max((s["threads"] for s in trainings), default=math.nan),
+        "jobs": max((s["jobs"] for s in trainings), default=math.nan),
+        "load": float(np.mean([s["load"] for s in trainings])) if trainings else math.nan,
         "cpu_share": track.cpu_share(),
     }
 

@@ -27,7 +27,7 @@ import pandas as pd
 
 from bench.methods.cells import Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
-from bench.methods.work import DONE, SCORES, record_of, sessions_of, stopped_of
+from bench.methods.work import DONE, SCORES, record_of, stopped_of, trainings_of
 from evals import metrics, rows, stats
 from evals.compare import beside_constant
 from evals.curve import Parting, Point, curve, per_prompt
@@ -66,7 +66,7 @@ class Track:
     """Pictures of a checkpoint and seed behind each metric."""
     records: tuple[dict[str, Any], ...]
     """Of its cells."""
-    sessions: tuple[dict[str, Any], ...]
+    trainings: tuple[dict[str, Any], ...]
 
     def at_evaluations(self, evaluations: float) -> Array:
         """Where a number of evaluations lies among the checkpoints, of every seed [R]."""
@@ -78,8 +78,8 @@ class Track:
 
     def cpu_share(self) -> float:
         """Which part of its threads' time the trainer was on a processor."""
-        wall = sum(s["seconds"] * s["threads"] for s in self.sessions)
-        return sum(s["cpu_seconds"] for s in self.sessions) / wall if wall else float("nan")
+        wall = sum(s["seconds"] * s["threads"] for s in self.trainings)
+        return sum(s["cpu_seconds"] for s in self.trainings) / wall if wall else float("nan")
 
 
 def places(at: float, axis_RT: Array) -> Array:
@@ -219,7 +219,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         rows=scores,
         pictures=pictures,
         records=tuple(records),
-        sessions=tuple(session for cell in cells for session in sessions_of(cell, root)),
+        trainings=tuple(training for cell in cells for training in trainings_of(cell, root)),
     )
 
 

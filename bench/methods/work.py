@@ -2,7 +2,7 @@
 
     <root>/<cell>/run/              the run directory; snapshots and state, some 400 MB, only until it is scored
     <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
-    <root>/<cell>/sessions.jsonl    of each time that it was trained: seconds, load and what ran beside
+    <root>/<cell>/trainings.jsonl    of each time that it was trained: seconds, load and what ran beside
     <root>/<cell>/cell.json         written last: what was trained, and what each of its checkpoints had taken
     <root>/<cell>/stopped.json      in its place where training stopped by itself: weights that diverged, a broken reward or gate
     <root>/<cell>/log               what the process said
@@ -37,7 +37,7 @@ from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, resolve, snapshot_folder
 from evals.files import write_text
 from prompts.lock import locked
 
-DONE, STOPPED, SESSIONS, RUN, SCORES = "cell.json", "stopped.json", "sessions.jsonl", "run", "curves"
+DONE, STOPPED, TRAININGS, RUN, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "run", "curves"
 STATE = "state"
 """Of a run, to resume from."""
 
@@ -83,9 +83,9 @@ def stopped_of(cell: Cell, root: Path) -> str | None:
     return None if record is None else str(record.get("sentence"))
 
 
-def sessions_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
+def trainings_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
     """How a cell was trained, each time."""
-    path = root / cell.key / SESSIONS
+    path = root / cell.key / TRAININGS
     return (
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     )
@@ -177,8 +177,8 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
         if {*snapshots_of(out)} >= {*cell.snapshots}:
             return 0
         shutil.rmtree(out)
-        (folder / SESSIONS).unlink(missing_ok=True)
-    with _signals_noted() as asked, session(folder / SESSIONS, jobs):
+        (folder / TRAININGS).unlink(missing_ok=True)
+    with _signals_noted() as asked, training(folder / TRAININGS, jobs):
         try:
             accelerator = new_accelerator(cell.experiment.update.sharding)
             run = prepare(cell.experiment, MODEL, cell.seed, out, accelerator, stop_requested=asked)
@@ -208,7 +208,7 @@ def _signals_noted() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def session(path: Path, jobs: int) -> Iterator[None]:
+def training(path: Path, jobs: int) -> Iterator[None]:
     """Append to a file what the time of the block was measured under.
 
     seconds and cpu_seconds of this process; load: mean of the machine's load average over a minute, taken every few seconds; threads, jobs, cpus.
