@@ -271,7 +271,8 @@ def _reward(bench: Workbench, name: str) -> Operation:
 def _metric(bench: Workbench, name: str) -> Operation:
     metric = metrics.load(name.split()[1])
     own, base = rows_of(metric, bench.prompts_of_metrics, 1), rows_of(metric, bench.prompts_of_metrics, 0)
-    weight_NP = stats.weights(bench.prompts_of_metrics, RESAMPLES, 0, "benchmark")
+    prompts = len(metric.statistics(own, own.assign(value=base["value"])))  # a metric may leave some out
+    weight_NP = stats.weights(prompts, RESAMPLES, 0, "benchmark")
     weight_NR = np.ones((RESAMPLES, 1))
 
     def estimate() -> None:

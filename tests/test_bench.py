@@ -213,7 +213,7 @@ def test_every_reward_and_metric_is_an_operation() -> None:
     assert {"iteration", "rollout", "update", "saving", "resuming", "table"} <= names
 
 
-@pytest.mark.parametrize("name", ["geneval", "parity", "win_rate_gold"])
+@pytest.mark.parametrize("name", ["geneval", "geneval_colors", "parity", "win_rate_gold"])
 def test_metrics_get_rows_that_they_can_read(name: str, tmp_path: Path) -> None:
     operation = makers()[f"metric {name}"](Workbench(tmp_path), f"metric {name}")
     operation.call()
