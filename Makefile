@@ -163,13 +163,15 @@ methods: $(VENV)
 	$(PY) -m bench.methods$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
 
 ##@ Upkeep
+# numpy's products with one thread: with more they feel what else a machine does, and the plain Python beside which they are timed does not.
+ALONE = OPENBLAS_NUM_THREADS=1
 ## bench | throughput and memory
 bench: $(VENV)
-	$(PY) -m pytest bench -q -rs
+	$(ALONE) $(PY) -m pytest bench -q -rs
 
 ## bench-check | the same operations against this machine's record: exit code 1 where one is slower
 bench-check: $(VENV)
-	$(PY) -m bench.check
+	$(ALONE) $(PY) -m bench.check
 
 ## check | ruff, mypy and the fast tests
 check: $(VENV)
