@@ -22,18 +22,13 @@ from torch import Tensor
 
 from evals import conditioning, diffusion
 from evals.conditioning import Conditioning
-from evals.diffusion import Painter, Schedule, gaussian_kl, micro_batches, padded, predict, transition
+from evals.diffusion import Painter, gaussian_kl, micro_batches, padded, predict, transition
 from evals.scorers import version_of
 
 
 def version() -> str:
     """8 hex digits of the code that decides the numbers."""
     return version_of(Path(__file__), Path(diffusion.__file__), Path(conditioning.__file__))
-
-
-def stochastic_steps(schedule: Schedule, eta: float) -> tuple[int, ...]:
-    """Denoising steps whose transition has a density."""
-    return tuple(step for step in range(len(schedule)) if schedule.sigma(step, eta) > 0.0)
 
 
 @torch.no_grad()
@@ -58,7 +53,7 @@ def kl_to_base(
         ValueError: where the samplers differ in more than their denoiser, or no step has noise.
     """
     _refuse_other_samplers(painter, base)
-    steps = stochastic_steps(painter.schedule, painter.sampling.eta)
+    steps = painter.schedule.stochastic_steps(painter.sampling.eta)
     parts = []
     for rows in micro_batches(
         len(texts), painter.sampling.micro_batch
@@ -117,7 +112,7 @@ def _refuse_other_samplers(painter: Painter, base: Painter) -> None:
             raise ValueError(
                 f"the checkpoint and its base differ in their {what}, so one's distance from the other has no KL divergence"
             )
-    if not stochastic_steps(painter.schedule, painter.sampling.eta):
+    if not painter.schedule.stochastic_steps(painter.sampling.eta):
         raise ValueError(
             f"pictures are drawn with sampling.eta {painter.sampling.eta:g}, without noise, where a KL divergence does not exist: use a suite with eta above 0"
         )

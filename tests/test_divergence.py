@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch.distributions import Independent, Normal, kl_divergence
 
 from evals.diffusion import Painter, Sampling, Schedule, log_prob, noise, predict
-from evals.divergence import kl_to_base, stochastic_steps, transition_mean
+from evals.divergence import kl_to_base, transition_mean
 from tests import toy
 
 SAMPLING = Sampling(steps=4, eta=1.0, guidance=2.0, micro_batch=4)
@@ -79,7 +79,7 @@ def test_it_is_the_mean_log_ratio_of_what_is_drawn() -> None:
     count, sampling = 120, replace(SAMPLING, micro_batch=40)
     base, tuned = painter_of(sampling=sampling), painter_of(moved=0.002, sampling=sampling)
     texts, images = ["red"] * count, range(count)
-    steps = stochastic_steps(tuned.schedule, sampling.eta)
+    steps = tuned.schedule.stochastic_steps(sampling.eta)
     drawn = tuned.draw(texts, images, 5, keep=steps, reduction="sum")
     ratio_B = torch.zeros(count)
     for kept, step in enumerate(steps):
@@ -108,7 +108,7 @@ def test_a_last_step_without_noise_is_not_in_the_sum() -> None:
     scheduler = DDIMScheduler(**toy.NOISE, clip_sample=False, set_alpha_to_one=True)
     schedule = Schedule.of(scheduler, 4)
     assert schedule.sigma(3, 1.0) == 0.0
-    assert stochastic_steps(schedule, 1.0) == (0, 1, 2)
+    assert schedule.stochastic_steps(1.0) == (0, 1, 2)
     ending = [replace(painter_of(moved=moved), schedule=schedule) for moved in (0.01, 0.0)]
     assert bool(torch.isfinite(kl_to_base(*ending, TEXTS, range(5), seed=1)).all())
 
