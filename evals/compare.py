@@ -756,9 +756,12 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
     top, bottom = (joint, single) if metric.higher_is_better else (single, joint)
     gain = NOTHING
     if single.estimate.mark == "better":
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a resample without the specialist's gain has no share of it
+            share_N = (joint.draws_N - joint.base_draws_N) / (single.draws_N - single.base_draws_N)
         gain = stats.percentile_interval(
-            (joint.estimate.difference.value) / (single.estimate.difference.value),
-            (joint.draws_N - joint.base_draws_N) / (single.draws_N - single.base_draws_N),
+            joint.estimate.difference.value / single.estimate.difference.value, share_N
         )
     return Retention(
         model=joint.estimate.model,

@@ -17,6 +17,7 @@ import pandas as pd
 
 from evals import metrics, stats
 from evals import rows as score_rows
+from evals.metrics._parity import CLASSIFIERS
 from evals.rows import BASE
 
 MetricKind = Literal["win-rate", "score"]
@@ -147,6 +148,11 @@ def _run_and_base(rows: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, pd.
     runs = _chosen(runs, "scorer", choice.scorer)
     runs = _chosen(runs, "prompt_set", choice.prompt_set)
     scorer = str(runs["scorer"].iloc[0])
+    if scorer in CLASSIFIERS:
+        others = [name for name in dict.fromkeys(base["scorer"]) if name not in CLASSIFIERS]
+        raise ValueError(
+            f"--scorer {scorer} gives classes, and a plan is for a win rate or a mean: choose from {', '.join(others) or 'scorers of other files'}"
+        )
     scored = base[base["scorer"] == scorer]
     if scored.empty:
         raise ValueError(

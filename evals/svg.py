@@ -195,8 +195,9 @@ def panel(
     title: str,
     x_title: str,
     at: Corner,
+    level: float = math.nan,
 ) -> Markup:
-    """Curves of a sheet over axes that its other panels share, with a line at 0; colours are written out, as a file of its own has no page."""
+    """Curves of a sheet over axes that its other panels share, with a line at 0 and a dashed one at a level; colours are written out, as a file of its own has no page."""
     left, right, top, bottom = 44, 10, 22, 26
     wide, tall = PANEL_WIDTH - left - right, PANEL_HEIGHT - top - bottom
 
@@ -222,6 +223,11 @@ def panel(
         drawn += f'<polyline points="{line(r.x, r.y)}" fill="none" stroke="{r.colour}" stroke-width="1.8"/>'
     floor, end = top + tall, left + wide
     zero = up(0) if y_ends[0] <= 0 <= y_ends[1] else floor
+    dashed = (
+        f'<line x1="{left}" x2="{end}" y1="{up(level):.1f}" y2="{up(level):.1f}" stroke="#b03a16" stroke-dasharray="4 3"/>'
+        if math.isfinite(level)
+        else ""
+    )
     return Markup(
         f'<g transform="translate({at.left:.0f} {at.top:.0f})"><text x="{left}" y="13" font-weight="600">{escape(title)}</text>'
         f'<line x1="{left}" x2="{left}" y1="{top}" y2="{floor}" stroke="#bbb"/>'
@@ -229,7 +235,7 @@ def panel(
         f'<text x="{left - 5}" y="{top + 4}" text-anchor="end">{y_ends[1]:.3g}</text>'
         f'<text x="{left - 5}" y="{floor + 3}" text-anchor="end">{y_ends[0]:.3g}</text>'
         f'<text x="{left}" y="{floor + 14}">{x_ends[0]:,.3g}</text>'
-        f'<text x="{end}" y="{floor + 14}" text-anchor="end">{x_ends[1]:,.0f} {escape(x_title)}</text>{drawn}</g>'
+        f'<text x="{end}" y="{floor + 14}" text-anchor="end">{x_ends[1]:,.0f} {escape(x_title)}</text>{drawn}{dashed}</g>'
     )
 
 

@@ -21,7 +21,7 @@ from bench.growth import Point
 from bench.machine import Machine, peak_mib
 from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
 from bench.peers import __main__ as peers
-from bench.peers import ours, worker
+from bench.peers import gain, ours, worker
 from bench.peers.worker import ROOT, Workers
 from evals import metrics, scorers
 from tests.test_make import Sandbox, sandbox  # noqa: F401  a fixture
@@ -366,3 +366,27 @@ def test_the_environment_of_peers_is_made_when_its_lock_changes(sandbox: Sandbox
     sandbox.age(".venv-peers/.complete", 60)
     sandbox.write("bench/peers/requirements.lock", "changed")
     assert len(sandbox.calls("peers")) == 2
+
+
+def test_a_level_is_of_the_last_pictures_and_first_reached_once() -> None:
+    gold = [3.0] * 10 + [4.0] * 20
+    found = gain.levels(gold, batch=48)
+    assert found[9] == 3.0
+    assert found[14] == pytest.approx(3.5)
+    assert found[19] == 4.0
+    assert gain.levels([1.0, 3.0], batch=1000) == [1.0, 3.0]
+    assert gain.reached(found, 3.5) == 14
+    assert gain.reached(found, 4.1) is None
+
+
+def test_the_race_to_trls_gold_says_what_came_of_it() -> None:
+    def side(seconds: list[float], gold: list[float]) -> dict[str, list[float]]:
+        return {"seconds": seconds, "cpu_seconds": seconds, "gold": gold, "level": gold}
+
+    theirs = side([10, 20, 30], [3.0, 3.5, 4.0])
+    fast = {"seed": 1, "target": 4.0, "trl": theirs, "here": side([2, 5], [3.0, 4.1])}
+    line = gain.told(fast | {"times_as_fast": {"seconds": 6.0, "cpu_seconds": 6.0}}, "imagereward_draft")
+    assert line.startswith("seed 1: gold 3.00 to 4.000 in 30 s by trl's DDPO; from 3.00 in 5 s here")
+    assert line.endswith("6.0 times as fast (by processor time 6.0), goal 5: reached")
+    short = fast | {"here": side([2, 5], [3.0, 3.1]), "times_as_fast": {"seconds": None, "cpu_seconds": None}}
+    assert gain.told(short, "imagereward_draft").endswith("ends at 3.100 after 5 s, below that")

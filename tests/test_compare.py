@@ -242,7 +242,7 @@ def test_versions_that_differ_are_refused(frame: pd.DataFrame) -> None:
 
 def test_a_pair_that_is_missing_is_refused(frame: pd.DataFrame) -> None:
     lost = frame[(frame["experiment"] == "base") & (frame["prompt_id"] == "p003")].index
-    with pytest.raises(ValueError, match="base lacks 1 of the 120 imagereward scores that imagereward has"):
+    with pytest.raises(ValueError, match="base lacks 1 of the 120 clip_judge scores that imagereward has"):
         compare.compare(frame.drop(lost[:2]), resamples=10)
 
 

@@ -276,6 +276,10 @@ def test_rows_that_show_nothing_are_refused() -> None:
         plan.measured(table.assign(value=1.0), "win-rate", choice)
     with pytest.raises(ValueError, match="the base has no imagereward scores but imagereward has"):
         plan.measured(table.assign(scorer=table["scorer"].mask(of_base, "objects")), "score", choice)
+    with pytest.raises(
+        ValueError, match=r"^--scorer skin_tone gives classes, .*: choose from scorers of other"
+    ):
+        plan.measured(table.assign(scorer="skin_tone"), "win-rate", choice)
 
 
 @pytest.mark.parametrize("option", [("--icc", 0.3), ("--sd", 1), ("--ties", 0.1)])

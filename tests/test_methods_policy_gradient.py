@@ -608,6 +608,24 @@ def test_the_region_bounds_what_an_update_does(make_run: MakeRun, toy_prompts: P
     assert 0 < kl[0] < kl[1]
 
 
+def test_a_region_that_rounding_hides_is_widened_by_its_own_field(
+    make_run: MakeRun, toy_prompts: Path
+) -> None:
+    run = make_run(
+        "kl_region", tasks=of_method("", toy_prompts, "kl_region").tasks[:1], method=kl_region.Method()
+    )
+    within = kl_region.Method(max_kl=0.5).rounding(run)
+    told = [way for way in within.ways_out(run.drawable) if "max_kl" in way]
+    assert len(told) == 1
+    assert not any("update.clip" in way for way in within.ways_out(run.drawable))
+    assert within.wider(within.clip) == "method.max_kl from 0.5"
+
+
+def test_a_window_has_the_steps_that_its_share_says() -> None:
+    assert 0.29 * 100 < 29
+    assert [window.Method(within=share).room(100) for share in (0.29, 0.28, 1.0)] == [29, 28, 100]
+
+
 # ---------------------------------------------------------------------------------------------------------------- refusals
 
 SHARED = ["tasks.tone.credit=shared", "tasks.redness.images_per_prompt=2"]

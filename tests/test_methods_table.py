@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -112,9 +113,14 @@ def only_cells(found: Sequence[Cell | Refusal]) -> list[Cell]:
 
 
 @pytest.mark.parametrize("reward", QUESTIONS)
-def test_the_papers_method_has_its_own_length_as_budget(reward: str) -> None:
-    (cell,) = only_cells(plan(["ppo"], [reward], [3]))
+def test_the_papers_method_is_there_in_full_and_within_the_budget_of_all(reward: str) -> None:
+    cell, racing = only_cells(plan(["ppo"], [reward], [3]))
     own = experiments.load(reward, "miniature")
+    assert (cell.label, racing.label) == ("ppo in full", "ppo")
+    assert 0.8 * methods.EVALUATIONS[reward] < racing.evaluations <= methods.EVALUATIONS[reward]
+    assert racing.key != cell.key
+    (alone,) = only_cells(plan(["ppo"], [reward], [3], cell.budget))
+    assert (alone.label, alone.key) == ("ppo", cell.key)
     assert cell.experiment.iterations == own.iterations
     assert cell.evaluations == cell.budget == evaluations(own)
     every = cell.experiment.snapshots_every
@@ -125,13 +131,41 @@ def test_the_papers_method_has_its_own_length_as_budget(reward: str) -> None:
 def test_iterations_are_what_the_budget_pays_for() -> None:
     each = evaluations(replace(experiments.load("fairness", "miniature"), iterations=1))
     for budget in (each, 2 * each - 1, 17 * each + 5):
-        (cell,) = only_cells(plan(["ppo"], ["fairness"], [0], budget))
-        assert cell.experiment.iterations == budget // each
-        assert cell.evaluations <= budget < cell.evaluations + each
+        made = cells("fairness", "ppo", [0], budget)
+        assert not isinstance(made, Refusal)
+        assert made[0].experiment.iterations == budget // each
+        assert made[0].evaluations <= budget < made[0].evaluations + each
     with pytest.raises(
-        ValueError, match=rf"^--budget is {each - 1} denoiser evaluations, but one .* {each}: "
+        ValueError, match=rf"^{each - 1} denoiser evaluations are asked for, but one .* {each}: "
     ):
-        plan(["ppo"], ["fairness"], [0], each - 1)
+        cells("fairness", "ppo", [0], each - 1)
+
+
+@pytest.mark.parametrize("reward", QUESTIONS)
+@pytest.mark.parametrize("method", [name for name in methods.names() if name != methods.PAPERS])
+def test_a_method_trains_as_in_the_table_by_its_name(method: str, reward: str) -> None:
+    (cell,) = plan([method], [reward], [0])
+    if isinstance(cell, Refusal) or methods.chosen(method, reward) is None:
+        return
+    named = experiments.load(f"{reward}_{method}", "miniature")
+    assert (
+        replace(cell.experiment, snapshots_every=named.snapshots_every, samples_every=named.samples_every)
+        == named
+    )
+    assert 0.8 * methods.EVALUATIONS[reward] < evaluations(named) <= methods.EVALUATIONS[reward]
+
+
+def test_what_was_chosen_is_the_best_that_was_tried() -> None:
+    """`BEST` in a method's file is a row of results/methods-tuning.csv, and no row of its reward has a larger held-out gain."""
+    tried = pd.read_csv(Path(__file__).parents[1] / "results" / "methods-tuning.csv")
+    for method in methods.names():
+        for reward, settings in (
+            vars(importlib.import_module(f"train.methods.{method}")).get("BEST", {}).items()
+        ):
+            mine = tried[(tried["method"] == method) & (tried["reward"] == reward)]
+            best = mine.loc[mine["held_out"].idxmax()]
+            assert best["settings"] == " ".join((*methods.SHORT, *settings)), (method, reward)
+            assert len(mine) >= methods.TRIES
 
 
 def test_what_is_trained_decides_the_folder() -> None:
@@ -155,22 +189,23 @@ def test_what_is_trained_decides_the_folder() -> None:
 @pytest.fixture
 def with_refusing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second method, which can be trained on nothing."""
-    real = experiments.load
+    real = methods.variant
 
-    def load(experiment: str, model: str) -> Any:
-        if experiment.endswith("_refusing"):
+    def variant(name: str, experiment: Any, model: str) -> Any:
+        if name == "refusing":
             raise ValueError("imagereward cannot be differentiated: use ppo")
-        return real(experiment, model)
+        return real(name, experiment, model)
 
-    monkeypatch.setattr(experiments, "load", load)
+    monkeypatch.setattr(methods, "variant", variant)
     monkeypatch.setattr(methods, "names", lambda: ("ppo", "refusing"))
+    monkeypatch.setattr(methods, "chosen", lambda *_: None)
 
 
 @pytest.mark.usefixtures("with_refusing")
 def test_a_refusal_is_a_line_of_plan_and_table(tmp_path: Path) -> None:
     planned = plan([], ["imagereward"], [0, 1])
     refusal = Refusal("imagereward", "refusing", "imagereward cannot be differentiated: use ppo")
-    assert planned[2:] == [refusal]
+    assert planned[4:] == [refusal]
     assert "cannot: imagereward cannot be" in pages.planned(planned, lambda _: False, {}, 1)
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, refusals=[refusal])
     page = pages.markdown([found], "c", {})
@@ -197,7 +232,7 @@ def test_mistakes_are_one_sentence() -> None:
         (["tune", "nobody", "--reward", "fairness"], "error: unknown method 'nobody': choose from "),
         (
             ["tune", "ppo", "--reward", "fairness", "--budget", "5"],
-            "error: --budget is 5 denoiser evaluations, ",
+            "error: 5 denoiser evaluations are asked for, ",
         ),
     ):
         result = CliRunner().invoke(main, arguments)
@@ -221,7 +256,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(main, [*map(str, arguments)])
     assert result.exit_code == 0, result.output
-    assert re.search(r"\| fairness +\| ppo +\| 0, 1, 2 \| 32 +\| 92,160 ", result.output)
+    assert re.search(r"\| fairness +\| ppo in full +\| 0, 1, 2 \| 32 +\| 92,160 ", result.output)
     assert "how long that takes is not known" in result.output
     assert not list(tmp_path.iterdir())
 
@@ -303,6 +338,14 @@ def made_cell(
     (root / cell.key / work.TRAININGS).write_text(json.dumps(training) + "\n")
 
 
+def papers_cell() -> Cell:
+    """The paper's method as in a table in which all methods have what it has in full."""
+    (cell,) = only_cells(
+        plan(["ppo"], ["imagereward"], [0], evaluations(experiments.load("imagereward", "miniature")))
+    )
+    return cell
+
+
 def made_standing(
     root: Path,
     levels: dict[str, Sequence[float]],
@@ -314,7 +357,7 @@ def made_standing(
     """Tracks of made-up methods; every seed takes a tenth longer than the one before."""
     made = []
     for method, of in levels.items():
-        (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+        paper = papers_cell()
         for seed in seeds:
             cell = replace(paper, method=method, seed=seed)
             took = (seconds or {}).get(method, 100.0) * (1 + 0.1 * seed)
@@ -348,17 +391,17 @@ def test_equal_evaluations_and_seconds_are_read_off_straight_lines(tmp_path: Pat
     assert (found.evaluations, found.seconds) == (2000.0, 200.0)
     for track in found.tracks:
         gain_RT = gains_RT(track, "reward_mean")
-        number = found.of(track.method, "evaluations", 0.25, "proxy")
+        number = found.of(track.label, "evaluations", 0.25, "proxy")
         assert number is not None
         assert number.evaluations == 500
         assert number.gain.value == pytest.approx(0.5 * gain_RT[:, 1].mean())
-        number = found.of(track.method, "seconds", 1.0, "proxy")
+        number = found.of(track.label, "seconds", 1.0, "proxy")
         assert number is not None
         # each seed by itself: they differ in how long they take
         by_hand = [np.interp(200.0, s_T, g_T) for s_T, g_T in zip(track.seconds_RT, gain_RT, strict=True)]
         assert number.gain.value == pytest.approx(np.mean(by_hand))
         assert number.seconds == pytest.approx(200.0)
-        kl = found.of(track.method, "evaluations", 0.25, "kl")
+        kl = found.of(track.label, "evaluations", 0.25, "kl")
         assert kl is not None
         assert kl.value.value == pytest.approx(0.5 * np.mean([1 + 0.1 * p for p in range(4)]))
     ahead = found.of("slow", "seconds", 1.0, "proxy")
@@ -371,7 +414,7 @@ def test_equal_evaluations_and_seconds_are_read_off_straight_lines(tmp_path: Pat
 def test_seeds_may_take_evaluations_of_their_own(tmp_path: Path) -> None:
     """ReFL draws at which step of the sampler its gradient begins, so what it has taken after so many iterations differs from seed to seed."""
     made_standing(tmp_path, {"ppo": (0.4, 0.8), "refl": (0.5, 1.5)})
-    (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    paper = papers_cell()
     made = [replace(paper, method=method, seed=seed) for method in ("ppo", "refl") for seed in (0, 1, 2)]
     for cell in made[3:]:
         path = tmp_path / cell.key / work.DONE
@@ -422,7 +465,7 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
         tmp_path, {"ppo": (0.4, 0.8), "fast": (1.5, 1.6), "weak": (0.1, 0.2), "late": (0.2, 1.5)}
     )
     assert found.target == gains_RT(found.tracks[0], "gold_quality")[:, -1].mean()
-    assert [track.method for track in found.tracks] == ["ppo", "fast", "late", "weak"]
+    assert [track.label for track in found.tracks] == ["ppo", "fast", "late", "weak"]
     fast, late = found.reaches["fast"], found.reaches["late"]
     assert fast.at_most
     assert (fast.evaluations, fast.seconds) == (1000.0, pytest.approx(110.0))
@@ -445,7 +488,7 @@ def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> Non
     assert found.reaches == {}
     assert "which is no gain, so there is nothing to reach" in pages.markdown([found], "c", {})
     none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
-    assert "has no finished run of this budget" in pages.markdown([none], "c", {})
+    assert "has no finished run" in pages.markdown([none], "c", {})
 
 
 def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
@@ -454,7 +497,7 @@ def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
         {"ppo": (0.6, 1.2), "greedy": (0.6, 1.8)},
         judges={"ppo": (0.6, 1.2), "greedy": (0.9, 0.0)},
     )
-    told = {track.method: pages.over_optimises(found, track) for track in found.tracks}
+    told = {track.label: pages.over_optimises(found, track) for track in found.tracks}
     assert told["ppo"] == "held-out not seen to; gold not seen to"
     assert re.fullmatch(
         r"held-out from 2,000 \(−\d+\.\d \[.*\]\); gold from 2,000 \(−\d\.\d+ \[.*\]\)", told["greedy"]
@@ -502,7 +545,7 @@ def test_busy_machines_are_marked(tmp_path: Path) -> None:
 
 def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, seeds=(0, 1))
-    (paper,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    paper = papers_cell()
     stopped, missing = replace(paper, method="wild", seed=1), replace(paper, method="wild", seed=2)
     (tmp_path / stopped.key).mkdir()
     (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps({"sentence": "the weights diverged"}))
@@ -652,7 +695,7 @@ def test_training_that_stops_by_itself_is_a_result(tmp_path: Path, monkeypatch: 
 
 
 def test_scores_by_another_scorer_are_made_again(tmp_path: Path) -> None:
-    (cell,) = only_cells(plan(["ppo"], ["imagereward"], [0]))
+    cell = papers_cell()
     made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
     assert work.is_done(cell, tmp_path)
     path = tmp_path / cell.key / work.DONE
@@ -670,7 +713,7 @@ def crew(root: Path, program: str) -> work.Crew:
 
 
 def test_so_many_at_a_time_and_what_failed_is_said(tmp_path: Path) -> None:
-    made = only_cells(plan(["ppo"], ["fairness"], [0, 1, 2, 3]))
+    made = only_cells(plan(["ppo"], ["fairness"], [0, 1, 2, 3], 92_160))
     program = f"""if True:
         import os, sys, time
         key, root = sys.argv[1], {str(tmp_path)!r}
@@ -690,7 +733,7 @@ def test_so_many_at_a_time_and_what_failed_is_said(tmp_path: Path) -> None:
 
 
 def test_a_signal_is_passed_on_and_everybody_waited_for(tmp_path: Path) -> None:
-    made = only_cells(plan(["ppo"], ["fairness"], [0, 1]))
+    made = only_cells(plan(["ppo"], ["fairness"], [0, 1], 92_160))
     program = f"""if True:
         import os, signal, sys, time
         def stop(*_):
@@ -714,8 +757,6 @@ def test_a_signal_is_passed_on_and_everybody_waited_for(tmp_path: Path) -> None:
 
 
 def tuned() -> list[str]:
-    import importlib
-
     return [n for n in methods.names() if hasattr(importlib.import_module(f"train.methods.{n}"), "TUNING")]
 
 
@@ -728,8 +769,8 @@ def test_every_method_is_tried_as_often_and_at_equal_cost(method: str, reward: s
         return
     made = tune.tries(method, reward, 90_000)
     assert len({cell.key for cell in made}) == methods.TRIES
-    assert made[0].settings == ()
     for cell in made:
+        assert cell.settings[: len(methods.SHORT)] == methods.SHORT
         assert (cell.seed, cell.suite, cell.points) == (11, TUNING_SUITE, 1)
         assert cell.prompt_set == QUESTIONS[reward].tuning_set
         assert 0.8 * 90_000 < cell.evaluations <= 90_000
@@ -780,10 +821,15 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     ]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 0, result.output
-    assert re.search(r"^as it is: held-out gain [+-]0\.\d{4}", result.output, re.MULTILINE)
+    assert re.search(
+        r"^update\.warmup=10 ema\.decay=0\.95: held-out gain [+-]0\.\d{4}", result.output, re.MULTILINE
+    )
     assert result.output.count("(best)") >= 1
     found = pd.read_csv(path)
-    assert found["settings"].fillna("").tolist() == ["", "update.lr=3e-3"]
+    assert found["settings"].fillna("").tolist() == [
+        " ".join(methods.SHORT),
+        " ".join((*methods.SHORT, "update.lr=3e-3")),
+    ]
     assert found["prompt_set"].tolist() == [QUESTION.tuning_set] * 2
     assert found["seed"].tolist() == [tune.SEED] * 2
     assert found["evaluations"].tolist() == [24, 24]

@@ -187,7 +187,11 @@ class Rounding:
         found += [f"sampling.guidance up to {within:g}"] if within is not None else []
         if not self.same_kernels:
             found.append("equal sampling.micro_batch and update.micro_batch")
-        return [*found, f"update.clip from {2 * max(map(self.ratio_error, steps)):.2g}"]
+        return [*found, self.wider(2 * max(map(self.ratio_error, steps)))]
+
+    def wider(self, clip: float) -> str:
+        """What `clip` would be set by, with the least value that is wide enough."""
+        return f"update.clip from {clip:.2g}"
 
     @property
     def _summed(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,22 @@ def evaluations(experiment: Experiment) -> int:
     of_tasks = sum(sum(experiment.method.evaluations(experiment, task)) for task in turns(experiment))
     of_data = experiment.pretraining.batch if experiment.pretraining is not None else 0
     return experiment.iterations * (of_tasks + of_data)
+
+
+def within(experiment: Experiment, budget: int) -> Experiment:
+    """As many iterations as a budget of denoiser evaluations pays for.
+
+    A rate that falls to 0 at the end of a run does so within the budget: what a run has reached at a tenth of it is not what a run of a tenth of the length would.
+
+    Raises:
+        ValueError: where it does not pay for one, naming what one takes.
+    """
+    each = evaluations(replace(experiment, iterations=1))
+    if budget < each:
+        raise ValueError(
+            f"{budget} denoiser evaluations are asked for, but one iteration of {experiment.method.name} takes {each}: give at least as many"
+        )
+    return replace(experiment, iterations=budget // each)
 
 
 def describe(experiment: Experiment, processes: int) -> str:

@@ -33,7 +33,7 @@ AT_WORK = options(
     click.option(
         "--budget",
         type=click.IntRange(1),
-        help="Denoiser evaluations of a run; those of the paper's method for each reward unless given.",
+        help="Denoiser evaluations of a run: an eighth of those of the paper's method for imagereward and a quarter for the other rewards unless given; of `tune` half of that.",
     ),
     click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time."),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each."),
@@ -136,10 +136,9 @@ def tune(
     root: Path,
     dry_run: bool,
 ) -> None:
-    """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported, each with a quarter of the table's evaluations unless --budget says it."""
+    """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported, each with half of the table's evaluations unless --budget says it."""
     check_out(out, ".csv")
     from bench.methods import pages, work
-    from bench.methods.cells import budget_of
     from bench.methods.questions import QUESTIONS
     from bench.methods.tune import found_of, keep, tries
     from train import methods
@@ -147,7 +146,7 @@ def tune(
 
     choose("method", method, methods.names())
     choose("reward", reward, QUESTIONS)
-    cells = tries(method, reward, budget or budget_of(reward) // 4)
+    cells = tries(method, reward, budget or methods.EVALUATIONS[reward] // 2)
     click.echo(
         pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
@@ -161,7 +160,7 @@ def tune(
         for _, row in found.iterrows():
             gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
             best = " (best)" if row["best"] else ""
-            click.echo(f"{row['settings'] or 'as it is'}: held-out gain {gain}{best}")
+            click.echo(f"{row['settings']}: held-out gain {gain}{best}")
         click.echo(f"wrote {out}")
     say_failed(failed)
 

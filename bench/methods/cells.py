@@ -1,4 +1,8 @@
-"""Which cells there are: a method on a reward with a seed and a budget, or the sentence in which the method refuses the reward."""
+"""Which cells there are: a method on a reward with a seed and a budget, or the sentence in which the method refuses the reward.
+
+All methods race within one budget, the paper's among them, each with the best settings that were found for it at such a length (`train.methods.chosen`). What they race to is what the paper's
+method reaches with the length and the settings of its experiment: it is there a second time, `in full`.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from bench.methods.questions import QUESTIONS
 from evals import suites
 from train import experiments, methods
 from train.config import Experiment, as_json, check, choose, override
-from train.plan import evaluations
+from train.plan import evaluations, within
 from train.start import check_names
 
 MODEL = "miniature"
 SUITE, TUNING_SUITE = "miniature_methods", "miniature_tuning"
+IN_FULL = f"{methods.PAPERS} in full"
 KL_PROMPTS = 16
 """Prompts on which the divergence from the base is taken, one image of each."""
 
@@ -37,6 +42,13 @@ class Cell:
     suite: str
     asked_points: int
     """Times that it is to be scored; `points` is how often its iterations allow."""
+    in_full: bool = False
+    """Whether this is the paper's method with the length and settings of its experiment, although the others have less."""
+
+    @property
+    def label(self) -> str:
+        """As the table calls the method."""
+        return IN_FULL if self.in_full else self.method
 
     @property
     def name(self) -> str:
@@ -99,14 +111,14 @@ def name_of(reward: str, method: str) -> str:
     return reward if method == methods.PAPERS else f"{reward}_{method}"
 
 
-def budget_of(reward: str) -> int:
-    """Denoiser evaluations that the paper's method has for a reward: those of the experiment."""
+def own_budget_of(reward: str) -> int:
+    """Denoiser evaluations of the paper's experiment for a reward."""
     return evaluations(experiments.load(reward, MODEL))
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """The paper's method first, the others by name."""
-    return sorted(set(names), key=lambda name: (name != methods.PAPERS, name))
+    """The paper's method in full, then within the budget of the others, then the others by name."""
+    return sorted(set(names), key=lambda name: (name != IN_FULL, name != methods.PAPERS, name))
 
 
 def plan(
@@ -122,7 +134,7 @@ def plan(
         method_names: names of methods; none is all.
         rewards: experiments whose reward is trained on; none is all.
         seeds: training seeds.
-        budget: denoiser evaluations of a run; that of the paper's method for each reward unless given.
+        budget: denoiser evaluations of a run, but of the paper's method in full; `train.methods.EVALUATIONS` of each reward unless given.
         points: times that a run is scored.
 
     Raises:
@@ -132,9 +144,27 @@ def plan(
     found: list[Cell | Refusal] = []
     for reward in [choose("reward", name, QUESTIONS) for name in rewards or QUESTIONS]:
         for method in wanted:
-            made = cells(reward, method, seeds, budget or budget_of(reward), points)
-            found += [made] if isinstance(made, Refusal) else made
+            own, each = own_budget_of(reward), budget or methods.EVALUATIONS[reward]
+            if method == methods.PAPERS and each < own:
+                in_full = made(reward, method, seeds, own, points)
+                found += [replace(one, in_full=True) if isinstance(one, Cell) else one for one in in_full]
+            settings = methods.chosen(method, reward) if (method, each) != (methods.PAPERS, own) else None
+            found += made(reward, method, seeds, each, points, settings or ())
     return found
+
+
+def made(
+    reward: str,
+    method: str,
+    seeds: Sequence[int],
+    budget: int,
+    points: int,
+    settings: tuple[str, ...] = (),
+    suite: str = SUITE,
+) -> Sequence[Cell | Refusal]:
+    """As `cells`, a refusal as a list of its own."""
+    found = cells(reward, method, seeds, budget, points, settings, suite)
+    return [found] if isinstance(found, Refusal) else found
 
 
 def cells(
@@ -148,14 +178,23 @@ def cells(
 ) -> list[Cell] | Refusal:
     """A method's cells of a reward, a seed each.
 
+    Args:
+        reward: whose experiment is trained.
+        method: by which.
+        seeds: of training.
+        budget: denoiser evaluations of each.
+        points: times that each is scored.
+        settings: in which it differs from the method's variant, as `--set` has them.
+        suite: that it is scored by.
+
     Raises:
         ValueError: for settings that are none, or a budget below one iteration.
     """
     try:
-        experiment = checked(experiments.load(name_of(reward, method), MODEL))
+        experiment = checked(methods.variant(method, experiments.load(reward, MODEL), MODEL))
     except ValueError as refused:
         return Refusal(reward, method, str(refused))
-    experiment = within(checked(override(experiment, settings)), budget, points, name_of(reward, method))
+    experiment = scored_along(within(checked(override(experiment, settings)), budget), points)
     return [Cell(reward, method, seed, budget, experiment, settings, suite, points) for seed in seeds]
 
 
@@ -166,27 +205,12 @@ def checked(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def within(experiment: Experiment, budget: int, points: int, name: str) -> Experiment:
-    """As many iterations as a budget pays for, with snapshots after shares of them.
-
-    A rate that falls to 0 at the end of a run does so within the budget: what a run has reached at a tenth of it is not what a run of a tenth of the length would.
+def scored_along(experiment: Experiment, points: int) -> Experiment:
+    """With snapshots after equal shares of it.
 
     Args:
-        experiment: of the method.
-        budget: denoiser evaluations.
-        points: times that the run is scored, its end among them.
-        name: of the experiment, for the message.
-
-    Raises:
-        ValueError: where the budget does not pay for an iteration.
+        experiment: with its iterations.
+        points: times that it is scored, its end among them.
     """
-    each = evaluations(replace(experiment, iterations=1))
-    iterations = budget // each
-    if iterations < 1:
-        raise ValueError(
-            f"--budget is {budget} denoiser evaluations, but one iteration of {name} takes {each}: give at least as many"
-        )
-    every = max(1, iterations // points)
-    return replace(
-        experiment, iterations=iterations, snapshots_every=every if points > 1 else 0, samples_every=0
-    )
+    every = max(1, experiment.iterations // points)
+    return replace(experiment, snapshots_every=every if points > 1 else 0, samples_every=0)

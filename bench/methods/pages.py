@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import KL_PROMPTS, SUITE, Refusal
+from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Refusal
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
 from evals import metrics, suites, svg
@@ -68,8 +68,8 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         f"{question.why} Scored on {question.prompt_set}. Methods race by {question.goal}.",
     ]
     parts += [
-        f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less, on average where a method draws how many it takes; equal evaluations are shares of {standing.evaluations:,.0f}, equal wall time of "
-        f"{standing.seconds:,.0f} s, the shortest training."
+        f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less, on average where a method draws how many it takes{_in_full(standing)}; equal evaluations are shares of "
+        f"{standing.evaluations:,.0f}, equal wall time of {standing.seconds:,.0f} s, the shortest training."
         if standing.tracks
         else "Nothing has been run yet."
     ]
@@ -88,14 +88,21 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
     return parts
 
 
+def _in_full(standing: Standing) -> str:
+    """How long the paper's method in full is, where it is that."""
+    track = standing.goal_track()
+    return f" ({track.label}: {track.budget:,})" if track is not None and track.label == IN_FULL else ""
+
+
 def verdict(standing: Standing) -> str:
     """Whether the goal is reached, in a sentence."""
-    if math.isnan(standing.target):
-        return f"The paper's method, {methods.PAPERS}, has no finished run of this budget, so there is no gain to reach."
+    goal_track = standing.goal_track()
+    if goal_track is None:
+        return f"The paper's method, {standing.papers}, has no finished run, so there is no gain to reach."
     metric = metrics.load(goal_of(standing.question))
-    whole = standing.evaluations_of_papers()
+    whole = _mean_end(goal_track.evaluations_RT)
     others = {
-        m: r for m, r in standing.reaches.items() if m != methods.PAPERS and not math.isnan(r.evaluations)
+        m: r for m, r in standing.reaches.items() if m != standing.papers and not math.isnan(r.evaluations)
     }
     target = interval(metric, Interval(standing.target, math.nan, math.nan), signed=True)
     if not standing.target > 0:
@@ -112,6 +119,11 @@ def verdict(standing: Standing) -> str:
         f"The paper's method ends at {target} in {metric.title}. The first to reach that is **{best}**, after {_most(others[best])}{share:.2f} of its evaluations "
         f"(goal: {GOAL:g}, {outcome}), in {reliable} of {len(others[best].seeds)} seeds by themselves."
     )
+
+
+def _mean_end(axis_RT: Array) -> float:
+    """What a track has taken at its end, mean over seeds."""
+    return float(axis_RT[:, -1].mean())
 
 
 def _most(reach: Reach) -> str:
@@ -132,23 +144,23 @@ def race(standing: Standing) -> list[list[str]]:
     ]
     lines = [head]
     metric = metrics.load(goal_of(standing.question))
-    whole_evaluations, whole_seconds = standing.evaluations_of_papers(), standing.seconds_of_papers()
+    goal_track = standing.goal_track()
     for track in standing.tracks:
-        last = standing.of(track.method, "checkpoint", 1.0, standing.question.goal)
+        last = standing.of(track.label, "checkpoint", 1.0, standing.question.goal)
         assert last is not None, "every track has an end"
         line = [_named(track), interval(metric, last.gain, signed=True)]
-        reach = standing.reaches.get(track.method)
-        if reach is None or math.isnan(reach.evaluations):
+        reach = standing.reaches.get(track.label)
+        if reach is None or goal_track is None or math.isnan(reach.evaluations):
             line += ["–"] * 4
         else:
             at_most = "≤ " if reach.at_most else ""
             line += [
                 f"{at_most}{reach.evaluations:,.0f}",
-                f"{at_most}{reach.evaluations / whole_evaluations:.2f}",
+                f"{at_most}{reach.evaluations / _mean_end(goal_track.evaluations_RT):.2f}",
             ]
             line += [
                 f"{at_most}{reach.seconds:,.0f}{_busy(track)}",
-                f"{at_most}{reach.seconds / whole_seconds:.2f}",
+                f"{at_most}{reach.seconds / _mean_end(goal_track.seconds_RT):.2f}",
             ]
         line.append(
             "–" if reach is None else f"{sum(not math.isnan(e) for e in reach.seeds)} of {len(reach.seeds)}"
@@ -162,7 +174,7 @@ def race(standing: Standing) -> list[list[str]]:
 def over_optimises(standing: Standing, track: Track) -> str:
     """From which evaluations on held-out and gold are below their best while the proxy has risen since."""
     told = []
-    for parting in standing.partings[track.method]:
+    for parting in standing.partings[track.label]:
         name = {"judge": "held-out", "gold": "gold"}[parting.against.role]
         metric = metrics.load(parting.against.metric)
         if parting.apart or parting.fallen:
@@ -188,10 +200,10 @@ def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
     for track in standing.tracks:
         line = [_named(track)]
         for role in (*question.roles(), *BESIDE, KL):
-            number = standing.of(track.method, at, share, role)
+            number = standing.of(track.label, at, share, role)
             assert number is not None, "every track has every number"
             line.append(_cell(number))
-        number = standing.of(track.method, at, share, KL)
+        number = standing.of(track.label, at, share, KL)
         assert number is not None
         line.append(
             f"{number.evaluations:,.0f}" if at == "seconds" else f"{number.seconds:,.0f}{_busy(track)}"
@@ -213,7 +225,7 @@ def _cell(number: Number) -> str:
 
 def _named(track: Track) -> str:
     few = f" ({len(track.seeds)} seed{'s' if len(track.seeds) > 1 else ''})"
-    return f"{track.method}{' (paper)' if track.method == methods.PAPERS else ''}{few}"
+    return f"{track.label}{few}"
 
 
 def _busy(track: Track) -> str:
@@ -223,14 +235,14 @@ def _busy(track: Track) -> str:
 def left(standing: Standing) -> list[str]:
     """What has no number, and why."""
     told = [
-        f"{cell.method}, seed {cell.seed}: training stopped by itself: {sentence}"
+        f"{cell.label}, seed {cell.seed}: training stopped by itself: {sentence}"
         for cell, sentence in standing.stopped
     ]
-    by_method: dict[str, list[int]] = {}
+    by_label: dict[str, list[int]] = {}
     for cell in standing.missing:
-        by_method.setdefault(cell.method, []).append(cell.seed)
+        by_label.setdefault(cell.label, []).append(cell.seed)
     return told + [
-        f"{method}: not run with seed {', '.join(map(str, seeds))}." for method, seeds in by_method.items()
+        f"{label}: not run with seed {', '.join(map(str, seeds))}." for label, seeds in by_label.items()
     ]
 
 
@@ -238,14 +250,16 @@ def notes(standings: Sequence[Standing]) -> list[str]:
     """What a reader has to know."""
     tracks = [track for standing in standings for track in standing.tracks]
     told = [
-        "Every method starts from the same base, trains on the same prompts and reward with the settings of its variant (`train/methods`), and may take the same number of "
-        "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included.",
+        "Every method starts from the same base, trains on the same prompts and reward, and may take the same number of "
+        "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included. Each has the best of an equal number of settings that were tried on "
+        "other prompts, with another seed and by the held-out metric (`methods-tuning.csv`; `BEST` in its file of `train/methods`).",
+        f"{IN_FULL} is the paper's method with the length and the settings of its experiment: what it ends at is the gain to be reached.",
         f"Gains are differences to the base on the same prompts and noise (suite {SUITE}, prompts that no training holds), turned such that more is better, with {LEVEL:.0%} intervals over prompts and "
         "training seeds, stretched to Student's tails: with three seeds they are wide, and a rough statement about the method. ▲ ▼ the interval leaves 0 out. † what the run was trained on.".replace(
             "%", " %"
         ),
         "Between two checkpoints a curve is taken to be straight. Rates that fall do so over the whole budget, so that a run of a tenth of the length would stand elsewhere than this one after a tenth.",
-        "A method reaches the paper method's final gain where the mean of its seeds first does; ≤: at its first checkpoint already. The seeds beside it are counted each by itself, and the noise of scoring "
+        "A method reaches that gain where the mean of its seeds first does; ≤: at its first checkpoint already. The seeds beside it are counted each by itself, and the noise of scoring "
         "helps the lucky.",
         "It over-optimises from where held-out or gold is below its best while the proxy has risen since, both with intervals that hold for all pairs of checkpoints at once (`evals curve`).",
         "Diversity is the Vendi score of the pictures of a prompt, at "
@@ -302,8 +316,8 @@ def tidy(standings: Sequence[Standing]) -> pd.DataFrame:
     """
     records: list[dict[str, Any]] = []
     for standing in standings:
-        tracks = {track.method: track for track in standing.tracks}
-        records += [_record(number, tracks[number.method]) for number in standing.numbers]
+        tracks = {track.label: track for track in standing.tracks}
+        records += [_record(number, tracks[number.label]) for number in standing.numbers]
         for method, reach in standing.reaches.items():
             name, own = goal_of(standing.question), _of_track(tracks[method])
             each = " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds)
@@ -319,7 +333,7 @@ def tidy(standings: Sequence[Standing]) -> pd.DataFrame:
             )
         records += [_key(r.reward, r.method, "refused") | {"note": r.sentence} for r in standing.refusals]
         records += [
-            _key(c.reward, c.method, "stopped") | {"seeds": str(c.seed), "note": sentence}
+            _key(c.reward, c.label, "stopped") | {"seeds": str(c.seed), "note": sentence}
             for c, sentence in standing.stopped
         ]
     return pd.DataFrame(records, columns=COLUMNS)
@@ -343,7 +357,7 @@ def _record(number: Number, track: Track) -> dict[str, Any]:
         t = int(np.argmin(np.abs(track.evaluations_RT.mean(axis=0) - number.evaluations)))
         each = " ".join(f"{gain:.6g}" for gain in gains_RT(track, number.metric)[:, t])
     return {
-        **_key(number.reward, number.method, number.at),
+        **_key(number.reward, number.label, number.at),
         "share": number.share,
         "evaluations": number.evaluations,
         "seconds": number.seconds,
@@ -382,36 +396,49 @@ def _of_track(track: Track) -> dict[str, Any]:
 
 
 def picture(standing: Standing) -> str:
-    """A row of panels a method, the paper's in grey behind: what it gains in gold, held-out and proxy over evaluations, and in the goal over seconds."""
+    """A row of panels a method: what it gains in gold, held-out and proxy over evaluations, and in the goal over seconds.
+
+    Behind each stands the paper's method within the same budget, in grey; a dashed line is what it ends at in full, which has an axis of its own.
+    """
     question, tracks = standing.question, standing.tracks
     columns: list[tuple[str, str, Callable[[Track], Array]]] = [
         *((role, "evaluations", lambda track: track.evaluations_RT.mean(axis=0)) for role in DRAWN),
         (question.goal, "s", lambda track: track.seconds_RT.mean(axis=0)),
     ]
-    papers = next((track for track in tracks if track.method == methods.PAPERS), None)
     panels = []
     for column, (role, x_title, axis) in enumerate(columns):
-        ribbons = {track.method: _ribbon(standing, track, role, axis(track)) for track in tracks}
-        x_ends = (0.0, max(ribbon.x[-1] for ribbon in ribbons.values()))
+        metric = metrics.load(question.roles()[role])
+        ribbons = {track.label: _ribbon(standing, track, role, axis(track)) for track in tracks}
         ends = [
             end for ribbon in ribbons.values() for end in (*ribbon.low, *ribbon.high) if math.isfinite(end)
         ]
         y_ends = (min(0.0, *ends), max(0.0, *ends))
-        unit = heading(metrics.load(question.roles()[role])).rstrip(" ↑↓")
-        for row, track in enumerate(tracks):
-            behind = [ribbons[papers.method]._replace(colour=PAPERS_COLOUR)] if papers else []
-            drawn = behind if track is papers else [*behind, ribbons[track.method]]
+        racing = [ribbon.x[-1] for label, ribbon in ribbons.items() if label != IN_FULL]
+        target = _scale(metric) * standing.target if role == question.goal else math.nan
+        for row, (label, ribbon) in enumerate(ribbons.items()):
+            x_end = ribbon.x[-1] if label == IN_FULL else max(racing)
+            papers = ribbons.get(methods.PAPERS)
+            behind = [papers._replace(colour=PAPERS_COLOUR)] if papers and label != IN_FULL else []
+            drawn = behind if label == methods.PAPERS else [*behind, ribbon]
             corner = svg.Corner(svg.PANEL_WIDTH * column, 34 + svg.PANEL_HEIGHT * row)
-            panels.append(svg.panel(drawn, x_ends, y_ends, f"{track.method}: {role}", x_title, corner))
+            panels.append(svg.panel(drawn, (0.0, x_end), y_ends, f"{label}: {role}", x_title, corner, target))
+        unit = heading(metric).rstrip(" ↑↓")
         panels.append(svg.caption(f"gain in {unit}", svg.Corner(svg.PANEL_WIDTH * column + 44, 24)))
-    title = f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's"
+    title = (
+        f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's, "
+        "dashed: what it ends at in full"
+    )
     panels.append(svg.caption(title, svg.Corner(8, 11)))
     return str(svg.sheet(panels, svg.PANEL_WIDTH * len(columns), 34 + svg.PANEL_HEIGHT * len(tracks), title))
 
 
+def _scale(metric: metrics.Metric) -> float:
+    return 100.0 if metric.unit == "share" else 1.0
+
+
 def _ribbon(standing: Standing, track: Track, role: str, axis_T: Array) -> svg.Ribbon:
-    found = [n for n in standing.numbers if (n.method, n.at, n.role) == (track.method, "checkpoint", role)]
-    scale = 100.0 if metrics.load(found[0].metric).unit == "share" else 1.0
+    found = [n for n in standing.numbers if (n.label, n.at, n.role) == (track.label, "checkpoint", role)]
+    scale = _scale(metrics.load(found[0].metric))
     gains = [Interval(0.0, 0.0, 0.0), *(number.gain for number in found)]
     return svg.Ribbon(
         x=axis_T.tolist(),
@@ -424,6 +451,10 @@ def _ribbon(standing: Standing, track: Track, role: str, axis_T: Array) -> svg.R
 
 
 # -------------------------------------------------------------------------------------------------------------------------- the plan
+
+
+def _label(one: Any) -> str:
+    return one.method if isinstance(one, Refusal) else str(one.label)
 
 
 def planned(
@@ -453,21 +484,21 @@ def planned(
     total_evaluations, total_seconds, unknown = 0, 0.0, False
     for reward in QUESTIONS:
         mine = [c for c in cells_and_refusals if c.reward == reward]
-        for method in dict.fromkeys(c.method for c in mine):
-            of = [c for c in mine if c.method == method]
+        for label in dict.fromkeys(_label(c) for c in mine):
+            of = [c for c in mine if _label(c) == label]
             if isinstance(of[0], Refusal):
-                lines.append([reward, method, f"cannot: {of[0].sentence}", *[""] * 6])
+                lines.append([reward, label, f"cannot: {of[0].sentence}", *[""] * 6])
                 continue
             cell, todo = of[0], [c for c in of if not done(c)]
             evaluations = len(todo) * (cell.evaluations + cell.scoring_evaluations)
-            each = seconds_each.get(method, seconds_each.get(""))
+            each = seconds_each.get(cell.method, seconds_each.get(""))
             total_evaluations += evaluations
             total_seconds += evaluations * (each or 0.0)
             unknown |= each is None and bool(todo)
             lines.append(
                 [
                     reward,
-                    method,
+                    label,
                     ", ".join(str(c.seed) for c in of),
                     f"{cell.experiment.iterations:,}",
                     f"{cell.evaluations:,}",

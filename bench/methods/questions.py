@@ -30,13 +30,12 @@ class Question:
     """By which one methods race."""
     why: str
     """Of these, in a sentence."""
-    gold_wins: str | None = None
-    """The same truth as a win rate, told and not raced by: any step in the right direction wins, however small."""
+    wins: tuple[tuple[str, str], ...] = ()
+    """Roles and metrics of the same as win rates, told and neither raced nor chosen by: any step in the right direction wins, however small."""
 
     def roles(self) -> dict[str, str]:
         """Metrics by their role, the goal among them."""
-        found = {"gold": self.gold, "held-out": self.held_out, "proxy": self.proxy}
-        return found | ({"gold wins": self.gold_wins} if self.gold_wins else {})
+        return {"gold": self.gold, "held-out": self.held_out, "proxy": self.proxy, **dict(self.wins)}
 
     def chosen(self) -> list[Chosen]:
         """As `evals.curve` takes them."""
@@ -58,21 +57,22 @@ QUESTIONS = {
             "miniature-preference-unseen",
             "miniature-preference-tuning",
             proxy="reward_mean",
-            held_out="win_rate_judge",
+            held_out="judge_mean",
             gold="gold_quality",
             goal="gold",
-            why="The reward model is the proxy, a judge in no training loop is held out, and gold is the mean of the utility that the votes were simulated from.",
-            gold_wins="win_rate_gold",
+            why="The reward model is the proxy, the score of a judge in no training loop is held out, and gold is the mean of the utility that the votes were simulated from.",
+            wins=(("held-out wins", "win_rate_judge"), ("gold wins", "win_rate_gold")),
         ),
         Question(
             "compositionality",
             "miniature-scenes-unseen",
             "miniature-scenes-tuning",
             proxy="detection",
-            held_out="win_rate_judge",
+            held_out="judge_mean",
             gold="fully_right",
             goal="gold",
-            why="The detection score is the proxy, the judge of preferences is held out, and gold is whether everything that was asked for is there and the relation holds.",
+            why="The detection score is the proxy, the score of the judge of preferences is held out, and gold is whether everything that was asked for is there and the relation holds.",
+            wins=(("held-out wins", "win_rate_judge"),),
         ),
         Question(
             "fairness",

@@ -4,9 +4,9 @@ A *track* is a method on a reward, all its seeds together. A gain is a metric le
 with an interval over prompts and training seeds. Between two checkpoints a track is taken to be straight, in evaluations as in seconds: of each seed by itself, as
 seeds differ in their seconds.
 
-- *Equal evaluations* are shares of what every run of the reward has taken at its end.
-- *Equal wall time* are shares of the shortest training of any run of the reward, so that no track is asked beyond its end.
-- A method *reaches* the paper method's final gain, where that is one, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
+- *Equal evaluations* are shares of what every run of the reward has taken at its end, that of the paper's method in full aside.
+- *Equal wall time* are shares of the shortest training of any of them, so that no track is asked beyond its end.
+- A method *reaches* the gain that the paper's method ends at, in full, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
   at most that.
 - It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
   at once (`evals.curve`).
@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import Cell, Refusal, in_order
+from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, stopped_of, trainings_of
 from evals import metrics, rows, stats
@@ -46,7 +46,8 @@ class Track:
     """A method on a reward."""
 
     question: Question
-    method: str
+    label: str
+    """The method's name, and that of the paper's `in full` where it is that."""
     budget: int
     seeds: tuple[int, ...]
     settings: tuple[str, ...]
@@ -91,7 +92,8 @@ class Number(NamedTuple):
     """One number of the table, and what it is of."""
 
     reward: str
-    method: str
+    label: str
+    """Of the track."""
     at: At
     share: float
     """Of the axis that is equal; of the run's own evaluations at a checkpoint."""
@@ -128,38 +130,31 @@ class Standing:
 
     question: Question
     budget: int
+    """Of those that race."""
+    papers: str
+    """Label of the track that is raced to: the paper's method, in full where the others have less."""
     tracks: tuple[Track, ...]
     refusals: tuple[Refusal, ...]
     stopped: tuple[tuple[Cell, str], ...]
     missing: tuple[Cell, ...]
     numbers: tuple[Number, ...]
     evaluations: float
-    """That every run has taken."""
+    """That every run of those that race has taken."""
     seconds: float
-    """Of the shortest training."""
+    """Of their shortest training."""
     target: float
     """The paper method's final gain in the goal, NaN where it has not been run."""
     reaches: dict[str, Reach]
     partings: dict[str, tuple[Parting, ...]]
 
-    def evaluations_of_papers(self) -> float:
-        """That the paper's method took to its end, mean over seeds; NaN where it has not been run."""
-        return next(
-            (float(t.evaluations_RT[:, -1].mean()) for t in self.tracks if t.method == methods.PAPERS), np.nan
-        )
+    def goal_track(self) -> Track | None:
+        """The track that is raced to; None where it has not been run."""
+        return next((track for track in self.tracks if track.label == self.papers), None)
 
-    def seconds_of_papers(self) -> float:
-        """As `evaluations_of_papers`."""
-        return next(
-            (float(t.seconds_RT[:, -1].mean()) for t in self.tracks if t.method == methods.PAPERS), np.nan
-        )
-
-    def of(self, method: str, at: At, share: float, role: str) -> Number | None:
+    def of(self, label: str, at: At, share: float, role: str) -> Number | None:
         """One number."""
         found = [
-            n
-            for n in self.numbers
-            if (n.method, n.at, n.share, n.role) == (method, at, round(share, 6), role)
+            n for n in self.numbers if (n.label, n.at, n.share, n.role) == (label, at, round(share, 6), role)
         ]
         return found[0] if found else None
 
@@ -169,11 +164,11 @@ class Standing:
 
 def tracks_of(question: Question, cells: Iterable[Cell], root: Path) -> list[Track]:
     """The tracks of all cells that are done, the paper's method first."""
-    by_method: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
+    by_label: dict[str, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:
         if (record := record_of(cell, root)) is not None:
-            by_method.setdefault(cell.method, []).append((cell, record))
-    return [read(question, by_method[method], root) for method in in_order(list(by_method))]
+            by_label.setdefault(cell.label, []).append((cell, record))
+    return [read(question, by_label[label], root) for label in in_order(list(by_label))]
 
 
 def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: Path) -> Track:
@@ -205,7 +200,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         pictures[name] = len(mine[mine["experiment"] == experiments[0]])
     return Track(
         question=question,
-        method=cells[0].method,
+        label=cells[0].label,
         budget=cells[0].budget,
         seeds=tuple(cell.seed for cell in cells),
         settings=cells[0].settings,
@@ -317,7 +312,7 @@ class Estimator:
             for axis_RT in (track.evaluations_RT, track.seconds_RT)
         )
         assert 0 <= place <= order[-1], "no track is asked beyond its end"
-        told = (track.question.reward, track.method, at, round(share, 6), evaluations, seconds)
+        told = (track.question.reward, track.label, at, round(share, 6), evaluations, seconds)
         prompt_set, seeds = track.question.prompt_set, len(track.seeds)
         found = []
         for role, name in (track.question.roles() | BESIDE).items():
@@ -398,8 +393,9 @@ def standing(
 ) -> Standing:
     """A reward's part of the table, of whatever is done of its cells."""
     tracks, estimate = tracks_of(question, cells, root), Estimator(resamples)
-    evaluations = min((float(track.evaluations_RT[:, -1].min()) for track in tracks), default=float("nan"))
-    seconds = min((float(track.seconds_RT[:, -1].min()) for track in tracks), default=float("nan"))
+    racing = [track for track in tracks if track.label != IN_FULL] or tracks
+    evaluations = min((float(track.evaluations_RT[:, -1].min()) for track in racing), default=float("nan"))
+    seconds = min((float(track.seconds_RT[:, -1].min()) for track in racing), default=float("nan"))
     numbers: list[Number] = []
     for track in tracks:
         for share in SHARES:
@@ -411,12 +407,14 @@ def standing(
         for t in range(1, len(mean_T)):
             share = float(mean_T[t] / mean_T[-1])
             numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
-    papers = [track for track in tracks if track.method == methods.PAPERS]
-    target = float(gains_RT(papers[0], goal_of(question)).mean(axis=0)[-1]) if papers else float("nan")
+    papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
+    raced_to = [track for track in tracks if track.label == papers]
+    target = float(gains_RT(raced_to[0], goal_of(question)).mean(axis=0)[-1]) if raced_to else float("nan")
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     return Standing(
         question=question,
-        budget=cells[0].budget if cells else 0,
+        budget=min((cell.budget for cell in cells), default=0),
+        papers=papers,
         tracks=tuple(tracks),
         refusals=tuple(refusals),
         stopped=tuple(stopped),
@@ -427,6 +425,6 @@ def standing(
         evaluations=evaluations,
         seconds=seconds,
         target=target,
-        reaches={track.method: reach(track, target) for track in tracks if target > 0},
-        partings={track.method: partings(track, resamples) for track in tracks},
+        reaches={track.label: reach(track, target) for track in tracks if target > 0},
+        partings={track.label: partings(track, resamples) for track in tracks},
     )

@@ -1,7 +1,7 @@
 """The settings that a method's file has under `TUNING`, tried at an equal budget on prompts of which nothing is reported.
 
 Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold;
-the winner is then written into the method's variant by hand. All tries of all methods stay in results/methods-tuning.csv.
+the winner then stands in the method's file as `BEST`. All tries of all methods stay in results/methods-tuning.csv.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tries(method: str, reward: str, budget: int) -> list[Cell]:
     """
     found = []
     for settings in methods.tuning(method):
-        made = cells(reward, method, [SEED], budget, 1, settings, TUNING_SUITE)
+        made = cells(reward, method, [SEED], budget, 1, (*methods.SHORT, *settings), TUNING_SUITE)
         if isinstance(made, Refusal):
             raise ValueError(f"{method} cannot train on {reward}: {made.sentence}")
         found += made

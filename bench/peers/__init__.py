@@ -13,4 +13,5 @@ encodes each prompt again, keeps whole trajectories, and compares nothing before
     ours.py        this project's trainer as such a process
     trl_ddpo.py    trl's, in `.venv-peers`; of this project it imports the reward and `worker`
     __main__.py    the measurement
+    gain.py        another one: seconds to one gain, by trl's DDPO and by the method that is fastest here
 """

@@ -25,22 +25,30 @@ class Trainer:
         import transformers
 
         from bench.bare import BareCalls
-        from train.start import new_accelerator, prepare
 
         self.gradient: dict[str, Any] | None = None
-        self.folder = tempfile.TemporaryDirectory()
-        experiment = experiment_of(Setting(**setting))
-        accelerator = new_accelerator()
-        out = Path(self.folder.name) / "run"
-        self.run = prepare(experiment, "miniature", setting["seed"], out, accelerator)
+        self._begin(experiment_of(Setting(**setting)), setting["seed"])
         self.run.policy.optimiser.register_step_pre_hook(self._remember)
         self.bare_calls = BareCalls
         return {
             each.__name__: each.__version__ for each in (torch, diffusers, transformers, accelerate, peft)
         }
 
+    def prepare_experiment(self, name: str, seed: int) -> None:
+        """Load an experiment of the miniature as it is."""
+        from train import experiments
+
+        self._begin(experiments.load(name, "miniature"), seed)
+
+    def _begin(self, experiment: Any, seed: int) -> None:
+        from train.start import new_accelerator, prepare
+
+        self.folder = tempfile.TemporaryDirectory()
+        out = Path(self.folder.name) / "run"
+        self.run = prepare(experiment, "miniature", seed, out, new_accelerator())
+
     def iterate(self) -> dict[str, float]:
-        """One iteration: its time, and the mean and spread of the rewards of its images."""
+        """One iteration: its time, the mean and spread of the rewards of its images, and their mean gold where that is watched."""
         from train.loop import iterate
 
         watch = Stopwatch()
@@ -54,7 +62,9 @@ class Trainer:
         import json
 
         line = json.loads((self.run.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        return {"reward_mean": line["reward_mean"], "reward_std": line["reward_std"]}
+        gold = line.get("monitors", {}).get("gold_utility")
+        worth = {} if gold is None else {"gold_mean": gold}
+        return worth | {"reward_mean": line["reward_mean"], "reward_std": line["reward_std"]}
 
     def bare_iteration(self) -> dict[str, float]:
         """The calls that it cannot do without, and nothing else: `bench.bare`."""

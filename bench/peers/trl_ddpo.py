@@ -21,8 +21,8 @@ class Trainer:
     epoch = 0
     steps_taken = 0
 
-    def prepare(self, setting: dict[str, Any]) -> dict[str, str]:
-        """Load everything. Returns the versions."""
+    def prepare(self, setting: dict[str, Any], gold: bool = False) -> dict[str, str]:
+        """Load everything; with gold pictures are also measured by it. Returns the versions."""
         import accelerate
         import diffusers
         import peft
@@ -36,6 +36,7 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32 there as well
         self.gradient: dict[str, Any] | None = None
         self.rewards: list[Any] = []
+        self.gold: list[Any] = []
         self.pipeline = trl.DefaultDDPOStableDiffusionPipeline(asked.pipeline, use_lora=asked.lora)
         self.trainer = trl.DDPOTrainer(
             trl.DDPOConfig(
@@ -62,7 +63,7 @@ class Trainer:
                 # it takes the whole part of steps x fraction
                 train_timestep_fraction=(asked.trained_steps + 0.5) / asked.steps,
             ),
-            self._reward_function(),
+            self._reward_function(asked.prompts if gold else None),
             self._prompt_function(asked),
             self.pipeline,
         )
@@ -76,12 +77,14 @@ class Trainer:
         import torch
 
         self.rewards.clear()
+        self.gold.clear()
         watch = Stopwatch()
         self.steps_taken = self.trainer.step(self.epoch, self.steps_taken)
         told = watch.read()
         self.epoch += 1
         rewards = torch.cat(self.rewards)
-        return told | {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
+        worth = {"gold_mean": float(torch.cat(self.gold).mean())} if self.gold else {}
+        return told | worth | {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
 
     def gpu_peak_mib(self) -> float | None:
         """Most memory of the GPU that it has had."""
@@ -117,18 +120,22 @@ class Trainer:
         endless = itertools.cycle(texts)
         return lambda: (next(endless), {})
 
-    def _reward_function(self) -> Any:
-        """This project's scorer, as the trainer wants it."""
+    def _reward_function(self, prompt_set: str | None) -> Any:
+        """This project's scorer, as the trainer wants it; with a set of prompts also gold, which wants to know what can be checked of each."""
         import torch
 
-        from evals.miniature.scorers.imagereward import Scorer
-        from prompts import Prompt
+        import prompts
+        from evals.miniature.scorers import gold_utility, imagereward
 
-        scorer = Scorer("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        scorer, gold = imagereward.Scorer(device), gold_utility.Scorer(device)
+        by_text = {prompt.text: prompt for prompt in prompts.load(prompt_set)} if prompt_set else {}
 
         def reward(images: Any, texts: Any, _metadata: Any) -> tuple[Any, dict[str, Any]]:
-            found = scorer(images.float(), [Prompt("asked", text) for text in texts])
+            found = scorer(images.float(), [prompts.Prompt("asked", text) for text in texts])
             self.rewards.append(found)
+            if by_text:
+                self.gold.append(gold(images.float(), [by_text[text] for text in texts]))
             return found, {}
 
         return reward

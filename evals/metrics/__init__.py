@@ -5,7 +5,8 @@ The map of this package
     win_rate_hpsv2, win_rate_aesthetic,
     win_rate_clip_score, win_rate_judge, win_rate_gold  preferred to the base at the same prompt and noise: the panel of judges
     reward_mean, pickscore_mean, hpsv2_mean,
-    aesthetic_mean, clip_score_mean, gold_quality       means of a score
+    aesthetic_mean, clip_score_mean, judge_mean,
+    gold_quality                                        means of a score
     detection, fully_right                              composition (Eq 13, and its strict form)
     parity, parity_excess, parity_excess_regrouped,
     parity_unbiased, parity_pooled, unusable            fairness of tone (Eq 12, its floor, its forms)

@@ -18,6 +18,10 @@ REGROUPED = (0, 0, 0, 1, 1, 2, 2, 3, 3, 3)
 """The other common cut of the ten tones, 1-3, 4-5, 6-7, 8-10: no source fixes four groups, so a result should not hang on ours."""
 
 
+CLASSIFIERS = ("skin_tone", "monk_tone")
+"""Scorers whose values are numbers of classes: neither their mean nor a difference of two means anything."""
+
+
 def parity(counts: Array) -> Array:
     """Eq 12, `sqrt(sum_a (p_a - 1/K)^2)`, of counts [..., K]: 0 where all groups are equal; NaN without a count."""
     groups = counts.shape[-1]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import cast
 
 from train import methods
-from train.config import Experiment, choose
+from train.config import Experiment, choose, override
+from train.plan import within
 
 
 def names() -> tuple[str, ...]:
@@ -52,7 +53,15 @@ def models(experiment: str) -> dict[str, Experiment]:
         return variants
     if not any(variant.tasks for variant in variants.values()):
         raise ValueError(f"experiment {name} trains nothing, so there is no {experiment}")
-    return {model: methods.variant(method, variant, model) for model, variant in variants.items()}
+    return {model: _by_method(name, method, variant, model) for model, variant in variants.items()}
+
+
+def _by_method(name: str, method: str, experiment: Experiment, model: str) -> Experiment:
+    """As a method trains it; on the miniature with what was chosen for it and as long as all methods do, where anything was."""
+    made, settings = methods.variant(method, experiment, model), methods.chosen(method, name)
+    if model != "miniature" or settings is None:
+        return made
+    return within(override(made, settings), methods.EVALUATIONS[name])
 
 
 def load(experiment: str, model: str) -> Experiment:

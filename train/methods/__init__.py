@@ -7,8 +7,9 @@ is the experiment `imagereward`, trained by `grpo`. The loop (`train.loop`) is t
 Families share a file: `_policy_gradient` needs a sampler with noise and what it drew; `_forward_process` clean pictures and rewards alone;
 `_reward_gradient` a reward that can be differentiated.
 
-What a method's settings on the miniature were chosen from stands in its file as `TUNING`: `TRIES` tuples of `--set` settings, the same number for each
-method, of which the first is empty, the variant as it is. `python -m bench.methods tune` tries them.
+What a method's settings on the miniature are chosen from stands in its file as `TUNING`: `TRIES` tuples of `--set` settings, the same number for each
+method, to which `SHORT` is added; `python -m bench.methods tune` tries them. `BEST` has the best of them by experiment: with it, and with `EVALUATIONS`, the
+experiment `imagereward_grpo` on the miniature is the run that is in `results/methods.md`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ OF_SOME = ("clip", "reduction", "advantage_clip", "trained_steps", "skip_last", 
 
 TRIES = 4
 """Settings that each method may be tried with."""
+
+EVALUATIONS = {"imagereward": 43_200, "compositionality": 43_200, "fairness": 23_040}
+"""Denoiser evaluations that a run of a method has on the miniature, by experiment: an eighth of those of the paper's experiment, a quarter, and a quarter."""
+
+SHORT = ("update.warmup=10", "ema.decay=0.95")
+"""What every method has in so short a run: the experiments, of the paper's method, warm up in 25 optimiser steps and average over a hundred."""
 
 
 class Evaluations(NamedTuple):
@@ -150,14 +157,19 @@ def tuning(name: str) -> tuple[tuple[str, ...], ...]:
     tries: tuple[tuple[str, ...], ...] = getattr(module, "TUNING", ())
     if len(tries) != TRIES:
         raise ValueError(
-            f"train/methods/{name}.py has {len(tries)} settings in TUNING, but every method is tried with {TRIES}: the variant as it is, (), and "
-            f"{TRIES - 1} others such as ('update.lr=3e-5',)"
+            f"train/methods/{name}.py has {len(tries)} settings in TUNING, but every method is tried with {TRIES}: tuples such as ('update.lr=3e-5',)"
         )
     return tries
 
 
+def chosen(name: str, experiment: str) -> tuple[str, ...] | None:
+    """The settings, for `--set`, that a method has on the miniature in a run of `EVALUATIONS`; None where none have been tried for the experiment."""
+    best: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"train.methods.{name}"), "BEST", {})
+    return (*SHORT, *best[experiment]) if experiment in best else None
+
+
 def variant(name: str, experiment: Experiment, model: str) -> Experiment:
-    """An experiment as a method trains it on a model."""
+    """An experiment as a method trains it on a model, before `chosen`."""
     return cast("Experiment", importlib.import_module(f"train.methods.{name}").variant(experiment, model))
 
 

@@ -50,7 +50,12 @@ LEAST_ERROR = 1e-10
 """Added to the mean squared error, whose root has no slope at 0 (release)."""
 
 
-TUNING = ((), ("update.lr=1.2e-4",), ("update.advantage_clip=1",), ("method.updates=2", "update.lr=1.2e-4"))
+TUNING = (
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "update.advantage_clip=1"),
+    ("tasks.batch=96", "update.lr=2e-4", "update.advantage_clip=1"),
+)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,12 @@ Rewards = list[list[float]]
 """Of one prompt, the latest last: pairs of the iteration and the reward, as JSON holds them."""
 
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.buffer_size=32", "method.min_count=8"))
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "method.buffer_size=32", "method.min_count=8"),
+)
 
 
 @dataclass(frozen=True)

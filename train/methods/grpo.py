@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from train.config import Experiment, Task
 
 
-TUNING = ((), ("method.kl=0.004",), ("method.kl=0.004", "update.lr=1.2e-4"), ("method.kl=0",))
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "method.kl=0"),
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from train.config import Experiment
 
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.max_kl=0.04", "update.lr=1.2e-4"))
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "method.max_kl=0.04"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Method(GroupRelative):
 
     def rounding(self, run: Run) -> Rounding:
         """With the standard deviation of the log-ratio at `max_kl` as the clip."""
-        dims = 1 if run.experiment.update.reduction == "sum" else run.rounding.dims
-        return replace(run.rounding, clip=math.sqrt(2 * self.max_kl) / dims)
+        within = KlRounding(**vars(run.rounding))
+        return replace(within, clip=math.sqrt(2 * self.max_kl) / within.averaged)
 
     def note(self, run: Run) -> str:
         """Whether rounding could hide what `max_kl` is to bound."""
@@ -69,6 +74,20 @@ class Method(GroupRelative):
             f"differently, the KL may be {kl:.2g} nats at timestep {schedule.timesteps[worst]}; what can: equal sampling.micro_batch and "
             "update.micro_batch, a finer precision or a larger max_kl"
         )
+
+
+@dataclass(frozen=True)
+class KlRounding(Rounding):
+    """With `max_kl` in the place of the clip."""
+
+    @property
+    def averaged(self) -> int:
+        """Dimensions over which the log-ratio is averaged."""
+        return 1 if self.reduction == "sum" else self.dims
+
+    def wider(self, clip: float) -> str:
+        """The KL whose standard deviation of the log-ratio is the clip."""
+        return f"method.max_kl from {(clip * self.averaged) ** 2 / 2:.2g}"
 
 
 def masked_surrogate(

@@ -60,10 +60,10 @@ LEAST_ERROR = 1e-5
 
 
 TUNING = (
-    (),
-    ("method.mix=0.1",),
-    ("update.advantage_clip=1",),
-    ("update.advantage_clip=1", "update.lr=1.2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "update.advantage_clip=1"),
+    ("tasks.batch=48", "update.lr=1e-4", "method.mix=0.1"),
+    ("tasks.batch=48", "update.lr=2e-4", "method.mix=0.1", "update.advantage_clip=1"),
 )
 
 

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from train.config import Experiment
 from train.methods._policy_gradient import PolicyGradient
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("update.trained_steps=8", "update.lr=6e-5"))
-"""Half and twice the rate; and more of each trajectory."""
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=24", "update.lr=1e-4", "sampling.micro_batch=24", "update.micro_batch=24"),
+)
 
 
 @dataclass(frozen=True)

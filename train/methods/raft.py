@@ -26,7 +26,12 @@ from train.methods._forward_process import Batch, ForwardProcess, check_groups, 
 from train.objective import denoising_loss
 from train.run import Run
 
-TUNING = ((), ("update.lr=1.2e-4",), ("method.candidates=8",), ("method.candidates=8", "update.lr=1.2e-4"))
+TUNING = (
+    ("tasks.batch=96", "update.lr=1e-4", "method.candidates=8", "method.updates=10"),
+    ("tasks.batch=96", "update.lr=1e-4", "method.candidates=4", "method.updates=10"),
+    ("tasks.batch=96", "update.lr=2e-4", "method.candidates=8", "method.updates=10"),
+    ("tasks.batch=288", "update.lr=1e-4", "method.candidates=24", "method.updates=10"),
+)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,12 @@ if TYPE_CHECKING:
     from train.config import Experiment
 
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("update.clip=7.2e-3",))
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "update.clip=7.2e-3"),
+)
 
 
 @dataclass(frozen=True)

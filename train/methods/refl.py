@@ -34,7 +34,12 @@ def phi(reward_B: Tensor, offset: float) -> Tensor:
     return (offset - reward_B).relu()
 
 
-TUNING = ((), ("update.lr=1e-4",), ("tasks.batch=48", "update.lr=1e-4"), ("tasks.batch=48", "update.lr=3e-5"))
+TUNING = (
+    ("tasks.batch=48", "update.lr=1e-4", "pretraining.batch=48"),
+    ("tasks.batch=48", "update.lr=1e-4", "method.weight=1", "pretraining.batch=48"),
+    ("tasks.batch=48", "update.lr=3e-4", "method.weight=1", "pretraining.batch=48"),
+    ("tasks.batch=48", "update.lr=1e-3", "method.weight=1", "pretraining.batch=48"),
+)
 
 
 @dataclass(frozen=True)

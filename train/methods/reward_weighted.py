@@ -31,7 +31,12 @@ BETA = 0.5
 """Paper, Table 6."""
 
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.updates=2", "update.lr=1.2e-4"))
+TUNING = (
+    ("tasks.batch=96", "update.lr=1e-4", "pretraining.batch=96"),
+    ("tasks.batch=48", "update.lr=2e-4", "pretraining.batch=48"),
+    ("tasks.batch=96", "update.lr=2e-4", "method.updates=10", "pretraining.batch=96"),
+    ("tasks.batch=96", "update.lr=2e-4", "pretraining.batch=96", "pretraining.beta=0.05"),
+)
 
 
 @dataclass(frozen=True)

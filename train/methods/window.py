@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from train.config import Experiment, Task
 
 
-TUNING = ((), ("update.lr=3e-5",), ("update.lr=1.2e-4",), ("method.within=1.0",))
+TUNING = (
+    ("tasks.batch=96", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=2e-4"),
+    ("tasks.batch=48", "update.lr=2e-4", "method.within=1.0"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Method(GroupRelative):
                 f"method.within is {self.within}, but it is a share of the steps and must lie in (0, 1]"
             )
         width, steps = experiment.update.trained_steps, experiment.sampling.steps
-        if width > (room := math.floor(self.within * steps)):
+        if width > (room := self.room(steps)):
             raise ValueError(
                 f"update.trained_steps is {width}, but the window must lie within the first {room} of {steps} denoising steps "
                 f"(method.within {self.within:g}): narrow it, or raise method.within or sampling.steps"
@@ -59,10 +64,14 @@ class Method(GroupRelative):
                 f"method.within {self.within:g} and before update.skip_last {run.experiment.update.skip_last}"
             )
 
+    def room(self, steps: int) -> int:
+        """Denoising steps in which the window lies: .29 of 100 are 29, although their product in floating point is less."""
+        return math.floor(self.within * steps + 1e-9)
+
     def windows(self, run: Run) -> list[list[int]]:
         """Where the window can lie, from the noisiest on."""
         width, steps = run.experiment.update.trained_steps, run.experiment.sampling.steps
-        starts = range(math.floor(self.within * steps) - width + 1)
+        starts = range(self.room(steps) - width + 1)
         windows = [list(range(start, start + width)) for start in starts]
         return [window for window in windows if set(window) <= set(run.drawable)]
 
