@@ -379,6 +379,13 @@ def test_a_level_is_of_the_last_pictures_and_first_reached_once() -> None:
     assert gain.reached(found, 4.1) is None
 
 
+@pytest.mark.parametrize("name", ["base", "fairness", "joint"])
+def test_what_has_another_reward_is_not_raced(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^--experiment is {name}, but what trl trains on is"):
+        gain.refuse_without_gold(name)
+    gain.refuse_without_gold("imagereward_draft")
+
+
 def test_the_race_to_trls_gold_says_what_came_of_it() -> None:
     def side(seconds: list[float], gold: list[float]) -> dict[str, list[float]]:
         return {"seconds": seconds, "cpu_seconds": seconds, "gold": gold, "level": gold}

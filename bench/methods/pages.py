@@ -82,7 +82,7 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
             ("seconds", "wall time"),
         )
         for at, what in at_equal:
-            for share, how_much in ((1.0, ""), (SHARES[0], ", after a tenth")):
+            for share, how_much in ((1.0, ""), (SHARES[1], ", after a quarter")):
                 parts.append(f"### At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
     return parts

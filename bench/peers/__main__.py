@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -324,15 +324,24 @@ def main(
     for who, told in record["two_processes"].items():
         print(told_gradient(who, told))
     record["minutes"] = round((time.monotonic() - began) / 60, 1)
-    path = out or record_path(FOLDER / "peers")
+    keep(record, out or record_path(FOLDER / "peers"))
+
+
+def keep(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(record, indent=1) + "\n", path)
     print(f"kept in {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 
-if __name__ == "__main__":
+def in_one_sentence(command: Callable[[], None]) -> None:
+    """Do a command; a mistake ends it with exit code 2, a worker that has ended with 1, and one sentence."""
     try:
-        main()
+        command()
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    in_one_sentence(main)

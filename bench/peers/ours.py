@@ -34,11 +34,13 @@ class Trainer:
             each.__name__: each.__version__ for each in (torch, diffusers, transformers, accelerate, peft)
         }
 
-    def prepare_experiment(self, name: str, seed: int) -> None:
-        """Load an experiment of the miniature as it is."""
+    def prepare_experiment(self, name: str, seed: int, guidance: float) -> None:
+        """Load an experiment of the miniature, with guidance."""
         from train import experiments
 
-        self._begin(experiments.load(name, "miniature"), seed)
+        experiment = experiments.load(name, "miniature")
+        sampling = replace(experiment.sampling, guidance=guidance)
+        self._begin(replace(experiment, sampling=sampling), seed)
 
     def _begin(self, experiment: Any, seed: int) -> None:
         from train.start import new_accelerator, prepare
