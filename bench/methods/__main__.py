@@ -202,7 +202,7 @@ def cell(
 
 
 def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: str) -> list[str]:
-    """Do what is left to do of cells. Returns a sentence for each that failed."""
+    """Do what is left to do of cells, the longest, of the paper's method in full, last. Returns a sentence for each that failed."""
     from bench.methods import work
 
     def arguments(cell: Any) -> list[str]:
@@ -221,7 +221,7 @@ def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: 
         words += [str(word) for pair in given.items() for word in pair]
         return words + [word for setting in cell.settings for word in ("--set", setting)]
 
-    todo = [cell for cell in cells if not work.is_done(cell, root)]
+    todo = sorted((cell for cell in cells if not work.is_done(cell, root)), key=lambda cell: cell.in_full)
     if todo and (load := os.getloadavg()[0]) > IDLE:
         click.echo(
             f"note: before anything is begun the load average is {load:.1f}, so the seconds of these runs will be too many",

@@ -22,6 +22,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=1e-3"),
     ("tasks.batch=24", "update.lr=3e-4", "sampling.micro_batch=24", "update.micro_batch=24"),
 )
+BEST = {"imagereward": TUNING[2]}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=24", "update.lr=1e-4", "sampling.micro_batch=24", "update.micro_batch=24"),
 )
+BEST = {"imagereward": TUNING[0]}
 
 
 @dataclass(frozen=True)
