@@ -119,7 +119,7 @@ def test_the_papers_method_is_there_in_full_and_within_the_budget_of_all(reward:
     assert (cell.label, racing.label) == ("ppo in full", "ppo")
     assert 0.8 * methods.EVALUATIONS[reward] < racing.evaluations <= methods.EVALUATIONS[reward]
     assert racing.key != cell.key
-    (alone,) = only_cells(plan(["ppo"], [reward], [3], cell.budget))
+    (alone,) = only_cells(plan(["ppo"], [reward], [3], cell.budget, cell.asked_points))
     assert (alone.label, alone.key) == ("ppo", cell.key)
     assert cell.experiment.iterations == own.iterations
     assert cell.evaluations == cell.budget == evaluations(own)

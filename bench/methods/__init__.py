@@ -20,5 +20,5 @@ from pathlib import Path
 ROOT = Path("results/methods")
 """Where cells lie, beside the page."""
 SEEDS = (0, 1, 2)
-POINTS = 10
-"""Times that a run is scored, or up to twice as often: the first is after a tenth of it at most, where a tenth is an iteration."""
+POINTS = 5
+"""Times that a run is scored, or up to twice as often: the first is after a fifth of it at most, where a fifth is an iteration."""

@@ -135,7 +135,7 @@ def plan(
         rewards: experiments whose reward is trained on; none is all.
         seeds: training seeds.
         budget: denoiser evaluations of a run, but of the paper's method in full; `train.methods.EVALUATIONS` of each reward unless given.
-        points: times that a run is scored.
+        points: times that a run is scored, that of the paper's method in full twice as often.
 
     Raises:
         ValueError: for an unknown method or reward, or a budget below one iteration.
@@ -146,7 +146,7 @@ def plan(
         for method in wanted:
             own, each = own_budget_of(reward), budget or methods.EVALUATIONS[reward]
             if method == methods.PAPERS and each < own:
-                in_full = made(reward, method, seeds, own, points)
+                in_full = made(reward, method, seeds, own, 2 * points)
                 found += [replace(one, in_full=True) if isinstance(one, Cell) else one for one in in_full]
             settings = methods.chosen(method, reward) if (method, each) != (methods.PAPERS, own) else None
             found += made(reward, method, seeds, each, points, settings or ())
