@@ -33,7 +33,7 @@ AT_WORK = options(
     click.option(
         "--budget",
         type=click.IntRange(1),
-        help="Denoiser evaluations of a run: a tenth of those of the paper's method for imagereward, a fifth for compositionality and a quarter for fairness unless given; of `tune` five eighths of that.",
+        help="Denoiser evaluations of a run: a tenth of those of the paper's method for imagereward, a fifth for compositionality and a quarter for fairness unless given.",
     ),
     click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time."),
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each."),
@@ -140,33 +140,48 @@ def tune(
     root: Path,
     dry_run: bool,
 ) -> None:
-    """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported, each with five eighths of the table's evaluations unless --budget says it."""
+    """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported: all with --budget evaluations each, five eighths of the table's unless given, then the best two with eight fifths of that."""
     check_out(out, ".csv")
-    from bench.methods import pages, work
     from bench.methods.questions import QUESTIONS
-    from bench.methods.tune import found_of, keep, tries
+    from bench.methods.tune import finals, tries
     from train import methods
     from train.config import choose
 
     choose("method", method, methods.names())
     choose("reward", reward, QUESTIONS)
-    cells = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
+    first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
+    found, failed = _tried(first, out, root, jobs, threads, dry_run)
+    if found is not None and not failed:
+        last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]
+        _, failed = _tried(finals(first, found, last), out, root, jobs, threads, dry_run)
+    say_failed(failed)
+
+
+def _tried(
+    cells: Sequence[Any], out: Path, root: Path, jobs: int, threads: int, dry_run: bool
+) -> tuple[Any, list[str]]:
+    """Try settings, keep what came of it and tell it.
+
+    Returns:
+        what `found_of` finds, None where nothing is done; and a sentence for each that failed.
+    """
+    from bench.methods import pages, work
+    from bench.methods.tune import found_of, keep
+
     click.echo(
         pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
-    if dry_run:
-        return
-    failed = at_work(cells, root, jobs, threads, typed())
+    failed = [] if dry_run else at_work(cells, root, jobs, threads, typed())
     done = [cell for cell in cells if work.is_done(cell, root)]
-    if done:
-        found = found_of(done, root)
-        keep(found, out)
-        for _, row in found.iterrows():
-            gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
-            best = " (best)" if row["best"] else ""
-            click.echo(f"{row['settings']}: held-out gain {gain}{best}")
-        click.echo(f"wrote {out}")
-    say_failed(failed)
+    if dry_run or not done:
+        return None, failed
+    found = found_of(done, root)
+    keep(found, out)
+    for _, row in found.iterrows():
+        gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
+        click.echo(f"{row['settings']}: held-out gain {gain}{' (best)' if row['best'] else ''}")
+    click.echo(f"wrote {out}")
+    return found, failed
 
 
 @main.command(hidden=True)

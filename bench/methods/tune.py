@@ -1,7 +1,8 @@
 """The settings that a method's file has under `TUNING`, tried at an equal budget on prompts of which nothing is reported.
 
-Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold;
-the winner then stands in the method's file as `BEST`. All tries of all methods stay in results/methods-tuning.csv.
+Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold. First all are tried with
+five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. The winner then stands
+in the method's file as `BEST`. All tries of all methods stay in results/methods-tuning.csv.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from train import methods
 
 SEED = 11
 """Of training, as everything that was tried before (results/README.md): the table has others."""
+FINALISTS = 2
+"""Of the settings, that are tried at full length."""
 KEY = ("reward", "method", "settings", "budget", "seed")
 
 
@@ -41,8 +44,27 @@ def tries(method: str, reward: str, budget: int) -> list[Cell]:
     return found
 
 
+def finals(first: Sequence[Cell], found: pd.DataFrame, budget: int) -> list[Cell]:
+    """The best of the first tries, at another length.
+
+    Args:
+        first: the cells of the first tries.
+        found: `found_of` them.
+        budget: denoiser evaluations of each.
+    """
+    ranked = found.dropna(subset=["held_out"]).sort_values("held_out", ascending=False, kind="stable")
+    wanted = set(ranked["settings"].head(FINALISTS))
+    made: list[Cell] = []
+    for cell in first:
+        if " ".join(cell.settings) in wanted:
+            again = cells(cell.reward, cell.method, [cell.seed], budget, 1, cell.settings, cell.suite)
+            assert not isinstance(again, Refusal), "it was tried before"
+            made += again
+    return made
+
+
 def found_of(done: Sequence[Cell], root: Path, resamples: int = stats.RESAMPLES) -> pd.DataFrame:
-    """One row a try: what it reached on the tuning prompts. `best`: 1 for the largest held-out gain; a try that stopped by itself has none."""
+    """One row a try: what it reached on the tuning prompts. `best`: 1 for the largest held-out gain among them; a try that stopped by itself has none."""
     estimate = Estimator(resamples)
     records: list[dict[str, Any]] = []
     for cell in done:
