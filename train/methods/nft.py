@@ -65,7 +65,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=1e-4", "method.mix=0.1"),
     ("tasks.batch=48", "update.lr=2e-4", "method.mix=0.1", "update.advantage_clip=1"),
 )
-BEST = {"imagereward": TUNING[3]}
+BEST = {"imagereward": TUNING[2]}
 
 
 @dataclass(frozen=True)

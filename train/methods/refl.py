@@ -40,7 +40,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=3e-4", "method.weight=1", "pretraining.batch=48"),
     ("tasks.batch=48", "update.lr=1e-3", "method.weight=1", "pretraining.batch=48"),
 )
-BEST = {"imagereward": TUNING[2]}
+BEST = {"imagereward": TUNING[1]}
 
 
 @dataclass(frozen=True)
