@@ -502,7 +502,7 @@ def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
     told = {track.label: pages.over_optimises(found, track) for track in found.tracks}
     assert told["ppo"] == "held-out not seen to; gold not seen to"
     assert re.fullmatch(
-        r"held-out from 2,000 \(−\d+\.\d \[.*\]\); gold from 2,000 \(−\d\.\d+ \[.*\]\)", told["greedy"]
+        r"held-out from 2,000 \(−\d\.\d+ \[.*\]\); gold from 2,000 \(−\d\.\d+ \[.*\]\)", told["greedy"]
     )
 
 

@@ -14,7 +14,7 @@ TUNING = (
     ("tasks.batch=96", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=1e-4"),
     ("tasks.batch=48", "update.lr=2e-4"),
-    ("tasks.batch=24", "update.lr=1e-4", "sampling.micro_batch=24", "update.micro_batch=24"),
+    ("tasks.batch=32", "update.lr=1e-4", "sampling.micro_batch=32", "update.micro_batch=32"),
 )
 BEST = {"imagereward": TUNING[0]}
 
