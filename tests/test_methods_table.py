@@ -136,7 +136,7 @@ def test_iterations_are_what_the_budget_pays_for() -> None:
         assert made[0].experiment.iterations == budget // each
         assert made[0].evaluations <= budget < made[0].evaluations + each
     with pytest.raises(
-        ValueError, match=rf"^{each - 1} denoiser evaluations are asked for, but one .* {each}: "
+        ValueError, match=rf"^--budget is {each - 1} denoiser evaluations, but one .* {each}: "
     ):
         cells("fairness", "ppo", [0], each - 1)
 
@@ -234,7 +234,7 @@ def test_mistakes_are_one_sentence() -> None:
         (["tune", "nobody", "--reward", "fairness"], "error: unknown method 'nobody': choose from "),
         (
             ["tune", "ppo", "--reward", "fairness", "--budget", "5"],
-            "error: 5 denoiser evaluations are asked for, ",
+            "error: --budget is 5 denoiser evaluations, ",
         ),
     ):
         result = CliRunner().invoke(main, arguments)

@@ -80,7 +80,7 @@ def within(experiment: Experiment, budget: int) -> Experiment:
     each = evaluations(replace(experiment, iterations=1))
     if budget < each:
         raise ValueError(
-            f"{budget} denoiser evaluations are asked for, but one iteration of {experiment.method.name} takes {each}: give at least as many"
+            f"--budget is {budget} denoiser evaluations, but one iteration of {experiment.method.name} takes {each}: give at least as many"
         )
     return replace(experiment, iterations=budget // each)
 

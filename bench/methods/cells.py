@@ -146,25 +146,13 @@ def plan(
         for method in wanted:
             own, each = own_budget_of(reward), budget or methods.EVALUATIONS[reward]
             if method == methods.PAPERS and each < own:
-                in_full = made(reward, method, seeds, own, 2 * points)
-                found += [replace(one, in_full=True) if isinstance(one, Cell) else one for one in in_full]
+                in_full = cells(reward, method, seeds, own, 2 * points)
+                assert not isinstance(in_full, Refusal), "experiments are written for the paper's method"
+                found += [replace(cell, in_full=True) for cell in in_full]
             settings = methods.chosen(method, reward) if (method, each) != (methods.PAPERS, own) else None
-            found += made(reward, method, seeds, each, points, settings or ())
+            made = cells(reward, method, seeds, each, points, settings or ())
+            found += [made] if isinstance(made, Refusal) else made
     return found
-
-
-def made(
-    reward: str,
-    method: str,
-    seeds: Sequence[int],
-    budget: int,
-    points: int,
-    settings: tuple[str, ...] = (),
-    suite: str = SUITE,
-) -> Sequence[Cell | Refusal]:
-    """As `cells`, a refusal as a list of its own."""
-    found = cells(reward, method, seeds, budget, points, settings, suite)
-    return [found] if isinstance(found, Refusal) else found
 
 
 def cells(

@@ -83,7 +83,7 @@ class KlRounding(Rounding):
     @property
     def averaged(self) -> int:
         """Dimensions over which the log-ratio is averaged."""
-        return 1 if self.reduction == "sum" else self.dims
+        return self.dims // self._summed
 
     def wider(self, clip: float) -> str:
         """The KL whose standard deviation of the log-ratio is the clip."""
