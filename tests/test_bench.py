@@ -382,8 +382,8 @@ def test_a_level_is_of_the_last_pictures_and_first_reached_once() -> None:
 @pytest.mark.parametrize("name", ["base", "fairness", "joint"])
 def test_what_has_another_reward_is_not_raced(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^--experiment is {name}, but what trl trains on is"):
-        gain.refuse_without_gold(name)
-    gain.refuse_without_gold("imagereward_draft")
+        gain.refuse_another_reward(name)
+    gain.refuse_another_reward("imagereward_draft")
 
 
 def test_the_race_to_trls_gold_says_what_came_of_it() -> None:

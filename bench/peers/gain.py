@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ DDPO = replace(SETTING, lr=1e-4, guidance=1.01)
 """trl's, with a rate that suits as short a run: the paper's method had the best held-out score at 1e-4 to 2e-4 (results/methods-tuning.csv)."""
 
 
-def refuse_without_gold(name: str) -> None:
+def refuse_another_reward(name: str) -> None:
     """Refuse an experiment that cannot be raced, before minutes have gone.
 
     Raises:
@@ -43,7 +42,7 @@ def refuse_without_gold(name: str) -> None:
     tasks = experiments.load(name, "miniature").tasks
     if [task.name for task in tasks] != ["imagereward"]:
         raise ValueError(
-            f"--experiment is {name}, but what trl trains on is the reward of imagereward: choose that or one of its methods, such as imagereward_draft"
+            f"--experiment is {name}, but what trl trains on is the reward of imagereward: choose that or one of its methods, such as imagereward_nft"
         )
 
 
@@ -134,7 +133,7 @@ def told(found: dict[str, Any], name: str) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--experiment", "name", default="imagereward_draft", show_default=True, help="Trained here.")
+@click.option("--experiment", "name", default="imagereward_nft", show_default=True, help="Trained here.")
 @click.option("--iterations", default=60, show_default=True, type=click.IntRange(1), help="Of trl's DDPO.")
 @click.option("--seed", "seeds", multiple=True, default=(0,), show_default=True, type=int)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True, type=click.IntRange(1))
@@ -145,15 +144,14 @@ def told(found: dict[str, Any], name: str) -> str:
 )
 def main(name: str, iterations: int, seeds: tuple[int, ...], threads: int, out: Path | None) -> None:
     """Measure, print and keep."""
-    refuse_without_gold(name)
+    refuse_another_reward(name)
     torch.set_num_threads(threads)
     machine = Machine.here()
     print(machine)
     runs = []
     for seed in dict.fromkeys(seeds):
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            runs.append(measured(name, iterations, seed, threads, folder))
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(measured(name, iterations, seed, threads, Path(folder)))
         print(told(runs[-1], name), flush=True)
     record = {
         "command": " ".join(["python -m bench.peers.gain", *sys.argv[1:]]),
