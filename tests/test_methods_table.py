@@ -797,6 +797,7 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     import train.methods.ppo
 
     monkeypatch.setattr(methods, "TRIES", 2)
+    monkeypatch.setattr(tune, "FINALISTS", 1)
     monkeypatch.setattr(train.methods.ppo, "TUNING", ((), ("update.lr=3e-3",)))
 
     def here(self: work.Crew, cells_of: Sequence[Cell], jobs: int) -> list[str]:
@@ -815,7 +816,7 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
         "--reward",
         "imagereward",
         "--budget",
-        "24",
+        "30",
         "--root",
         str(root),
         "--out",
@@ -828,15 +829,19 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     )
     assert result.output.count("(best)") >= 1
     found = pd.read_csv(path)
-    assert found["settings"].fillna("").tolist() == [
+    first, last = found[found["budget"] == 30], found[found["budget"] == 48]
+    assert len(first) + len(last) == len(found)
+    assert first["settings"].tolist() == [
         " ".join(methods.SHORT),
         " ".join((*methods.SHORT, "update.lr=3e-3")),
     ]
-    assert found["prompt_set"].tolist() == [QUESTION.tuning_set] * 2
-    assert found["seed"].tolist() == [tune.SEED] * 2
-    assert found["evaluations"].tolist() == [24, 24]
-    assert found.loc[found["best"] == 1, "held_out"].min() == found["held_out"].max()
-    assert found["kl"].iloc[1] > found["kl"].iloc[0] > 0
+    assert found["prompt_set"].tolist() == [QUESTION.tuning_set] * 3
+    assert found["seed"].tolist() == [tune.SEED] * 3
+    assert found["evaluations"].tolist() == [24, 24, 48]
+    assert first.loc[first["best"] == 1, "held_out"].min() == first["held_out"].max()
+    assert first["kl"].iloc[1] > first["kl"].iloc[0] > 0
+    # the best of the first goes on, at full length
+    assert last["settings"].item() == first.loc[first["held_out"].idxmax(), "settings"]
 
     before = path.read_bytes()
     monkeypatch.setattr(work.Crew, "run", lambda *_: pytest.fail("done again"))
