@@ -202,6 +202,10 @@ class Strata(NamedTuple):
     remarks: tuple[str, ...]
     """A sentence for each set whose strata could not be had."""
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The strata of every set, each once."""
+        return {prompt_set: tuple(dict.fromkeys(of.values())) for prompt_set, of in self.of.items()}
+
 
 def compare(
     rows: pd.DataFrame,
@@ -252,7 +256,7 @@ def compare(
         seed=seed,
         against=against,
         origins=origins,
-        strata={prompt_set: tuple(dict.fromkeys(of.values())) for prompt_set, of in strata.of.items()},
+        strata=strata.names(),
         remarks=(*strata.remarks, *_remarks(rows, against)),
     )
 

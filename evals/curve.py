@@ -6,7 +6,8 @@ All is fixed here before anything is scored:
 - A *question* is what an experiment exists to improve (`specialist` of a metric). It is looked at where the run was trained on a scorer of it.
   Metrics of scorers that were rewards of the run are its proxies, of scorers that know the miniature's truth its gold, all others its judges. Of
   a scorer the first metric counts that is no win rate, which ends at 100 %, or else the win rate.
-- A *gain* is the metric less that of the base, turned such that more is better, on the same prompts and noise.
+- A *gain* is the metric less that of the base, turned such that more is better, on the same prompts and noise. Prompts are resampled inside the strata that the
+  suite names, as in `evals.compare`.
 - Proxy and judge *part* at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it
   was then, both with their whole intervals.
 - The checkpoint to *keep* is the one that the judge puts first, the base and the end of the run among them; of several judges, the one whose
@@ -27,10 +28,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,12 +41,12 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import headlines_of
+from evals.compare import headlines_of, strata_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.rows import BASE
-from evals.stats import Array, Interval
-from evals.tables import heading, interval, markdown_table
+from evals.stats import Array, Interval, Resampler
+from evals.tables import heading, interval, markdown_table, strata_notes
 from prompts import Prompt
 
 if TYPE_CHECKING:
@@ -138,6 +139,10 @@ class Curve:
     partings: tuple[Parting, ...]
     choice: Choice | None
     """None where no judge is held out."""
+    strata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of every prompt set that is looked at and resampled inside them."""
+    remarks: tuple[str, ...] = ()
+    """A sentence for each set whose strata could not be had."""
 
     def of(self, question: str, *roles: Role) -> list[Series]:
         """The series of a question, in order of their roles."""
@@ -170,8 +175,10 @@ def curve(
         ValueError: where no reward of the run is scored, or rows are missing on a side.
     """
     order = [point.experiment for point in points]
+    strata = strata_of(rows)
+    resampler = Resampler(resamples, 0, strata.of)
     found = [
-        _series(question, role, name, prompt_set, rows, order, resamples)
+        _series(question, role, name, prompt_set, rows, order, resampler)
         for question, role, name, prompt_set in chosen or chosen_metrics(rows)
     ]
     partings = [
@@ -181,7 +188,15 @@ def curve(
         if proxy.role == "proxy" and against.role != "proxy" and proxy.question == against.question
     ]
     judges = [s for s in found if s.role == "judge"]
-    return Curve(tuple(points), tuple(found), tuple(partings), choose(judges) if judges else None)
+    looked_at = dict.fromkeys(s.prompt_set for s in found)
+    return Curve(
+        points=tuple(points),
+        series=tuple(found),
+        partings=tuple(partings),
+        choice=choose(judges) if judges else None,
+        strata={name: of for name, of in strata.names().items() if name in looked_at},
+        remarks=strata.remarks,
+    )
 
 
 def chosen_metrics(rows: pd.DataFrame) -> list[Chosen]:
@@ -220,29 +235,35 @@ def _series(
     prompt_set: str,
     rows: pd.DataFrame,
     order: Sequence[str],
-    resamples: int,
+    resampler: Resampler,
 ) -> Series:
     metric = metrics.load(name)
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
-    values_TRPS = per_prompt(metric, mine, order)
-    lost_P = np.isnan(values_TRPS).any(axis=(0, 1, 3))
+    ids, values_TRPS = per_prompt(metric, mine, order)
+    lost_P = np.asarray(np.isnan(values_TRPS).any(axis=(0, 1, 3)))
     kept_TRPS = values_TRPS[:, :, ~lost_P]
     seeds, number = kept_TRPS.shape[1:3]
     if number < 2:
         raise ValueError(
             f"{prompt_set}: only {number} prompts have a {metric.scorer} score of every checkpoint, and differences need at least 2"
         )
-    weight_NP = stats.weights(number, resamples, 0, f"prompts of {prompt_set}")
-    weight_NR = stats.weights(seeds, resamples, 0, "training seeds")
+    sample = resampler.prompts(prompt_set, [one for one, lost in zip(ids, lost_P, strict=True) if not lost])
+    weight_NR = resampler.seeds("training seeds", seeds)
     draws_TN = np.stack(
-        [metric.finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP)) for values_RPS in kept_TRPS]
+        [
+            metric.finish(stats.mean_statistics(values_RPS, weight_NR, sample.weight_NP))
+            for values_RPS in kept_TRPS
+        ]
     )
     point_T = np.array([stats.point(values_RPS, metric.finish) for values_RPS in kept_TRPS])
     sign = 1.0 if metric.higher_is_better else -1.0
     gain_T, gain_TN = sign * (point_T - point_T[0]), sign * (draws_TN - draws_TN[0])
     error_TT, critical = simultaneous(gain_TN)
     if seeds > 1:
-        critical *= _widening(np.stack([stats.influence(v_RPS, metric.finish) for v_RPS in kept_TRPS]))
+        influence_TRP = np.stack(
+            [stats.influence(values_RPS, metric.finish, sample.strata) for values_RPS in kept_TRPS]
+        )
+        critical *= _widening(influence_TRP, sample.strata)
     return Series(
         question=question,
         role=role,
@@ -256,16 +277,23 @@ def _series(
     )
 
 
-def _widening(influence_TRP: Array, level: float = stats.LEVEL) -> float:
+def _widening(influence_TRP: Array, strata: stats.Labels | None, level: float = stats.LEVEL) -> float:
     """The largest of Student's quantiles of the gains over the base (the first), divided by the normal's."""
     tail = (1 - level) / 2
     normal = float(-special.ndtri(tail))
-    gains = (stats.precision(influence_RP - influence_TRP[0]) for influence_RP in influence_TRP[1:])
+    gains = (stats.precision(influence_RP - influence_TRP[0], strata) for influence_RP in influence_TRP[1:])
     return max(float(known.deviations(tail)) / normal for known in gains)
 
 
-def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Array:
-    """Sufficient statistics [T, R, P, S] of every checkpoint, beside those of the base at the same images.
+class PerPrompt(NamedTuple):
+    """What a metric reads of every prompt."""
+
+    prompt_ids: tuple[str, ...]
+    statistics_TRPS: Array
+
+
+def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> PerPrompt:
+    """Sufficient statistics of every checkpoint, beside those of the base at the same images.
 
     Args:
         metric: of them.
@@ -276,20 +304,22 @@ def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> Arra
         ValueError: a checkpoint without rows, or seeds with other prompts or checkpoints.
     """
     base = rows[rows["experiment"] == order[0]]
-    stacked = []
+    stacked, asked = [], list[tuple[str, ...]]()
     for experiment in order:
         part = rows[rows["experiment"] == experiment]
         if part.empty:
             raise ValueError(f"{experiment} has no {metric.scorer} scores: score it again")
         found = metric.statistics(part, score_rows.same_images(part, base))
         seeds = part["seed"].nunique()
-        stacked.append(found.to_numpy(dtype=np.float64).reshape(seeds, len(found) // seeds, -1))
+        ids = tuple(map(str, found.index.get_level_values("prompt_id")))
+        asked.append(ids[: len(ids) // seeds])
+        if ids != asked[0] * seeds:
+            raise ValueError(f"{experiment} was not scored on the prompts of {order[0]}: score them again")
+        stacked.append(found.to_numpy(dtype=np.float64).reshape(seeds, len(asked[0]), -1))
     most = max(stacked, key=len).shape
-    if odd := [
-        name for name, of in zip(order, stacked, strict=True) if of.shape not in (most, (1, *most[1:]))
-    ]:
+    if odd := [name for name, of in zip(order, stacked, strict=True) if len(of) not in (1, most[0])]:
         raise ValueError(f"{odd[0]} was not scored for the training seeds of the others: score them again")
-    return np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked])
+    return PerPrompt(asked[0], np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked]))
 
 
 def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:
@@ -469,6 +499,7 @@ def notes(found: Curve) -> list[str]:
         "The checkpoint to keep is the judges' best; neither the reward that was trained on nor gold has a say in it.",
         "KL is the exact divergence of the checkpoint's sampler from the base's along its own pictures, summed over latent dimensions and denoising steps.",
     ]
+    told += [*strata_notes(found.strata), *found.remarks]
     lost = [f"{_title(s)} on {s.prompt_set}: {s.left_out}" for s in found.series if s.left_out]
     if lost:
         told.append(

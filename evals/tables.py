@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -371,10 +371,7 @@ def method_notes(comparison: Comparison) -> list[str]:
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
         "number is left out; it stands in the tables below.",
     ]
-    notes += [
-        f"{prompt_set} is resampled inside its {len(names)} strata, each of which keeps its share of the prompts: {', '.join(names)}."
-        for prompt_set, names in comparison.strata.items()
-    ]
+    notes += strata_notes(comparison.strata)
     if margins:
         notes.append(
             f"Win rates count a tie as half. A tie is a difference of at most, fixed beforehand: {margins}."
@@ -390,6 +387,14 @@ def method_notes(comparison: Comparison) -> list[str]:
         "prompts as n."
     )
     return notes
+
+
+def strata_notes(strata: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for every prompt set that is resampled inside strata, with their names."""
+    return [
+        f"{prompt_set} is resampled inside its {len(names)} strata, each of which keeps its share of the prompts: {', '.join(names)}."
+        for prompt_set, names in strata.items()
+    ]
 
 
 def _is_scored(comparison: Comparison, name: str) -> bool:

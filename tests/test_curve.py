@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats as scipy_stats
 
 import prompts
-from evals import harness, suites
+from evals import compare, harness, suites
 from evals.__main__ import main
 from evals.curve import Choice, Curve, Point, Series, choose, curve, markdown, simultaneous, tidy, verdicts
 from evals.diffusion import Sampling
@@ -190,6 +190,40 @@ def test_a_prompt_with_nothing_applicable_is_left_out_everywhere_and_counted() -
     gains = [[s.gain_T for s in c.series if s.role == "judge"] for c in (found, without)]
     assert gains[0] == gains[1]
     assert "judge (win rate (held-out judge)) on miniature-preference-unseen: 1." in markdown(found, "x", "y")
+
+
+def test_prompts_stay_inside_their_strata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two halves of which only one gains: how many of each are drawn is no luck."""
+
+    def half(prompt_set: str, prompt_id: str) -> str:
+        return "odd" if int(prompt_id.removeprefix("p")) % 2 else "even"
+
+    rows = run_of({"imagereward": PROXY}, noise=0.1)
+    odd = rows["prompt_id"].map(lambda one: half(SET, one)) == "odd"
+    rows.loc[odd & (rows["experiment"] == named(100)), "value"] += 5.0
+    of = dict[str, Series]()
+    for name, stratum in {"whole": None, "inside": half}.items():
+        part = Part(SET, 2, (), stratum=stratum)
+        monkeypatch.setattr(compare, "parts_of", lambda _suite, part=part: {SET: part})
+        found = curve(rows, points(), resamples=400)
+        (of[name],) = (s for s in found.series if s.metric == "reward_mean")
+        told = f"{SET} is resampled inside its 2 strata, each of which keeps its share of the prompts: even, odd."
+        assert (told in markdown(found, "x", "y")) == (name == "inside")
+    assert of["inside"].gain_T[-1].value == of["whole"].gain_T[-1].value
+    half_width = {name: (s.gain_T[-1].high - s.gain_T[-1].low) / 2 for name, s in of.items()}
+    # of 40 prompts half at 5 and half at 0: 1.96 x 2.5 / sqrt(40) where their shares are luck
+    assert half_width["whole"] == pytest.approx(0.775, rel=0.15)
+    assert half_width["inside"] < 0.2 * half_width["whole"]
+    assert of["inside"].error_TT[0, -1] < 0.2 * of["whole"].error_TT[0, -1]
+
+
+def test_strata_that_are_not_here_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(prompt_set: str, prompt_id: str) -> str:
+        raise ValueError("its file is not on this machine")
+
+    monkeypatch.setattr(compare, "parts_of", lambda _suite: {SET: Part(SET, 2, (), stratum=nowhere)})
+    page = markdown(curve(run_of({"imagereward": PROXY}), points(), resamples=50), "x", "y")
+    assert f"- {SET} is resampled as a whole, not inside its strata: its file is not on this machine" in page
 
 
 # ---------------------------------------------------------------------------------------------------- several, and by chance

@@ -565,11 +565,11 @@ def test_seeds_are_one_curve(tmp_path: Path) -> None:
     order = list(track.experiments)
     metric = metrics.load("reward_mean")
     mine = track.rows[track.rows["scorer"] == "imagereward"]
-    values_TRPS = per_prompt(metric, mine, order)
+    _, values_TRPS = per_prompt(metric, mine, order)
     assert values_TRPS.shape == (3, 3, 30, 1)
     for r in range(3):
         alone = mine[(mine["seed"] == r) | (mine["experiment"] == "base")]
-        assert np.array_equal(per_prompt(metric, alone, order)[:, 0], values_TRPS[:, r])
+        assert np.array_equal(per_prompt(metric, alone, order).statistics_TRPS[:, 0], values_TRPS[:, r])
     without = mine[~((mine["seed"] == 2) & (mine["experiment"] == order[1]))]
     with pytest.raises(ValueError, match="was not scored for the training seeds of the others"):
         per_prompt(metric, without, order)

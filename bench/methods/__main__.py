@@ -143,7 +143,7 @@ def tune(
     """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported: all with --budget evaluations each, five eighths of the table's unless given, then the best two with eight fifths of that."""
     check_out(out, ".csv")
     from bench.methods.questions import QUESTIONS
-    from bench.methods.tune import finals, tries
+    from bench.methods.tune import FINALISTS, finals, tries
     from train import methods
     from train.config import choose
 
@@ -151,8 +151,10 @@ def tune(
     choose("reward", reward, QUESTIONS)
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
     found, failed = _tried(first, out, root, jobs, threads, dry_run)
+    last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]
+    if dry_run:
+        click.echo(f"Then the best {FINALISTS} of them, with {last:,} evaluations each.")
     if found is not None and not failed:
-        last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]
         _, failed = _tried(finals(first, found, last), out, root, jobs, threads, dry_run)
     say_failed(failed)
 

@@ -196,7 +196,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
     for name in (*question.roles().values(), *BESIDE.values()):
         metric = metrics.load(name)
         mine = scores[scores["scorer"] == metric.scorer]
-        statistics[name] = per_prompt(metric, mine, experiments)
+        statistics[name] = per_prompt(metric, mine, experiments).statistics_TRPS
         pictures[name] = len(mine[mine["experiment"] == experiments[0]])
     return Track(
         question=question,
