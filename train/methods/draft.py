@@ -17,7 +17,7 @@ from train.config import Ema, Experiment, Lora
 from train.methods._reward_gradient import RewardGradient, compared_with_none, part, with_batch_per_gpu
 
 TUNING = (
-    ("tasks.batch=48", "update.lr=1e-4"),
+    ("tasks.batch=48", "update.lr=1e-3", "lora.rank=32"),
     ("tasks.batch=48", "update.lr=3e-4"),
     ("tasks.batch=48", "update.lr=1e-3"),
     ("tasks.batch=24", "update.lr=3e-4", "sampling.micro_batch=24", "update.micro_batch=24"),

@@ -59,13 +59,14 @@ LEAST_ERROR = 1e-5
 """Of the mean absolute error that the loss is divided by (release)."""
 
 
+_AVERAGED = ("tasks.batch=48", "method.mix=0.1", "ema.decay=0.98")
 TUNING = (
-    ("tasks.batch=48", "update.lr=1e-4"),
-    ("tasks.batch=48", "update.lr=2e-4", "update.advantage_clip=1"),
     ("tasks.batch=48", "update.lr=1e-4", "method.mix=0.1"),
-    ("tasks.batch=48", "update.lr=2e-4", "method.mix=0.1", "update.advantage_clip=1"),
+    (*_AVERAGED, "update.lr=1e-4", "method.updates=3"),
+    (*_AVERAGED, "update.lr=1e-4", "sampling.steps=5", "method.timesteps=training"),
+    (*_AVERAGED, "update.lr=1.5e-4", "sampling.steps=5", "method.timesteps=training", "method.updates=2"),
 )
-BEST = {"imagereward": TUNING[2]}
+BEST = {"imagereward": TUNING[0]}
 
 
 @dataclass(frozen=True)
