@@ -43,7 +43,7 @@ TUNING = (
     ("tasks.batch=96", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=1e-4"),
     ("tasks.batch=48", "update.lr=2e-4"),
-    ("tasks.batch=48", "update.lr=2e-4", "method.buffer_size=32", "method.min_count=8"),
+    ("tasks.batch=96", "update.lr=1e-4"),
 )
 
 
