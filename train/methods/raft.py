@@ -28,8 +28,8 @@ from train.run import Run
 
 TUNING = (
     ("tasks.batch=96", "update.lr=1e-4", "method.candidates=8", "method.updates=10"),
-    ("tasks.batch=96", "update.lr=1e-4", "method.candidates=4", "method.updates=10"),
-    ("tasks.batch=96", "update.lr=2e-4", "method.candidates=8", "method.updates=10"),
+    ("tasks.batch=96", "update.lr=3e-5", "method.candidates=4", "method.updates=5"),
+    ("tasks.batch=288", "update.lr=3e-5", "method.candidates=8", "method.updates=10"),
     ("tasks.batch=288", "update.lr=1e-4", "method.candidates=24", "method.updates=10"),
 )
 
