@@ -2,7 +2,8 @@
 
 Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold. First all are tried with
 five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. The winner then stands
-in the method's file as `BEST`. All tries of all methods stay in results/methods-tuning.csv.
+in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
+the first had come to.
 """
 
 from __future__ import annotations

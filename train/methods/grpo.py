@@ -41,6 +41,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=2e-4", "method.kl=0"),
 )
+BEST = {"imagereward": TUNING[3]}
 
 
 @dataclass(frozen=True)
