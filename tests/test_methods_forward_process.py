@@ -601,7 +601,9 @@ def test_variants_have_the_papers_settings() -> None:
     assert (weighted.update.lr, ranked.update.lr) == (1e-5, 3e-6)
     assert isinstance(ranked.method, raft.Method) and ranked.method.candidates == 24
     assert weighted.sampling.steps == ranked.sampling.steps == 50
-    on_miniature = experiments.load("imagereward_reward_weighted", "miniature").pretraining
+    on_miniature = methods.variant(
+        "reward_weighted", experiments.load("imagereward", "miniature"), "miniature"
+    ).pretraining
     assert on_miniature is not None and on_miniature.beta == 0.5
     for name, batch in (("nft", 1152), ("awm", 1728)):
         released = experiments.load(f"imagereward_{name}", "sd2")
