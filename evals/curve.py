@@ -304,22 +304,22 @@ def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> PerP
         ValueError: a checkpoint without rows, or seeds with other prompts or checkpoints.
     """
     base = rows[rows["experiment"] == order[0]]
-    stacked, asked = [], list[tuple[str, ...]]()
+    stacked, ids = [], list[str]()
     for experiment in order:
         part = rows[rows["experiment"] == experiment]
         if part.empty:
             raise ValueError(f"{experiment} has no {metric.scorer} scores: score it again")
         found = metric.statistics(part, score_rows.same_images(part, base))
         seeds = part["seed"].nunique()
-        ids = tuple(map(str, found.index.get_level_values("prompt_id")))
-        asked.append(ids[: len(ids) // seeds])
-        if ids != asked[0] * seeds:
-            raise ValueError(f"{experiment} was not scored on the prompts of {order[0]}: score them again")
-        stacked.append(found.to_numpy(dtype=np.float64).reshape(seeds, len(asked[0]), -1))
+        # of the base: `same_images` has refused other prompts than its own
+        ids = ids or [str(one) for one in found.index.get_level_values("prompt_id")[: len(found) // seeds]]
+        stacked.append(found.to_numpy(dtype=np.float64).reshape(seeds, len(found) // seeds, -1))
     most = max(stacked, key=len).shape
-    if odd := [name for name, of in zip(order, stacked, strict=True) if len(of) not in (1, most[0])]:
+    if odd := [
+        name for name, of in zip(order, stacked, strict=True) if of.shape not in (most, (1, *most[1:]))
+    ]:
         raise ValueError(f"{odd[0]} was not scored for the training seeds of the others: score them again")
-    return PerPrompt(asked[0], np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked]))
+    return PerPrompt(tuple(ids), np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked]))
 
 
 def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:

@@ -573,6 +573,9 @@ def test_seeds_are_one_curve(tmp_path: Path) -> None:
     without = mine[~((mine["seed"] == 2) & (mine["experiment"] == order[1]))]
     with pytest.raises(ValueError, match="was not scored for the training seeds of the others"):
         per_prompt(metric, without, order)
+    fewer = mine[~((mine["prompt_id"] == mine["prompt_id"].iloc[0]) & (mine["experiment"] == order[1]))]
+    with pytest.raises(ValueError, match=f"^{order[1]} lacks 2 of the 60 imagereward scores"):
+        per_prompt(metric, fewer, order)
     # three seeds that differ say less than one of them alone seems to
     several, alone = (
         table.partings(replace(track, rows=part), 500)[0].proxy
