@@ -195,7 +195,7 @@ def curve(
         partings=tuple(partings),
         choice=choose(judges) if judges else None,
         strata={name: of for name, of in strata.names().items() if name in looked_at},
-        remarks=strata.remarks,
+        remarks=tuple(remark for name, remark in strata.remarks.items() if name in looked_at),
     )
 
 
@@ -583,9 +583,11 @@ def write(
     name = suite or suites.of_domain(checkpoints[-1].domain, str(run))
     folder = out.parent / FOLDER
     files = [scored(*pair, name, folder) for pair in zip(targets, checkpoints, strict=True)]
-    kls = divergences(checkpoints, suites.load(name), folder, kl_prompts, kl_images, resamples)
+    rows = score_rows.read(files)
+    resampler = Resampler(resamples, 0, strata_of(rows).of)
+    kls = divergences(checkpoints, suites.load(name), folder, kl_prompts, kl_images, resampler)
     points = [_point(run, *pair) for pair in zip(checkpoints, kls, strict=True)]
-    found = curve(score_rows.read(files), points, resamples)
+    found = curve(rows, points, resamples)
     write_text(markdown(found, checkpoints[-1].name, command), out)
     text = tidy(found).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_text(text, out.with_suffix(".csv"))
@@ -664,7 +666,7 @@ def divergences(
     folder: Path,
     n_prompts: int,
     n_images: int,
-    resamples: int = stats.RESAMPLES,
+    resampler: Resampler,
 ) -> list[Interval]:
     """KL divergence of every checkpoint from the base, the first of them: mean over prompts of each part, and over parts.
 
@@ -674,13 +676,16 @@ def divergences(
         folder: where `<name>.kl.json` keeps what was found.
         n_prompts: of each part, evenly spread over it.
         n_images: of each prompt.
-        resamples: of the bootstrap over prompts.
+        resampler: of the prompts, inside their strata where a set has some.
 
     Returns:
         nats, the base's exactly 0.
     """
     found = nats_to_base(checkpoints, suite, folder, n_prompts, n_images)
-    return [Interval(0.0, 0.0, 0.0), *(_mean_over_parts(nats, resamples) for nats in found)]
+    ids = {
+        part.prompt_set: [prompt.id for prompt in _spread(part.prompt_set, n_prompts)] for part in suite.parts
+    }
+    return [Interval(0.0, 0.0, 0.0), *(_mean_over_parts(nats, ids, resampler) for nats in found)]
 
 
 def nats_to_base(
@@ -742,13 +747,15 @@ def _divergence(
     return found
 
 
-def _mean_over_parts(nats: Mapping[str, Sequence[Sequence[float]]], resamples: int) -> Interval:
+def _mean_over_parts(
+    nats: Mapping[str, Sequence[Sequence[float]]], ids: Mapping[str, Sequence[str]], resampler: Resampler
+) -> Interval:
     """Every prompt set counts the same; prompts are resampled in each."""
-    value, draws_N = 0.0, np.zeros(resamples)
+    value, draws_N = 0.0, np.zeros(resampler.resamples)
     for prompt_set, of_prompts in nats.items():
         mean_P = np.asarray(of_prompts, dtype=np.float64).mean(axis=1)
         value += float(mean_P.mean()) / len(nats)
-        draws_N += stats.weights(len(mean_P), resamples, 0, f"prompts of {prompt_set}") @ mean_P / len(nats)
+        draws_N += resampler.prompts(prompt_set, ids[prompt_set]).weight_NP @ mean_P / len(nats)
     return stats.percentile_interval(value, draws_N)
 
 

@@ -16,14 +16,27 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from scipy import stats as scipy_stats
 
+import evals.curve
 import prompts
 from evals import compare, harness, suites
 from evals.__main__ import main
-from evals.curve import Choice, Curve, Point, Series, choose, curve, markdown, simultaneous, tidy, verdicts
+from evals.curve import (
+    Choice,
+    Curve,
+    Point,
+    Series,
+    choose,
+    curve,
+    divergences,
+    markdown,
+    simultaneous,
+    tidy,
+    verdicts,
+)
 from evals.diffusion import Sampling
 from evals.miniature import weights_folder
 from evals.rows import Row, table
-from evals.stats import Interval
+from evals.stats import Interval, Resampler
 from evals.suites import Part, Suite
 from tests.synthetic_rows import study
 
@@ -217,13 +230,38 @@ def test_prompts_stay_inside_their_strata(monkeypatch: pytest.MonkeyPatch) -> No
     assert of["inside"].error_TT[0, -1] < 0.2 * of["whole"].error_TT[0, -1]
 
 
+def test_divergence_stays_inside_the_strata_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half of the prompts have moved by five nats and half by none: there is nothing to be uncertain of but how many of each are drawn."""
+    suite = Suite((Part(SET, 2, ()),), Sampling(steps=2, guidance=2.0), 7)
+    ids = [prompt.id for prompt in prompts.load(SET)][::2]
+    half = {one: "odd" if place % 2 else "even" for place, one in enumerate(ids)}
+    monkeypatch.setattr(
+        evals.curve, "nats_to_base", lambda *_: [{SET: [[5.0 * (i % 2)] for i in range(len(ids))]}]
+    )
+    monkeypatch.setattr(evals.curve, "_spread", lambda *_: [p for p in prompts.load(SET) if p.id in half])
+    width = {}
+    for name, strata in {"whole": {}, "inside": {SET: half}}.items():
+        base, moved = divergences([], suite, tmp_path, len(ids), 1, Resampler(400, 0, strata))
+        assert base == Interval(0.0, 0.0, 0.0)
+        assert moved.value == pytest.approx(5 * (len(ids) // 2) / len(ids))
+        width[name] = moved.high - moved.low
+    assert width["whole"] == pytest.approx(2 * 1.96 * 2.5 / np.sqrt(len(ids)), rel=0.15)
+    assert width["inside"] < 1e-9
+
+
 def test_strata_that_are_not_here_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(prompt_set: str, prompt_id: str) -> str:
         raise ValueError("its file is not on this machine")
 
-    monkeypatch.setattr(compare, "parts_of", lambda _suite: {SET: Part(SET, 2, (), stratum=nowhere)})
-    page = markdown(curve(run_of({"imagereward": PROXY}), points(), resamples=50), "x", "y")
+    both = {name: Part(name, 2, (), stratum=nowhere) for name in (SET, "miniature-scenes-unseen")}
+    monkeypatch.setattr(compare, "parts_of", lambda _suite: both)
+    rows = run_of({"imagereward": PROXY})
+    other = rows.assign(
+        prompt_set="miniature-scenes-unseen", scorer="objects", trained_on=0
+    )  # of another question
+    page = markdown(curve(pd.concat([rows, other]), points(), resamples=50), "x", "y")
     assert f"- {SET} is resampled as a whole, not inside its strata: its file is not on this machine" in page
+    assert page.count("resampled as a whole") == 1, "only what is looked at is told of"
 
 
 # ---------------------------------------------------------------------------------------------------- several, and by chance
