@@ -129,11 +129,17 @@ def main(
     show_default=True,
     help="File of all tries (.csv).",
 )
+@click.option(
+    "--finalists-of",
+    "other",
+    help="Another reward: the settings that were tried on it at full length, and no other, at once at full length.",
+)
 @AT_WORK
 def tune(
     method: str,
     reward: str,
     out: Path,
+    other: str | None,
     budget: int | None,
     jobs: int,
     threads: int,
@@ -143,12 +149,18 @@ def tune(
     """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported: all with --budget evaluations each, five eighths of the table's unless given, then the best two with eight fifths of that."""
     check_out(out, ".csv")
     from bench.methods.questions import QUESTIONS
-    from bench.methods.tune import FINALISTS, finals, tries
+    from bench.methods.tune import FINALISTS, finals, finals_of, tries
     from train import methods
     from train.config import choose
 
     choose("method", method, methods.names())
     choose("reward", reward, QUESTIONS)
+    if other is not None:
+        choose("--finalists-of", other, [name for name in QUESTIONS if name != reward])
+        carried = finals_of(method, reward, other, budget or methods.EVALUATIONS[reward], out)
+        _, failed = _tried(carried, out, root, jobs, threads, dry_run)
+        say_failed(failed)
+        return
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
     found, failed = _tried(first, out, root, jobs, threads, dry_run)
     last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]

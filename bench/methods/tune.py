@@ -1,8 +1,8 @@
 """The settings that a method's file has under `TUNING`, tried at an equal budget on prompts of which nothing is reported.
 
 Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold. First all are tried with
-five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. The winner then stands
-in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
+five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. On a further reward there may be the last round
+alone, with the settings that were in it on another (`finals_of`). The winner then stands in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
 the first had come to.
 """
 
@@ -62,6 +62,31 @@ def finals(first: Sequence[Cell], found: pd.DataFrame, budget: int) -> list[Cell
             assert not isinstance(again, Refusal), "it was tried before"
             made += again
     return made
+
+
+def finals_of(method: str, reward: str, other: str, budget: int, path: Path) -> list[Cell]:
+    """The settings that went into the last round of another reward, on this one: what a rate or a batch does is much the same, and rounds take hours.
+
+    Args:
+        method: whose settings.
+        reward: to try them on.
+        other: the reward that they were tried on at full length.
+        budget: denoiser evaluations of each.
+        path: the file of all tries.
+
+    Raises:
+        ValueError: the file does not have them, or they are no longer settings of the method.
+    """
+    held = _held(path)
+    of_other = (held["reward"] == other) & (held["method"] == method)
+    wanted = {*held.loc[of_other & (held["budget"] == methods.EVALUATIONS[other]), "settings"]}
+    found = [cell for cell in tries(method, reward, budget) if " ".join(cell.settings) in wanted]
+    if len(found) != FINALISTS:
+        raise ValueError(
+            f"{path} has {len(found)} of today's settings of {method} at full length on {other}, but {FINALISTS} are to be carried over: "
+            f"`python -m bench.methods tune {method} --reward {other}` first"
+        )
+    return found
 
 
 def found_of(done: Sequence[Cell], root: Path, resamples: int = stats.RESAMPLES) -> pd.DataFrame:
@@ -130,15 +155,25 @@ def keep(found: pd.DataFrame, path: Path) -> None:
     Raises:
         ValueError: where the file is there and no such table.
     """
-    if path.is_file():
-        before = pd.read_csv(path, dtype={"settings": str}, keep_default_na=True)
-        if not {*KEY} <= {*before.columns}:
-            raise ValueError(f"{path} is no table of tries (it lacks {', '.join(KEY)}): choose another --out")
-        before["settings"] = before["settings"].fillna("")
-        same = pd.Series(True, index=before.index)
-        for column in ("reward", "method", "budget"):
-            same &= before[column] == found[column].iloc[0]
-        rest = before[~same]
-        found = pd.concat([rest, found], ignore_index=True) if len(rest) else found
+    before = _held(path)
+    same = pd.Series(True, index=before.index)
+    for column in ("reward", "method", "budget"):
+        same &= before[column] == found[column].iloc[0]
+    rest = before[~same]
+    found = pd.concat([rest, found], ignore_index=True) if len(rest) else found
     found = found.sort_values(["reward", "method", "budget"], kind="stable")
     write_text(found.to_csv(index=False, float_format="%.6g", lineterminator="\n"), path)
+
+
+def _held(path: Path) -> pd.DataFrame:
+    """The tries that a file has; none where there is no file.
+
+    Raises:
+        ValueError: where it is there and no such table.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=list(KEY))
+    held = pd.read_csv(path, dtype={"settings": str}, keep_default_na=True)
+    if not {*KEY} <= {*held.columns}:
+        raise ValueError(f"{path} is no table of tries (it lacks {', '.join(KEY)}): choose another --out")
+    return held.fillna({"settings": ""})
