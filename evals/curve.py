@@ -604,7 +604,9 @@ def _targets(run: Path, every: int) -> list[str]:
 
     last = resolve(str(run)).iterations if run.is_dir() else None
     if last is None:
-        raise ValueError(f"{run} is no run of this project: give the directory of one that has snapshots")
+        raise ValueError(
+            f"{run} is no finished run of this project (it has no run.json): give the directory of one that has snapshots, or train it to its end"
+        )
     there = [n for n in snapshots_of(run) if n % every == 0 and n < last]
     if not there:
         of = f" of every {every} iterations" if every > 1 else ""

@@ -136,6 +136,14 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         ),
         (["tasks.tone.baseline=group"], ["tasks.tone.baseline is group", "shaping pointwise"]),
         (["tasks.tone.unusable=worst", "tasks.tone.credit=shared"], ["unusable is worst", "leave_one_out"]),
+        (
+            ["tasks.redness.classes=9"],
+            ["tasks.redness.classes is 9", "pointwise: leave it at 4, or use parity"],
+        ),
+        (
+            ["tasks.redness.credit=leave_one_out"],
+            ["tasks.redness.credit is leave_one_out", "leave it at shared"],
+        ),
         (["sampling.steps=2000"], ["1000 timesteps"]),
     ],
 )

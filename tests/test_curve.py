@@ -454,10 +454,13 @@ def test_what_cannot_be_told_is_one_sentence(run: Path, tmp_path: Path) -> None:
             (run, "--out", out, "--every", 7),
             f"error: {run} has no snapshots of every 7 iterations: `--set snap",
         ),
-        ((tmp_path / "nowhere", "--out", out), f"error: {tmp_path / 'nowhere'} is no run of this project"),
+        (
+            (tmp_path / "nowhere", "--out", out),
+            f"error: {tmp_path / 'nowhere'} is no finished run of this project (it has no run.json)",
+        ),
         (
             (weights_folder("pipeline"), "--out", out),
-            f"error: {weights_folder('pipeline')} is no run of this",
+            f"error: {weights_folder('pipeline')} is no finished run of this",
         ),
         ((run, "--out", tmp_path / "curve.csv"), f"error: --out {tmp_path / 'curve.csv'} must end in .md"),
     ):

@@ -19,7 +19,7 @@ from tests import toy
 from train import experiments, methods, snapshots
 from train import state as states
 from train.advantages import GROUP_EPSILON, normalise
-from train.config import Experiment, Reward, Task, Update, check
+from train.config import Experiment, Reward, Task, Update, check, override
 from train.denoising import noised
 from train.gates import GateBroken
 from train.loop import Stopped, train
@@ -537,6 +537,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("raft", {"candidates": 1}, {}, "method.candidates is 1, but the best of at least 2 is needed"),
     (
         "raft",
+        {"candidates": 1000},
+        {},
+        "method.candidates is 1000, of which one is accepted, but tasks.redness has ",
+    ),
+    (
+        "raft",
         {"rank": "prompt"},
         {},
         "method.rank is prompt, but tasks.redness.images_per_prompt is 2, less than method.candidates 24: draw as many, or use batch",
@@ -612,6 +618,17 @@ def test_variants_have_the_papers_settings() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_where_pretraining_is_given_its_factor_is_the_methods() -> None:
+    """Table 6 has beta = .5 for reward-weighted regression; Algorithm 1's own step has none."""
+    for name, beta in (("imagereward_reward_weighted", 0.5), ("imagereward", 1.0), ("imagereward_raft", 1.0)):
+        given = override(experiments.load(name, "sd2"), ["pretraining.source=somewhere"])
+        assert given.pretraining is not None and given.pretraining.beta == beta
+        other = override(
+            experiments.load(name, "sd2"), ["pretraining.source=somewhere", "pretraining.beta=2"]
+        )
+        assert other.pretraining is not None and other.pretraining.beta == 2.0
 
 
 def test_scale_of_fp16_begins_with_what_a_step_averages(make_run: MakeRun) -> None:

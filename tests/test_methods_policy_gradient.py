@@ -506,18 +506,15 @@ def test_groups_are_compared_within_and_silent_ones_counted(make_run: MakeRun) -
     assert 0.4 < float(collected(run, 0).advantage_B.abs().min()) < 1 / math.sqrt(2)
 
 
-@pytest.mark.parametrize("name", ["ratio_norm", "kl_region", "window"])
-def test_without_groups_the_whole_batch_is_compared(make_run: MakeRun, toy_prompts: Path, name: str) -> None:
-    task = replace(of_method("", toy_prompts, name).tasks[0], images_per_prompt=1)
-    runs = [make_run(method, tasks=(task,)) for method in (name, "ppo")]
-    run, usual = runs
-    method = usual.experiment.method
-    batch = collected(run)
-    assert "zero_std" not in batch.report
-    if name == "window":  # other pictures
-        assert batch.advantage_B.std() == pytest.approx(1.0, abs=1e-3)
-    else:
-        assert torch.equal(batch.advantage_B, method.collect(usual, usual.experiment.tasks[0], 0).advantage_B)
+@pytest.mark.parametrize("name", ["grpo", "ratio_norm", "kl_region", "window"])
+def test_groups_of_one_are_refused(toy_prompts: Path, name: str) -> None:
+    experiment = of_method("", toy_prompts, name)
+    alone = replace(experiment, tasks=(replace(experiment.tasks[0], images_per_prompt=1),))
+    with pytest.raises(
+        ValueError,
+        match=rf"^tasks\.redness\.images_per_prompt is 1, but the method {name} compares .*: use at least 2, or the method ppo$",
+    ):
+        check(alone, 1)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=2.0)])

@@ -167,7 +167,10 @@ def test_what_was_chosen_is_the_best_that_was_tried() -> None:
             best = finals.loc[finals["held_out"].idxmax()]
             assert best["settings"] == " ".join((*methods.SHORT, *settings)), (method, reward)
             assert len(finals) == tune.FINALISTS
-            assert len(mine) == tune.FINALISTS + methods.TRIES
+    rows = tried.groupby(["reward", "method"]).size().groupby("reward").unique().map(list)
+    for reward, numbers in rows.items():
+        carried_over = [tune.FINALISTS] if reward != "imagereward" else []
+        assert numbers in ([tune.FINALISTS + methods.TRIES], carried_over), f"{reward}: unequal tries"
 
 
 def test_what_is_trained_decides_the_folder() -> None:
@@ -218,6 +221,9 @@ def test_a_refusal_is_a_line_of_plan_and_table(tmp_path: Path) -> None:
     assert refused["note"].tolist() == [refusal.sentence]
 
 
+SCORES_OF_SCORERS = Path(__file__).parents[1] / "results" / "miniature-scorers.csv"
+
+
 def test_mistakes_are_one_sentence() -> None:
     for arguments, told in (
         (["--methods", "pppo"], "error: unknown method 'pppo' (did you mean ppo?): choose from "),
@@ -227,14 +233,33 @@ def test_mistakes_are_one_sentence() -> None:
         ),
         (
             ["--seeds", "0,x"],
-            "error: --seeds is '0,x', but it must be whole numbers with commas between, such as",
+            "error: --seeds is '0,x', but it must be whole numbers of at most 18 digits with commas between, such as",
         ),
         (["--out", "x.csv"], "error: --out x.csv must end in .md"),
+        (["--out", "/dev/null/x.md"], "error: --out /dev/null/x.md cannot be made: /dev/null is a file, not"),
+        (["--methods", ","], "error: --methods is ',', but it must be names with commas between; leave it "),
+        (["--rewards", ""], "error: --rewards is '', but it must be names with commas between; leave it "),
+        (
+            ["--seeds", "1" * 19],
+            f"error: --seeds is '{'1' * 19}', but it must be whole numbers of at most 18",
+        ),
+        (
+            ["--dry-run", "--root", "x", "tune", "ppo", "--reward", "fairness"],
+            "error: --root, --dry-run before tune means nothing: give options after tune",
+        ),
+        (
+            ["tune", "ppo", "--reward", "fairness", "--out", str(SCORES_OF_SCORERS)],
+            f"error: {SCORES_OF_SCORERS} is no table of tries (it lacks reward, method, settings, budget, seed)",
+        ),
         (["tune", "ppo", "--reward", "joint"], "error: unknown reward 'joint': choose from "),
         (["tune", "nobody", "--reward", "fairness"], "error: unknown method 'nobody': choose from "),
         (
             ["tune", "ppo", "--reward", "fairness", "--budget", "5"],
             "error: --budget is 5 denoiser evaluations, ",
+        ),
+        (
+            ["tune", "ppo", "--reward", "fairness", "--finalists-of", "fairness"],
+            "error: unknown --finalists-of 'fairness': choose from imagereward, compositionality",
         ),
     ):
         result = CliRunner().invoke(main, arguments)
@@ -713,6 +738,107 @@ def test_scores_by_another_scorer_are_made_again(tmp_path: Path) -> None:
         work.is_done(cell, tmp_path)
 
 
+@pytest.mark.usefixtures("small")
+def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import loop
+    from train.data import DataFailed
+    from train.loop import Stopped
+    from train.rewards import RewardFailed
+
+    def fails(reason: Exception) -> None:
+        def train(_run: Any) -> None:
+            raise Stopped(f"{reason}; and the same command resumes") from reason
+
+        monkeypatch.setattr(loop, "train", train)
+
+    (cell,) = only_cells(cells("imagereward", "ppo", [0], 96, 2))
+    fails(DataFailed("pictures cannot be read"))
+    with pytest.raises(ValueError, match=r"^pictures cannot be read; and the same command resumes$"):
+        work.do(cell, tmp_path, 1, "c")
+    assert not work.is_done(cell, tmp_path)
+    fails(RewardFailed("the reward is NaN for all"))
+    assert work.do(cell, tmp_path, 1, "c") == 0
+    assert work.stopped_of(cell, tmp_path) == "the reward is NaN for all"
+    assert len(work.trainings_of(cell, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("cell.json", "[]", r"cell\.json is damaged \(it is no record\): delete it, and it is made again"),
+        ("cell.json", '{"points": []}', r"cell\.json is damaged \(it does not say all of its checkpoints\)"),
+        ("trainings.jsonl", '{"date": "2026-', r"trainings\.jsonl is damaged \(Unterminated .*: delete .*-0-\w{8}, and the cell is made again"),
+        ("trainings.jsonl", "[1]\n", r"trainings\.jsonl is damaged \(a line lacks one of date, seconds, "),
+        ("curves/imagereward-miniature-0.csv", None, r"no longer whole \(.*imagereward-miniature-0\.csv.*: delete the folder that it is of, and it is made again \(.*-0-\w{8}\)$"),
+        ("curves/imagereward-miniature-0.kl.json", None, r"no longer whole \(.*imagereward-miniature-0\.kl\.json: No such file"),
+        ("curves/imagereward-miniature-0.kl.json", '{"kept": {"SET": [1, 2]}}', r"no longer whole \(.*\.kl\.json is damaged"),
+        ("curves/imagereward-miniature-0.kl.json", '{"kept": {"SET": [[1], [2]]}}', r"no longer whole \(the divergences in .* are not of one number of prompts"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_damaged_is_named_and_what_helps(
+    tmp_path: Path, file: str, content: str | None, told: str
+) -> None:
+    cell = papers_cell()
+    made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    path = tmp_path / cell.key / file
+    assert path.is_file()
+    if content is None:
+        path.unlink()
+    else:
+        source = json.dumps(work.source_of(cell))
+        content = content.replace('{"points"', f'{{"source": {source}, "points"')
+        path.write_text(content.replace("SET", QUESTION.prompt_set))
+    with pytest.raises(ValueError, match=told):
+        standing(QUESTION, [cell], [], tmp_path, resamples=20)
+
+
+def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    whole = made_standing(tmp_path / "a", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
+    assert pages.write([whole], out, "c")[:2] == [out, tmp_path / "page.csv"]
+    assert "are in `page.csv` beside this file" in out.read_text()
+    before = {path: path.read_bytes() for path in tmp_path.glob("page*")}
+    assert len(before) == 3
+    for levels, seeds in (
+        ({"ppo": (0.4, 1.0)}, (0, 1, 2)),
+        ({"ppo": (0.4, 1.0), "slow": (0.1, 0.2)}, (0, 2)),
+    ):
+        less = made_standing(tmp_path / str(seeds), levels, seeds=seeds)
+        with pytest.raises(
+            ValueError,
+            match=r"page\.md has runs that are not among .*, (slow|ppo) on imagereward with seed [01] and [12] more: choose another --out",
+        ):
+            pages.write([less], out, "c")
+    assert {path: path.read_bytes() for path in tmp_path.glob("page*")} == before
+    pages.write([whole], out, "d")
+    assert "Made by `d`" in out.read_text()
+    # a command that is for less is refused before anything is trained
+    with pytest.raises(
+        ValueError, match=r"page\.md has runs that this command leaves out, slow on imagereward with seed 0"
+    ):
+        pages.refuse_loss({("imagereward", "ppo", seed) for seed in range(9)}, out, "this command leaves out")
+    for somebodys in (Path("results/methods-tuning.csv"), Path("results/miniature-scorers.csv")):
+        other = tmp_path / "other.csv"
+        other.write_bytes((Path(__file__).parents[1] / somebodys).read_bytes())
+        with pytest.raises(
+            ValueError, match=r"other\.csv, where the numbers go, holds something else: choose another --out"
+        ):
+            pages.write([whole], tmp_path / "other.md", "c")
+
+
+def test_where_no_settings_were_tried_the_page_says_so(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
+    assert all(not track.settings for track in found.tracks)
+    page = pages.markdown([found], "c", {})
+    assert "No settings have been tried for ppo on imagereward, slow on imagereward: " in page
+    assert "has the best of an equal number" not in page
+    ppo, slow = found.tracks
+    page = pages.markdown([replace(found, tracks=(replace(ppo, settings=("update.lr=1",)), slow))], "c", {})
+    assert "Each but slow on imagereward has the best of an equal number of settings" in page
+
+
 def crew(root: Path, program: str) -> work.Crew:
     return work.Crew(lambda cell: [sys.executable, "-c", program, cell.key], root, threads=1)
 
@@ -756,6 +882,43 @@ def test_a_signal_is_passed_on_and_everybody_waited_for(tmp_path: Path) -> None:
     assert (tmp_path / "saved").is_file()
     assert not (tmp_path / made[1].key).exists(), "a second one was begun"
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("by", ["error", "hangup"])
+def test_nobody_is_left_at_work(tmp_path: Path, by: str) -> None:
+    """Neither where the next cannot be begun, nor where the terminal is closed."""
+    made = only_cells(plan(["ppo"], ["fairness"], [0, 1], 92_160))
+    hang_up = "os.kill(os.getppid(), signal.SIGHUP)" if by == "hangup" else ""
+    program = f"""if True:
+        import os, signal, sys, time
+        def stop(*_):
+            open(os.path.join({str(tmp_path)!r}, "saved"), "w").close()
+            sys.exit(143)
+        for one in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, stop)
+        open(os.path.join({str(tmp_path)!r}, "begun"), "w").close()
+        {hang_up}
+        while True:
+            time.sleep(0.05)
+    """
+    if by == "hangup":
+        with pytest.raises(SystemExit) as ended:
+            crew(tmp_path, program).run(made, jobs=1)
+        assert ended.value.code == 128 + signal.SIGHUP
+    else:
+        (tmp_path / made[1].key).write_text("in the way of a folder")
+
+        class Slow(work.Crew):
+            def _start(self, cell: Cell) -> None:
+                super()._start(cell)
+                while not (tmp_path / "begun").is_file():
+                    time.sleep(0.05)
+
+        with pytest.raises(OSError, match="exists"):
+            Slow(lambda cell: [sys.executable, "-c", program, cell.key], tmp_path, threads=1).run(
+                made, jobs=2
+            )
+    assert (tmp_path / "saved").is_file()
 
 
 # --------------------------------------------------------------------------------------------------------------------- tries
@@ -847,9 +1010,50 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     assert last["settings"].item() == first.loc[first["held_out"].idxmax(), "settings"]
 
     before = path.read_bytes()
-    monkeypatch.setattr(work.Crew, "run", lambda *_: pytest.fail("done again"))
-    assert CliRunner().invoke(main, asked).exit_code == 0
+    with monkeypatch.context() as changed:
+        changed.setattr(work.Crew, "run", lambda *_: pytest.fail("done again"))
+        assert CliRunner().invoke(main, asked).exit_code == 0
     assert path.read_bytes() == before
+    # of tries of which one has failed nothing is kept, and none is the best
+    next(iter(root.glob("*/cell.json"))).unlink()
+    monkeypatch.setattr(work.Crew, "run", lambda *_: ["out of luck"])
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert "error: out of luck" in result.output
+    assert "(best)" not in result.output
+    assert path.read_bytes() == before
+
+
+def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:
+    path, (first, *_, last) = tmp_path / "tuning.csv", methods.tuning("ppo")
+    settings = [" ".join((*methods.SHORT, *of)) for of in (last, first)]
+    tried = pd.DataFrame({"reward": "imagereward", "method": "ppo", "settings": settings, "seed": 11})
+    length = methods.EVALUATIONS["imagereward"]
+    for other in (
+        tried.assign(budget=length // 2),
+        tried.assign(budget=length, method="ddpo"),
+        tried.assign(budget=length, reward="compositionality"),
+    ):
+        tune.keep(other.reindex(columns=list(tune.COLUMNS)), path)
+    with pytest.raises(
+        ValueError, match=r"has 0 of today's settings of ppo at full length on imagereward, but 2 "
+    ):
+        tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
+    tune.keep(tried.assign(budget=length).reindex(columns=list(tune.COLUMNS)), path)
+    found = tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
+    assert [cell.settings for cell in found] == [(*methods.SHORT, *of) for of in (first, last)]
+    assert {(cell.reward, cell.budget, cell.seed, cell.prompt_set) for cell in found} == {
+        ("fairness", 20_000, tune.SEED, QUESTIONS["fairness"].tuning_set)
+    }
+    exchanged = tried.assign(budget=length, settings=[settings[0], "update.lr=1"])
+    tune.keep(exchanged.reindex(columns=list(tune.COLUMNS)), path)
+    with pytest.raises(
+        ValueError,
+        match=r"has 1 of today's settings .*: `python -m bench\.methods tune ppo --reward imagereward` first",
+    ):
+        tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
+    with pytest.raises(ValueError, match=r"^draft cannot train on fairness: "):
+        tune.finals_of("draft", "fairness", "imagereward", 20_000, path)
 
 
 def test_tries_take_the_place_of_their_own_kind_alone(tmp_path: Path) -> None:

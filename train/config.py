@@ -346,10 +346,27 @@ def _check_task(task: Task, processes: int) -> None:
         )
     if task.shaping == "parity":
         _check_parity(task, where)
+    else:
+        _refuse_of_sets(task, where)
     if not 0.0 <= task.max_invalid < 1.0:
         raise ValueError(
             f"{where}.max_invalid is {task.max_invalid}, but it is a share and must lie in [0, 1)"
         )
+
+
+OF_SETS = ("classes", "root", "credit", "unusable")
+"""Fields of a task that the reward of a set reads alone."""
+
+
+def _refuse_of_sets(task: Task, where: str) -> None:
+    """Refuse what would be set for nothing."""
+    for field in fields(task):
+        value = getattr(task, field.name)
+        if field.name in OF_SETS and value != field.default:
+            raise ValueError(
+                f"{where}.{field.name} is {value}, which only a set's reward reads, but {where}.shaping is pointwise: leave it at {field.default}, "
+                "or use parity"
+            )
 
 
 def _check_parity(task: Task, where: str) -> None:
@@ -558,16 +575,16 @@ def _with(owner: Any, path: Sequence[str], value: str, field: str) -> Any:
         return replace(owner, **{head: _parse(kind, value, field)})
     section = getattr(owner, head)
     if section is None:
-        section = _switched_on(kind)
+        section = _switched_on(kind, owner)
     return replace(owner, **{head: _with(section, rest, value, field)})
 
 
-def _switched_on(kind: Any) -> Any:
-    """A section that was off, with its defaults."""
+def _switched_on(kind: Any, owner: Any) -> Any:
+    """A section of `owner` that was off, with its defaults."""
     (section,) = (option for option in typing.get_args(kind) if is_dataclass(option))
     assert isinstance(section, type)
     return (
-        Pretraining(source="") if section is Pretraining else section()
+        Pretraining(source="", beta=owner.method.pretraining_beta) if section is Pretraining else section()
     )  # which `check` refuses until it is set
 
 

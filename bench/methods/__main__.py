@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bench.methods import POINTS, ROOT, SEEDS
 from evals.__main__ import OneSentence, check_out
 
 FILE = click.Path(path_type=Path)
+DIGITS = 18
+"""Of a training seed, at most, as `python -m train` has it."""
 IDLE = 0.5
 """Load average below which nothing else is taken to run."""
 
@@ -88,6 +91,7 @@ def main(
 ) -> None:
     """The table; or a command of its own."""
     if context.invoked_subcommand is not None:
+        refuse_stray(context, context.invoked_subcommand)
         return
     check_out(out, ".md")
     from bench.methods import pages, work
@@ -95,8 +99,13 @@ def main(
     from bench.methods.questions import QUESTIONS
     from bench.methods.table import standing
 
-    planned = plan(named(method_names), named(rewards), numbers(seeds), budget, points)
+    planned = plan(
+        named("--methods", method_names), named("--rewards", rewards), numbers(seeds), budget, points
+    )
     cells = [cell for cell in planned if isinstance(cell, Cell)]
+    pages.refuse_loss(
+        {(cell.reward, cell.label, cell.seed) for cell in cells}, out, "this command leaves out"
+    )
     refusals = [refusal for refusal in planned if isinstance(refusal, Refusal)]
     click.echo(
         pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
@@ -149,7 +158,7 @@ def tune(
     """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported: all with --budget evaluations each, five eighths of the table's unless given, then the best two with eight fifths of that."""
     check_out(out, ".csv")
     from bench.methods.questions import QUESTIONS
-    from bench.methods.tune import FINALISTS, finals, finals_of, tries
+    from bench.methods.tune import FINALISTS, check_tries, finals, finals_of, tries
     from train import methods
     from train.config import choose
 
@@ -161,6 +170,7 @@ def tune(
         _, failed = _tried(carried, out, root, jobs, threads, dry_run)
         say_failed(failed)
         return
+    check_tries(out)
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
     found, failed = _tried(first, out, root, jobs, threads, dry_run)
     last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]
@@ -174,10 +184,10 @@ def tune(
 def _tried(
     cells: Sequence[Any], out: Path, root: Path, jobs: int, threads: int, dry_run: bool
 ) -> tuple[Any, list[str]]:
-    """Try settings, keep what came of it and tell it.
+    """Try settings, and where all of them are done keep what came of it and tell it: the best of some of them is none.
 
     Returns:
-        what `found_of` finds, None where nothing is done; and a sentence for each that failed.
+        what `found_of` finds, None where not all is done; and a sentence for each that failed.
     """
     from bench.methods import pages, work
     from bench.methods.tune import found_of, keep
@@ -186,10 +196,9 @@ def _tried(
         pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
     failed = [] if dry_run else at_work(cells, root, jobs, threads, typed())
-    done = [cell for cell in cells if work.is_done(cell, root)]
-    if dry_run or not done:
+    if dry_run or failed:
         return None, failed
-    found = found_of(done, root)
+    found = found_of(cells, root)
     keep(found, out)
     for _, row in found.iterrows():
         gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
@@ -271,21 +280,47 @@ def say_failed(failed: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def named(given: str | None) -> list[str]:
-    """Names with commas between."""
-    return [name.strip() for name in given.split(",") if name.strip()] if given else []
+def refuse_stray(context: click.Context, command: str) -> None:
+    """Refuse options before a command's name, where they would mean nothing.
+
+    Raises:
+        ValueError: naming them.
+    """
+    stray = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if stray:
+        raise ValueError(f"{', '.join(stray)} before {command} means nothing: give options after {command}")
+
+
+def named(option: str, given: str | None) -> list[str]:
+    """Names with commas between, each once; none where the option is not given, which is all.
+
+    Raises:
+        ValueError: it is given and has none.
+    """
+    if given is None:
+        return []
+    found = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not found:
+        raise ValueError(
+            f"{option} is {given!r}, but it must be names with commas between; leave it out for all"
+        )
+    return found
 
 
 def numbers(given: str) -> list[int]:
     """Whole numbers with commas between, each once.
 
     Raises:
-        ValueError: where they are none.
+        ValueError: where they are none, or no seeds.
     """
-    found = named(given)
-    if not found or not all(one.isdecimal() for one in found):
+    found = [one.strip() for one in given.split(",") if one.strip()]
+    if not found or not all(one.isascii() and one.isdecimal() and len(one) <= DIGITS for one in found):
         raise ValueError(
-            f"--seeds is {given!r}, but it must be whole numbers with commas between, such as 0,1,2"
+            f"--seeds is {given!r}, but it must be whole numbers of at most {DIGITS} digits with commas between, such as 0,1,2"
         )
     return sorted({int(one) for one in found})
 

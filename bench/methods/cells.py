@@ -142,7 +142,7 @@ def plan(
     """
     wanted = in_order([choose("method", name, methods.names()) for name in method_names or methods.names()])
     found: list[Cell | Refusal] = []
-    for reward in [choose("reward", name, QUESTIONS) for name in rewards or QUESTIONS]:
+    for reward in dict.fromkeys(choose("reward", name, QUESTIONS) for name in rewards or QUESTIONS):
         for method in wanted:
             own, each = own_budget_of(reward), budget or methods.EVALUATIONS[reward]
             if method == methods.PAPERS and each < own:

@@ -29,30 +29,71 @@ DRAWN = ("gold", "held-out", "proxy")
 
 
 def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
-    """Write the page at `out` (.md), the numbers beside it (.csv), and a picture for each reward that has a run. Returns what was written."""
-    pictures = {
-        standing.question.reward: out.with_name(f"{out.stem}-{standing.question.reward}.svg")
+    """Write the page at `out` (.md), the numbers beside it (.csv), and a picture for each reward that has a run. Returns what was written.
+
+    Raises:
+        ValueError: see `refuse_loss`.
+    """
+    runs = {
+        (standing.question.reward, track.label, seed)
         for standing in standings
-        if standing.tracks
+        for track in standing.tracks
+        for seed in track.seeds
     }
-    for standing in standings:
-        if standing.tracks:
-            write_text(picture(standing) + "\n", pictures[standing.question.reward])
-    write_text(
-        tidy(standings).to_csv(index=False, float_format="%.6g", lineterminator="\n"), out.with_suffix(".csv")
-    )
-    write_text(markdown(standings, command, {k: path.name for k, path in pictures.items()}), out)
-    return [out, out.with_suffix(".csv"), *pictures.values()]
+    refuse_loss(runs, out, "are not among those that are done in --root")
+    drawn = {standing.question.reward: picture(standing) + "\n" for standing in standings if standing.tracks}
+    pictures = {reward: out.with_name(f"{out.stem}-{reward}.svg") for reward in drawn}
+    numbers = out.with_suffix(".csv")
+    texts = {pictures[reward]: text for reward, text in drawn.items()}
+    texts[numbers] = tidy(standings).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    texts[out] = markdown(standings, command, {k: path.name for k, path in pictures.items()}, numbers.name)
+    for path, text in texts.items():
+        write_text(text, path)
+    return [out, numbers, *pictures.values()]
+
+
+def refuse_loss(runs: set[tuple[str, str, int]], out: Path, why: str) -> None:
+    """Refuse to write a page over one that has more, or numbers over somebody's.
+
+    Args:
+        runs: reward, label and seed of each that the page may have.
+        out: the page.
+        why: what is the matter with others.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    path = out.with_suffix(".csv")
+    if not path.is_file():
+        return
+    try:
+        held = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} holds something else ({str(error).strip()}): choose another --out"
+        ) from None
+    if not {"reward", "method", "at", "seeds", "gain_by_seed"} <= {*held.columns}:
+        raise ValueError(f"{path}, where the numbers go, holds something else: choose another --out")
+    ends = held[held["at"] == "checkpoint"][["reward", "method", "seeds"]].drop_duplicates()
+    there = [(r, m, int(seed)) for r, m, seeds in ends.itertuples(index=False) for seed in seeds.split()]
+    if lost := [run for run in there if run not in runs]:
+        reward, label, seed = lost[0]
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
+        raise ValueError(
+            f"{out} has runs that {why}, {label} on {reward} with seed {seed}{more}: choose another --out, or remove it"
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------------- the page
 
 
-def markdown(standings: Sequence[Standing], command: str, pictures: dict[str, str]) -> str:
+def markdown(
+    standings: Sequence[Standing], command: str, pictures: dict[str, str], numbers: str = "methods.csv"
+) -> str:
     """The page."""
     parts = [
         "# Training methods at equal compute, on the miniature",
-        f"Made by `{command}`. Do not edit. Every number, with its interval, n, date and machine, is in `methods.csv` beside this file.",
+        f"Made by `{command}`. Do not edit. The tables' numbers, with interval, n, date and machine of each, are in `{numbers}` beside this file.",
         "\n".join(f"- {note}" for note in notes(standings)),
     ]
     for standing in standings:
@@ -84,6 +125,8 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         for at, what in at_equal:
             for share, how_much in ((1.0, ""), (SHARES[1], ", after a quarter")):
                 parts.append(f"### At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
+    else:
+        parts += [f"{refusal.method} cannot: {refusal.sentence}" for refusal in standing.refusals]
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
     return parts
 
@@ -251,8 +294,8 @@ def notes(standings: Sequence[Standing]) -> list[str]:
     tracks = [track for standing in standings for track in standing.tracks]
     told = [
         "Every method starts from the same base, trains on the same prompts and reward, and may take the same number of "
-        "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included. Each has the best of an equal number of settings that were tried on "
-        "other prompts, with another seed and by the held-out metric (`methods-tuning.csv`; `BEST` in its file of `train/methods`).",
+        "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included.",
+        *_settings(standings),
         f"{IN_FULL} is the paper's method with the length and the settings of its experiment: what it ends at is the gain to be reached.",
         f"Gains are differences to the base on the same prompts and noise (suite {SUITE}, prompts that no training holds), turned such that more is better, with {LEVEL:.0%} intervals over prompts and "
         "training seeds, stretched to Student's tails: with three seeds they are wide, and a rough statement about the method. ▲ ▼ the interval leaves 0 out. † what the run was trained on.".replace(
@@ -267,6 +310,30 @@ def notes(standings: Sequence[Standing]) -> list[str]:
         + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
     ]
     return told + _measured(tracks)
+
+
+def _settings(standings: Sequence[Standing]) -> list[str]:
+    """Whence the settings are that the methods race with."""
+    racing = [
+        (f"{track.label} on {standing.question.reward}", bool(track.settings))
+        for standing in standings
+        for track in standing.tracks
+        if track.label != IN_FULL
+    ]
+    chosen = [which for which, tried in racing if tried]
+    own = [which for which, tried in racing if not tried]
+    told = []
+    if chosen:
+        whose = "Each" if not own else f"Each but {', '.join(own)}"
+        told.append(
+            f"{whose} has the best of an equal number of settings that were tried on other prompts, with another seed and by the held-out metric "
+            "(`methods-tuning.csv`; `BEST` in its file of `train/methods`)."
+        )
+    if own:
+        told.append(
+            f"No settings have been tried for {', '.join(own)}: there the method has those that it starts from."
+        )
+    return told
 
 
 def _measured(tracks: Sequence[Track]) -> list[str]:

@@ -175,7 +175,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
     """A track from its cells' files.
 
     Raises:
-        ValueError: for a file that is damaged, or cells that are not of one kind.
+        ValueError: for a file that is damaged or gone, or cells that are not of one kind.
     """
     done = sorted(done, key=lambda pair: pair[0].seed)
     cells, records = [cell for cell, _ in done], [record for _, record in done]
@@ -186,18 +186,24 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
             f"{root / cells[0].key / DONE}: the seeds of this method were not scored after the same iterations"
         )
     experiments = [p["experiment"] for p in points[0]]
-    folders = [root / cell.key / SCORES for cell in cells]
-    files = [folders[0] / f"{points[0][0]['name']}.csv"]
-    files += [folder / f"{p['name']}.csv" for folder, of in zip(folders, points, strict=True) for p in of[1:]]
-    prompt_set = cells[0].prompt_set
-    scores = rows.read(files)
-    scores = scores[scores["prompt_set"] == prompt_set]
-    statistics, pictures = {}, {}
-    for name in (*question.roles().values(), *BESIDE.values()):
-        metric = metrics.load(name)
-        mine = scores[scores["scorer"] == metric.scorer]
-        statistics[name] = per_prompt(metric, mine, experiments).statistics_TRPS
-        pictures[name] = len(mine[mine["experiment"] == experiments[0]])
+    folders, prompt_set = [root / cell.key / SCORES for cell in cells], cells[0].prompt_set
+    try:
+        scores = _scores(folders, points, prompt_set)
+        statistics = {
+            name: per_prompt(metric, scores[scores["scorer"] == metric.scorer], experiments).statistics_TRPS
+            for name, metric in _metrics(question).items()
+        }
+        nats_TRP = _nats(folders, points, prompt_set)
+    except (ValueError, OSError) as error:
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        which = ", ".join(str(root / cell.key) for cell in cells)
+        raise ValueError(
+            f"what was scored is no longer whole ({told}): delete the folder that it is of, and it is made again ({which})"
+        ) from error
+    pictures = {
+        name: int(((scores["scorer"] == metric.scorer) & (scores["experiment"] == experiments[0])).sum())
+        for name, metric in _metrics(question).items()
+    }
     return Track(
         question=question,
         label=cells[0].label,
@@ -210,7 +216,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         evaluations_RT=np.array([[p["denoiser_evaluations"] for p in of] for of in points], dtype=np.float64),
         seconds_RT=np.array([[p["seconds"] for p in of] for of in points], dtype=np.float64),
         statistics=statistics,
-        nats_TRP=_nats(folders, points, prompt_set),
+        nats_TRP=nats_TRP,
         rows=scores,
         pictures=pictures,
         records=tuple(records),
@@ -218,24 +224,41 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
     )
 
 
+def _metrics(question: Question) -> dict[str, metrics.Metric]:
+    """All that is asked of a track, by name."""
+    return {name: metrics.load(name) for name in (*question.roles().values(), *BESIDE.values())}
+
+
+def _scores(
+    folders: Sequence[Path], points: Sequence[Sequence[dict[str, Any]]], prompt_set: str
+) -> pd.DataFrame:
+    """Score rows of all checkpoints; of the base, which all cells have, those of the first."""
+    files = [folders[0] / f"{points[0][0]['name']}.csv"]
+    files += [folder / f"{p['name']}.csv" for folder, of in zip(folders, points, strict=True) for p in of[1:]]
+    scores = rows.read(files)
+    return scores[scores["prompt_set"] == prompt_set]
+
+
 def _nats(folders: Sequence[Path], points: Sequence[Sequence[dict[str, Any]]], prompt_set: str) -> Array:
+    """Divergence from the base of every checkpoint, seed and prompt."""
     found_RTP = [
-        [_kept(folder / f"{p['name']}.kl.json", prompt_set).mean(axis=1) for p in of[1:]]
+        [_kept(folder / f"{p['name']}.kl.json", prompt_set) for p in of[1:]]
         for folder, of in zip(folders, points, strict=True)
     ]
+    if len({len(nats_P) for of in found_RTP for nats_P in of}) != 1:
+        raise ValueError(f"the divergences in {folders[0]} and its like are not of one number of prompts")
     nats_RTP = np.array(found_RTP, dtype=np.float64)
     base_R1P = np.zeros_like(nats_RTP[:, :1])
     return np.concatenate([base_R1P, nats_RTP], axis=1).transpose(1, 0, 2)
 
 
 def _kept(path: Path, prompt_set: str) -> Array:
-    """Nats of each prompt and image."""
+    """Nats of each prompt, mean over its images."""
     try:
-        return np.asarray(json.loads(path.read_text(encoding="utf-8"))["kept"][prompt_set], dtype=np.float64)
+        kept = json.loads(path.read_text(encoding="utf-8"))["kept"][prompt_set]
+        return np.asarray(np.asarray(kept, dtype=np.float64).mean(axis=1))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete {path.parent.parent}, and it is made again"
-        ) from None
+        raise ValueError(f"{path} is damaged ({error})") from None
 
 
 # ------------------------------------------------------------------------------------------------------------------ estimates
@@ -413,7 +436,7 @@ def standing(
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     return Standing(
         question=question,
-        budget=min((cell.budget for cell in cells), default=0),
+        budget=min((of.budget for of in racing or cells), default=0),
         papers=papers,
         tracks=tuple(tracks),
         refusals=tuple(refusals),

@@ -64,6 +64,15 @@ def finals(first: Sequence[Cell], found: pd.DataFrame, budget: int) -> list[Cell
     return made
 
 
+def check_tries(path: Path) -> None:
+    """Refuse a file that is there and no table of tries, before hours have gone.
+
+    Raises:
+        ValueError: naming it.
+    """
+    _held(path)
+
+
 def finals_of(method: str, reward: str, other: str, budget: int, path: Path) -> list[Cell]:
     """The settings that went into the last round of another reward, on this one: what a rate or a batch does is much the same, and rounds take hours.
 
@@ -173,7 +182,12 @@ def _held(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         return pd.DataFrame(columns=list(KEY))
-    held = pd.read_csv(path, dtype={"settings": str}, keep_default_na=True)
+    try:
+        held = pd.read_csv(path, dtype={"settings": str}, keep_default_na=True)
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} is no table of tries ({str(error).strip()}): choose another --out"
+        ) from None
     if not {*KEY} <= {*held.columns}:
         raise ValueError(f"{path} is no table of tries (it lacks {', '.join(KEY)}): choose another --out")
     return held.fillna({"settings": ""})

@@ -40,6 +40,11 @@ from prompts.lock import locked
 DONE, STOPPED, TRAININGS, RUN, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "run", "curves"
 STATE = "state"
 """Of a run, to resume from."""
+MEASURED = ("date", "seconds", "cpu_seconds", "load", "threads", "jobs", "cpus")
+"""Of a training."""
+POINT = ("experiment", "name", "iteration", "images", "denoiser_evaluations", "seconds")
+"""Of a checkpoint."""
+ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 # ------------------------------------------------------------------------------------------------------------- what is there
@@ -69,8 +74,12 @@ def record_of(cell: Cell, root: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: naming the file, where it is damaged.
     """
-    record = _json(root / cell.key / DONE)
-    return record if record is not None and record.get("source") == source_of(cell) else None
+    path = root / cell.key / DONE
+    record = _json(path)
+    if record is None or record.get("source") != source_of(cell):
+        return None
+    _refuse_partial(record, path)
+    return record
 
 
 def stopped_of(cell: Cell, root: Path) -> str | None:
@@ -85,10 +94,26 @@ def stopped_of(cell: Cell, root: Path) -> str | None:
 
 def trainings_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
     """How a cell was trained, each time."""
-    path = root / cell.key / TRAININGS
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    )
+    return _trainings(root / cell.key / TRAININGS)
+
+
+def _trainings(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of trainings.
+
+    Raises:
+        ValueError: naming it, where it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(one, dict) and {*one} >= {*MEASURED} for one in found):
+            raise ValueError(f"a line lacks one of {', '.join(MEASURED)}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete {path.parent}, and the cell is made again"
+        ) from None
+    return found
 
 
 def seconds_each(cells: Sequence[Cell], root: Path) -> dict[str, float]:
@@ -111,9 +136,33 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no record")
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and it is made again") from None
+    return found
+
+
+def _refuse_partial(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a record that lacks what tables read.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    points = record.get("points")
+    whole = (
+        isinstance(points, list)
+        and len(points) > 1
+        and all(isinstance(point, dict) and {*point} >= {*POINT} for point in points)
+        and points[-1]["denoiser_evaluations"] > 0
+        and isinstance(record.get("machine"), dict)
+        and {*record} >= {"command", "date"}
+    )
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged (it does not say all of its checkpoints): delete it, and it is made again"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- one, in this process
@@ -167,6 +216,7 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
         the exit code; 0 also where it stopped by itself, which then says `STOPPED`.
     """
     from train.config import as_json
+    from train.data import DataFailed
     from train.gates import GateBroken
     from train.loop import Stopped, train
     from train.start import finished_card, hand_over, new_accelerator, prepare
@@ -187,7 +237,11 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
         except (Stopped, GateBroken) as stopped:
             if isinstance(stopped, Stopped) and stopped.exit_code > 128:
                 return stopped.exit_code
-            write_text(json.dumps({"sentence": str(stopped), "date": _now()}) + "\n", folder / STOPPED)
+            if isinstance(stopped.__cause__, DataFailed):  # which the user mends
+                raise ValueError(str(stopped)) from stopped
+            # without what is said of resuming: the same would come of it
+            sentence = str(stopped.__cause__ or stopped)
+            write_text(json.dumps({"sentence": sentence, "date": _now()}) + "\n", folder / STOPPED)
     return 0
 
 
@@ -199,7 +253,7 @@ def _signals_noted() -> Iterator[Callable[[], int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         came[0] = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in ASK_TO_STOP}
     try:
         yield lambda: came[0]
     finally:
@@ -209,7 +263,7 @@ def _signals_noted() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def training(path: Path, jobs: int) -> Iterator[None]:
-    """Append to a file what the time of the block was measured under.
+    """Add to a file what the time of the block was measured under.
 
     seconds and cpu_seconds of this process; load: mean of the machine's load average over a minute, taken every few seconds; threads, jobs, cpus.
     """
@@ -221,6 +275,7 @@ def training(path: Path, jobs: int) -> Iterator[None]:
         while not ended.wait(5.0):
             loads.append(os.getloadavg()[0])
 
+    before = _trainings(path)
     date, start, cpu = _now(), time.monotonic(), time.process_time()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -238,8 +293,7 @@ def training(path: Path, jobs: int) -> Iterator[None]:
             "jobs": jobs,
             "cpus": os.cpu_count(),
         }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        write_text("".join(json.dumps(one) + "\n" for one in [*before, line]), path)
 
 
 def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
@@ -306,21 +360,34 @@ class Crew:
 
         Raises:
             SystemExit: with 128 and the signal that asked to stop, once all have saved and ended.
+            OSError: one cannot be begun; the others have saved and ended.
         """
         waiting, failed = list(cells), list[str]()
         with self._signals_passed_on(), tqdm(total=len(cells), desc="cells", file=sys.stderr) as told:
-            while (waiting and not self.came) or self.at_work:
-                while waiting and len(self.at_work) < jobs and not self.came:
-                    self._start(waiting.pop(0))
-                time.sleep(0.1)
-                for process in [p for p in self.at_work if p.poll() is not None]:
-                    cell = self.at_work.pop(process)
-                    told.update()
-                    if process.returncode and not self.came:
-                        failed.append(f"{cell.key}: {last_words(self.root / cell.key / 'log')}")
+            try:
+                while (waiting and not self.came) or self.at_work:
+                    while waiting and len(self.at_work) < jobs and not self.came:
+                        self._start(waiting.pop(0))
+                    time.sleep(0.1)
+                    for process in [p for p in self.at_work if p.poll() is not None]:
+                        cell = self.at_work.pop(process)
+                        told.update(not process.returncode)
+                        if process.returncode and not self.came:
+                            failed.append(f"{cell.key}: {last_words(self.root / cell.key / 'log')}")
+            finally:
+                self._end()
         if self.came:
+            print("stopped: what is done is kept, and the same command goes on", file=sys.stderr)
             raise SystemExit(128 + self.came)
         return failed
+
+    def _end(self) -> None:
+        """Ask all that are at work to save and stop, and wait for them."""
+        for process in self.at_work:
+            with suppress(ProcessLookupError):
+                process.terminate()
+        for process in self.at_work:
+            process.wait()
 
     def _start(self, cell: Cell) -> None:
         folder = self.root / cell.key
@@ -341,7 +408,7 @@ class Crew:
                 with suppress(ProcessLookupError):
                     process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, pass_on) for number in ASK_TO_STOP}
         try:
             yield
         finally:

@@ -59,6 +59,8 @@ class Method:
     """Whether it can be given images of several tasks at once (`train.mixing`)."""
     needs_reference: ClassVar[bool] = False
     """Whether it compares with the base, whose weights then wait on the CPU."""
+    pretraining_beta: ClassVar[float] = 1.0
+    """Factor on the pretraining loss where an experiment that has none is given some."""
     needs_old: ClassVar[bool] = False
     """Whether it samples from weights of its own that follow the trained ones (`Policy.old`)."""
 

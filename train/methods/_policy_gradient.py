@@ -232,15 +232,21 @@ class PolicyGradient(Method):
 
 @dataclass(frozen=True)
 class GroupRelative(PolicyGradient):
-    """A relative that compares an image with the others of its prompt where there are others with rewards of their own, else as the paper."""
+    """A relative that compares an image with the others of its prompt."""
 
     def check(self, experiment: Experiment) -> None:
+        """Also groups of one, and rewards that a group shares, are refused."""
         super().check(experiment)
         refuse_group_baseline(self, experiment)
+        for task in experiment.tasks:
+            if task.images_per_prompt < 2:
+                raise ValueError(
+                    f"tasks.{task.name}.images_per_prompt is {task.images_per_prompt}, but the method {self.name} compares each image with the "
+                    "others of its prompt: use at least 2, or the method ppo"
+                )
+        refuse_shared_reward(self, experiment)
 
     def compared(self, run: Run, task: Task, iteration: int, judged: Judged) -> Compared:
-        if not has_groups(task):
-            return super().compared(run, task, iteration, judged)
         clip, credit_B = run.experiment.update.advantage_clip, judged.shaped.credit_B
         if isinstance(task, Pool) and task.mixing == "gdpo":
             # each reward is relative to its prompt already; by their sum's own deviation two that agree would count no more than one (arXiv 2601.05242)
@@ -254,13 +260,6 @@ class GroupRelative(PolicyGradient):
 def shares_reward(task: Task) -> bool:
     """Whether all images of a prompt have the same reward."""
     return task.shaping == "parity" and task.credit == "shared"
-
-
-def has_groups(task: Task) -> bool:
-    """Whether images of one prompt have rewards of their own, so that they can be compared."""
-    if isinstance(task, Pool):
-        return all(part.images_per_prompt > 1 for part in task.parts)
-    return task.images_per_prompt > 1 and not shares_reward(task)
 
 
 def refuse_group_baseline(method: Method, experiment: Experiment) -> None:

@@ -441,8 +441,11 @@ def compared_with_none(experiment: Experiment, method: Method) -> Experiment:
 
 
 def with_batch_per_gpu(experiment: Experiment, images: int) -> Experiment:
-    """Batches as where a GPU has so many images of each in place of the 16 that the paper's method has (Table 6)."""
-    tasks = tuple(replace(task, batch=task.batch * images // 16) for task in experiment.tasks)
+    """Batches as where a GPU has so many images of each in place of the 16 that the paper's method has (Table 6); those of sets, which no relative trains on, as they are."""
+    tasks = tuple(
+        replace(task, batch=task.batch * images // 16) if task.shaping == "pointwise" else task
+        for task in experiment.tasks
+    )
     update = replace(experiment.update, micro_batch=min(images, experiment.update.micro_batch))
     # memory only: of the decoder's and the reward's activations, with a gradient and in float32, those of two pictures at once
     sampling = replace(experiment.sampling, decode_batch=2)

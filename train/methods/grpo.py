@@ -27,7 +27,6 @@ from train.methods._policy_gradient import (
     Loss,
     Seen,
     in_groups,
-    refuse_shared_reward,
 )
 from train.run import Run
 
@@ -55,17 +54,10 @@ class Method(GroupRelative):
     """Factor on the KL to the base (Flow-GRPO's config for GenEval and OCR: 0.04; for PickScore 0.01), 0 for none."""
 
     def check(self, experiment: Experiment) -> None:
-        """Also groups of one, and rewards that a group shares, are refused."""
+        """Also the weight of the divergence."""
         super().check(experiment)
         if self.kl < 0.0:
             raise ValueError(f"method.kl is {self.kl}, but it must be at least 0")
-        for task in experiment.tasks:
-            if task.images_per_prompt < 2:
-                raise ValueError(
-                    f"tasks.{task.name}.images_per_prompt is {task.images_per_prompt}, but the method {self.name} compares each image with the "
-                    "others of its prompt: use at least 2, or the method ppo"
-                )
-        refuse_shared_reward(self, experiment)
 
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
         """With the base's, one for each image and trained step."""

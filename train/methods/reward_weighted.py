@@ -45,6 +45,7 @@ class Method(ForwardProcess):
     """See the file."""
 
     needs_reference: ClassVar[bool] = True
+    pretraining_beta: ClassVar[float] = BETA
 
     def sampler(self, run: Run) -> AbstractContextManager[None]:
         """The base draws, not the policy."""
@@ -53,6 +54,12 @@ class Method(ForwardProcess):
     def signal(self, run: Run, task: Task, judged: Judged) -> Tensor:
         """The weight, in [0, 1]."""
         return unit_interval(judged.shaped.credit_B)
+
+    def note(self, run: Run) -> str:
+        """Where its pretraining term is missing."""
+        if run.experiment.pretraining is not None:
+            return ""
+        return "reward_weighted has a pretraining term (paper, Table 6), and pretraining.source is not given: this trains without it"
 
     def losses(
         self, run: Run, given: Noised, output_RCHW: Tensor, signal_R: Tensor, beside: Mapping[str, Tensor]
