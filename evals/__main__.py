@@ -65,7 +65,7 @@ def check_out(out: Path, suffix: str, inputs: Sequence[Path] = (), option: str =
         raise ValueError(f"{option} {out} is a folder: name a file")
     if any(out.resolve() == path.resolve() for path in inputs):
         raise ValueError(f"{option} would write over {out}, which is read: choose another name")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
+    there = next(folder for folder in out.absolute().parents if folder.exists() or folder.is_symlink())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "may not be written to" if there.is_dir() else "is a file, not a folder"
         raise ValueError(f"{option} {out} cannot be made: {there} {what}")

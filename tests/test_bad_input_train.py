@@ -196,7 +196,9 @@ def test_settings_reach_their_fields() -> None:
     assert changed.lora == Lora(rank=3)
     assert override(changed, ["lora=none"]).lora is None
     assert override(experiment, ["tasks.redness.root=false"]).tasks[0].root is False
-    assert override(experiment, ["root=false"]).tasks[1].root is False
+    # of the reward of a set, and so of no other task's
+    assert [task.root for task in override(experiment, ["root=false"]).tasks] == [True, False]
+    assert [task.classes for task in override(experiment, ["tasks.classes=3"]).tasks] == [4, 3]
 
 
 def test_another_reward_takes_the_place_of_a_tasks_own(

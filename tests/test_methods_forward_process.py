@@ -539,7 +539,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "raft",
         {"candidates": 1000},
         {},
-        "method.candidates is 1000, of which one is accepted, but tasks.redness has ",
+        "method.candidates is 1000, of which one is accepted, but tasks.redness.batch is ",
     ),
     (
         "raft",
@@ -618,6 +618,16 @@ def test_variants_have_the_papers_settings() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_missing_pretraining_term_is_told_of() -> None:
+    from types import SimpleNamespace
+
+    for name in ("reward_weighted", "refl"):
+        for given, told in ((None, f"{name} has a pretraining term"), ("something", "")):
+            run: Any = SimpleNamespace(experiment=SimpleNamespace(pretraining=given))
+            assert methods.load(name)().note(run).startswith(told)
+            assert bool(methods.load(name)().note(run)) == bool(told)
 
 
 def test_where_pretraining_is_given_its_factor_is_the_methods() -> None:

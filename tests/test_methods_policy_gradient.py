@@ -517,6 +517,16 @@ def test_groups_of_one_are_refused(toy_prompts: Path, name: str) -> None:
         check(alone, 1)
 
 
+@pytest.mark.parametrize("name", ["grpo", "ratio_norm", "kl_region", "window"])
+def test_a_reward_that_a_group_shares_is_refused(toy_prompts: Path, name: str) -> None:
+    experiment = of_method("", toy_prompts, name)
+    shared = override(experiment, ["credit=shared", "unusable=masked"])
+    with pytest.raises(
+        ValueError, match=rf"^tasks\.tone\.credit is shared, .* the method {name} tells them apart"
+    ):
+        check(shared, 1)
+
+
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=2.0)])
 def test_the_base_is_what_it_was_and_the_kl_to_it_grows_from_0(make_run: MakeRun, lora: Lora | None) -> None:
     run = make_run("grpo", lora=lora)

@@ -30,7 +30,7 @@ from evals import compare, metrics, rows, suites
 from evals.curve import per_prompt
 from evals.diffusion import Sampling
 from evals.suites import Part, Suite
-from train import experiments, methods
+from train import experiments, launch, methods
 from train.plan import evaluations
 
 QUESTION = QUESTIONS["imagereward"]
@@ -768,7 +768,7 @@ def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
     ("file", "content", "told"),
     [
         ("cell.json", "[]", r"cell\.json is damaged \(it is no record\): delete it, and it is made again"),
-        ("cell.json", '{"points": []}', r"cell\.json is damaged \(it does not say all of its checkpoints\)"),
+        ("cell.json", '{"points": []}', r"cell\.json is damaged \(it lacks command, date, machine, points, or part of it\)"),
         ("trainings.jsonl", '{"date": "2026-', r"trainings\.jsonl is damaged \(Unterminated .*: delete .*-0-\w{8}, and the cell is made again"),
         ("trainings.jsonl", "[1]\n", r"trainings\.jsonl is damaged \(a line lacks one of date, seconds, "),
         ("curves/imagereward-miniature-0.csv", None, r"no longer whole \(.*imagereward-miniature-0\.csv.*: delete the folder that it is of, and it is made again \(.*-0-\w{8}\)$"),
@@ -795,47 +795,85 @@ def test_a_file_that_is_damaged_is_named_and_what_helps(
 
 
 def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
-    out = tmp_path / "page.md"
-    whole = made_standing(tmp_path / "a", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
+    out, levels = tmp_path / "page.md", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)}
+    whole = made_standing(tmp_path / "a", levels)
     assert pages.write([whole], out, "c")[:2] == [out, tmp_path / "page.csv"]
     assert "are in `page.csv` beside this file" in out.read_text()
     before = {path: path.read_bytes() for path in tmp_path.glob("page*")}
     assert len(before) == 3
-    for levels, seeds in (
-        ({"ppo": (0.4, 1.0)}, (0, 1, 2)),
-        ({"ppo": (0.4, 1.0), "slow": (0.1, 0.2)}, (0, 2)),
-    ):
-        less = made_standing(tmp_path / str(seeds), levels, seeds=seeds)
+    for name, of, seeds, told in (
+        ("a method less", {"ppo": (0.4, 1.0)}, (0, 1, 2), "slow on imagereward with seed 0"),
+        ("a seed less", levels, (0, 2), "ppo on imagereward with seed 1"),
+        ("a checkpoint less", {"ppo": (0.4,), "slow": (0.1,)}, (0, 1, 2), "ppo on imagereward with seed 0, 345,600 evaluations and 2 check"),
+    ):  # fmt: skip
+        less = made_standing(tmp_path / name, of, seeds=seeds)
         with pytest.raises(
-            ValueError,
-            match=r"page\.md has runs that are not among .*, (slow|ppo) on imagereward with seed [01] and [12] more: choose another --out",
+            ValueError, match=rf"page\.md and page\.csv have runs that are not among .*, such as {told}"
         ):
             pages.write([less], out, "c")
-    assert {path: path.read_bytes() for path in tmp_path.glob("page*")} == before
-    pages.write([whole], out, "d")
-    assert "Made by `d`" in out.read_text()
-    # a command that is for less is refused before anything is trained
+    shorter = {run: extent._replace(budget=5000) for run, extent in pages.runs_of([whole]).items()}
     with pytest.raises(
-        ValueError, match=r"page\.md has runs that this command leaves out, slow on imagereward with seed 0"
+        ValueError, match=r"have runs that are shorter, such as ppo on imagereward with seed 0, 345,600 ev"
     ):
-        pages.refuse_loss({("imagereward", "ppo", seed) for seed in range(9)}, out, "this command leaves out")
-    for somebodys in (Path("results/methods-tuning.csv"), Path("results/miniature-scorers.csv")):
-        other = tmp_path / "other.csv"
-        other.write_bytes((Path(__file__).parents[1] / somebodys).read_bytes())
-        with pytest.raises(
-            ValueError, match=r"other\.csv, where the numbers go, holds something else: choose another --out"
-        ):
-            pages.write([whole], tmp_path / "other.md", "c")
+        pages.refuse_loss(shorter, out, "are shorter")
+    assert {path: path.read_bytes() for path in tmp_path.glob("page*")} == before
+    # one that stopped by itself is told of, which is no loss; and is not forgotten either
+    (tmp_path / "a" / papers_cell().key / work.DONE).unlink()
+    cell = papers_cell()
+    (tmp_path / "a" / cell.key / work.STOPPED).write_text('{"sentence": "the weights diverged"}')
+    cells_of = [replace(cell, method=method, seed=seed) for method in levels for seed in (0, 1, 2)]
+    pages.write([standing(QUESTION, cells_of, [], tmp_path / "a", resamples=50)], out, "d")
+    assert "Made by `d`" in out.read_text()
+    assert "the weights diverged" in out.read_text()
+    known = {
+        pages.Run("imagereward", m, seed): pages.Extent(345_600, 2) for m in levels for seed in (0, 1, 2)
+    }
+    pages.refuse_loss(known, out, "")
+    del known[pages.Run("imagereward", "ppo", 0)]
+    with pytest.raises(
+        ValueError, match=r"such as ppo on imagereward with seed 0: choose another --out, or remove the two"
+    ):
+        pages.refuse_loss(known, out, "")
+
+
+@pytest.mark.parametrize("somebodys", ["methods-tuning.csv", "miniature-scorers.csv", None])
+def test_numbers_of_something_else_are_not_written_over(tmp_path: Path, somebodys: str | None) -> None:
+    other = tmp_path / "other.csv"
+    content = (Path(__file__).parents[1] / "results" / somebodys).read_bytes() if somebodys else b""
+    other.write_bytes(content)
+    with pytest.raises(
+        ValueError,
+        match=r"other\.csv, where the numbers go, holds something else \(.+\): choose another --out",
+    ):
+        pages.refuse_loss({}, tmp_path / "other.md", "")
+    assert other.read_bytes() == content
+
+
+def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp_path: Path) -> None:
+    whole = made_standing(tmp_path / "a", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
+    pages.write([whole], tmp_path / "page.md", "c")
+    asked = ["--methods", "ppo", "--rewards", "imagereward", "--root", str(tmp_path / "b")]
+    asked += ["--out", str(tmp_path / "page.md")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2
+    assert (
+        "have runs that this command leaves out, such as ppo on imagereward with seed 0, 345,600"
+        in result.output
+    )
+    assert not (tmp_path / "b").exists()
+    assert CliRunner().invoke(main, [*asked, "--dry-run"]).exit_code == 0
 
 
 def test_where_no_settings_were_tried_the_page_says_so(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
     assert all(not track.settings for track in found.tracks)
     page = pages.markdown([found], "c", {})
-    assert "No settings have been tried for ppo on imagereward, slow on imagereward: " in page
+    # the paper's method at the length of its experiment has the settings of that
+    assert "No settings have been tried for slow on imagereward: " in page
     assert "has the best of an equal number" not in page
     ppo, slow = found.tracks
-    page = pages.markdown([replace(found, tracks=(replace(ppo, settings=("update.lr=1",)), slow))], "c", {})
+    tried = replace(ppo, settings=("update.lr=1",), budget=100)
+    page = pages.markdown([replace(found, tracks=(tried, slow))], "c", {})
     assert "Each but slow on imagereward has the best of an equal number of settings" in page
 
 
@@ -885,7 +923,7 @@ def test_a_signal_is_passed_on_and_everybody_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["error", "hangup"])
-def test_nobody_is_left_at_work(tmp_path: Path, by: str) -> None:
+def test_nobody_is_left_at_work(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where the next cannot be begun, nor where the terminal is closed."""
     made = only_cells(plan(["ppo"], ["fairness"], [0, 1], 92_160))
     hang_up = "os.kill(os.getppid(), signal.SIGHUP)" if by == "hangup" else ""
@@ -902,9 +940,12 @@ def test_nobody_is_left_at_work(tmp_path: Path, by: str) -> None:
             time.sleep(0.05)
     """
     if by == "hangup":
+        left: list[bool] = []  # the terminal, on which nothing can be said any more; here it is everybody's
+        monkeypatch.setattr(launch, "leave_terminal", lambda: left.append(True))
         with pytest.raises(SystemExit) as ended:
             crew(tmp_path, program).run(made, jobs=1)
         assert ended.value.code == 128 + signal.SIGHUP
+        assert left == [True]
     else:
         (tmp_path / made[1].key).write_text("in the way of a folder")
 
@@ -1015,7 +1056,7 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
         assert CliRunner().invoke(main, asked).exit_code == 0
     assert path.read_bytes() == before
     # of tries of which one has failed nothing is kept, and none is the best
-    next(iter(root.glob("*/cell.json"))).unlink()
+    (root / tune.tries("ppo", "imagereward", 30)[0].key / work.DONE).unlink()
     monkeypatch.setattr(work.Crew, "run", lambda *_: ["out of luck"])
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 1
@@ -1036,7 +1077,8 @@ def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:
     ):
         tune.keep(other.reindex(columns=list(tune.COLUMNS)), path)
     with pytest.raises(
-        ValueError, match=r"has 0 of today's settings of ppo at full length on imagereward, but 2 "
+        ValueError,
+        match=r"has 0 settings of ppo at full length on imagereward, of which its file has 0 today: ",
     ):
         tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
     tune.keep(tried.assign(budget=length).reindex(columns=list(tune.COLUMNS)), path)
@@ -1049,11 +1091,16 @@ def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:
     tune.keep(exchanged.reindex(columns=list(tune.COLUMNS)), path)
     with pytest.raises(
         ValueError,
-        match=r"has 1 of today's settings .*: `python -m bench\.methods tune ppo --reward imagereward` first",
+        match=r"has 2 settings .*, of which its file has 1 today: `python -m bench\.methods tune ppo --reward imagereward` first",
     ):
         tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
-    with pytest.raises(ValueError, match=r"^draft cannot train on fairness: "):
-        tune.finals_of("draft", "fairness", "imagereward", 20_000, path)
+    rounds = [tried.assign(reward="fairness", budget=budget) for budget in (10, 16)]
+    tune.keep(rounds[0].reindex(columns=list(tune.COLUMNS)), path)
+    tune.keep(rounds[1].reindex(columns=list(tune.COLUMNS)), path)
+    with pytest.raises(
+        ValueError, match=r"has 2 rounds of ppo on fairness already, .*: leave --finalists-of out"
+    ):
+        tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
 
 
 def test_tries_take_the_place_of_their_own_kind_alone(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ class Task:
     """Share of images without a score above which the run stops (ours: a broken reward must not train quietly)."""
 
     @property
+    def shares_reward(self) -> bool:
+        """Whether all images of a prompt have the same reward."""
+        return self.shaping == "parity" and self.credit == "shared"
+
+    @property
     def prompts_per_iteration(self) -> int:
         """Number P of prompts, one group of images each."""
         return self.batch // self.images_per_prompt
@@ -280,7 +285,7 @@ def _check_mixing(experiment: Experiment) -> None:
             raise ValueError(
                 f"{where}.images_per_prompt is {task.images_per_prompt}, but mixing gdpo compares the images of a prompt: at least 2"
             )
-        if mixing == "gdpo" and task.shaping == "parity" and task.credit == "shared":
+        if mixing == "gdpo" and task.shares_reward:
             raise ValueError(
                 f"{where}.credit is shared, so that all images of a prompt are alike to mixing gdpo: use leave_one_out"
             )
@@ -484,7 +489,7 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
 
     Another method is another experiment (`train.experiments`), as with it change other fields.
 
-    `tasks.batch` or a bare task field changes every task. `none` switches off what may be off; setting a field of a
+    `tasks.batch` or a bare task field changes every task, `classes` and others that only a set's reward reads those of sets. `none` switches off what may be off; setting a field of a
     section that is off (lora, ema) switches it on.
 
     Raises:
@@ -554,6 +559,8 @@ def _resolve(experiment: Experiment, field: str) -> list[tuple[str, ...]]:
         return exact
     inner = field.removeprefix("tasks.")
     found = [path for path in paths if path[-1] == inner and (inner == field or path[0] == "tasks")]
+    if inner in OF_SETS and (of_sets := _of_sets(experiment, found)):
+        found = of_sets
     if len({path[0] for path in found}) == 1:
         return found
     if found:
@@ -561,6 +568,12 @@ def _resolve(experiment: Experiment, field: str) -> list[tuple[str, ...]]:
         raise ValueError(f"--set {field} is ambiguous: choose from {names}")
     choose("field", field, sorted(".".join(path) for path in paths))
     raise AssertionError("unreachable: an exact name was looked up above")
+
+
+def _of_sets(experiment: Experiment, paths: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Of paths to a field of tasks, those of tasks whose reward is a set's."""
+    names = {task.name for task in experiment.tasks if task.shaping == "parity"}
+    return [path for path in paths if path[0] == "tasks" and path[1] in names]
 
 
 def _with(owner: Any, path: Sequence[str], value: str, field: str) -> Any:

@@ -94,6 +94,7 @@ def main(
         refuse_stray(context, context.invoked_subcommand)
         return
     check_out(out, ".md")
+    check_out(out.with_suffix(".csv"), ".csv")
     from bench.methods import pages, work
     from bench.methods.cells import Cell, Refusal, plan
     from bench.methods.questions import QUESTIONS
@@ -103,17 +104,16 @@ def main(
         named("--methods", method_names), named("--rewards", rewards), numbers(seeds), budget, points
     )
     cells = [cell for cell in planned if isinstance(cell, Cell)]
-    pages.refuse_loss(
-        {(cell.reward, cell.label, cell.seed) for cell in cells}, out, "this command leaves out"
-    )
     refusals = [refusal for refusal in planned if isinstance(refusal, Refusal)]
     click.echo(
         pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
     if dry_run:
         return
+    pages.refuse_loss(pages.planned_runs(cells), out, "this command leaves out")
     command = typed()
     failed = [] if only_table else at_work(cells, root, jobs, threads, command)
+    say_failed(failed)
     standings = [
         standing(
             question,
@@ -125,7 +125,7 @@ def main(
         if any(one.reward == reward for one in planned)
     ]
     click.echo(f"wrote {', '.join(map(str, pages.write(standings, out, command)))}")
-    say_failed(failed)
+    end(failed)
 
 
 @main.command()
@@ -168,7 +168,7 @@ def tune(
         choose("--finalists-of", other, [name for name in QUESTIONS if name != reward])
         carried = finals_of(method, reward, other, budget or methods.EVALUATIONS[reward], out)
         _, failed = _tried(carried, out, root, jobs, threads, dry_run)
-        say_failed(failed)
+        end(failed)
         return
     check_tries(out)
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
@@ -178,7 +178,7 @@ def tune(
         click.echo(f"Then the best {FINALISTS} of them, with {last:,} evaluations each.")
     if found is not None and not failed:
         _, failed = _tried(finals(first, found, last), out, root, jobs, threads, dry_run)
-    say_failed(failed)
+    end(failed)
 
 
 def _tried(
@@ -196,6 +196,7 @@ def _tried(
         pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
     failed = [] if dry_run else at_work(cells, root, jobs, threads, typed())
+    say_failed(failed)
     if dry_run or failed:
         return None, failed
     found = found_of(cells, root)
@@ -273,9 +274,13 @@ def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: 
 
 
 def say_failed(failed: Sequence[str]) -> None:
-    """Say what could not be done, and end with exit code 1."""
+    """Say what could not be done."""
     for sentence in failed:
         click.echo(f"error: {sentence}", err=True)
+
+
+def end(failed: Sequence[str]) -> None:
+    """End with exit code 1 where something could not be done."""
     if failed:
         sys.exit(1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Refusal
+from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_budget_of
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
 from evals import metrics, suites, svg
@@ -34,13 +34,7 @@ def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
     Raises:
         ValueError: see `refuse_loss`.
     """
-    runs = {
-        (standing.question.reward, track.label, seed)
-        for standing in standings
-        for track in standing.tracks
-        for seed in track.seeds
-    }
-    refuse_loss(runs, out, "are not among those that are done in --root")
+    refuse_loss(runs_of(standings), out, "are not among those that are done in --root")
     drawn = {standing.question.reward: picture(standing) + "\n" for standing in standings if standing.tracks}
     pictures = {reward: out.with_name(f"{out.stem}-{reward}.svg") for reward in drawn}
     numbers = out.with_suffix(".csv")
@@ -52,11 +46,47 @@ def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
     return [out, numbers, *pictures.values()]
 
 
-def refuse_loss(runs: set[tuple[str, str, int]], out: Path, why: str) -> None:
+class Run(NamedTuple):
+    """One of a page."""
+
+    reward: str
+    label: str
+    seed: int
+
+
+class Extent(NamedTuple):
+    """How much there is of a run."""
+
+    budget: int
+    checkpoints: int
+
+
+STOPPED_BY_ITSELF = Extent(-1, 0)
+"""Of a run that is told of, and has no checkpoints."""
+
+
+def planned_runs(cells: Sequence[Cell]) -> dict[Run, Extent]:
+    """What a page of these cells will have."""
+    return {Run(c.reward, c.label, c.seed): Extent(c.budget, c.points) for c in cells}
+
+
+def runs_of(standings: Sequence[Standing]) -> dict[Run, Extent]:
+    """What a page has."""
+    found = {
+        Run(standing.question.reward, track.label, seed): Extent(track.budget, len(track.iteration_T) - 1)
+        for standing in standings
+        for track in standing.tracks
+        for seed in track.seeds
+    }
+    stopped = [cell for standing in standings for cell, _ in standing.stopped]
+    return found | {Run(cell.reward, cell.label, cell.seed): STOPPED_BY_ITSELF for cell in stopped}
+
+
+def refuse_loss(runs: Mapping[Run, Extent], out: Path, why: str) -> None:
     """Refuse to write a page over one that has more, or numbers over somebody's.
 
     Args:
-        runs: reward, label and seed of each that the page may have.
+        runs: that the page may have.
         out: the page.
         why: what is the matter with others.
 
@@ -64,24 +94,54 @@ def refuse_loss(runs: set[tuple[str, str, int]], out: Path, why: str) -> None:
         ValueError: naming the file.
     """
     path = out.with_suffix(".csv")
+    for run, extent in _held_runs(path).items():
+        now = runs.get(run)
+        if now is None or (now != STOPPED_BY_ITSELF and not _as_much(now, extent)):
+            was = (
+                "" if now is None else f", {extent.budget:,} evaluations and {extent.checkpoints} checkpoints"
+            )
+            raise ValueError(
+                f"{out} and {path.name} have runs that {why}, such as {run.label} on {run.reward} with seed {run.seed}{was}: choose another --out, "
+                "or remove the two"
+            )
+
+
+def _as_much(now: Extent, before: Extent) -> bool:
+    """Whether it is the same run, scored as often."""
+    return before == STOPPED_BY_ITSELF or (
+        now.budget == before.budget and now.checkpoints >= before.checkpoints
+    )
+
+
+def _held_runs(path: Path) -> dict[Run, Extent]:
+    """The runs whose numbers a file has.
+
+    Raises:
+        ValueError: it is there and no such file.
+    """
     if not path.is_file():
-        return
+        return {}
+    wanted = ["reward", "method", "at", "seeds", "budget", "evaluations"]
     try:
         held = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        if not {*wanted, "gain_by_seed"} <= {*held.columns}:
+            raise ValueError("it has other columns")
+        found: dict[Run, Extent] = {}
+        for key, of in held.groupby(wanted[:-1], sort=False):
+            reward, label, at, seeds, budget = map(str, key)
+            if at not in ("checkpoint", "stopped"):
+                continue
+            how = (
+                Extent(int(float(budget)), of["evaluations"].nunique())
+                if at == "checkpoint"
+                else STOPPED_BY_ITSELF
+            )
+            found |= {Run(reward, label, int(seed)): how for seed in seeds.split()}
+    except (ValueError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise ValueError(
-            f"{path} holds something else ({str(error).strip()}): choose another --out"
+            f"{path}, where the numbers go, holds something else ({str(error).strip()}): choose another --out"
         ) from None
-    if not {"reward", "method", "at", "seeds", "gain_by_seed"} <= {*held.columns}:
-        raise ValueError(f"{path}, where the numbers go, holds something else: choose another --out")
-    ends = held[held["at"] == "checkpoint"][["reward", "method", "seeds"]].drop_duplicates()
-    there = [(r, m, int(seed)) for r, m, seeds in ends.itertuples(index=False) for seed in seeds.split()]
-    if lost := [run for run in there if run not in runs]:
-        reward, label, seed = lost[0]
-        more = f" and {len(lost) - 1} more" if lost[1:] else ""
-        raise ValueError(
-            f"{out} has runs that {why}, {label} on {reward} with seed {seed}{more}: choose another --out, or remove it"
-        )
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------------- the page
@@ -318,7 +378,7 @@ def _settings(standings: Sequence[Standing]) -> list[str]:
         (f"{track.label} on {standing.question.reward}", bool(track.settings))
         for standing in standings
         for track in standing.tracks
-        if track.label != IN_FULL
+        if track.label != IN_FULL and not _has_its_own(track)
     ]
     chosen = [which for which, tried in racing if tried]
     own = [which for which, tried in racing if not tried]
@@ -336,6 +396,11 @@ def _settings(standings: Sequence[Standing]) -> list[str]:
     return told
 
 
+def _has_its_own(track: Track) -> bool:
+    """Whether it is the paper's method at the length of its experiment, whose settings it then has."""
+    return track.label == methods.PAPERS and track.budget == own_budget_of(track.question.reward)
+
+
 def _measured(tracks: Sequence[Track]) -> list[str]:
     """On what machine, when, and with what beside."""
     trainings = [training for track in tracks for training in track.trainings]
@@ -347,7 +412,8 @@ def _measured(tracks: Sequence[Track]) -> list[str]:
     jobs, threads, cpus, load = (
         _ends([training[key] for training in trainings]) for key in ("jobs", "threads", "cpus", "load")
     )
-    shares = _ends([round(100 * track.cpu_share()) for track in tracks])
+    known = [share for track in tracks if not math.isnan(share := track.cpu_share())]
+    shares = _ends([round(100 * share) for share in known])
     return [
         f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates}: "
         f"{jobs} at a time, threads of each: {threads}, processors: {cpus}. The load average, of these runs and everything else, was {load}, and trainers were on a processor {shares} % of their "

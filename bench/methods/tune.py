@@ -87,12 +87,17 @@ def finals_of(method: str, reward: str, other: str, budget: int, path: Path) -> 
         ValueError: the file does not have them, or they are no longer settings of the method.
     """
     held = _held(path)
-    of_other = (held["reward"] == other) & (held["method"] == method)
-    wanted = {*held.loc[of_other & (held["budget"] == methods.EVALUATIONS[other]), "settings"]}
-    found = [cell for cell in tries(method, reward, budget) if " ".join(cell.settings) in wanted]
-    if len(found) != FINALISTS:
+    mine = held[held["method"] == method]
+    if (rounds := mine.loc[mine["reward"] == reward, "budget"].nunique()) > 1:
         raise ValueError(
-            f"{path} has {len(found)} of today's settings of {method} at full length on {other}, but {FINALISTS} are to be carried over: "
+            f"{path} has {rounds} rounds of {method} on {reward} already, of which this would replace the last alone: leave --finalists-of out"
+        )
+    last = (mine["reward"] == other) & (mine["budget"] == methods.EVALUATIONS[other])
+    wanted = {*mine.loc[last, "settings"]}
+    found = [cell for cell in tries(method, reward, budget) if " ".join(cell.settings) in wanted]
+    if not found or len(found) < len(wanted):
+        raise ValueError(
+            f"{path} has {len(wanted)} settings of {method} at full length on {other}, of which its file has {len(found)} today: "
             f"`python -m bench.methods tune {method} --reward {other}` first"
         )
     return found

@@ -42,9 +42,6 @@ STATE = "state"
 """Of a run, to resume from."""
 MEASURED = ("date", "seconds", "cpu_seconds", "load", "threads", "jobs", "cpus")
 """Of a training."""
-POINT = ("experiment", "name", "iteration", "images", "denoiser_evaluations", "seconds")
-"""Of a checkpoint."""
-ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 # ------------------------------------------------------------------------------------------------------------- what is there
@@ -150,19 +147,26 @@ def _refuse_partial(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: naming the file.
     """
-    points = record.get("points")
-    whole = (
-        isinstance(points, list)
-        and len(points) > 1
-        and all(isinstance(point, dict) and {*point} >= {*POINT} for point in points)
-        and points[-1]["denoiser_evaluations"] > 0
-        and isinstance(record.get("machine"), dict)
-        and {*record} >= {"command", "date"}
-    )
-    if not whole:
+    points, machine = record.get("points"), record.get("machine")
+    lacks = [key for key in ("command", "date") if not isinstance(record.get(key), str)]
+    if not isinstance(machine, dict) or not isinstance(machine.get("name"), str):
+        lacks.append("machine")
+    if not isinstance(points, list) or len(points) < 2 or not all(map(_is_point, points)):
+        lacks.append("points")
+    if lacks:
         raise ValueError(
-            f"{path} is damaged (it does not say all of its checkpoints): delete it, and it is made again"
+            f"{path} is damaged (it lacks {', '.join(lacks)}, or part of it): delete it, and it is made again"
         )
+
+
+def _is_point(found: Any) -> bool:
+    """Whether it says of a checkpoint what tables read."""
+    if not isinstance(found, dict):
+        return False
+    numbers = [found.get(key) for key in ("iteration", "images", "denoiser_evaluations", "seconds")]
+    return all(isinstance(found.get(key), str) for key in ("experiment", "name")) and all(
+        isinstance(number, int | float) for number in numbers
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- one, in this process
@@ -253,7 +257,9 @@ def _signals_noted() -> Iterator[Callable[[], int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         came[0] = number
 
-    before = {number: signal.signal(number, note) for number in ASK_TO_STOP}
+    from train.launch import heeded
+
+    before = {number: signal.signal(number, note) for number in heeded()}
     try:
         yield lambda: came[0]
     finally:
@@ -377,6 +383,8 @@ class Crew:
             finally:
                 self._end()
         if self.came:
+            for sentence in failed:
+                print(f"error: {sentence}", file=sys.stderr)
             print("stopped: what is done is kept, and the same command goes on", file=sys.stderr)
             raise SystemExit(128 + self.came)
         return failed
@@ -399,16 +407,22 @@ class Crew:
                 self.arguments(cell), env=environment, stdout=log, stderr=log, start_new_session=True
             )
         self.at_work[process] = cell
+        if self.came:  # since it was begun, so that nobody has told it
+            process.send_signal(self.came)
 
     @contextmanager
     def _signals_passed_on(self) -> Iterator[None]:
+        from train.launch import heeded, leave_terminal
+
         def pass_on(number: int, _frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                leave_terminal()
             self.came = number
             for process in self.at_work:
                 with suppress(ProcessLookupError):
                     process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in ASK_TO_STOP}
+        before = {number: signal.signal(number, pass_on) for number in heeded()}
         try:
             yield
         finally:

@@ -315,7 +315,7 @@ def check_groups(experiment: Experiment, field: str, instead: str) -> None:
             raise ValueError(
                 f"{field}, which compares the images of a prompt, but {where}.images_per_prompt is {task.images_per_prompt}: use at least 2, or {instead}"
             )
-        if task.shaping == "parity" and task.credit == "shared":
+        if task.shares_reward:
             raise ValueError(
                 f"{field}, which compares the images of a prompt, but with {where}.credit shared they all have one reward: use leave_one_out, or {instead}"
             )

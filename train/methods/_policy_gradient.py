@@ -257,11 +257,6 @@ class GroupRelative(PolicyGradient):
         return Compared(advantage_B.nan_to_num(nan=0.0).clamp(-clip, clip), {"zero_std": silent})
 
 
-def shares_reward(task: Task) -> bool:
-    """Whether all images of a prompt have the same reward."""
-    return task.shaping == "parity" and task.credit == "shared"
-
-
 def refuse_group_baseline(method: Method, experiment: Experiment) -> None:
     """Refuse rewards relative to the group for a method that has a comparison of its own.
 
@@ -282,7 +277,7 @@ def refuse_shared_reward(method: Method, experiment: Experiment) -> None:
         ValueError: naming the field and the choices.
     """
     for task in experiment.tasks:
-        if shares_reward(task):
+        if task.shares_reward:
             raise ValueError(
                 f"tasks.{task.name}.credit is shared, which gives all images of a prompt the same reward, but the method {method.name} tells them "
                 "apart by it: use leave_one_out, or the method ppo"
@@ -305,7 +300,7 @@ def in_groups(experiment: Experiment, model: str) -> Experiment:
 
 def with_credit_of_its_own(task: Task) -> Task:
     """A task in which no reward is shared."""
-    return replace(task, credit="leave_one_out") if shares_reward(task) else task
+    return replace(task, credit="leave_one_out") if task.shares_reward else task
 
 
 def method_of(run: Run) -> PolicyGradient:

@@ -58,11 +58,9 @@ class Method(ForwardProcess):
                     f"method.rank is prompt, but {where}.images_per_prompt is {task.images_per_prompt}, less than method.candidates "
                     f"{self.candidates}: draw as many, or use batch"
                 )
-        for task in experiment.tasks:
-            among = self.among(task)
-            if self.candidates > among:
+            if task.batch < self.candidates:
                 raise ValueError(
-                    f"method.candidates is {self.candidates}, of which one is accepted, but tasks.{task.name} has {among} to choose from: use at most {among}"
+                    f"method.candidates is {self.candidates}, of which one is accepted, but {where}.batch is {task.batch}: use at most as many"
                 )
         if self.rank == "prompt":
             check_groups(experiment, "method.rank is prompt", "batch")
@@ -71,19 +69,12 @@ class Method(ForwardProcess):
         """See `Method`."""
         return max(1, images // self.candidates) * self.noisings
 
-    def among(self, task: Task) -> int:
-        """Of how many images, or of sets that share a reward, the best are accepted."""
-        if self.rank == "prompt":
-            return task.images_per_prompt
-        shared = task.shaping == "parity" and task.credit == "shared"
-        return task.prompts_per_iteration if shared else task.batch
-
     def trained_images(self, task: Task) -> int:
         """Those that are accepted."""
         groups, each = task.prompts_per_iteration, task.images_per_prompt
         if self.rank == "prompt":
             return groups * accepted_of(each, self.candidates)
-        if task.shaping == "parity" and task.credit == "shared":
+        if task.shares_reward:
             return accepted_of(groups, self.candidates) * each
         return accepted_of(task.batch, self.candidates)
 
@@ -138,6 +129,4 @@ def variant(experiment: Experiment, model: str) -> Experiment:
         method = Method(updates=5)
     elif experiment.lora is None:  # Table 6 trains all weights; LoRA keeps the rate that it has
         lr = 3e-6
-    # one of 24, or of all where a batch has fewer to choose from
-    method = replace(method, candidates=min([method.candidates, *map(method.among, experiment.tasks)]))
     return replace(experiment, method=method, update=replace(only_heeded(experiment.update, method), lr=lr))
