@@ -513,7 +513,15 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
 def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (-0.4, -0.8)})
     assert found.reaches == {}
-    assert "which is no gain, so there is nothing to reach" in pages.markdown([found], "c", {})
+    assert "which is not told apart from no gain, so there is nothing to race to" in pages.markdown(
+        [found], "c", {}
+    )
+    # a gain whose interval has 0 in it is not told apart either: whoever stands still would be there
+    little = made_standing(tmp_path / "little", {"ppo": (0.1, 0.02), "fast": (0.4, 0.8)})
+    assert little.target_low < 0 < little.target + 0.2
+    assert little.reaches == {}
+    assert "so there is nothing to race to" in pages.markdown([little], "c", {})
+    assert "reach" not in set(pages.tidy([little])["at"])
     none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
     assert "has no finished run" in pages.markdown([none], "c", {})
 

@@ -208,8 +208,11 @@ def verdict(standing: Standing) -> str:
         m: r for m, r in standing.reaches.items() if m != standing.papers and not math.isnan(r.evaluations)
     }
     target = interval(metric, Interval(standing.target, math.nan, math.nan), signed=True)
-    if not standing.target > 0:
-        return f"The paper's method ends at {target} in {metric.title}, which is no gain, so there is nothing to reach."
+    if not standing.is_race:
+        return (
+            f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below), which is not told apart from no gain, so there is nothing "
+            "to race to."
+        )
     if len(standing.tracks) == 1:
         return f"The paper's method ends at {target} in {metric.title}; no other method has been run."
     if not others:
@@ -547,7 +550,7 @@ def picture(standing: Standing) -> str:
         ]
         y_ends = (min(0.0, *ends), max(0.0, *ends))
         racing = [ribbon.x[-1] for label, ribbon in ribbons.items() if label != IN_FULL]
-        target = _scale(metric) * standing.target if role == question.goal else math.nan
+        target = _scale(metric) * standing.target if role == question.goal and standing.is_race else math.nan
         for row, (label, ribbon) in enumerate(ribbons.items()):
             x_end = ribbon.x[-1] if label == IN_FULL else max(racing)
             papers = ribbons.get(methods.PAPERS)
@@ -557,10 +560,8 @@ def picture(standing: Standing) -> str:
             panels.append(svg.panel(drawn, (0.0, x_end), y_ends, f"{label}: {role}", x_title, corner, target))
         unit = heading(metric).rstrip(" ↑↓")
         panels.append(svg.caption(f"gain in {unit}", svg.Corner(svg.PANEL_WIDTH * column + 44, 24)))
-    title = (
-        f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's, "
-        "dashed: what it ends at in full"
-    )
+    dashed = ", dashed: what it ends at in full" if standing.is_race else ""
+    title = f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's{dashed}"
     panels.append(svg.caption(title, svg.Corner(8, 11)))
     return str(svg.sheet(panels, svg.PANEL_WIDTH * len(columns), 34 + svg.PANEL_HEIGHT * len(tracks), title))
 

@@ -7,7 +7,7 @@ seeds differ in their seconds.
 - *Equal evaluations* are shares of what every run of the reward has taken at its end, that of the paper's method in full aside.
 - *Equal wall time* are shares of the shortest training of any of them, so that no track is asked beyond its end.
 - A method *reaches* the gain that the paper's method ends at, in full, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
-  at most that.
+  at most that. Where the interval of that gain has 0 in it there is nothing to race to: whoever stands still is there.
 - It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
   at once (`evals.curve`).
 
@@ -144,8 +144,15 @@ class Standing:
     """Of their shortest training."""
     target: float
     """The paper method's final gain in the goal, NaN where it has not been run."""
+    target_low: float
+    """Lower end of its interval."""
     reaches: dict[str, Reach]
     partings: dict[str, tuple[Parting, ...]]
+
+    @property
+    def is_race(self) -> bool:
+        """Whether what the paper's method gains is told apart from nothing."""
+        return self.target_low > 0
 
     def goal_track(self) -> Track | None:
         """The track that is raced to; None where it has not been run."""
@@ -433,6 +440,10 @@ def standing(
     papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
     raced_to = [track for track in tracks if track.label == papers]
     target = float(gains_RT(raced_to[0], goal_of(question)).mean(axis=0)[-1]) if raced_to else float("nan")
+    ends = [
+        n for n in numbers if (n.label, n.at, n.share, n.role) == (papers, "checkpoint", 1.0, question.goal)
+    ]
+    target_low = ends[0].gain.low if ends else float("nan")
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     return Standing(
         question=question,
@@ -448,6 +459,7 @@ def standing(
         evaluations=evaluations,
         seconds=seconds,
         target=target,
-        reaches={track.label: reach(track, target) for track in tracks if target > 0},
+        target_low=target_low,
+        reaches={track.label: reach(track, target) for track in tracks if target_low > 0},
         partings={track.label: partings(track, resamples) for track in tracks},
     )
