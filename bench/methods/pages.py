@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ GOAL = 0.1
 BUSY = 0.9
 """Share of its threads' time that a trainer gets on an idle machine, or more: with less its seconds are marked."""
 PAPERS_COLOUR, OWN_COLOUR = "#888888", "#1663b0"
+CAPTION, LINE = 34, 12
+"""Of the picture's captions: letters that a panel is wide, and the height of a line."""
 DRAWN = ("gold", "held-out", "proxy")
 """Roles that the picture shows over evaluations."""
 
@@ -541,6 +544,9 @@ def picture(standing: Standing) -> str:
         *((role, "evaluations", lambda track: track.evaluations_RT.mean(axis=0)) for role in DRAWN),
         (question.goal, "s", lambda track: track.seconds_RT.mean(axis=0)),
     ]
+    units = [heading(metrics.load(question.roles()[role])).rstrip(" ↑↓") for role, *_ in columns]
+    captions = [textwrap.wrap(f"gain in {unit}", CAPTION) for unit in units]
+    top = 24 + LINE * max(map(len, captions))
     panels = []
     for column, (role, x_title, axis) in enumerate(columns):
         metric = metrics.load(question.roles()[role])
@@ -556,14 +562,15 @@ def picture(standing: Standing) -> str:
             papers = ribbons.get(methods.PAPERS)
             behind = [papers._replace(colour=PAPERS_COLOUR)] if papers and label != IN_FULL else []
             drawn = behind if label == methods.PAPERS else [*behind, ribbon]
-            corner = svg.Corner(svg.PANEL_WIDTH * column, 34 + svg.PANEL_HEIGHT * row)
+            corner = svg.Corner(svg.PANEL_WIDTH * column, top + svg.PANEL_HEIGHT * row)
             panels.append(svg.panel(drawn, (0.0, x_end), y_ends, f"{label}: {role}", x_title, corner, target))
-        unit = heading(metric).rstrip(" ↑↓")
-        panels.append(svg.caption(f"gain in {unit}", svg.Corner(svg.PANEL_WIDTH * column + 44, 24)))
+        for line, words in enumerate(captions[column]):
+            corner = svg.Corner(svg.PANEL_WIDTH * column + 44, 24 + LINE * line)
+            panels.append(svg.caption(words, corner))
     dashed = ", dashed: what it ends at in full" if standing.is_race else ""
     title = f"Methods on {question.reward}: mean of the seeds, each seed, 95 % interval; grey: the paper's{dashed}"
     panels.append(svg.caption(title, svg.Corner(8, 11)))
-    return str(svg.sheet(panels, svg.PANEL_WIDTH * len(columns), 34 + svg.PANEL_HEIGHT * len(tracks), title))
+    return str(svg.sheet(panels, svg.PANEL_WIDTH * len(columns), top + svg.PANEL_HEIGHT * len(tracks), title))
 
 
 def _scale(metric: metrics.Metric) -> float:
