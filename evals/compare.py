@@ -199,8 +199,8 @@ class Strata(NamedTuple):
 
     of: Mapping[str, Mapping[str, str]]
     """Prompt set to prompt id to stratum; a set without strata is not in it."""
-    remarks: Mapping[str, str]
-    """Prompt set to a sentence, for each whose strata could not be had."""
+    remarks: tuple[str, ...]
+    """A sentence for each set whose strata could not be had."""
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """The strata of every set, each once."""
@@ -257,7 +257,7 @@ def compare(
         against=against,
         origins=origins,
         strata=strata.names(),
-        remarks=(*strata.remarks.values(), *_remarks(rows, against)),
+        remarks=(*strata.remarks, *_remarks(rows, against)),
     )
 
 
@@ -683,7 +683,7 @@ def strata_of(rows: pd.DataFrame) -> Strata:
             found[str(prompt_set)] = {prompt: part.stratum(str(prompt_set), prompt) for prompt in ids}
         except ValueError as error:
             remarks[str(prompt_set)] = f"{prompt_set} is resampled as a whole, not inside its strata: {error}"
-    return Strata(found, remarks)
+    return Strata(found, tuple(remarks.values()))
 
 
 def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], against: str) -> list[_Cell]:

@@ -195,7 +195,7 @@ def curve(
         partings=tuple(partings),
         choice=choose(judges) if judges else None,
         strata={name: of for name, of in strata.names().items() if name in looked_at},
-        remarks=tuple(strata.remarks.values()),  # the divergence is of all sets
+        remarks=strata.remarks,  # the divergence is of all sets
     )
 
 

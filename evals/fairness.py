@@ -439,7 +439,7 @@ def write(
     confusions, left_out = ({}, []) if confusion is None else read_confusions(confusion)
     rows = score_rows.read(files)
     found = fairness(rows, confusions, root, limit)
-    remarks = tuple(strata_of(rows[rows["scorer"] == GROUPED]).remarks.values())
+    remarks = strata_of(rows[rows["scorer"] == GROUPED]).remarks
     write_text(markdown(found, root, limit, command, left_out, remarks), out)
     write_text(
         tidy(found).to_csv(index=False, float_format="%.6g", lineterminator="\n"), out.with_suffix(".csv")

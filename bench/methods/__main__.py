@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from bench.methods import POINTS, ROOT, SEEDS
-from evals.__main__ import OneSentence, check_out
+from evals.__main__ import OneSentence, check_out, check_table
 
 FILE = click.Path(path_type=Path)
 DIGITS = 18
@@ -93,8 +93,7 @@ def main(
     if context.invoked_subcommand is not None:
         refuse_stray(context, context.invoked_subcommand)
         return
-    check_out(out, ".md")
-    check_out(out.with_suffix(".csv"), ".csv")
+    check_table(out)
     from bench.methods import pages, work
     from bench.methods.cells import Cell, Refusal, plan
     from bench.methods.questions import QUESTIONS
@@ -300,6 +299,11 @@ def refuse_stray(context: click.Context, command: str) -> None:
         raise ValueError(f"{', '.join(stray)} before {command} means nothing: give options after {command}")
 
 
+def between_commas(given: str) -> list[str]:
+    """What stands between commas, without what is empty."""
+    return [one.strip() for one in given.split(",") if one.strip()]
+
+
 def named(option: str, given: str | None) -> list[str]:
     """Names with commas between, each once; none where the option is not given, which is all.
 
@@ -308,7 +312,7 @@ def named(option: str, given: str | None) -> list[str]:
     """
     if given is None:
         return []
-    found = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    found = list(dict.fromkeys(between_commas(given)))
     if not found:
         raise ValueError(
             f"{option} is {given!r}, but it must be names with commas between; leave it out for all"
@@ -322,7 +326,7 @@ def numbers(given: str) -> list[int]:
     Raises:
         ValueError: where they are none, or no seeds.
     """
-    found = [one.strip() for one in given.split(",") if one.strip()]
+    found = between_commas(given)
     if not found or not all(one.isascii() and one.isdecimal() and len(one) <= DIGITS for one in found):
         raise ValueError(
             f"--seeds is {given!r}, but it must be whole numbers of at most {DIGITS} digits with commas between, such as 0,1,2"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -144,10 +144,14 @@ class Standing:
     """Of their shortest training."""
     target: float
     """The paper method's final gain in the goal, NaN where it has not been run."""
-    target_low: float
-    """Lower end of its interval."""
     reaches: dict[str, Reach]
     partings: dict[str, tuple[Parting, ...]]
+
+    @property
+    def target_low(self) -> float:
+        """Lower end of the interval of the paper method's final gain, NaN where it has not been run."""
+        end = self.of(self.papers, "checkpoint", 1.0, self.question.goal)
+        return float("nan") if end is None else end.gain.low
 
     @property
     def is_race(self) -> bool:
@@ -440,12 +444,8 @@ def standing(
     papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
     raced_to = [track for track in tracks if track.label == papers]
     target = float(gains_RT(raced_to[0], goal_of(question)).mean(axis=0)[-1]) if raced_to else float("nan")
-    ends = [
-        n for n in numbers if (n.label, n.at, n.share, n.role) == (papers, "checkpoint", 1.0, question.goal)
-    ]
-    target_low = ends[0].gain.low if ends else float("nan")
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
-    return Standing(
+    found = Standing(
         question=question,
         budget=min((of.budget for of in racing or cells), default=0),
         papers=papers,
@@ -459,7 +459,11 @@ def standing(
         evaluations=evaluations,
         seconds=seconds,
         target=target,
-        target_low=target_low,
-        reaches={track.label: reach(track, target) for track in tracks if target_low > 0},
+        reaches={},
         partings={track.label: partings(track, resamples) for track in tracks},
+    )
+    return (
+        replace(found, reaches={track.label: reach(track, target) for track in tracks})
+        if found.is_race
+        else found
     )
