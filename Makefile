@@ -80,7 +80,7 @@ help:
 	@echo "Experiments: $(or $(FILES),none yet)"
 	$(if $(METHODS),@echo "Methods: $(METHODS) (make train-imagereward_$(firstword $(METHODS)); without one: the paper's)")
 
-## demo | ten minutes on two CPU cores: trains joint, scores it and its base, table and report
+## demo | seven minutes on two CPU cores: trains joint, scores it and its base, table and report
 DEMO = $(MAKE) --no-print-directory RESULTS=results/demo ON=miniature SEEDS=0 GPUS=1 EXPERIMENTS="base joint"
 demo: $(VENV)
 	@$(DEMO) SET= train-base

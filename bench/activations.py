@@ -1,4 +1,4 @@
-"""What each full-size model needs of memory beside its weights, forward and backward of the denoiser and the decoder: `python -m bench.activations`.
+"""What each full-size model needs of memory beside its weights, forward and backward of the denoiser and of the decoder: `python -m bench.activations`.
 
 Counted, not measured: every allocation is followed on tensors without content, on any machine. No GPU is needed because three
 things that a GPU does are done here: under autocast its normalisations compute in float32 and keep their input in float32; its attention keeps no
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from evals.architectures import ARCHITECTURES, Architecture
 from evals.files import write_text
+from train.methods._reward_gradient import decoded
 from train.records import ACTIVATIONS
 
 
@@ -141,6 +142,28 @@ def decoder_bytes(architecture: Architecture, pictures: int) -> int:
     return held.most
 
 
+def decoder_gradient_bytes(architecture: Architecture, pictures: int, checkpointing: bool) -> int:
+    """Most memory that the decoder holds at once beside weights, in float32, where a reward's gradient goes back through it to the latents.
+
+    Args:
+        architecture: whose decoder it is.
+        pictures: that are decoded at a time.
+        checkpointing: whether activations are computed again on the way back.
+    """
+    from diffusers import AutoencoderKL
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    side = architecture.unet["sample_size"]
+    with FakeTensorMode():
+        vae = AutoencoderKL(**architecture.vae).eval().requires_grad_(False)
+        latents = torch.randn(pictures, architecture.vae["latent_channels"], side, side, requires_grad=True)
+        held = Held(*vae.parameters(), *vae.buffers())
+        with held:
+            images = decoded(vae, latents, checkpointing)
+            torch.autograd.grad(images.sum(), latents)
+    return held.most
+
+
 def line_through(bytes_of: Callable[[int], int], one: int, what: str) -> dict[str, int]:
     """Constant and slope of what a batch needs, from batches of `one` and of twice as many.
 
@@ -157,8 +180,13 @@ def line_through(bytes_of: Callable[[int], int], one: int, what: str) -> dict[st
 def ways(architecture: Architecture) -> dict[str, Callable[[], dict[str, int]]]:
     """What is counted of an architecture, by its name in the file."""
     plain, checkpointing = (partial(update_bytes, architecture, checkpointing=c) for c in (False, True))
+    back, back_checkpointing = (
+        partial(decoder_gradient_bytes, architecture, checkpointing=c) for c in (False, True)
+    )
     return {
         "decoder": lambda: line_through(partial(decoder_bytes, architecture), 1, "picture"),
+        "decoder_plain": lambda: line_through(back, 1, "picture"),
+        "decoder_checkpointing": lambda: line_through(back_checkpointing, 1, "picture"),
         "plain": lambda: line_through(plain, 2, "evaluation"),
         "checkpointing": lambda: line_through(checkpointing, 2, "evaluation"),
     }

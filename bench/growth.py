@@ -221,7 +221,8 @@ def picture(points: Sequence[Point], title: str) -> str:
         for column, (css, unit, values) in enumerate(
             (("seconds", "s", [p.seconds for p in of]), ("mib", "MiB", [p.mib for p in of]))
         ):
-            drawn = chart([Line(sizes, values, css)], f"{unit} over {TITLES[axis]}", TITLES[axis])
+            what = f"{unit} over {TITLES[axis]}"
+            drawn = chart([Line(sizes, values, css)], what, TITLES[axis], from_zero=True)
             x, y = column * width, 30 + row * height
             parts.append(f'<svg x="{x}" y="{y}" width="{width - 20}" height="{height - 30}">{drawn}</svg>')
             parts.append(f'<text x="{x + 46}" y="{y - 2}">{unit}</text>')

@@ -602,7 +602,7 @@ def _targets(run: Path, every: int) -> list[str]:
     """
     from evals.checkpoints import resolve, snapshots_of
 
-    last = resolve(str(run)).iterations if run.is_dir() else None
+    last = resolve(str(run)).iterations if (run / "run.json").is_file() else None
     if last is None:
         raise ValueError(
             f"{run} is no finished run of this project (it has no run.json): give the directory of one that has snapshots, or train it to its end"

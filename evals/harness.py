@@ -539,7 +539,9 @@ class Scoring:
                     torch.cat([pair[side] for pair in found if pair and len(pair[side])]) for side in (0, 1)
                 )
                 values[whole] = _answer(
-                    name, lambda: scorers.ask_from_features(name, scorer, ours, theirs, _whose(asked))
+                    name,
+                    lambda: scorers.ask_from_features(name, scorer, ours, theirs, _whose(asked)),
+                    part.prompt_set,
                 )
             else:
                 base = self._base(part)
@@ -643,8 +645,8 @@ def _whose(items: Sequence[Item]) -> Callable[[int], str]:
     return lambda place: f"prompt {items[place].prompt.id}, image {items[place].image}"
 
 
-def _answer(name: str, ask: Callable[[], Tensor]) -> Tensor:
-    """What a scorer answers.
+def _answer(name: str, ask: Callable[[], Tensor], prompt_set: str = "") -> Tensor:
+    """What a scorer answers, of pictures or of a whole prompt set, which its sentence is then told with.
 
     Raises:
         ValueError: where its weights do not open, it raises, or its answer is not one number in its range for each picture.
@@ -658,5 +660,5 @@ def _answer(name: str, ask: Callable[[], Tensor]) -> Tensor:
                 f"the weights of scorer {name} cannot be opened: {first_line(cause)}"
             ) from failure
         if isinstance(cause, ValueError):  # a sentence of its own, on what it was given
-            raise ValueError(str(cause)) from failure
+            raise ValueError(f"{prompt_set}: {cause}" if prompt_set else str(cause)) from failure
         raise ValueError(f"{failure}: mend the scorer or its weights") from failure

@@ -63,14 +63,15 @@ class Line(NamedTuple):
     css: str
 
 
-def chart(lines: Sequence[Line], title: str, x_title: str) -> Markup:
-    """Curves over a common pair of axes; the ends of both axes are written out."""
+def chart(lines: Sequence[Line], title: str, x_title: str, from_zero: bool = False) -> Markup:
+    """Curves over a common pair of axes, which begin at 0 where that is asked for; the ends of both axes are written out."""
     width, height, left, right, top, bottom = 320, 132, 46, 8, 8, 24
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
     if not points:
         return Markup("")
-    x0, x1 = min(x for x, _ in points), max(x for x, _ in points)
-    y0, y1 = min(y for _, y in points), max(y for _, y in points)
+    ends = [*points, (0.0, 0.0)] if from_zero else points
+    x0, x1 = min(x for x, _ in ends), max(x for x, _ in ends)
+    y0, y1 = min(y for _, y in ends), max(y for _, y in ends)
 
     def place(x: float, y: float) -> str:
         across = left + (width - left - right) * (x - x0) / (x1 - x0 or 1)
@@ -88,11 +89,16 @@ def chart(lines: Sequence[Line], title: str, x_title: str) -> Markup:
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f'<line class="axis" x1="{left}" x2="{wide}" y1="{floor}" y2="{floor}"/>'
         f'<line class="grid" x1="{left}" x2="{wide}" y1="{top}" y2="{top}"/>'
-        f'<text x="{left - 6}" y="{top + 4}" text-anchor="end">{y1:.2f}</text>'
-        f'<text x="{left - 6}" y="{floor + 3}" text-anchor="end">{y0:.2f}</text>'
+        f'<text x="{left - 6}" y="{top + 4}" text-anchor="end">{written(y1)}</text>'
+        f'<text x="{left - 6}" y="{floor + 3}" text-anchor="end">{written(y0)}</text>'
         f'<text x="{left}" y="{height - 6}">{x0:,.0f}</text>'
         f'<text x="{wide}" y="{height - 6}" text-anchor="end">{x1:,.0f} {escape(x_title)}</text>{paths}</svg>'
     )
+
+
+def written(end: float) -> str:
+    """The end of an axis: two decimals, of hundreds none."""
+    return f"{end:,.0f}" if abs(end) >= 100 else f"{end:.2f}"
 
 
 class Marks(NamedTuple):

@@ -6,15 +6,15 @@ They need not know of each other: what they share lies on disk, behind locks (se
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import IO
+
+from evals import signals
 
 SECONDS_TO_END = 10
 """After one process has failed, until the others are killed."""
@@ -63,7 +63,7 @@ def run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
     with ExitStack() as stack:
         heard = [stack.enter_context(tempfile.TemporaryFile()) for _ in environments]
         workers: list[subprocess.Popen[bytes]] = []
-        stack.enter_context(_signals_passed_on(workers))
+        stack.enter_context(signals.passed_on(workers))
         for rank, environment in enumerate(environments):
             told = heard[rank] if rank else None
             # a session of its own: a Ctrl-C of the terminal comes from here only, and once
@@ -113,21 +113,3 @@ def _last_line(heard: IO[bytes]) -> str:
     heard.seek(0)
     lines = heard.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
-
-
-@contextmanager
-def _signals_passed_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP go to the workers; this process waits for them."""
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

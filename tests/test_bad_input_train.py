@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from evals.diffusion import Sampling
+from evals.signals import STOPS
 from tests import toy
 from train import experiments
 from train.__main__ import main
@@ -34,7 +35,6 @@ from train.config import (
     override,
     with_reward,
 )
-from train.launch import STOPS
 from train.state import latest
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")

@@ -453,6 +453,10 @@ def test_what_cannot_be_told_is_one_sentence(run: Path, tmp_path: Path) -> None:
             f"error: {tmp_path / 'nowhere'} is no finished run of this project (it has no run.json)",
         ),
         (
+            (tmp_path, "--out", out),
+            f"error: {tmp_path} is no finished run of this project (it has no run.json)",
+        ),
+        (
             (weights_folder("pipeline"), "--out", out),
             f"error: {weights_folder('pipeline')} is no finished run of this",
         ),

@@ -22,10 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evals.signals import heeded
 from tests import toy
 from tests.test_resume import Runner, assert_same, kill, train_toy
 from train.config import Experiment, Lora, Pretraining
-from train.launch import heeded
 from train.state import latest
 
 BATCH = 12  # divides among one, two and three processes in groups of two

@@ -26,11 +26,11 @@ from bench.methods.__main__ import main
 from bench.methods.cells import SUITE, TUNING_SUITE, Cell, Refusal, cells, plan
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import Standing, crossing, gains_RT, standing
-from evals import compare, metrics, rows, suites
+from evals import compare, metrics, rows, signals, suites
 from evals.curve import per_prompt
 from evals.diffusion import Sampling
 from evals.suites import Part, Suite
-from train import experiments, launch, methods
+from train import experiments, methods
 from train.plan import evaluations
 
 QUESTION = QUESTIONS["imagereward"]
@@ -207,16 +207,14 @@ def with_refusing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_refusing")
-def test_a_refusal_is_a_line_of_plan_and_table(tmp_path: Path) -> None:
+def test_a_refusal_is_a_line_below_plan_and_tables(tmp_path: Path) -> None:
     planned = plan([], ["imagereward"], [0, 1])
     refusal = Refusal("imagereward", "refusing", "imagereward cannot be differentiated: use ppo")
     assert planned[4:] == [refusal]
-    assert "cannot: imagereward cannot be" in pages.planned(planned, lambda _: False, {}, 1)
+    said = "- refusing cannot: imagereward cannot be differentiated: use ppo."
+    assert said in pages.planned(planned, lambda _: False, {}, 1).splitlines()
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, refusals=[refusal])
-    page = pages.markdown([found], "c", {})
-    lines = [line for line in page.splitlines() if line.startswith("| refusing")]
-    assert len(lines) == 5
-    assert all("| cannot: imagereward cannot be differentiated: use ppo " in line for line in lines)
+    assert pages.markdown([found], "c", {}).splitlines().count(said) == 1
     refused = pages.tidy([found]).query("at == 'refused'")
     assert refused["note"].tolist() == [refusal.sentence]
 
@@ -949,7 +947,7 @@ def test_nobody_is_left_at_work(tmp_path: Path, by: str, monkeypatch: pytest.Mon
     """
     if by == "hangup":
         left: list[bool] = []  # the terminal, on which nothing can be said any more; here it is everybody's
-        monkeypatch.setattr(launch, "leave_terminal", lambda: left.append(True))
+        monkeypatch.setattr(signals, "leave_terminal", lambda: left.append(True))
         with pytest.raises(SystemExit) as ended:
             crew(tmp_path, program).run(made, jobs=1)
         assert ended.value.code == 128 + signal.SIGHUP

@@ -31,6 +31,7 @@ from evals.diffusion import (
     predict,
     transition,
 )
+from evals.signals import STOPS
 from tests import toy
 from tests.test_diffusion import SD2_BASE, randn
 from tests.test_resume import Runner, assert_same
@@ -45,7 +46,6 @@ from train.gates import (
     mean_error,
     output_error,
 )
-from train.launch import STOPS
 from train.loop import Stopped, train
 from train.loss_scale import LossScale, first_loss_scale
 from train.methods import _policy_gradient

@@ -9,15 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from bench.activations import Held, decoder_bytes, normalise_in_float32, update_bytes, ways
+from bench.activations import (
+    Held,
+    decoder_bytes,
+    decoder_gradient_bytes,
+    normalise_in_float32,
+    update_bytes,
+    ways,
+)
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
 from train import experiments
-from train.config import Experiment, Lora
+from train.config import Experiment, Lora, override
 from train.resources import DECODING, GIB, UPDATE, _counted, memory, moments
 
 SMALL = {
@@ -75,6 +82,22 @@ def test_weights_that_a_method_keeps_are_counted() -> None:
         assert held["old policy"] == held["865.9 M trained weights"]
 
 
+def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
+    """Decoder and denoiser hold their activations at once, of every step that has a gradient."""
+    drafted = override(experiments.load("imagereward_draft", "sd2"), ["method.noisings=1"])
+    held = moments(drafted, 1)[UPDATE]
+    pictures = "1 picture with a gradient"
+    assert drafted.sampling.decode_batch == 1
+    kept = override(drafted, ["update.gradient_checkpointing=true"])
+    freed = override(drafted, ["update.gradient_checkpointing=false"])
+    assert moments(kept, 1)[UPDATE][pictures] < moments(freed, 1)[UPDATE][pictures]
+    assert not any("with a gradient" in name for name in moments(sd2(True, False), 1)[UPDATE])
+    activations = f"activations of {drafted.update.micro_batch} images"
+    deeper = moments(override(drafted, ["method.truncate=3"]), 1)[UPDATE][activations]
+    constant = _counted("sd2")["checkpointing" if drafted.update.gradient_checkpointing else "plain"]["bytes"]
+    assert deeper - constant == 3 * (held[activations] - constant)
+
+
 def test_the_plan_names_the_moment_at_which_most_is_held() -> None:
     (told,) = memory(sd2(checkpointing=True, lora=False), 1)
     assert (
@@ -113,6 +136,14 @@ def test_every_published_architecture_was_counted() -> None:
 def test_one_gpu_of_24_gb_is_enough_where_a_variant_says_so(name: str, model: str) -> None:
     for parts in moments(experiments.load(name, f"{model}_1gpu"), 1).values():
         assert sum(parts.values()) / GIB < 20, "4 GiB are left to the rewards"
+
+
+@pytest.mark.parametrize("method", ["refl", "draft"])
+def test_a_gpu_of_24_gb_differentiates_a_reward_but_for_sdxl(method: str) -> None:
+    """Whose decoder needs 13 GiB for one picture: README.md says it."""
+    for model in ("sd15", "sd2", "sdxl"):
+        held = moments(experiments.load(f"imagereward_{method}", f"{model}_1gpu"), 1)[UPDATE]
+        assert (sum(held.values()) / GIB < 20) == (model != "sdxl")
 
 
 # ------------------------------------------------------------------------------------------------------------------ count
@@ -167,6 +198,24 @@ def test_a_decoder_holds_what_the_sum_by_hand_says() -> None:
     copies, picture_before, latents = enlarged + convolved, 3, 4 / 64
     planes = before_the_block + before_it + enlarged + convolved + copies + picture_before + latents
     assert decoder_bytes(ARCHITECTURES["sd2"], 1) == planes * 512 * 512 * 4
+
+
+def test_a_decoder_holds_its_activations_where_a_gradient_goes_back() -> None:
+    """In proportion to its pictures, fewer where they are computed again, and the input of every layer with weights at least where they are not."""
+    architecture = ARCHITECTURES["sd2"]
+    small_one = replace(architecture, unet=architecture.unet | {"sample_size": 8})
+    with FakeTensorMode():
+        vae = AutoencoderKL(**architecture.vae).eval().requires_grad_(False)
+        inputs: list[int] = []
+        for module in vae.decoder.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, given: inputs.append(given[0].nbytes))
+        vae.decode(torch.randn(1, architecture.vae["latent_channels"], 8, 8))
+    plain = [decoder_gradient_bytes(small_one, n, checkpointing=False) for n in (1, 2)]
+    assert plain[1] == 2 * plain[0]
+    assert plain[0] > 2 * sum(inputs), "of a norm, and of the nonlinearity after it"
+    assert decoder_gradient_bytes(small_one, 1, checkpointing=True) < 0.7 * plain[0]
+    assert decoder_bytes(small_one, 1) < 0.3 * plain[0]
 
 
 def test_what_is_held_is_what_pytorchs_own_tracker_counts() -> None:

@@ -20,13 +20,13 @@ from accelerate.utils import LoggerType
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from evals.signals import STOPS
 from tests import toy
 from train import experiments, loop, trackers
 from train import state as states
 from train.__main__ import main, pace
 from train.__main__ import run as trainer
 from train.config import Experiment
-from train.launch import STOPS
 from train.methods._policy_gradient import PolicyGradient
 from train.state import Progress
 from train.trackers import Guarded, chosen, hyper_parameters, scalars

@@ -19,12 +19,12 @@ import click
 import torch
 from tqdm import tqdm
 
-from evals import weights
+from evals import signals, weights
 from evals.scorers import what_is_cut
 from train import experiments, trackers
 from train.config import Experiment, as_json, check, override, with_reward
 from train.gates import GateBroken
-from train.launch import Hosts, heeded, launch, leave_terminal, speaks
+from train.launch import Hosts, launch, speaks
 from train.loop import Stopped, train
 from train.plan import describe, plan
 from train.push import push
@@ -253,17 +253,17 @@ def leave(message: str, code: int) -> int:
 
 
 class StopOnSignal:
-    """Remembers that a signal of `STOPS` came, so that training can save between two updates. A second Ctrl-C does not wait for that."""
+    """Remembers that a signal that asks to stop came, so that training can save between two updates. A second Ctrl-C does not wait for that."""
 
     def __init__(self) -> None:
         self._came = 0
-        for number in heeded():
+        for number in signals.heeded():
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self._came = number
         if number == signal.SIGHUP:
-            leave_terminal()
+            signals.leave_terminal()
         if number == signal.SIGINT:
             say("stopping after this update; Ctrl-C again stops at once", to_stderr=True)
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from evals import signals
 from evals.checkpoints import first_line
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals on which training saves and stops: asked to end, Ctrl-C, its terminal is closed."""
 SECONDS_TO_SPEAK = 30
 """After one process has failed, until the others are killed: they mostly fail of the same, and the first one says why."""
 SECONDS_OF_SILENCE = 20
@@ -108,7 +103,7 @@ def launch(processes: int, hosts: Hosts = Hosts()) -> int:
             file=sys.stderr,
         )
         return 1
-    with _signals_passed_on(workers):
+    with signals.passed_on(workers):
         for local in range(processes):
             rank = hosts.number * processes + local
             mine = everyone | {"RANK": str(rank), "LOCAL_RANK": str(local)}
@@ -229,47 +224,11 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def heeded() -> tuple[signal.Signals, ...]:
-    """`STOPS`, but for a hang-up that this process was told to ignore (nohup)."""
-    return tuple(n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
-
-
-def leave_terminal() -> None:
-    """After a hang-up: what would be said on the terminal goes nowhere, instead of failing; into a pipe too, as its reader went with it.
-
-    Files stay.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        if not stat.S_ISREG(os.fstat(stream).st_mode):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
-
-
 def free_port() -> int:
     """A port of this host that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _signals_passed_on(workers: Sequence[subprocess.Popen[Any]]) -> Iterator[None]:
-    """The signals of `STOPS` go to the workers, which know what to do; this process waits for them."""
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            leave_terminal()
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in heeded()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ended(workers: Sequence[subprocess.Popen[Any]], first_rank: int, line: Line | None) -> int:

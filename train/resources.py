@@ -47,8 +47,8 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     """What a process holds, in bytes by kind, at the moments at which it may hold the most; empty where the base's sizes are not known.
 
     In a pass of the update gradients and activations are there; while pictures are decoded, in float32, neither is, but what the decoder needs
-    for each is much. Both were counted of published architectures, the update's in bf16 and for all weights; a rollout's pass needs less than
-    an update's of as many images.
+    for each is much. A method that differentiates the reward has both at once, and needs the decoder's activations too. All were counted of published
+    architectures, the update's in bf16 and for all weights; a rollout's pass needs less than an update's of as many images.
     """
     count, known = _denoiser_weights(experiment), REPOSITORIES.get(experiment.base)
     if count is None and known is not None:
@@ -62,11 +62,20 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     update["text encoders and decoder"] = others * BYTES
     decoding = {name: size for name, size in update.items() if name != "gradients"}
     if (passes := _of_update(experiment, known)) is not None:
-        update[f"activations of {experiment.update.micro_batch} images"] = passes
+        update[f"activations of {_many(experiment.update.micro_batch, 'image')}"] = passes
     pictures = experiment.sampling.decode_batch or experiment.sampling.micro_batch
-    decoder = _counted(known)["decoder"]
-    decoding[f"{pictures} pictures"] = float(decoder["bytes"] + decoder["bytes_per_picture"] * pictures)
+    decoding[_many(pictures, "picture")] = _of_decoder(known, "decoder", pictures)
+    if experiment.method.differentiates_reward:
+        pictures = experiment.sampling.decode_batch or experiment.update.micro_batch
+        way = "checkpointing" if experiment.update.gradient_checkpointing else "plain"
+        update[f"{_many(pictures, 'picture')} with a gradient"] = _of_decoder(
+            known, f"decoder_{way}", pictures
+        )
     return {UPDATE: update, DECODING: decoding}
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str, float]:
@@ -85,8 +94,14 @@ def _of_update(experiment: Experiment, known: str) -> float | None:
     if experiment.sampling.precision == "fp32":
         return None
     way = _counted(known)["checkpointing" if experiment.update.gradient_checkpointing else "plain"]
-    evaluations = experiment.update.micro_batch * experiment.sampling.branches
+    evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length()
     return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
+
+
+def _of_decoder(known: str, way: str, pictures: int) -> float:
+    """Bytes of so many pictures at a time."""
+    counted = _counted(known)[way]
+    return float(counted["bytes"] + counted["bytes_per_picture"] * pictures)
 
 
 def _counted(known: str) -> dict[str, dict[str, int]]:

@@ -188,8 +188,6 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         for at, what in at_equal:
             for share, how_much in ((1.0, ""), (SHARES[1], ", after a quarter")):
                 parts.append(f"### At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
-    else:
-        parts += [f"{refusal.method} cannot: {refusal.sentence}" for refusal in standing.refusals]
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
     return parts
 
@@ -275,9 +273,7 @@ def race(standing: Standing) -> list[list[str]]:
             "–" if reach is None else f"{sum(not math.isnan(e) for e in reach.seeds)} of {len(reach.seeds)}"
         )
         lines.append([*line, over_optimises(standing, track)])
-    return lines + [
-        [refusal.method, f"cannot: {refusal.sentence}", *[""] * 6] for refusal in standing.refusals
-    ]
+    return lines
 
 
 def over_optimises(standing: Standing, track: Track) -> str:
@@ -318,7 +314,7 @@ def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
             f"{number.evaluations:,.0f}" if at == "seconds" else f"{number.seconds:,.0f}{_busy(track)}"
         )
         lines.append(line)
-    return lines + [[r.method, f"cannot: {r.sentence}", *[""] * (len(head) - 2)] for r in standing.refusals]
+    return lines
 
 
 def _cell(number: Number) -> str:
@@ -343,7 +339,8 @@ def _busy(track: Track) -> str:
 
 def left(standing: Standing) -> list[str]:
     """What has no number, and why."""
-    told = [
+    told = _cannot(standing.refusals)
+    told += [
         f"{cell.label}, seed {cell.seed}: training stopped by itself: {sentence}"
         for cell, sentence in standing.stopped
     ]
@@ -353,6 +350,15 @@ def left(standing: Standing) -> list[str]:
     return told + [
         f"{label}: not run with seed {', '.join(map(str, seeds))}." for label, seeds in by_label.items()
     ]
+
+
+def _cannot(refusals: Sequence[Refusal]) -> list[str]:
+    """Which methods cannot train on a reward; those that say the same of it together."""
+    by_why: dict[str, list[str]] = {}
+    for refusal in refusals:
+        why = refusal.sentence.replace(f"the method {refusal.method} ", "the method ")
+        by_why.setdefault(why, []).append(refusal.method)
+    return [f"{', '.join(names)} cannot: {why}." for why, names in by_why.items()]
 
 
 def notes(standings: Sequence[Standing]) -> list[str]:
@@ -622,13 +628,13 @@ def planned(
             "hours",
         ]
     ]
-    total_evaluations, total_seconds, unknown = 0, 0.0, False
+    total_evaluations, total_seconds, unknown, refused = 0, 0.0, False, list[Refusal]()
     for reward in QUESTIONS:
         mine = [c for c in cells_and_refusals if c.reward == reward]
         for label in dict.fromkeys(_label(c) for c in mine):
             of = [c for c in mine if _label(c) == label]
             if isinstance(of[0], Refusal):
-                lines.append([reward, label, f"cannot: {of[0].sentence}", *[""] * 6])
+                refused.append(of[0])
                 continue
             cell, todo = of[0], [c for c in of if not done(c)]
             evaluations = len(todo) * (cell.evaluations + cell.scoring_evaluations)
@@ -654,4 +660,6 @@ def planned(
         if unknown
         else f"about {total_seconds / 3600 / jobs:.1f} hours, {jobs} at a time"
     )
-    return f"{_table(lines)}\n\n{total_evaluations:,} denoiser evaluations are left to do; {time}."
+    parts = [_table(lines), "\n".join(f"- {sentence}" for sentence in _cannot(refused))]
+    parts.append(f"{total_evaluations:,} denoiser evaluations are left to do; {time}.")
+    return "\n\n".join(filter(None, parts))

@@ -26,13 +26,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from bench.methods.cells import KL_PROMPTS, MODEL, Cell
-from evals import suites
+from evals import signals, suites
 from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, resolve, snapshot_folder, snapshots_of
 from evals.files import write_text
 from prompts.lock import locked
@@ -232,10 +231,13 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
             return 0
         shutil.rmtree(out)
         (folder / TRAININGS).unlink(missing_ok=True)
-    with _signals_noted() as asked, training(folder / TRAININGS, jobs):
+    came = [0]  # the signals that ask to stop: training saves first
+    with signals.caught(came.append), training(folder / TRAININGS, jobs):
         try:
             accelerator = new_accelerator(cell.experiment.update.sharding)
-            run = prepare(cell.experiment, MODEL, cell.seed, out, accelerator, stop_requested=asked)
+            run = prepare(
+                cell.experiment, MODEL, cell.seed, out, accelerator, stop_requested=lambda: came[-1]
+            )
             train(run)
             hand_over(run, cell.run_name)
         except (Stopped, GateBroken) as stopped:
@@ -247,24 +249,6 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
             sentence = str(stopped.__cause__ or stopped)
             write_text(json.dumps({"sentence": sentence, "date": _now()}) + "\n", folder / STOPPED)
     return 0
-
-
-@contextmanager
-def _signals_noted() -> Iterator[Callable[[], int]]:
-    """Signals that ask to stop are noted, so that training saves first; afterwards they do what they did before."""
-    came = [0]
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came[0] = number
-
-    from train.launch import heeded
-
-    before = {number: signal.signal(number, note) for number in heeded()}
-    try:
-        yield lambda: came[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -369,7 +353,7 @@ class Crew:
             OSError: one cannot be begun; the others have saved and ended.
         """
         waiting, failed = list(cells), list[str]()
-        with self._signals_passed_on(), tqdm(total=len(cells), desc="cells", file=sys.stderr) as told:
+        with signals.caught(self._pass_on), tqdm(total=len(cells), desc="cells", file=sys.stderr) as told:
             try:
                 while (waiting and not self.came) or self.at_work:
                     while waiting and len(self.at_work) < jobs and not self.came:
@@ -410,24 +394,11 @@ class Crew:
         if self.came:  # since it was begun, so that nobody has told it
             process.send_signal(self.came)
 
-    @contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
-        from train.launch import heeded, leave_terminal
-
-        def pass_on(number: int, _frame: FrameType | None) -> None:
-            if number == signal.SIGHUP:
-                leave_terminal()
-            self.came = number
-            for process in self.at_work:
-                with suppress(ProcessLookupError):
-                    process.send_signal(number)
-
-        before = {number: signal.signal(number, pass_on) for number in heeded()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _pass_on(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            signals.leave_terminal()
+        self.came = number
+        signals.send([*self.at_work], number)
 
 
 def last_words(log: Path) -> str:

@@ -63,6 +63,8 @@ class Method:
     """Factor on the pretraining loss where an experiment that has none is given some."""
     needs_old: ClassVar[bool] = False
     """Whether it samples from weights of its own that follow the trained ones (`Policy.old`)."""
+    differentiates_reward: ClassVar[bool] = False
+    """Whether its update goes back through reward and decoder, which then lie beside the denoiser's activations."""
 
     @property
     def name(self) -> str:
@@ -104,6 +106,10 @@ class Method:
     def averaged(self, images: int) -> int:
         """Numbers of which an optimiser step's loss is the mean, from so many images of a process: what fp16's loss scale starts from."""
         return images
+
+    def length(self) -> int:
+        """Denoising steps that lie behind each other in one pass of the update."""
+        return 1
 
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
         """What an iteration of a task costs."""

@@ -81,6 +81,7 @@ class RewardGradient(Method):
     """What the two methods have in common; they say which steps are differentiated, how often, and what is minimised."""
 
     pools: ClassVar[bool] = False
+    differentiates_reward: ClassVar[bool] = True
 
     def firsts(self, steps: int) -> tuple[int, ...]:
         """Steps of a sampler of so many at which its gradient may begin; one of them is drawn for each iteration."""
@@ -88,10 +89,6 @@ class RewardGradient(Method):
 
     def differentiated(self, schedule: Schedule, first: int) -> Schedule:
         """The steps that have a gradient, as a sampler of their own."""
-        raise NotImplementedError
-
-    def length(self) -> int:
-        """How many these are."""
         raise NotImplementedError
 
     def repeats(self) -> int:
@@ -447,6 +444,6 @@ def with_batch_per_gpu(experiment: Experiment, images: int) -> Experiment:
         for task in experiment.tasks
     )
     update = replace(experiment.update, micro_batch=min(images, experiment.update.micro_batch))
-    # memory only: of the decoder's and the reward's activations, with a gradient and in float32, those of two pictures at once
-    sampling = replace(experiment.sampling, decode_batch=2)
+    # memory only: of the decoder's and the reward's activations, with a gradient and in float32, those of one picture at a time (results/bench/activations.json)
+    sampling = replace(experiment.sampling, decode_batch=1)
     return replace(experiment, tasks=tasks, update=update, sampling=sampling)

@@ -75,10 +75,6 @@ class Method(RewardGradient):
         """One step, to x_0."""
         return to_original(part(schedule, slice(first, first + 1)))
 
-    def length(self) -> int:
-        """One."""
-        return 1
-
     def loss(self, reward_B: Tensor) -> Tensor:
         """Lambda phi(r), [B]."""
         return self.weight * phi(reward_B, self.offset)
