@@ -19,9 +19,10 @@ from prompts import Prompt
 from tests import toy
 from tests.test_resume import Runner, assert_same, set_trap
 from train import experiments
+from train.batches import Asked
 from train.config import Experiment, Pretraining, Reward, Task, check
 from train.loop import Stopped, iterate, train
-from train.methods import OF_SOME, _reward_gradient, draft, refl
+from train.methods import OF_SOME, _reward_gradient, draft, draft_k, refl
 from train.methods._reward_gradient import RewardGradient, part, renoised, to_original
 from train.run import Run
 from train.start import new_accelerator, prepare
@@ -94,8 +95,9 @@ toy.SCORERS |= {
 METHODS: dict[str, RewardGradient] = {
     "refl": refl.Method(t1=1, t2=3),
     "draft": draft.Method(truncate=1, noisings=3),
-    "draft-k": draft.Method(truncate=2, noisings=1),
-    "draft-all": draft.Method(truncate=4, noisings=1),
+    "draft-k": draft_k.Method(truncate=2),
+    "draft-all": draft_k.Method(truncate=4),
+    "draft-seen": draft.Method(truncate=1, noisings=3, jitter=0.05, shift=0.1),
 }
 
 
@@ -193,6 +195,7 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
                 sampled = latents.detach()  # noqa: F841
         picture = policy.pipeline.vae.decode(latents / policy.pipeline.vae.config.scaling_factor).sample
         images = (picture / 2 + 0.5).clamp(0, 1)
+        images = method.seen(asked, repeat, 0, images, slice(0, len(images)))
         rewards.append(2.0 * run.scorers[task.rewards[0].scorer](images, asked.prompts))
     reward_M = torch.cat(rewards)
     valid_M = reward_M[reward_M.isfinite()]
@@ -440,6 +443,8 @@ def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
         ("draft", "method.truncate", 5, "method.truncate is 5, but only 1 to 4 of 4 steps"),
         ("draft", "method.truncate", 2, "method.noisings is 3 and method.truncate is 2"),
         ("draft", "method.noisings", 0, "method.noisings is 0"),
+        ("draft-k", "method.jitter", -0.1, "method.jitter is -0.1"),
+        ("draft-all", "method.shift", 0.5, r"method.shift is 0.5, .* in \[0, 0.5\)"),
     ],
 )
 def test_what_it_cannot_train_is_refused_before_anything_loads(
@@ -452,6 +457,62 @@ def test_what_it_cannot_train_is_refused_before_anything_loads(
     with pytest.raises(ValueError, match=told) as refused:
         check(changed(experiment, field, value), 1)
     assert "\n" not in str(refused.value)
+
+
+def test_a_picture_above_the_ceiling_has_no_gradient() -> None:
+    reward_B = torch.tensor([0.5, 1.0, 1.5], requires_grad=True)
+    loss_B = draft_k.Method(ceiling=1.2).loss(reward_B)
+    assert loss_B.tolist() == pytest.approx([-0.5, -1.0, -1.2])
+    assert torch.autograd.grad(loss_B.sum(), reward_B)[0].tolist() == [-1.0, -1.0, 0.0]
+
+
+def test_what_the_reward_is_shown_belongs_to_the_picture() -> None:
+    """The same whatever it is shown with, moved by whole pixels with its edges repeated, noised within [0, 1]; and its gradient comes back to where it was."""
+    images_BCHW = torch.rand((4, 3, 20, 20), generator=torch.Generator().manual_seed(0))
+    asked = Asked([Prompt(f"p{i}", f"text {i % 2}") for i in range(6)], list(range(6)), 5, slice(0, 6))
+    method = draft_k.Method(jitter=0.1, shift=0.1)
+    together = method.seen(asked, 0, 2, images_BCHW, slice(0, 4))
+    alone = method.seen(asked, 0, 4, images_BCHW[3:], slice(1, 2))
+    assert torch.equal(together[3:], alone)
+    assert not torch.equal(together, method.seen(asked, 1, 2, images_BCHW, slice(0, 4)))
+    assert together.min() >= 0
+    assert together.max() <= 1
+    assert draft_k.Method().seen(asked, 0, 2, images_BCHW, slice(0, 4)) is images_BCHW
+
+    image_CHW = images_BCHW[0].requires_grad_()
+    found = set()
+    for seed in range(60):
+        moved = draft.disturbed(image_CHW, 0.0, 0.1, seed)
+        padded = torch.nn.functional.pad(image_CHW[None], (2, 2, 2, 2), mode="replicate")[0]
+        at = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(padded[:, y : y + 20, x : x + 20], moved)
+        ]
+        assert len(at) == 1
+        found |= {*at}
+    assert len(found) > 15
+    (gradient,) = torch.autograd.grad(moved.sum(), image_CHW)
+    assert float(gradient.sum()) == pytest.approx(moved.numel())
+    noised = draft.disturbed(torch.full((3, 64, 64), 0.5), 0.1, 0.0, 1)
+    assert float(noised.std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_draft_k_goes_through_all_steps_of_the_miniature_and_ten_of_stable_diffusion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # the real scorers
+    models = experiments.models("imagereward_draft_k")
+    for model, experiment in models.items():
+        check(experiment, 1)
+        method, steps = experiment.method, experiment.sampling.steps
+        assert isinstance(method, draft_k.Method)
+        assert (method.length(), method.repeats()) == (steps if model == "miniature" else 10, 1)
+        # the sampler's steps and no more: none is taken twice
+        assert sum(method.evaluations(experiment, experiment.tasks[0])) == (
+            experiment.tasks[0].batch * steps * experiment.sampling.branches
+        )
 
 
 @pytest.mark.parametrize("method", ["refl", "draft"])

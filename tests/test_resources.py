@@ -212,7 +212,7 @@ def test_a_decoder_holds_its_activations_where_a_gradient_goes_back() -> None:
                 module.register_forward_pre_hook(lambda _, given: inputs.append(given[0].nbytes))
         vae.decode(torch.randn(1, architecture.vae["latent_channels"], 8, 8))
     plain = [decoder_gradient_bytes(small_one, n, checkpointing=False) for n in (1, 2)]
-    assert plain[1] == 2 * plain[0]
+    assert plain[1] == pytest.approx(2 * plain[0])
     assert plain[0] > 2 * sum(inputs), "of a norm, and of the nonlinearity after it"
     assert decoder_gradient_bytes(small_one, 1, checkpointing=True) < 0.7 * plain[0]
     assert decoder_bytes(small_one, 1) < 0.3 * plain[0]

@@ -95,6 +95,18 @@ class RewardGradient(Method):
         """How often they are taken, each time from another noising of what the sampler drew."""
         return 1
 
+    def seen(self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice) -> Tensor:
+        """What the reward is shown of some pictures, with a graph: themselves.
+
+        Args:
+            asked: local.
+            repeat: number of the noising.
+            first: place in `asked` of the micro-batch's first.
+            images_BCHW: on the device, in [0, 1].
+            rows: of the micro-batch.
+        """
+        return images_BCHW
+
     def loss(self, reward_B: Tensor) -> Tensor:
         """What is minimised, [B]."""
         raise NotImplementedError
@@ -240,9 +252,10 @@ class RewardGradient(Method):
                     x_BCHW = renoised(after, drawn_BCHW, z_BCHW)
                 with synchronised(run, last=last):
                     latents_BCHW = self.latents(run, batch, rows, x_BCHW, repeat)
+                    prompts_B = batch.asked.prompts[rows]
+                    seen = partial(self.seen, batch.asked, repeat, rows.start)
                     found = agreed(
-                        run,
-                        partial(slopes, run, batch.task, latents_BCHW, batch.asked.prompts[rows], self.loss),
+                        run, partial(slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen)
                     )
                     run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
                 if not repeat:
@@ -375,8 +388,17 @@ def slopes(
     latents_BCHW: Tensor,
     prompts_B: Sequence[Prompt],
     loss: Callable[[Tensor], Tensor],
+    seen: Callable[[Tensor, slice], Tensor] = lambda images_BCHW, rows: images_BCHW,
 ) -> Slopes:
     """A loss of the reward of what latents decode to, and its gradient by the latents, `sampling.decode_batch` pictures at a time.
+
+    Args:
+        run: with the policy.
+        task: whose reward.
+        latents_BCHW: at most a micro-batch.
+        prompts_B: theirs.
+        loss: of the reward.
+        seen: what the reward is shown of pictures, and of which rows they are.
 
     Raises:
         RewardFailed: where a scorer failed, or its gradient is no number.
@@ -386,7 +408,7 @@ def slopes(
     for rows in micro_batches(len(latents_BCHW), experiment.sampling.decode_batch or len(latents_BCHW)):
         leaf_BCHW = latents_BCHW[rows].detach().requires_grad_()
         images_BCHW = decoded(vae, leaf_BCHW, experiment.update.gradient_checkpointing)
-        reward_B = reward_of(run, task, images_BCHW, prompts_B[rows])
+        reward_B = reward_of(run, task, seen(images_BCHW, rows), prompts_B[rows])
         loss_B, valid_B = loss(reward_B), reward_B.isfinite()
         (slope_BCHW,) = torch.autograd.grad(loss_B[valid_B].sum(), leaf_BCHW)
         slope_BCHW = slope_BCHW.where(valid_B.view(-1, 1, 1, 1), 0.0)
