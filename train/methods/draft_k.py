@@ -17,13 +17,13 @@ from train.methods import draft
 if TYPE_CHECKING:
     from train.config import Experiment
 
-_ALL = ("method.truncate=10", "update.max_grad_norm=1")
-_ALL_OF_FEW = ("sampling.steps=5", "method.truncate=5", "update.max_grad_norm=1")
+_STEADY = ("update.max_grad_norm=1", "update.betas=0.9,0.99")
+_TEN = ("method.truncate=10", *_STEADY, "update.warmup=5", "ema.decay=0.9")
 TUNING = (
-    ("tasks.batch=48", "update.lr=2e-4", "update.warmup=5", "ema.decay=0.9", *_ALL),
-    ("tasks.batch=48", "update.lr=1e-4", "update.warmup=5", "ema.decay=0.9", *_ALL),
-    ("tasks.batch=24", "update.lr=1e-4", "sampling.micro_batch=24", "update.micro_batch=24", *_ALL),
-    ("tasks.batch=48", "update.lr=1e-4", *_ALL_OF_FEW),
+    ("tasks.batch=96", "update.lr=2e-4", *_TEN),
+    ("tasks.batch=96", "update.lr=2e-4", *_TEN, "method.jitter=0.1", "method.shift=0.05"),
+    ("tasks.batch=96", "update.lr=1e-4", "sampling.steps=5", "method.truncate=5", *_STEADY),
+    ("tasks.batch=48", "update.lr=1.5e-4", *_TEN, "ema.decay=0.95"),
 )
 
 
