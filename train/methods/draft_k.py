@@ -17,13 +17,20 @@ from train.methods import draft
 if TYPE_CHECKING:
     from train.config import Experiment
 
-_STEADY = ("update.max_grad_norm=1", "update.betas=0.9,0.99")
-_TEN = ("method.truncate=10", *_STEADY, "update.warmup=5", "ema.decay=0.9")
+_SEEN = ("method.jitter=0.1", "method.shift=0.05")
+_TEN = (
+    "method.truncate=10",
+    "update.max_grad_norm=1",
+    "update.betas=0.9,0.99",
+    "update.warmup=5",
+    "ema.decay=0.9",
+)
+_FIVE = ("sampling.steps=5", "method.truncate=5", "update.max_grad_norm=1", *_SEEN)
 TUNING = (
     ("tasks.batch=96", "update.lr=2e-4", *_TEN),
-    ("tasks.batch=96", "update.lr=2e-4", *_TEN, "method.jitter=0.1", "method.shift=0.05"),
-    ("tasks.batch=96", "update.lr=1e-4", "sampling.steps=5", "method.truncate=5", *_STEADY),
-    ("tasks.batch=48", "update.lr=1.5e-4", *_TEN, "ema.decay=0.95"),
+    ("tasks.batch=96", "update.lr=2e-4", *_TEN, *_SEEN),
+    ("tasks.batch=48", "update.lr=1e-4", "ema.decay=0.97", *_FIVE),
+    ("tasks.batch=96", "update.lr=1.5e-4", *_FIVE),
 )
 
 
