@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from evals.diffusion import Schedule, derive_seed
-from train.batches import Asked
+from evals.diffusion import Schedule
 from train.config import Ema, Experiment, Lora
 from train.methods._reward_gradient import RewardGradient, compared_with_none, part, with_batch_per_gpu
 
@@ -36,15 +34,6 @@ class Method(RewardGradient):
     noisings: int = 2
     """Times that the last step is taken (the DRaFT paper's n, which re-implementations give as 2; Table 6 does not say)."""
 
-    ceiling: float | None = None
-    """Reward above which an image has no gradient, as ReFL's `offset` (not in the DRaFT paper, whose rewards have none)."""
-
-    jitter: float = 0.0
-    """Standard deviation of noise, of values in [0, 1], that a picture is given before the reward sees it. The gradient is then that of the reward averaged over it (randomised
-    smoothing, arXiv 1902.02918), and follows less what changes from pixel to pixel, which a reward model was never shown (ours)."""
-    shift: float = 0.0
-    """How far a picture is moved for the same at most, as a share of its side."""
-
     def check(self, experiment: Experiment) -> None:
         """Also that the last steps are there."""
         super().check(experiment)
@@ -55,10 +44,6 @@ class Method(RewardGradient):
             )
         if self.noisings < 1:
             raise ValueError(f"method.noisings is {self.noisings}, but it must be at least 1")
-        if self.jitter < 0:
-            raise ValueError(f"method.jitter is {self.jitter}, but it must be at least 0")
-        if not 0 <= self.shift < 0.5:
-            raise ValueError(f"method.shift is {self.shift}, but it must be a share of the side in [0, 0.5)")
         if self.noisings > 1 and self.truncate > 1:
             raise ValueError(
                 f"method.noisings is {self.noisings} and method.truncate is {self.truncate}, but only the last step is taken again: set one of them to 1"
@@ -80,39 +65,9 @@ class Method(RewardGradient):
         """`noisings`."""
         return self.noisings
 
-    def seen(self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice) -> Tensor:
-        """Moved and noised, each picture by itself; as they are where neither is set."""
-        if not (self.jitter or self.shift):
-            return images_BCHW
-        places = range(first + rows.start, first + rows.stop)
-        seeds = [
-            derive_seed("seen", asked.seed, repeat, asked.texts[place], asked.indices[place])
-            for place in places
-        ]
-        seen = [
-            disturbed(image_CHW, self.jitter, self.shift, seed)
-            for image_CHW, seed in zip(images_BCHW, seeds, strict=True)
-        ]
-        return torch.stack(seen)
-
     def loss(self, reward_B: Tensor) -> Tensor:
-        """-min(r, ceiling), [B]."""
-        return -reward_B if self.ceiling is None else -reward_B.clamp(max=self.ceiling)
-
-
-def disturbed(image_CHW: Tensor, jitter: float, shift: float, seed: int) -> Tensor:
-    """A picture moved by up to `shift` of its side, its edges repeated, and given noise of deviation `jitter`, within [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = image_CHW.shape[1:]
-    for dim, side in ((1, height), (2, width)):
-        most = round(shift * side)
-        start = int(torch.randint(0, 2 * most + 1, (), generator=generator))
-        edges = image_CHW.narrow(dim, 0, 1), image_CHW.narrow(dim, side - 1, 1)
-        # not `pad`: its gradient is not the same twice on a GPU
-        wide = torch.cat([edges[0]] * most + [image_CHW] + [edges[1]] * most, dim)
-        image_CHW = wide.narrow(dim, start, side)
-    noise_CHW = torch.randn(image_CHW.shape, generator=generator).to(image_CHW)
-    return (image_CHW + jitter * noise_CHW).clamp(0, 1)
+        """-r, [B]."""
+        return -reward_B
 
 
 def variant(experiment: Experiment, model: str) -> Experiment:
