@@ -37,6 +37,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=1e-4", "ema.decay=0.97", *_FIVE),
     ("tasks.batch=96", "update.lr=1.5e-4", *_FIVE),
 )
+BEST = {"imagereward": TUNING[1]}
 
 
 @dataclass(frozen=True)
