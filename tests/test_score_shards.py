@@ -288,21 +288,6 @@ def test_two_stages_are_the_scorer_itself(straight: Path) -> None:
     assert staged.std() > 0
 
 
-def test_a_sentence_on_a_whole_set_names_the_set(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a scorer refuses once it has the features of all pictures, as KID does of fewer than three."""
-
-    def refuse(*_: object) -> torch.Tensor:
-        raise ValueError("too few")
-
-    toy_scoring.install(monkeypatch.setattr)
-    monkeypatch.setattr(toy_scoring.Distance, "from_features", refuse)
-    monkeypatch.setattr(toy_scoring.AllAtOnce, "__call__", lambda *_: torch.zeros(len(_[1])))
-    with pytest.raises(ValueError, match=r"^toys: too few$"):
-        harness.score(str(run), tmp_path / "x.csv", "toy")
-
-
 def test_no_scorer_is_shown_more_than_a_unit(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
