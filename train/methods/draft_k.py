@@ -35,9 +35,9 @@ TUNING = (
     ("tasks.batch=96", "update.lr=2e-4", *_TEN),
     ("tasks.batch=96", "update.lr=2e-4", *_TEN, *_SEEN),
     ("tasks.batch=48", "update.lr=1e-4", "ema.decay=0.97", *_FIVE),
-    ("tasks.batch=96", "update.lr=1.5e-4", *_FIVE),
+    ("tasks.batch=48", "update.lr=2e-4", *_TEN, "update.betas=0.9,0.999", *_SEEN),
 )
-BEST = {"imagereward": TUNING[1]}
+BEST = {"imagereward": TUNING[3]}
 
 
 @dataclass(frozen=True)
