@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -41,17 +41,10 @@ def passed_on(workers: Sequence[subprocess.Popen[Any]]) -> AbstractContextManage
     def pass_on(number: int) -> None:
         if number == signal.SIGHUP:
             leave_terminal()
-        send(workers, number)
+        for worker in workers:
+            worker.send_signal(number)  # nothing to one that has ended
 
     return caught(pass_on)
-
-
-def send(workers: Sequence[subprocess.Popen[Any]], number: int) -> None:
-    """A signal to those of them that are still there."""
-    for worker in workers:
-        if worker.poll() is None:
-            with suppress(ProcessLookupError):
-                worker.send_signal(number)
 
 
 def leave_terminal() -> None:

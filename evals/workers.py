@@ -99,8 +99,7 @@ def _first_to_fail(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
 def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask the others to end, then make them."""
     for worker in workers:
-        if worker.poll() is None:
-            worker.terminate()
+        worker.terminate()
     for worker in workers:
         try:
             worker.wait(SECONDS_TO_END)

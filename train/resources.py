@@ -67,10 +67,8 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     decoding[_many(pictures, "picture")] = _of_decoder(known, "decoder", pictures)
     if experiment.method.differentiates_reward:
         pictures = experiment.sampling.decode_batch or experiment.update.micro_batch
-        way = "checkpointing" if experiment.update.gradient_checkpointing else "plain"
-        update[f"{_many(pictures, 'picture')} with a gradient"] = _of_decoder(
-            known, f"decoder_{way}", pictures
-        )
+        held = _of_decoder(known, f"decoder_{_way(experiment)}", pictures)
+        update[f"{_many(pictures, 'picture')} with a gradient"] = held
     return {UPDATE: update, DECODING: decoding}
 
 
@@ -93,9 +91,14 @@ def _of_update(experiment: Experiment, known: str) -> float | None:
     """Bytes that a pass of the update holds beside weights and gradients; None in fp32, where they were not counted."""
     if experiment.sampling.precision == "fp32":
         return None
-    way = _counted(known)["checkpointing" if experiment.update.gradient_checkpointing else "plain"]
+    way = _counted(known)[_way(experiment)]
     evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length()
     return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
+
+
+def _way(experiment: Experiment) -> str:
+    """As the file of activations calls how a gradient is taken."""
+    return "checkpointing" if experiment.update.gradient_checkpointing else "plain"
 
 
 def _of_decoder(known: str, way: str, pictures: int) -> float:

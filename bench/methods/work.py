@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -376,8 +376,7 @@ class Crew:
     def _end(self) -> None:
         """Ask all that are at work to save and stop, and wait for them."""
         for process in self.at_work:
-            with suppress(ProcessLookupError):
-                process.terminate()
+            process.terminate()
         for process in self.at_work:
             process.wait()
 
@@ -398,7 +397,8 @@ class Crew:
         if number == signal.SIGHUP:
             signals.leave_terminal()
         self.came = number
-        signals.send([*self.at_work], number)
+        for process in self.at_work:
+            process.send_signal(number)
 
 
 def last_words(log: Path) -> str:
