@@ -214,8 +214,8 @@ def test_a_refusal_is_a_line_below_plan_and_tables(tmp_path: Path) -> None:
     said = "- refusing cannot: imagereward cannot be differentiated: use ppo."
     assert said in pages.planned(planned, lambda _: False, {}, 1).splitlines()
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, refusals=[refusal])
-    assert pages.markdown([found], "c", {}).splitlines().count(said) == 1
-    refused = pages.tidy([found]).query("at == 'refused'")
+    assert pages.markdown(found, "c", "methods-imagereward").splitlines().count(said) == 1
+    refused = pages.tidy(found).query("at == 'refused'")
     assert refused["note"].tolist() == [refusal.sentence]
 
 
@@ -233,8 +233,10 @@ def test_mistakes_are_one_sentence() -> None:
             ["--seeds", "0,x"],
             "error: --seeds is '0,x', but it must be whole numbers of at most 18 digits with commas between, such as",
         ),
-        (["--out", "x.csv"], "error: --out x.csv must end in .md"),
-        (["--out", "/dev/null/x.md"], "error: --out /dev/null/x.md cannot be made: /dev/null is a file, not"),
+        (
+            ["--out", "/dev/null"],
+            "error: --out /dev/null/methods-imagereward.md cannot be made: /dev/null is a file, not a folder",
+        ),
         (["--methods", ","], "error: --methods is ',', but it must be names with commas between; leave it "),
         (["--rewards", ""], "error: --rewards is '', but it must be names with commas between; leave it "),
         (
@@ -276,7 +278,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
         "--root",
         root,
         "--out",
-        tmp_path / "m.md",
+        tmp_path / "pages",
         "--dry-run",
     ]
     result = CliRunner().invoke(main, [*map(str, arguments)])
@@ -464,7 +466,7 @@ def test_seeds_may_take_evaluations_of_their_own(tmp_path: Path) -> None:
         for gain_T, axis_T in zip(gain_RT, refl.evaluations_RT, strict=True)
     ]
     assert found.reaches["refl"].seeds == tuple(each)
-    ends = pages.tidy([found]).query("method == 'refl' and at == 'checkpoint' and role == 'gold'")
+    ends = pages.tidy(found).query("method == 'refl' and at == 'checkpoint' and role == 'gold'")
     assert [len(str(gains).split()) for gains in ends["gain_by_seed"]] == [3, 3]
 
 
@@ -499,7 +501,7 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
     assert late.evaluations == pytest.approx(1000 + 1000 * part)
     assert not late.at_most
     assert np.isnan(found.reaches["weak"].evaluations)
-    page = pages.markdown([found], "the command", {})
+    page = pages.markdown(found, "the command", "methods-imagereward")
     assert (
         "The first to reach that is **fast**, after at most 0.50 of its evaluations (goal: 0.1, not known)"
         in page
@@ -512,16 +514,16 @@ def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> Non
     found = made_standing(tmp_path, {"ppo": (-0.4, -0.8)})
     assert found.reaches == {}
     assert "which is not told apart from no gain, so there is nothing to race to" in pages.markdown(
-        [found], "c", {}
+        found, "c", "methods-imagereward"
     )
     # a gain whose interval has 0 in it is not told apart either: whoever stands still would be there
     little = made_standing(tmp_path / "little", {"ppo": (0.1, 0.02), "fast": (0.4, 0.8)})
     assert little.target_low < 0 < little.target + 0.2
     assert little.reaches == {}
-    assert "so there is nothing to race to" in pages.markdown([little], "c", {})
-    assert "reach" not in set(pages.tidy([little])["at"])
+    assert "so there is nothing to race to" in pages.markdown(little, "c", "methods-imagereward")
+    assert "reach" not in set(pages.tidy(little)["at"])
     none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
-    assert "has no finished run" in pages.markdown([none], "c", {})
+    assert "has no finished run" in pages.markdown(none, "c", "methods-imagereward")
 
 
 def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
@@ -539,15 +541,15 @@ def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
 
 def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) -> None:
     found = made_standing(tmp_path / "root", {"ppo": (0.4, 1.0), "other": (0.5, 0.9)})
-    out = tmp_path / "methods.md"
-    made = pages.write([found], out, "python -m bench.methods --jobs 2")
-    assert [path.name for path in made] == ["methods.md", "methods.csv", "methods-imagereward.svg"]
+    out = pages.page_of(tmp_path, "imagereward")
+    made = pages.write(found, out, "python -m bench.methods --jobs 2")
+    assert [path.name for path in made] == [f"methods-imagereward.{of}" for of in ("md", "csv", "svg")]
     before = [path.read_bytes() for path in made]
-    assert pages.write([found], out, "python -m bench.methods --jobs 2") == made
+    assert pages.write(found, out, "python -m bench.methods --jobs 2") == made
     assert [path.read_bytes() for path in made] == before
     page = made[0].read_text()
     assert "Made by `python -m bench.methods --jobs 2`" in page
-    assert "load average, of these runs and everything else, was 1.5" in page
+    assert "load average of its runs and everything else was 1.5" in page
     assert "on a processor 95 % of their threads' time" in page
     assert "![Curves](methods-imagereward.svg)" in page
     for line in page.splitlines():
@@ -571,9 +573,9 @@ def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) 
 def test_busy_machines_are_marked(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
     (track,) = found.tracks
-    assert not re.search(r"\d ⚠ +\|", pages.markdown([found], "c", {}))
+    assert not re.search(r"\d ⚠ +\|", pages.markdown(found, "c", "methods-imagereward"))
     slow = replace(track, trainings=tuple(training | {"cpu_seconds": 4.0} for training in track.trainings))
-    assert re.search(r"\d ⚠ +\|", pages.markdown([replace(found, tracks=(slow,))], "c", {}))
+    assert re.search(r"\d ⚠ +\|", pages.markdown(replace(found, tracks=(slow,)), "c", "methods-imagereward"))
 
 
 def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
@@ -584,10 +586,10 @@ def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps({"sentence": "the weights diverged"}))
     cells_of = [replace(paper, seed=0), replace(paper, seed=1), stopped, missing]
     found = standing(QUESTION, cells_of, [], tmp_path, resamples=200)
-    page = pages.markdown([found], "c", {})
+    page = pages.markdown(found, "c", "methods-imagereward")
     assert "- wild, seed 1: training stopped by itself: the weights diverged" in page
     assert "- wild: not run with seed 2." in page
-    assert pages.tidy([found]).query("at == 'stopped'")["note"].tolist() == ["the weights diverged"]
+    assert pages.tidy(found).query("at == 'stopped'")["note"].tolist() == ["the weights diverged"]
 
 
 def test_seeds_are_one_curve(tmp_path: Path) -> None:
@@ -710,7 +712,7 @@ def test_a_cell_that_is_stopped_goes_on_to_the_same_files(
     assert track.pictures["win_rate_gold"] == 8
     assert track.seconds_RT[0, -1] > track.seconds_RT[0, 1] > 0
     assert work.seconds_each([cell], pieces)["ppo"] == pytest.approx(track.seconds_RT[0, -1] / 96)
-    assert "nan" not in pages.markdown([found], "c", {})
+    assert "nan" not in pages.markdown(found, "c", "methods-imagereward")
 
 
 @pytest.mark.usefixtures("small")
@@ -803,7 +805,7 @@ def test_a_file_that_is_damaged_is_named_and_what_helps(
 def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
     out, levels = tmp_path / "page.md", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)}
     whole = made_standing(tmp_path / "a", levels)
-    assert pages.write([whole], out, "c")[:2] == [out, tmp_path / "page.csv"]
+    assert pages.write(whole, out, "c")[:2] == [out, tmp_path / "page.csv"]
     assert "are in `page.csv` beside this file" in out.read_text()
     before = {path: path.read_bytes() for path in tmp_path.glob("page*")}
     assert len(before) == 3
@@ -816,8 +818,8 @@ def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=rf"page\.md and page\.csv have runs that are not among .*, such as {told}"
         ):
-            pages.write([less], out, "c")
-    shorter = {run: extent._replace(budget=5000) for run, extent in pages.runs_of([whole]).items()}
+            pages.write(less, out, "c")
+    shorter = {run: extent._replace(budget=5000) for run, extent in pages.runs_of(whole).items()}
     with pytest.raises(
         ValueError, match=r"have runs that are shorter, such as ppo on imagereward with seed 0, 345,600 ev"
     ):
@@ -828,7 +830,7 @@ def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
     cell = papers_cell()
     (tmp_path / "a" / cell.key / work.STOPPED).write_text('{"sentence": "the weights diverged"}')
     cells_of = [replace(cell, method=method, seed=seed) for method in levels for seed in (0, 1, 2)]
-    pages.write([standing(QUESTION, cells_of, [], tmp_path / "a", resamples=50)], out, "d")
+    pages.write(standing(QUESTION, cells_of, [], tmp_path / "a", resamples=50), out, "d")
     assert "Made by `d`" in out.read_text()
     assert "the weights diverged" in out.read_text()
     known = {
@@ -857,9 +859,9 @@ def test_numbers_of_something_else_are_not_written_over(tmp_path: Path, somebody
 
 def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp_path: Path) -> None:
     whole = made_standing(tmp_path / "a", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
-    pages.write([whole], tmp_path / "page.md", "c")
+    pages.write(whole, pages.page_of(tmp_path, "imagereward"), "c")
     asked = ["--methods", "ppo", "--rewards", "imagereward", "--root", str(tmp_path / "b")]
-    asked += ["--out", str(tmp_path / "page.md")]
+    asked += ["--out", str(tmp_path)]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 2
     assert (
@@ -868,19 +870,24 @@ def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp
     )
     assert not (tmp_path / "b").exists()
     assert CliRunner().invoke(main, [*asked, "--dry-run"]).exit_code == 0
+    # the page of one reward is nothing to the runs of another
+    asked[asked.index("imagereward")] = "fairness"
+    assert CliRunner().invoke(main, [*asked, "--only-table"]).exit_code == 0
+    assert "Nothing has been run yet." in pages.page_of(tmp_path, "fairness").read_text()
+    assert not pages.page_of(tmp_path, "fairness").with_suffix(".svg").exists()
 
 
 def test_where_no_settings_were_tried_the_page_says_so(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
     assert all(not track.settings for track in found.tracks)
-    page = pages.markdown([found], "c", {})
+    page = pages.markdown(found, "c", "methods-imagereward")
     # the paper's method at the length of its experiment has the settings of that
-    assert "No settings have been tried for slow on imagereward: " in page
+    assert "No settings have been tried for slow: " in page
     assert "has the best of an equal number" not in page
     ppo, slow = found.tracks
     tried = replace(ppo, settings=("update.lr=1",), budget=100)
-    page = pages.markdown([replace(found, tracks=(tried, slow))], "c", {})
-    assert "Each but slow on imagereward has the best of an equal number of settings" in page
+    page = pages.markdown(replace(found, tracks=(tried, slow)), "c", "methods-imagereward")
+    assert "Each but slow has the best of an equal number of settings" in page
 
 
 def crew(root: Path, program: str) -> work.Crew:

@@ -8,7 +8,7 @@ The map of this package
     cells.py        which cells there are, how long each is trained, what it costs, and what a method refuses
     work.py         trains and scores a cell, and several at a time; goes on where it was stopped
     table.py        from the cells' files to numbers with intervals
-    pages.py        results/methods.md, .csv and methods-<reward>.svg
+    pages.py        results/methods-<reward>.md, .csv and .svg
     tune.py         `tune METHOD`: the settings in the method's own file, tried on prompts of which nothing is reported
     __main__.py     the commands
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path("results/methods")
-"""Where cells lie, beside the page."""
+"""Where cells lie, beside the pages."""
 SEEDS = (0, 1, 2)
 POINTS = 5
 """Times that a run is scored, or up to twice as often: the first is after a fifth of it at most, where a fifth is an iteration."""

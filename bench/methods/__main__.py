@@ -1,4 +1,4 @@
-"""`python -m bench.methods`: trains every method on every reward at one budget, scores it along the way and writes the table. `tune METHOD`: tries its settings."""
+"""`python -m bench.methods`: trains every method on every reward at one budget, scores it along the way and writes a page of each reward. `tune METHOD`: tries its settings."""
 
 from __future__ import annotations
 
@@ -70,9 +70,13 @@ AT_WORK = options(
     help="Times that a run is scored; that of the paper's method in full twice as often.",
 )
 @click.option(
-    "--out", type=FILE, default=Path("results/methods.md"), show_default=True, help="Page to write (.md)."
+    "--out",
+    type=FILE,
+    default=ROOT.parent,
+    show_default=True,
+    help="Folder of the pages: methods-<reward>.md, with .csv and .svg.",
 )
-@click.option("--only-table", is_flag=True, help="Train nothing: the table of what is there.")
+@click.option("--only-table", is_flag=True, help="Train nothing: the pages of what is there.")
 @AT_WORK
 @click.pass_context
 def main(
@@ -89,11 +93,10 @@ def main(
     root: Path,
     dry_run: bool,
 ) -> None:
-    """The table; or a command of its own."""
+    """The pages; or a command of its own."""
     if context.invoked_subcommand is not None:
         refuse_stray(context, context.invoked_subcommand)
         return
-    check_table(out)
     from bench.methods import pages, work
     from bench.methods.cells import Cell, Refusal, plan
     from bench.methods.questions import QUESTIONS
@@ -102,6 +105,9 @@ def main(
     planned = plan(
         named("--methods", method_names), named("--rewards", rewards), numbers(seeds), budget, points
     )
+    wanted = {one.reward: pages.page_of(out, one.reward) for one in planned}
+    for page in wanted.values():
+        check_table(page)
     cells = [cell for cell in planned if isinstance(cell, Cell)]
     refusals = [refusal for refusal in planned if isinstance(refusal, Refusal)]
     click.echo(
@@ -109,21 +115,16 @@ def main(
     )
     if dry_run:
         return
-    pages.refuse_loss(pages.planned_runs(cells), out, "this command leaves out")
+    mine = {reward: [c for c in cells if c.reward == reward] for reward in wanted}
+    for reward, page in wanted.items():
+        pages.refuse_loss(pages.planned_runs(mine[reward]), page, "this command leaves out")
     command = typed()
     failed = [] if only_table else at_work(cells, root, jobs, threads, command)
     say_failed(failed)
-    standings = [
-        standing(
-            question,
-            [cell for cell in cells if cell.reward == reward],
-            [refusal for refusal in refusals if refusal.reward == reward],
-            root,
-        )
-        for reward, question in QUESTIONS.items()
-        if any(one.reward == reward for one in planned)
-    ]
-    click.echo(f"wrote {', '.join(map(str, pages.write(standings, out, command)))}")
+    for reward, page in wanted.items():
+        refused = [refusal for refusal in refusals if refusal.reward == reward]
+        found = standing(QUESTIONS[reward], mine[reward], refused, root)
+        click.echo(f"wrote {', '.join(map(str, pages.write(found, page, command)))}")
     end(failed)
 
 

@@ -1,4 +1,4 @@
-"""What the numbers look like: results/methods.md, results/methods.csv and a picture for each reward."""
+"""What the numbers look like: of each reward a page, results/methods-<reward>.md, with its numbers (.csv) and its picture (.svg) beside it."""
 
 from __future__ import annotations
 
@@ -31,22 +31,30 @@ DRAWN = ("gold", "held-out", "proxy")
 """Roles that the picture shows over evaluations."""
 
 
-def write(standings: Sequence[Standing], out: Path, command: str) -> list[Path]:
-    """Write the page at `out` (.md), the numbers beside it (.csv), and a picture for each reward that has a run. Returns what was written.
+def page_of(folder: Path, reward: str) -> Path:
+    """Where a reward's page goes: each by itself, so that one can be made anew without the runs of the others."""
+    return folder / f"methods-{reward}.md"
+
+
+def write(standing: Standing, page: Path, command: str) -> list[Path]:
+    """Write the page (.md), the numbers beside it (.csv), and the picture (.svg) where there is a run. Returns what was written.
 
     Raises:
         ValueError: see `refuse_loss`.
     """
-    refuse_loss(runs_of(standings), out, "are not among those that are done in --root")
-    drawn = {standing.question.reward: picture(standing) + "\n" for standing in standings if standing.tracks}
-    pictures = {reward: out.with_name(f"{out.stem}-{reward}.svg") for reward in drawn}
-    numbers = out.with_suffix(".csv")
-    texts = {pictures[reward]: text for reward, text in drawn.items()}
-    texts[numbers] = tidy(standings).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    texts[out] = markdown(standings, command, {k: path.name for k, path in pictures.items()}, numbers.name)
-    for path, text in texts.items():
-        write_text(text, path)
-    return [out, numbers, *pictures.values()]
+    refuse_loss(runs_of(standing), page, "are not among those that are done in --root")
+    texts = {
+        page: markdown(standing, command, page.stem),
+        page.with_suffix(".csv"): tidy(standing).to_csv(
+            index=False, float_format="%.6g", lineterminator="\n"
+        ),
+    }
+    if standing.tracks:
+        texts[page.with_suffix(".svg")] = picture(standing) + "\n"
+    # the page last: it is what tells that the rest is there
+    for path in reversed(texts):
+        write_text(texts[path], path)
+    return [*texts]
 
 
 class Run(NamedTuple):
@@ -73,30 +81,28 @@ def planned_runs(cells: Sequence[Cell]) -> dict[Run, Extent]:
     return {Run(c.reward, c.label, c.seed): Extent(c.budget, c.points) for c in cells}
 
 
-def runs_of(standings: Sequence[Standing]) -> dict[Run, Extent]:
+def runs_of(standing: Standing) -> dict[Run, Extent]:
     """What a page has."""
     found = {
         Run(standing.question.reward, track.label, seed): Extent(track.budget, len(track.iteration_T) - 1)
-        for standing in standings
         for track in standing.tracks
         for seed in track.seeds
     }
-    stopped = [cell for standing in standings for cell, _ in standing.stopped]
-    return found | {Run(cell.reward, cell.label, cell.seed): STOPPED_BY_ITSELF for cell in stopped}
+    return found | {Run(c.reward, c.label, c.seed): STOPPED_BY_ITSELF for c, _ in standing.stopped}
 
 
-def refuse_loss(runs: Mapping[Run, Extent], out: Path, why: str) -> None:
+def refuse_loss(runs: Mapping[Run, Extent], page: Path, why: str) -> None:
     """Refuse to write a page over one that has more, or numbers over somebody's.
 
     Args:
         runs: that the page may have.
-        out: the page.
+        page: where it goes.
         why: what is the matter with others.
 
     Raises:
         ValueError: naming the file.
     """
-    path = out.with_suffix(".csv")
+    path = page.with_suffix(".csv")
     for run, extent in _held_runs(path).items():
         now = runs.get(run)
         if now is None or (now != STOPPED_BY_ITSELF and not _as_much(now, extent)):
@@ -104,7 +110,7 @@ def refuse_loss(runs: Mapping[Run, Extent], out: Path, why: str) -> None:
                 "" if now is None else f", {extent.budget:,} evaluations and {extent.checkpoints} checkpoints"
             )
             raise ValueError(
-                f"{out} and {path.name} have runs that {why}, such as {run.label} on {run.reward} with seed {run.seed}{was}: choose another --out, "
+                f"{page} and {path.name} have runs that {why}, such as {run.label} on {run.reward} with seed {run.seed}{was}: choose another --out, "
                 "or remove the two"
             )
 
@@ -150,25 +156,18 @@ def _held_runs(path: Path) -> dict[Run, Extent]:
 # -------------------------------------------------------------------------------------------------------------------- the page
 
 
-def markdown(
-    standings: Sequence[Standing], command: str, pictures: dict[str, str], numbers: str = "methods.csv"
-) -> str:
-    """The page."""
-    parts = [
-        "# Training methods at equal compute, on the miniature",
-        f"Made by `{command}`. Do not edit. The tables' numbers, with interval, n, date and machine of each, are in `{numbers}` beside this file.",
-        "\n".join(f"- {note}" for note in notes(standings)),
-    ]
-    for standing in standings:
-        parts += section(standing, pictures.get(standing.question.reward))
-    return "\n\n".join(parts) + "\n"
+def markdown(standing: Standing, command: str, stem: str) -> str:
+    """The page.
 
-
-def section(standing: Standing, picture_name: str | None) -> list[str]:
-    """A reward's part."""
+    Args:
+        standing: what it tells.
+        command: that made it.
+        stem: of the files of its numbers (.csv) and its picture (.svg).
+    """
     question = standing.question
     parts = [
-        f"## {question.reward}",
+        f"# Training methods at equal compute: {question.reward}, on the miniature",
+        f"Made by `{command}`. Do not edit. The tables' numbers, with interval, n, date and machine of each, are in `{stem}.csv` beside this file.",
         f"{question.why} Scored on {question.prompt_set}. Methods race by {question.goal}.",
     ]
     parts += [
@@ -178,18 +177,18 @@ def section(standing: Standing, picture_name: str | None) -> list[str]:
         else "Nothing has been run yet."
     ]
     if standing.tracks:
-        parts.append(verdict(standing))
-        parts += [f"![Curves]({picture_name})"] if picture_name else []
-        parts.append("### To the paper method's final gain\n\n" + _table(race(standing)))
+        parts += [verdict(standing), f"![Curves]({stem}.svg)"]
+        parts.append("## To the paper method's final gain\n\n" + _table(race(standing)))
         at_equal: tuple[tuple[At, str], ...] = (
             ("evaluations", "denoiser evaluations"),
             ("seconds", "wall time"),
         )
         for at, what in at_equal:
             for share, how_much in ((1.0, ""), (SHARES[1], ", after a quarter")):
-                parts.append(f"### At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
+                parts.append(f"## At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
-    return parts
+    parts.append("## How to read this\n\n" + "\n".join(f"- {note}" for note in notes(standing)))
+    return "\n\n".join(parts) + "\n"
 
 
 def _in_full(standing: Standing) -> str:
@@ -361,13 +360,12 @@ def _cannot(refusals: Sequence[Refusal]) -> list[str]:
     return [f"{', '.join(names)} cannot: {why}." for why, names in by_why.items()]
 
 
-def notes(standings: Sequence[Standing]) -> list[str]:
+def notes(standing: Standing) -> list[str]:
     """What a reader has to know."""
-    tracks = [track for standing in standings for track in standing.tracks]
     told = [
         "Every method starts from the same base, trains on the same prompts and reward, and may take the same number of "
         "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included.",
-        *_settings(standings),
+        *_settings(standing.tracks),
         f"{IN_FULL} is the paper's method with the length and the settings of its experiment: what it ends at is the gain to be reached.",
         f"Gains are differences to the base on the same prompts and noise (suite {SUITE}, prompts that no training holds), turned such that more is better, with {LEVEL:.0%} intervals over prompts and "
         "training seeds, stretched to Student's tails: with three seeds they are wide, and a rough statement about the method. ▲ ▼ the interval leaves 0 out. † what the run was trained on.".replace(
@@ -381,19 +379,14 @@ def notes(standings: Sequence[Standing]) -> list[str]:
         + ", ".join(f"{part.images_per_prompt} of {part.prompt_set}" for part in suites.load(SUITE).parts)
         + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
     ]
-    return told + _measured(tracks)
+    return told + _measured(standing.tracks)
 
 
-def _settings(standings: Sequence[Standing]) -> list[str]:
+def _settings(tracks: Sequence[Track]) -> list[str]:
     """Whence the settings are that the methods race with."""
-    racing = [
-        (f"{track.label} on {standing.question.reward}", bool(track.settings))
-        for standing in standings
-        for track in standing.tracks
-        if track.label != IN_FULL and not _has_its_own(track)
-    ]
-    chosen = [which for which, tried in racing if tried]
-    own = [which for which, tried in racing if not tried]
+    racing = [track for track in tracks if track.label != IN_FULL and not _has_its_own(track)]
+    chosen = [track.label for track in racing if track.settings]
+    own = [track.label for track in racing if not track.settings]
     told = []
     if chosen:
         whose = "Each" if not own else f"Each but {', '.join(own)}"
@@ -416,20 +409,20 @@ def _has_its_own(track: Track) -> bool:
 def _measured(tracks: Sequence[Track]) -> list[str]:
     """On what machine, when, and with what beside."""
     trainings = [training for track in tracks for training in track.trainings]
-    records = [record for track in tracks for record in track.records]
     if not trainings:
         return []
-    names = sorted({record["machine"]["name"] for record in records})
+    names = sorted({record["machine"]["name"] for track in tracks for record in track.records})
     dates = _ends([training["date"][:10] for training in trainings])
-    jobs, threads, cpus, load = (
-        _ends([training[key] for training in trainings]) for key in ("jobs", "threads", "cpus", "load")
+    jobs, threads, cpus = (
+        _ends([training[key] for training in trainings]) for key in ("jobs", "threads", "cpus")
     )
-    known = [share for track in tracks if not math.isnan(share := track.cpu_share())]
-    shares = _ends([round(100 * share) for share in known])
+    timed = [_of_track(track) for track in tracks if track.trainings]
+    load = _ends([round(of["load"], 1) for of in timed])
+    shares = _ends([round(100 * of["cpu_share"]) for of in timed if not math.isnan(of["cpu_share"])])
     return [
         f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates}: "
-        f"{jobs} at a time, threads of each: {threads}, processors: {cpus}. The load average, of these runs and everything else, was {load}, and trainers were on a processor {shares} % of their "
-        f"threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
+        f"{jobs} at a time, threads of each: {threads}, processors: {cpus}. By method, the load average of its runs and everything else was {load}, and its trainers were on a processor {shares} % of "
+        f"their threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
     ]
 
 
@@ -452,35 +445,31 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------- the numbers
 
 
-def tidy(standings: Sequence[Standing]) -> pd.DataFrame:
+def tidy(standing: Standing) -> pd.DataFrame:
     """One row a number, with everything that it depends on.
 
     at: checkpoint, evaluations or seconds (equal ones), reach (the paper method's final gain, in the goal), refused or stopped (then `note` says why).
     value, gain: each with _low and _high. gain_by_seed: of the seeds in `seeds`, at checkpoints and separated by spaces; of a reach the evaluations of each.
     prompts, images: n of a seed. threads, jobs, load, cpu_share: under which the seconds were measured.
     """
-    records: list[dict[str, Any]] = []
-    for standing in standings:
-        tracks = {track.label: track for track in standing.tracks}
-        records += [_record(number, tracks[number.label]) for number in standing.numbers]
-        for method, reach in standing.reaches.items():
-            name, own = goal_of(standing.question), _of_track(tracks[method])
-            each = " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds)
-            records.append(
-                _key(standing.question.reward, method, "reach")
-                | {"role": standing.question.goal, "metric": name, "prompt_set": standing.question.prompt_set}
-                | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target}
-                | {
-                    "gain_by_seed": each,
-                    "note": "at most: at the first checkpoint already" if reach.at_most else "",
-                }
-                | own
-            )
-        records += [_key(r.reward, r.method, "refused") | {"note": r.sentence} for r in standing.refusals]
-        records += [
-            _key(c.reward, c.label, "stopped") | {"seeds": str(c.seed), "note": sentence}
-            for c, sentence in standing.stopped
-        ]
+    question, tracks = standing.question, {track.label: track for track in standing.tracks}
+    records = [_record(number, tracks[number.label]) for number in standing.numbers]
+    for method, reach in standing.reaches.items():
+        records.append(
+            _key(question.reward, method, "reach")
+            | {"role": question.goal, "metric": goal_of(question), "prompt_set": question.prompt_set}
+            | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target}
+            | {
+                "gain_by_seed": " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds),
+                "note": "at most: at the first checkpoint already" if reach.at_most else "",
+            }
+            | _of_track(tracks[method])
+        )
+    records += [_key(r.reward, r.method, "refused") | {"note": r.sentence} for r in standing.refusals]
+    records += [
+        _key(c.reward, c.label, "stopped") | {"seeds": str(c.seed), "note": sentence}
+        for c, sentence in standing.stopped
+    ]
     return pd.DataFrame(records, columns=COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""Seconds to one gain: trl's DDPOTrainer, and the method that is fastest here (results/methods.md). `make peers && python -m bench.peers.gain`.
+"""Seconds to one gain: trl's DDPOTrainer, and the method that is fastest here (results/methods-imagereward.md). `make peers && python -m bench.peers.gain`.
 
 Both train the miniature on the same reward. What their pictures are worth is gold, which neither is trained on: after each iteration, the mean over the pictures of the last few. trl goes first,
 for a number of iterations; its last level is what this project's trainer is then timed to, and so is trl: each until it first is there. Both draw and train with a guidance of 1.01, the model

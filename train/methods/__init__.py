@@ -9,7 +9,7 @@ Families share a file: `_policy_gradient` needs a sampler with noise and what it
 
 What a method's settings on the miniature are chosen from stands in its file as `TUNING`: `TRIES` tuples of `--set` settings, the same number for each
 method, to which `SHORT` is added; `python -m bench.methods tune` tries them. `BEST` has the best of them by experiment: with it, and with `EVALUATIONS`, the
-experiment `imagereward_grpo` on the miniature is the run that is in `results/methods.md`.
+experiment `imagereward_grpo` on the miniature is the run that is in `results/methods-imagereward.md`.
 """
 
 from __future__ import annotations
