@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from train.config import (
     Task,
     as_json,
     check,
+    chosen_fields,
     differences,
     nearest_multiple,
     override,
@@ -233,6 +234,40 @@ def test_a_run_that_was_stored_before_a_field_existed_goes_on() -> None:
     assert differences(stored, now) == []
     del stored["update"]["clip"]  # 1e-4 unless it says otherwise, and this one does
     assert differences(stored, now) == ["update.clip (0.0001 -> 0.01)"]
+
+
+def test_a_new_field_at_its_default_leaves_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.methods import ppo
+
+    @dataclass(frozen=True)
+    class Longer(ppo.Method):
+        """With a field that ppo has not today."""
+
+        added: int = 5
+
+    now = toy.toy_experiment("base", "prompts")
+    before = chosen_fields(now)
+    monkeypatch.setattr(Longer, "__module__", ppo.__name__)
+    monkeypatch.setattr(ppo, "Method", Longer)
+    assert chosen_fields(replace(now, method=Longer())) == before
+    assert chosen_fields(replace(now, method=Longer(6))) == before | {"method.added": 6}
+
+
+def test_whatever_differs_from_a_default_is_chosen() -> None:
+    now = toy.toy_experiment("base", "prompts")
+    found = chosen_fields(now)
+    assert found["update.lr"] == 1e-3
+    assert "update.theta_old" not in found
+    assert (found["method"], found["tasks"]) == ("ppo", ["redness", "tone"])
+    # a section that is on with every default is not one that is off
+    with_lora = chosen_fields(override(now, ["lora.rank=4"]))
+    on = replace(now, lora=Lora())
+    assert chosen_fields(on) != found
+    assert with_lora != chosen_fields(on)
+    # and it tells apart what `differences` does
+    for setting in ("tasks.tone.batch=16", "iterations=7", "task_order=rotated", "update.lr=1e-3"):
+        other = override(now, [setting])
+        assert bool(differences(as_json(now), as_json(other))) == (chosen_fields(other) != found)
 
 
 def test_every_field_has_a_docstring_of_one_line() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ from evals.curve import per_prompt
 from evals.diffusion import Sampling
 from evals.suites import Part, Suite
 from train import experiments, methods
+from train.config import as_json
 from train.plan import evaluations
 
 QUESTION = QUESTIONS["imagereward"]
@@ -335,34 +337,31 @@ def made_cell(
     prompt_count: int = 30,
 ) -> None:
     """Files of a cell that is done: a level of the proxy and of everything else at each checkpoint after the base."""
-    scores = root / cell.key / work.SCORES
-    scores.mkdir(parents=True)
-    points = []
+    folder = root / cell.key
+    folder.mkdir(parents=True)
+    scored, points = list[rows.Row](), []
     last = len(levels)
     for t, (level, judge) in enumerate(zip((0.0, *levels), (0.0, *judges), strict=True)):
         experiment = "base" if t == 0 else cell.name if t == last else f"{cell.name}@{20 * t}"
-        name = f"{experiment}-miniature-{0 if t == 0 else cell.seed}"
-        seed = 0 if t == 0 else cell.seed
-        rows.write(
-            rows.table(made_rows(experiment, seed, level, judge, prompt_count)), scores / f"{name}.csv"
-        )
-        kept = {QUESTION.prompt_set: [[float(t) + 0.1 * p] for p in range(4)]}
-        (scores / f"{name}.kl.json").write_text(json.dumps({"source": {}, "kept": kept}))
+        scored += made_rows(experiment, 0 if t == 0 else cell.seed, level, judge, prompt_count)
         points.append(
-            {"experiment": experiment, "name": name, "iteration": 20 * t, "images": 100 * t}
+            {"experiment": experiment, "iteration": 20 * t, "images": 100 * t}
             | {"denoiser_evaluations": 1000 * t, "seconds": seconds * t}
+            | {"nats": [(t > 0) * (t + 0.1 * p) for p in range(4)]}
         )
+    rows.write(rows.table(scored), folder / work.SCORES)
+    training = {"date": "2026-01-02T03:04:05", "seconds": 10.0, "cpu_seconds": 9.5, "load": 1.5}
+    training |= {"threads": 1, "jobs": 1, "cpus": 2}
     record = {
+        "experiment": as_json(cell.experiment),
         "source": work.source_of(cell),
         "points": points,
         "command": "made up",
         "date": "2026-01-02T03:04:05",
+        "machine": {"name": "a machine"},
+        "trainings": [training],
     }
-    record |= {"machine": {"name": "a machine"}}
-    (root / cell.key / work.DONE).write_text(json.dumps(record))
-    training = {"date": "2026-01-02T03:04:05", "seconds": 10.0, "cpu_seconds": 9.5, "load": 1.5}
-    training |= {"threads": 1, "jobs": 1, "cpus": 2}
-    (root / cell.key / work.TRAININGS).write_text(json.dumps(training) + "\n")
+    (folder / work.DONE).write_text(json.dumps(record))
 
 
 def papers_cell() -> Cell:
@@ -583,7 +582,8 @@ def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     paper = papers_cell()
     stopped, missing = replace(paper, method="wild", seed=1), replace(paper, method="wild", seed=2)
     (tmp_path / stopped.key).mkdir()
-    (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps({"sentence": "the weights diverged"}))
+    told = {"sentence": "the weights diverged", "experiment": as_json(stopped.experiment)}
+    (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps(told))
     cells_of = [replace(paper, seed=0), replace(paper, seed=1), stopped, missing]
     found = standing(QUESTION, cells_of, [], tmp_path, resamples=200)
     page = pages.markdown(found, "c", "methods-imagereward")
@@ -680,13 +680,15 @@ def test_a_cell_that_is_stopped_goes_on_to_the_same_files(
     assert work.is_done(cell, pieces)
     assert [training["jobs"] for training in work.trainings_of(cell, pieces)] == [1, 1]  # in two parts
 
-    names = sorted(path.name for path in (whole / cell.key / work.SCORES).glob("*.csv"))
-    assert names == ["base-miniature-0.csv", "imagereward-miniature-0.csv", "imagereward@2-miniature-0.csv"]
-    for name in [*names, *(name.replace(".csv", ".kl.json") for name in names[1:])]:
-        one, other = ((root / cell.key / work.SCORES / name).read_bytes() for root in (whole, pieces))
-        assert one == other, name
-    record = work.record_of(cell, pieces)
+    one, other = ((root / cell.key / work.SCORES).read_bytes() for root in (whole, pieces))
+    assert one == other
+    assert list(rows.read([whole / cell.key / work.SCORES])["experiment"].unique()) == [
+        *("base", "imagereward@2", "imagereward")
+    ]
+    record, unbroken = work.record_of(cell, pieces), work.record_of(cell, whole)
     assert record is not None
+    assert unbroken is not None
+    assert [p["nats"] for p in record["points"]] == [p["nats"] for p in unbroken["points"]]
     assert [p["denoiser_evaluations"] for p in record["points"]] == [0, 48, 96]
 
     # nothing is done twice; what is needed no more is gone, and is made again where it is needed
@@ -701,10 +703,15 @@ def test_a_cell_that_is_stopped_goes_on_to_the_same_files(
     assert not (run / "state").exists()
     assert (run / "unet").is_dir()
     (pieces / cell.key / work.DONE).unlink()
+    (pieces / cell.key / work.SCORES).unlink()
     assert work.do(cell, pieces, 1, "c") == 0
     assert trained == [1]
-    again = (pieces / cell.key / work.SCORES / "imagereward@2-miniature-0.csv").read_bytes()
-    assert again == (whole / cell.key / work.SCORES / "imagereward@2-miniature-0.csv").read_bytes()
+    assert (pieces / cell.key / work.SCORES).read_bytes() == one
+    # a page reads two files of it and nothing else: those that the repository keeps
+    for path in (pieces / cell.key).iterdir():
+        if path.name not in (work.DONE, work.SCORES):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert work.is_done(cell, pieces)
     found = standing(QUESTION, [cell], [], pieces, resamples=100)
     (track,) = found.tracks
     assert track.nats_TRP.shape == (3, 1, 3)
@@ -746,6 +753,27 @@ def test_scores_by_another_scorer_are_made_again(tmp_path: Path) -> None:
         work.is_done(cell, tmp_path)
 
 
+def test_what_was_trained_with_another_default_is_another_cell(tmp_path: Path) -> None:
+    cell = papers_cell()
+    made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    path = tmp_path / cell.key / work.DONE
+    record = json.loads(path.read_text())
+    del record["experiment"]["task_order"]  # from before there was such a field
+    path.write_text(json.dumps(record))
+    assert work.is_done(cell, tmp_path)
+    record["experiment"]["update"]["betas"] = [0.5, 0.5]
+    path.write_text(json.dumps(record))
+    assert not work.is_done(cell, tmp_path)
+    (tmp_path / cell.key / work.STOPPED).write_text(json.dumps(record | {"sentence": "diverged"}))
+    assert work.stopped_of(cell, tmp_path) is None
+    del record["experiment"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"cell\.json is damaged \(it lacks experiment\): delete it, and it "
+    ):
+        work.is_done(cell, tmp_path)
+
+
 @pytest.mark.usefixtures("small")
 def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -776,13 +804,9 @@ def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
     ("file", "content", "told"),
     [
         ("cell.json", "[]", r"cell\.json is damaged \(it is no record\): delete it, and it is made again"),
-        ("cell.json", '{"points": []}', r"cell\.json is damaged \(it lacks command, date, machine, points, or part of it\)"),
-        ("trainings.jsonl", '{"date": "2026-', r"trainings\.jsonl is damaged \(Unterminated .*: delete .*-0-\w{8}, and the cell is made again"),
-        ("trainings.jsonl", "[1]\n", r"trainings\.jsonl is damaged \(a line lacks one of date, seconds, "),
-        ("curves/imagereward-miniature-0.csv", None, r"no longer whole \(.*imagereward-miniature-0\.csv.*: delete the folder that it is of, and it is made again \(.*-0-\w{8}\)$"),
-        ("curves/imagereward-miniature-0.kl.json", None, r"no longer whole \(.*imagereward-miniature-0\.kl\.json: No such file"),
-        ("curves/imagereward-miniature-0.kl.json", '{"kept": {"SET": [1, 2]}}', r"no longer whole \(.*\.kl\.json is damaged"),
-        ("curves/imagereward-miniature-0.kl.json", '{"kept": {"SET": [[1], [2]]}}', r"no longer whole \(the divergences in .* are not of one number of prompts"),
+        ("cell.json", '{"points": []}', r"cell\.json is damaged \(it lacks command, date, trainings, machine, points, or part of it\)"),
+        ("scores.csv.gz", None, r"no longer whole \(.*scores\.csv\.gz.*: delete the folder that it is of, and it is made again \(.*-0-\w{8}\)$"),
+        ("scores.csv.gz", "half", r"no longer whole \(.*scores\.csv\.gz: is not a whole gzip file"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_damaged_is_named_and_what_helps(
@@ -796,10 +820,43 @@ def test_a_file_that_is_damaged_is_named_and_what_helps(
         path.unlink()
     else:
         source = json.dumps(work.source_of(cell))
-        content = content.replace('{"points"', f'{{"source": {source}, "points"')
-        path.write_text(content.replace("SET", QUESTION.prompt_set))
+        trained = json.dumps(as_json(cell.experiment))
+        content = content.replace('{"points"', f'{{"experiment": {trained}, "source": {source}, "points"')
+        path.write_text(content)
     with pytest.raises(ValueError, match=told):
         standing(QUESTION, [cell], [], tmp_path, resamples=20)
+
+
+def test_records_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    cell = papers_cell()
+    made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    path = tmp_path / cell.key / work.DONE
+    record = json.loads(path.read_text())
+    record["points"][-1]["nats"] = [1.0]
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"no longer whole \(the divergences are not of one number of prompts"
+    ):
+        standing(QUESTION, [cell], [], tmp_path, resamples=20)
+    record["points"][-1]["nats"] = "far"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"cell\.json is damaged \(it lacks points, or part of it\)"):
+        standing(QUESTION, [cell], [], tmp_path, resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"date": "2026-', r"trainings\.jsonl is damaged \(Unterminated .*: delete .*-0-\w{8}, and the cell is made again"),
+        ("[1]\n", r"trainings\.jsonl is damaged \(a line lacks one of date, seconds, "),
+    ],
+)  # fmt: skip
+def test_a_record_of_trainings_that_is_damaged_is_named(tmp_path: Path, content: str, told: str) -> None:
+    cell = papers_cell()
+    (tmp_path / cell.key).mkdir()
+    (tmp_path / cell.key / work.TRAININGS).write_text(content)
+    with pytest.raises(ValueError, match=told):
+        work.trainings_of(cell, tmp_path)
 
 
 def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
@@ -828,7 +885,8 @@ def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
     # one that stopped by itself is told of, which is no loss; and is not forgotten either
     (tmp_path / "a" / papers_cell().key / work.DONE).unlink()
     cell = papers_cell()
-    (tmp_path / "a" / cell.key / work.STOPPED).write_text('{"sentence": "the weights diverged"}')
+    told = {"sentence": "the weights diverged", "experiment": as_json(cell.experiment)}
+    (tmp_path / "a" / cell.key / work.STOPPED).write_text(json.dumps(told))
     cells_of = [replace(cell, method=method, seed=seed) for method in levels for seed in (0, 1, 2)]
     pages.write(standing(QUESTION, cells_of, [], tmp_path / "a", resamples=50), out, "d")
     assert "Made by `d`" in out.read_text()

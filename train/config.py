@@ -474,6 +474,23 @@ def _defaults(section: type[Any]) -> dict[str, Any]:
     return {f.name: _plain(f.default) for f in fields(section) if f.default is not MISSING}
 
 
+def chosen_fields(experiment: Experiment) -> dict[str, Any]:
+    """What an experiment is beside the defaults, by dotted field: a field that gets into a section or a method later, at a default, changes nothing of it."""
+    record = as_json(experiment)
+    bare = {
+        "tasks": [{"name": task["name"]} for task in record["tasks"]],
+        "method": {"name": record["method"]["name"]},
+        **{section: {} for section in _SECTIONS if record[section] is not None},
+    }
+    usual = flatten(with_defaults(bare))
+    chosen = {field: value for field, value in flatten(record).items() if usual.get(field, "none") != value}
+    return chosen | {
+        "tasks": [task["name"] for task in record["tasks"]],
+        "method": record["method"]["name"],
+        "on": sorted({*_SECTIONS} & {*bare}),
+    }
+
+
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
     """Fields of two experiments (as JSON) that differ, each as `field (stored -> now)`."""
     before, after = flatten(with_defaults(stored)), flatten(now)

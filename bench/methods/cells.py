@@ -16,7 +16,7 @@ from bench.methods import POINTS
 from bench.methods.questions import QUESTIONS
 from evals import suites
 from train import experiments, methods
-from train.config import Experiment, as_json, check, choose, override
+from train.config import Experiment, check, choose, chosen_fields, override
 from train.plan import evaluations, within
 from train.start import check_names
 
@@ -62,8 +62,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its folder: the run's name and 8 hex digits of everything that is trained, so that other settings are another cell."""
-        trained = json.dumps([as_json(self.experiment), self.suite], sort_keys=True)
+        """Its folder: the run's name and 8 hex digits of everything that is chosen, so that other settings are another cell, and a method's new field at its default is not."""
+        trained = json.dumps([chosen_fields(self.experiment), self.suite], sort_keys=True)
         return f"{self.run_name}-{hashlib.sha256(trained.encode()).hexdigest()[:8]}"
 
     @property

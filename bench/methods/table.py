@@ -16,7 +16,6 @@ Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S su
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ import pandas as pd
 
 from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
-from bench.methods.work import DONE, SCORES, record_of, stopped_of, trainings_of
+from bench.methods.work import DONE, SCORES, record_of, stopped_of
 from evals import metrics, rows, stats
 from evals.compare import beside_constant
 from evals.curve import Parting, Point, curve, per_prompt
@@ -197,14 +196,13 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
             f"{root / cells[0].key / DONE}: the seeds of this method were not scored after the same iterations"
         )
     experiments = [p["experiment"] for p in points[0]]
-    folders, prompt_set = [root / cell.key / SCORES for cell in cells], cells[0].prompt_set
     try:
-        scores = _scores(folders, points, prompt_set)
+        scores = _scores([root / cell.key / SCORES for cell in cells], experiments[0], cells[0].prompt_set)
         statistics = {
             name: per_prompt(metric, scores[scores["scorer"] == metric.scorer], experiments).statistics_TRPS
             for name, metric in _metrics(question).items()
         }
-        nats_TRP = _nats(folders, points, prompt_set)
+        nats_TRP = _nats(points)
     except (ValueError, OSError) as error:
         told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         which = ", ".join(str(root / cell.key) for cell in cells)
@@ -231,7 +229,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         rows=scores,
         pictures=pictures,
         records=tuple(records),
-        trainings=tuple(training for cell in cells for training in trainings_of(cell, root)),
+        trainings=tuple(training for record in records for training in record["trainings"]),
     )
 
 
@@ -240,36 +238,19 @@ def _metrics(question: Question) -> dict[str, metrics.Metric]:
     return {name: metrics.load(name) for name in (*question.roles().values(), *BESIDE.values())}
 
 
-def _scores(
-    folders: Sequence[Path], points: Sequence[Sequence[dict[str, Any]]], prompt_set: str
-) -> pd.DataFrame:
+def _scores(files: Sequence[Path], base: str, prompt_set: str) -> pd.DataFrame:
     """Score rows of all checkpoints; of the base, which all cells have, those of the first."""
-    files = [folders[0] / f"{points[0][0]['name']}.csv"]
-    files += [folder / f"{p['name']}.csv" for folder, of in zip(folders, points, strict=True) for p in of[1:]]
-    scores = rows.read(files)
+    first, *others = (rows.read([file]) for file in files)
+    scores = pd.concat([first, *(of[of["experiment"] != base] for of in others)], ignore_index=True)
     return scores[scores["prompt_set"] == prompt_set]
 
 
-def _nats(folders: Sequence[Path], points: Sequence[Sequence[dict[str, Any]]], prompt_set: str) -> Array:
-    """Divergence from the base of every checkpoint, seed and prompt."""
-    found_RTP = [
-        [_kept(folder / f"{p['name']}.kl.json", prompt_set) for p in of[1:]]
-        for folder, of in zip(folders, points, strict=True)
-    ]
+def _nats(points: Sequence[Sequence[dict[str, Any]]]) -> Array:
+    """Divergence from the base of every checkpoint, seed and prompt, the base's own first."""
+    found_RTP = [[p["nats"] for p in of] for of in points]
     if len({len(nats_P) for of in found_RTP for nats_P in of}) != 1:
-        raise ValueError(f"the divergences in {folders[0]} and its like are not of one number of prompts")
-    nats_RTP = np.array(found_RTP, dtype=np.float64)
-    base_R1P = np.zeros_like(nats_RTP[:, :1])
-    return np.concatenate([base_R1P, nats_RTP], axis=1).transpose(1, 0, 2)
-
-
-def _kept(path: Path, prompt_set: str) -> Array:
-    """Nats of each prompt, mean over its images."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["kept"][prompt_set]
-        return np.asarray(np.asarray(kept, dtype=np.float64).mean(axis=1))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
+        raise ValueError("the divergences are not of one number of prompts")
+    return np.array(found_RTP, dtype=np.float64).transpose(1, 0, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------ estimates

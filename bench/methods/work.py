@@ -2,10 +2,13 @@
 
     <root>/<cell>/run/              the run directory; snapshots and state, some 400 MB, only until it is scored
     <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
-    <root>/<cell>/trainings.jsonl    of each time that it was trained: seconds, load and what ran beside
-    <root>/<cell>/cell.json         written last: what was trained, and what each of its checkpoints had taken
+    <root>/<cell>/trainings.jsonl   of each time that it was trained: seconds, load and what ran beside
+    <root>/<cell>/scores.csv.gz     the score rows of all its checkpoints
+    <root>/<cell>/cell.json         written last: what was trained, what each of its checkpoints had taken, and how far it is from the base
     <root>/<cell>/stopped.json      in its place where training stopped by itself: weights that diverged, a broken reward or gate
     <root>/<cell>/log               what the process said
+
+The last two of a cell that is done are all that pages read; they are small, and the repository keeps those of the table, so that another method's cells stand beside them without training them again.
 
 A process holds a lock while it works on a cell, so that one that was left behind and a new one do not write the same files.
 """
@@ -36,7 +39,8 @@ from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, resolve, snapshot_folder
 from evals.files import write_text
 from prompts.lock import locked
 
-DONE, STOPPED, TRAININGS, RUN, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "run", "curves"
+DONE, STOPPED, TRAININGS, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "scores.csv.gz"
+RUN, CURVES = "run", "curves"
 STATE = "state"
 """Of a run, to resume from."""
 MEASURED = ("date", "seconds", "cpu_seconds", "load", "threads", "jobs", "cpus")
@@ -72,7 +76,7 @@ def record_of(cell: Cell, root: Path) -> dict[str, Any] | None:
     """
     path = root / cell.key / DONE
     record = _json(path)
-    if record is None or record.get("source") != source_of(cell):
+    if record is None or record.get("source") != source_of(cell) or not _is_of(record, cell, path):
         return None
     _refuse_partial(record, path)
     return record
@@ -84,8 +88,22 @@ def stopped_of(cell: Cell, root: Path) -> str | None:
     Raises:
         ValueError: naming the file, where it is damaged.
     """
-    record = _json(root / cell.key / STOPPED)
-    return None if record is None else str(record.get("sentence"))
+    path = root / cell.key / STOPPED
+    record = _json(path)
+    return None if record is None or not _is_of(record, cell, path) else str(record.get("sentence"))
+
+
+def _is_of(record: Mapping[str, Any], cell: Cell, path: Path) -> bool:
+    """Whether it tells of this cell: what is at its default is not in the cell's key, and the default may have changed since.
+
+    Raises:
+        ValueError: naming the file, where it does not say of what it tells.
+    """
+    from train.config import as_json, differences
+
+    if not isinstance(record.get("experiment"), dict):
+        raise ValueError(f"{path} is damaged (it lacks experiment): delete it, and it is made again")
+    return not differences(record["experiment"], as_json(cell.experiment))
 
 
 def trainings_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
@@ -103,13 +121,17 @@ def _trainings(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(isinstance(one, dict) and {*one} >= {*MEASURED} for one in found):
+        if not _are_trainings(found):
             raise ValueError(f"a line lacks one of {', '.join(MEASURED)}")
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete {path.parent}, and the cell is made again"
         ) from None
     return found
+
+
+def _are_trainings(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(one, dict) and {*one} >= {*MEASURED} for one in found)
 
 
 def seconds_each(cells: Sequence[Cell], root: Path) -> dict[str, float]:
@@ -148,6 +170,8 @@ def _refuse_partial(record: Mapping[str, Any], path: Path) -> None:
     """
     points, machine = record.get("points"), record.get("machine")
     lacks = [key for key in ("command", "date") if not isinstance(record.get(key), str)]
+    if not _are_trainings(record.get("trainings")):
+        lacks.append("trainings")
     if not isinstance(machine, dict) or not isinstance(machine.get("name"), str):
         lacks.append("machine")
     if not isinstance(points, list) or len(points) < 2 or not all(map(_is_point, points)):
@@ -163,8 +187,11 @@ def _is_point(found: Any) -> bool:
     if not isinstance(found, dict):
         return False
     numbers = [found.get(key) for key in ("iteration", "images", "denoiser_evaluations", "seconds")]
-    return all(isinstance(found.get(key), str) for key in ("experiment", "name")) and all(
-        isinstance(number, int | float) for number in numbers
+    nats = found.get("nats")
+    if not isinstance(nats, list):
+        return False
+    return isinstance(found.get("experiment"), str) and all(
+        isinstance(number, int | float) for number in [*numbers, *nats]
     )
 
 
@@ -186,6 +213,8 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
     Raises:
         ValueError: one sentence, for whatever the user can mend.
     """
+    from train.config import as_json
+
     folder = root / cell.key
     with locked(folder / "lock"):
         if is_done(cell, root):
@@ -200,11 +229,13 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
             "seed": cell.seed,
             "budget": cell.budget,
             "settings": list(cell.settings),
+            "experiment": as_json(cell.experiment),
             "source": source_of(cell),
             "points": points,
             "command": command,
             "machine": _machine(),
             "date": _now(),
+            "trainings": trainings_of(cell, root),
         }
         write_text(json.dumps(record, indent=1) + "\n", folder / DONE)
         for part in (SNAPSHOTS, STATE):  # ten times as large as what is handed over, and needed no more
@@ -247,7 +278,8 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
                 raise ValueError(str(stopped)) from stopped
             # without what is said of resuming: the same would come of it
             sentence = str(stopped.__cause__ or stopped)
-            write_text(json.dumps({"sentence": sentence, "date": _now()}) + "\n", folder / STOPPED)
+            told = {"sentence": sentence, "date": _now(), "experiment": as_json(cell.experiment)}
+            write_text(json.dumps(told) + "\n", folder / STOPPED)
     return 0
 
 
@@ -287,20 +319,27 @@ def training(path: Path, jobs: int) -> Iterator[None]:
 
 
 def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
-    """Score the base, the snapshots and the end of a cell's run.
+    """Score the base, the snapshots and the end of a cell's run, and put the rows of all into one file.
 
     Returns:
-        of each: experiment as in its score rows, iteration, and what training had taken: images, denoiser_evaluations, seconds.
+        of each: experiment as in its score rows, iteration, what training had taken: images, denoiser_evaluations, seconds; and
+        nats: its divergence from the base on each of `KL_PROMPTS` prompts.
     """
+    from evals import rows
     from evals.curve import nats_to_base, scored
 
-    run, scores = folder / RUN, folder / SCORES
+    run, curves = folder / RUN, folder / CURVES
     targets = [f"{run}@0", *(f"{run}@{n}" for n in cell.snapshots), str(run)]
     checkpoints = [resolve(target) for target in targets]
-    for target, checkpoint in zip(targets, checkpoints, strict=True):
-        scored(target, checkpoint, cell.suite, scores, [cell.prompt_set])
+    files = [
+        scored(target, checkpoint, cell.suite, curves, [cell.prompt_set])
+        for target, checkpoint in zip(targets, checkpoints, strict=True)
+    ]
+    rows.write(rows.read(files), folder / SCORES)
     suite = suites.only(suites.load(cell.suite), [cell.prompt_set])
-    nats_to_base(checkpoints, suite, scores, KL_PROMPTS, 1)
+    found = nats_to_base(checkpoints, suite, curves, KL_PROMPTS, 1)
+    nats = [[sum(each) / len(each) for each in of[cell.prompt_set]] for of in found]
+    nats = [[0.0] * len(nats[0]), *nats]
     cards = [*(snapshot_folder(run, n) / SNAPSHOT_CARD for n in cell.snapshots), run / "run.json"]
     costs: list[Mapping[str, Any]] = [{"images": 0, "denoiser_evaluations": 0, "seconds": 0.0}]
     costs += [json.loads(card.read_text(encoding="utf-8"))["cost"] for card in cards]
@@ -308,11 +347,11 @@ def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "experiment": checkpoint.experiment,
-            "name": checkpoint.name,
             "iteration": iteration,
             **{what: cost[what] for what in ("images", "denoiser_evaluations", "seconds")},
+            "nats": nats_P,
         }
-        for checkpoint, iteration, cost in zip(checkpoints, at, costs, strict=True)
+        for checkpoint, iteration, cost, nats_P in zip(checkpoints, at, costs, nats, strict=True)
     ]
 
 
