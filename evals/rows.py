@@ -75,8 +75,21 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
     _refuse_repeats(rows)
-    if not refuse:
-        return rows
+    if refuse:
+        refuse_unlike(rows)
+    return rows
+
+
+def refuse_unlike(rows: pd.DataFrame) -> None:
+    """Refuse rows that cannot be compared.
+
+    Args:
+        rows: with the column `file`.
+
+    Raises:
+        ValueError: where a prompt set was scored on two suites or is not the same prompts everywhere; or where a scorer's version is
+            not the same everywhere.
+    """
     _refuse_two(
         rows,
         "suite",
@@ -88,7 +101,6 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
         "is the prompts {} in {} but {} in {}: its file has changed in between, score both again",
     )
     versions(rows)
-    return rows
 
 
 def write(rows: pd.DataFrame, path: Path | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -32,7 +33,7 @@ from evals.curve import per_prompt
 from evals.diffusion import Sampling
 from evals.suites import Part, Suite
 from train import experiments, methods
-from train.config import as_json
+from train.config import as_json, override
 from train.plan import evaluations
 
 QUESTION = QUESTIONS["imagereward"]
@@ -236,6 +237,10 @@ def test_mistakes_are_one_sentence() -> None:
             "error: --seeds is '0,x', but it must be whole numbers of at most 18 digits with commas between, such as",
         ),
         (
+            ["--out", "methods.md"],
+            "error: --out methods.md must be a folder: its pages are methods-<reward>.md",
+        ),
+        (
             ["--out", "/dev/null"],
             "error: --out /dev/null/methods-imagereward.md cannot be made: /dev/null is a file, not a folder",
         ),
@@ -359,6 +364,7 @@ def made_cell(
         "command": "made up",
         "date": "2026-01-02T03:04:05",
         "machine": {"name": "a machine"},
+        "scores": hashlib.sha256((folder / work.SCORES).read_bytes()).hexdigest(),
         "trainings": [training],
     }
     (folder / work.DONE).write_text(json.dumps(record))
@@ -577,6 +583,22 @@ def test_busy_machines_are_marked(tmp_path: Path) -> None:
     assert re.search(r"\d ⚠ +\|", pages.markdown(replace(found, tracks=(slow,)), "c", "methods-imagereward"))
 
 
+def test_seconds_of_two_machines_are_not_set_side_by_side(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 0.8), "fast": (1.5, 1.6)})
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert re.search(r"equal wall time of \d+ s, the shortest training", page)
+    assert "## At equal wall time, after a quarter" in page
+    assert re.search(r"\| fast \(3 seeds\) .*\| ≤ 110 +\| ≤ 0\.50 ", page)
+    ppo, fast = found.tracks
+    elsewhere = tuple(record | {"machine": {"name": "another"}} for record in fast.records)
+    page = pages.markdown(replace(found, tracks=(ppo, replace(fast, records=elsewhere))), "c", "m")
+    assert "equal wall time of" not in page
+    assert "trained on different machines (a machine, another)" in page
+    assert "## At equal wall time, after a quarter" not in page
+    assert "on a machine (ppo); another (fast), 2026" in page
+    assert re.search(r"\| fast \(3 seeds\) .*\| ≤ 110 +\| – ", page)
+
+
 def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)}, seeds=(0, 1))
     paper = papers_cell()
@@ -769,9 +791,44 @@ def test_what_was_trained_with_another_default_is_another_cell(tmp_path: Path) -
     del record["experiment"]
     path.write_text(json.dumps(record))
     with pytest.raises(
-        ValueError, match=r"cell\.json is damaged \(it lacks experiment\): delete it, and it "
+        ValueError, match=r"cell\.json is damaged \(it lacks experiment, or part .*: delete it"
     ):
         work.is_done(cell, tmp_path)
+    path.write_text(json.dumps(record | {"experiment": {"tasks": 3}}))
+    with pytest.raises(
+        ValueError, match=r"cell\.json is damaged \(it lacks experiment, or part .*: delete it"
+    ):
+        work.is_done(cell, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_what_was_begun_before_a_default_changed_is_forgotten(tmp_path: Path) -> None:
+    (cell,) = only_cells(cells("imagereward", "ppo", [0], 96, 2))
+    before = replace(cell, experiment=override(cell.experiment, ["update.betas=0.5,0.9"]))
+    assert before.key != cell.key
+    assert work.do(before, tmp_path, 1, "c") == 0
+    (tmp_path / before.key / work.DONE).rename(tmp_path / before.key / work.STOPPED)
+    (tmp_path / before.key).rename(tmp_path / cell.key)  # as if both were the default of their time
+    assert work.do(cell, tmp_path, 1, "c") == 0
+    assert work.is_done(cell, tmp_path)
+    assert not (tmp_path / cell.key / work.STOPPED).exists()
+    assert len(work.trainings_of(cell, tmp_path)) == 1
+
+
+@pytest.mark.parametrize("column", ["prompts", "version"])
+def test_seeds_that_were_scored_otherwise_are_refused(tmp_path: Path, column: str) -> None:
+    made = [replace(papers_cell(), seed=seed) for seed in (0, 1)]
+    for cell in made:
+        made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    file, record = tmp_path / made[1].key / work.SCORES, tmp_path / made[1].key / work.DONE
+    other = rows.read([file])
+    rows.write(other.assign(**{column: "f" * 8}), file)
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"scores": sha}))
+    told = {"prompts": "its file has changed", "version": "different versions"}
+    with pytest.raises(ValueError, match=told[column]):
+        standing(QUESTION, made, [], tmp_path, resamples=20)
 
 
 @pytest.mark.usefixtures("small")
@@ -805,8 +862,8 @@ def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
     [
         ("cell.json", "[]", r"cell\.json is damaged \(it is no record\): delete it, and it is made again"),
         ("cell.json", '{"points": []}', r"cell\.json is damaged \(it lacks command, date, trainings, machine, points, or part of it\)"),
-        ("scores.csv.gz", None, r"no longer whole \(.*scores\.csv\.gz.*: delete the folder that it is of, and it is made again \(.*-0-\w{8}\)$"),
-        ("scores.csv.gz", "half", r"no longer whole \(.*scores\.csv\.gz: is not a whole gzip file"),
+        ("scores.csv.gz", None, r"scores\.csv\.gz is gone: delete .*-0-\w{8}, and the cell is made again$"),
+        ("scores.csv.gz", "half", r"scores\.csv\.gz has changed since: delete .*-0-\w{8}, and the cell is made again$"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_damaged_is_named_and_what_helps(
@@ -825,6 +882,23 @@ def test_a_file_that_is_damaged_is_named_and_what_helps(
         path.write_text(content)
     with pytest.raises(ValueError, match=told):
         standing(QUESTION, [cell], [], tmp_path, resamples=20)
+
+
+def test_a_seed_stands_beside_the_base_that_was_drawn_with_it(tmp_path: Path) -> None:
+    """Another machine rounds otherwise, so that its base is not the same picture for picture."""
+    made = [replace(papers_cell(), seed=seed) for seed in (0, 1)]
+    for cell in made:
+        made_cell(tmp_path, cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    (before,) = standing(QUESTION, made, [], tmp_path, resamples=20).tracks
+    file, record = tmp_path / made[1].key / work.SCORES, tmp_path / made[1].key / work.DONE
+    other = rows.read([file])
+    higher = other["value"] + 0.5 * (other["scorer"] == "imagereward")
+    rows.write(other.assign(value=higher), file)
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"scores": sha}))
+    (after,) = standing(QUESTION, made, [], tmp_path, resamples=20).tracks
+    assert gains_RT(after, "reward_mean") == pytest.approx(gains_RT(before, "reward_mean"), abs=1e-5)
+    assert after.pictures == before.pictures == dict.fromkeys(before.pictures, 4)
 
 
 def test_records_that_do_not_belong_together_are_named(tmp_path: Path) -> None:

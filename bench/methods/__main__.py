@@ -105,6 +105,8 @@ def main(
     planned = plan(
         named("--methods", method_names), named("--rewards", rewards), numbers(seeds), budget, points
     )
+    if out.suffix:
+        raise ValueError(f"--out {out} must be a folder: its pages are methods-<reward>.md")
     wanted = {one.reward: pages.page_of(out, one.reward) for one in planned}
     for page in wanted.values():
         check_table(page)
@@ -123,8 +125,12 @@ def main(
     say_failed(failed)
     for reward, page in wanted.items():
         refused = [refusal for refusal in refusals if refusal.reward == reward]
-        found = standing(QUESTIONS[reward], mine[reward], refused, root)
-        click.echo(f"wrote {', '.join(map(str, pages.write(found, page, command)))}")
+        try:
+            found = standing(QUESTIONS[reward], mine[reward], refused, root)
+            click.echo(f"wrote {', '.join(map(str, pages.write(found, page, command)))}")
+        except ValueError as error:  # the other rewards have pages of their own
+            say_failed([str(error)])
+            failed = [*failed, str(error)]
     end(failed)
 
 

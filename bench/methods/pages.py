@@ -172,7 +172,7 @@ def markdown(standing: Standing, command: str, stem: str) -> str:
     ]
     parts += [
         f"{standing.budget:,} denoiser evaluations a run, or up to an iteration less, on average where a method draws how many it takes{_in_full(standing)}; equal evaluations are shares of "
-        f"{standing.evaluations:,.0f}, equal wall time of {standing.seconds:,.0f} s, the shortest training."
+        f"{standing.evaluations:,.0f}{_equal_seconds(standing)}."
         if standing.tracks
         else "Nothing has been run yet."
     ]
@@ -184,6 +184,11 @@ def markdown(standing: Standing, command: str, stem: str) -> str:
             ("seconds", "wall time"),
         )
         for at, what in at_equal:
+            if at == "seconds" and len(standing.machines) > 1:
+                parts.append(
+                    f"## At equal {what}\n\nNot shown: the runs were trained on different machines ({', '.join(sorted(standing.machines))}), whose seconds are not alike."
+                )
+                continue
             for share, how_much in ((1.0, ""), (SHARES[1], ", after a quarter")):
                 parts.append(f"## At equal {what}{how_much}\n\n{_table(grid(standing, at, share))}")
     parts += ["\n".join(f"- {sentence}" for sentence in left(standing))] if left(standing) else []
@@ -195,6 +200,12 @@ def _in_full(standing: Standing) -> str:
     """How long the paper's method in full is, where it is that."""
     track = standing.goal_track()
     return f" ({track.label}: {track.budget:,})" if track is not None and track.label == IN_FULL else ""
+
+
+def _equal_seconds(standing: Standing) -> str:
+    """Of what equal wall time is shares, where seconds are of one machine."""
+    one = len(standing.machines) == 1
+    return f", equal wall time of {standing.seconds:,.0f} s, the shortest training" if one else ""
 
 
 def verdict(standing: Standing) -> str:
@@ -264,9 +275,10 @@ def race(standing: Standing) -> list[list[str]]:
                 f"{at_most}{reach.evaluations:,.0f}",
                 f"{at_most}{reach.evaluations / _mean_end(goal_track.evaluations_RT):.2f}",
             ]
+            alike = len(track.machines() | goal_track.machines()) == 1
             line += [
                 f"{at_most}{reach.seconds:,.0f}{_busy(track)}",
-                f"{at_most}{reach.seconds / _mean_end(goal_track.seconds_RT):.2f}",
+                f"{at_most}{reach.seconds / _mean_end(goal_track.seconds_RT):.2f}" if alike else "–",
             ]
         line.append(
             "–" if reach is None else f"{sum(not math.isnan(e) for e in reach.seeds)} of {len(reach.seeds)}"
@@ -411,7 +423,7 @@ def _measured(tracks: Sequence[Track]) -> list[str]:
     trainings = [training for track in tracks for training in track.trainings]
     if not trainings:
         return []
-    names = sorted({record["machine"]["name"] for track in tracks for record in track.records})
+    names = _on_which(tracks)
     dates = _ends([training["date"][:10] for training in trainings])
     jobs, threads, cpus = (
         _ends([training[key] for training in trainings]) for key in ("jobs", "threads", "cpus")
@@ -420,10 +432,21 @@ def _measured(tracks: Sequence[Track]) -> list[str]:
     load = _ends([round(of["load"], 1) for of in timed])
     shares = _ends([round(100 * of["cpu_share"]) for of in timed if not math.isnan(of["cpu_share"])])
     return [
-        f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {', '.join(names)}, {dates}: "
+        f"Seconds are those of training, as `metrics.jsonl` counts them (saving and the checks before it included, scoring not), on {names}, {dates}: "
         f"{jobs} at a time, threads of each: {threads}, processors: {cpus}. By method, the load average of its runs and everything else was {load}, and its trainers were on a processor {shares} % of "
         f"their threads' time. ⚠ below {100 * BUSY:.0f} %: something else ran, and the seconds are too many."
     ]
+
+
+def _on_which(tracks: Sequence[Track]) -> str:
+    """The machine, or which method was trained on which."""
+    by_machine: dict[str, list[str]] = {}
+    for track in tracks:
+        for name in sorted(track.machines()):
+            by_machine.setdefault(name, []).append(track.label)
+    if len(by_machine) == 1:
+        return next(iter(by_machine))
+    return "; ".join(f"{name} ({', '.join(labels)})" for name, labels in by_machine.items())
 
 
 def _ends(values: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ import pandas as pd
 
 from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
-from bench.methods.work import DONE, SCORES, record_of, stopped_of
+from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
 from evals.compare import beside_constant
 from evals.curve import Parting, Point, curve, per_prompt
@@ -75,6 +75,10 @@ class Track:
     def at_seconds(self, seconds: float) -> Array:
         """Where a wall time of training lies among the checkpoints, of every seed [R]."""
         return places(seconds, self.seconds_RT)
+
+    def machines(self) -> frozenset[str]:
+        """On which its seeds were trained: seconds of different ones say nothing of each other."""
+        return frozenset(record["machine"]["name"] for record in self.records)
 
     def cpu_share(self) -> float:
         """Which part of its threads' time the trainer was on a processor."""
@@ -157,6 +161,11 @@ class Standing:
         """Whether what the paper's method gains is told apart from nothing."""
         return self.target_low > 0
 
+    @property
+    def machines(self) -> frozenset[str]:
+        """On which its runs were trained."""
+        return frozenset().union(*(track.machines() for track in self.tracks))
+
     def goal_track(self) -> Track | None:
         """The track that is raced to; None where it has not been run."""
         return next((track for track in self.tracks if track.label == self.papers), None)
@@ -188,6 +197,8 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         ValueError: for a file that is damaged or gone, or cells that are not of one kind.
     """
     done = sorted(done, key=lambda pair: pair[0].seed)
+    for cell, record in done:
+        refuse_other_scores(cell, record, root)
     cells, records = [cell for cell, _ in done], [record for _, record in done]
     points: list[list[dict[str, Any]]] = [record["points"] for record in records]
     iterations = [[p["iteration"] for p in of] for of in points]
@@ -197,7 +208,9 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         )
     experiments = [p["experiment"] for p in points[0]]
     try:
-        scores = _scores([root / cell.key / SCORES for cell in cells], experiments[0], cells[0].prompt_set)
+        scores = _scores(
+            {cell.seed: root / cell.key / SCORES for cell in cells}, experiments[0], cells[0].prompt_set
+        )
         statistics = {
             name: per_prompt(metric, scores[scores["scorer"] == metric.scorer], experiments).statistics_TRPS
             for name, metric in _metrics(question).items()
@@ -209,9 +222,9 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         raise ValueError(
             f"what was scored is no longer whole ({told}): delete the folder that it is of, and it is made again ({which})"
         ) from error
+    of_one = scores[(scores["experiment"] == experiments[0]) & (scores["seed"] == cells[0].seed)]
     pictures = {
-        name: int(((scores["scorer"] == metric.scorer) & (scores["experiment"] == experiments[0])).sum())
-        for name, metric in _metrics(question).items()
+        name: int((of_one["scorer"] == metric.scorer).sum()) for name, metric in _metrics(question).items()
     }
     return Track(
         question=question,
@@ -238,10 +251,23 @@ def _metrics(question: Question) -> dict[str, metrics.Metric]:
     return {name: metrics.load(name) for name in (*question.roles().values(), *BESIDE.values())}
 
 
-def _scores(files: Sequence[Path], base: str, prompt_set: str) -> pd.DataFrame:
-    """Score rows of all checkpoints; of the base, which all cells have, those of the first."""
-    first, *others = (rows.read([file]) for file in files)
-    scores = pd.concat([first, *(of[of["experiment"] != base] for of in others)], ignore_index=True)
+def _scores(files: Mapping[int, Path], base: str, prompt_set: str) -> pd.DataFrame:
+    """Score rows of all checkpoints, each training seed's beside those of the base that were drawn with it: another machine rounds otherwise.
+
+    Args:
+        files: of each training seed.
+        base: experiment of the base, whose rows get the training seed that they stand beside.
+        prompt_set: whose rows.
+
+    Raises:
+        ValueError: they are of another suite, other prompts or other scorers.
+    """
+    found = [(seed, rows.read([file])) for seed, file in files.items()]
+    scores = pd.concat(
+        [of.assign(seed=of["seed"].where(of["experiment"] != base, seed)) for seed, of in found],
+        ignore_index=True,
+    )
+    rows.refuse_unlike(scores)
     return scores[scores["prompt_set"] == prompt_set]
 
 

@@ -3,18 +3,20 @@
     <root>/<cell>/run/              the run directory; snapshots and state, some 400 MB, only until it is scored
     <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
     <root>/<cell>/trainings.jsonl   of each time that it was trained: seconds, load and what ran beside
+    <root>/<cell>/experiment.json   what is trained there
+    <root>/<cell>/log               what the process said
     <root>/<cell>/scores.csv.gz     the score rows of all its checkpoints
     <root>/<cell>/cell.json         written last: what was trained, what each of its checkpoints had taken, and how far it is from the base
     <root>/<cell>/stopped.json      in its place where training stopped by itself: weights that diverged, a broken reward or gate
-    <root>/<cell>/log               what the process said
 
-The last two of a cell that is done are all that pages read; they are small, and the repository keeps those of the table, so that another method's cells stand beside them without training them again.
+The last three are all that pages read. They are small, and the repository keeps those of its pages, so that a method of one's own stands beside them without training theirs again.
 
 A process holds a lock while it works on a cell, so that one that was left behind and a new one do not write the same files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,14 +35,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+import prompts
 from bench.methods.cells import KL_PROMPTS, MODEL, Cell
 from evals import signals, suites
-from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, resolve, snapshot_folder, snapshots_of
+from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, find_base, resolve, snapshot_folder, snapshots_of
 from evals.files import write_text
 from prompts.lock import locked
 
 DONE, STOPPED, TRAININGS, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "scores.csv.gz"
-RUN, CURVES = "run", "curves"
+RUN, CURVES, IMAGES, TRAINED = "run", "curves", "images", "experiment.json"
 STATE = "state"
 """Of a run, to resume from."""
 MEASURED = ("date", "seconds", "cpu_seconds", "load", "threads", "jobs", "cpus")
@@ -51,18 +54,20 @@ MEASURED = ("date", "seconds", "cpu_seconds", "load", "threads", "jobs", "cpus")
 
 
 def source_of(cell: Cell) -> dict[str, Any]:
-    """What decides a cell's scores, beside its weights."""
-    return _source_of(cell.suite, cell.prompt_set)
+    """What decides a cell's scores, beside what was trained."""
+    return _source_of(cell.suite, cell.prompt_set, cell.experiment.base)
 
 
 @cache
-def _source_of(suite_name: str, prompt_set: str) -> dict[str, Any]:
+def _source_of(suite_name: str, prompt_set: str, base: str) -> dict[str, Any]:
     from evals import divergence, scorers
 
     suite = suites.only(suites.load(suite_name), [prompt_set])
     names = {name for part in suite.parts for name in part.scorers}
     return {
+        "base": resolve(find_base(base)).digest(),
         "suite": repr(suite),
+        "prompts": prompts.digest(prompts.load(prompt_set)),
         "versions": {name: scorers.load(name, domain=suite.domain).version for name in sorted(names)},
         "divergence": [divergence.version(), KL_PROMPTS],
     }
@@ -101,9 +106,28 @@ def _is_of(record: Mapping[str, Any], cell: Cell, path: Path) -> bool:
     """
     from train.config import as_json, differences
 
-    if not isinstance(record.get("experiment"), dict):
-        raise ValueError(f"{path} is damaged (it lacks experiment): delete it, and it is made again")
-    return not differences(record["experiment"], as_json(cell.experiment))
+    try:
+        return not differences(record["experiment"], as_json(cell.experiment))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged (it lacks experiment, or part of it: {error!r}): delete it, and it is made again"
+        ) from None
+
+
+def refuse_other_scores(cell: Cell, record: Mapping[str, Any], root: Path) -> None:
+    """Refuse score rows that are not those that the record was written with.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    path = root / cell.key / SCORES
+    if not path.is_file() or _sha256(path) != record.get("scores"):
+        what = "has changed since" if path.is_file() else "is gone"
+        raise ValueError(f"{path} {what}: delete {path.parent}, and the cell is made again")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def trainings_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
@@ -131,14 +155,21 @@ def _trainings(path: Path) -> list[dict[str, Any]]:
 
 
 def _are_trainings(found: Any) -> bool:
-    return isinstance(found, list) and all(isinstance(one, dict) and {*one} >= {*MEASURED} for one in found)
+    return isinstance(found, list) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("date"), str)
+        and all(isinstance(one.get(key), int | float) for key in MEASURED if key != "date")
+        for one in found
+    )
 
 
 def seconds_each(cells: Sequence[Cell], root: Path) -> dict[str, float]:
-    """Seconds of training for a denoiser evaluation, by method, of cells that are done; of all of them under the empty name."""
+    """Seconds of training for a denoiser evaluation, by method, of cells that were done on such a machine; of all of them under the empty name."""
     taken: dict[str, list[float]] = {}
-    for cell in cells:
-        if (record := record_of(cell, root)) is not None:
+    records = [(cell, record) for cell in cells if (record := record_of(cell, root)) is not None]
+    here = _processor() if records else ""
+    for cell, record in records:
+        if record["machine"].get("processor") == here:
             last = record["points"][-1]
             for name in (cell.method, ""):
                 taken.setdefault(name, []).append(last["seconds"] / last["denoiser_evaluations"])
@@ -188,7 +219,7 @@ def _is_point(found: Any) -> bool:
         return False
     numbers = [found.get(key) for key in ("iteration", "images", "denoiser_evaluations", "seconds")]
     nats = found.get("nats")
-    if not isinstance(nats, list):
+    if not isinstance(nats, list) or not nats:
         return False
     return isinstance(found.get("experiment"), str) and all(
         isinstance(number, int | float) for number in [*numbers, *nats]
@@ -219,6 +250,7 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
     with locked(folder / "lock"):
         if is_done(cell, root):
             return 0
+        _forget_another(cell, folder)
         code = _train(cell, folder, jobs)
         if code or (folder / STOPPED).is_file():
             return code
@@ -232,6 +264,7 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
             "experiment": as_json(cell.experiment),
             "source": source_of(cell),
             "points": points,
+            "scores": _sha256(folder / SCORES),
             "command": command,
             "machine": _machine(),
             "date": _now(),
@@ -241,6 +274,19 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
         for part in (SNAPSHOTS, STATE):  # ten times as large as what is handed over, and needed no more
             shutil.rmtree(folder / RUN / part, ignore_errors=True)
     return 0
+
+
+def _forget_another(cell: Cell, folder: Path) -> None:
+    """Remove what was begun in this folder before a default changed: it is of another cell, and would be refused for ever."""
+    from train.config import as_json
+
+    trained, told = as_json(cell.experiment), folder / TRAINED
+    if told.is_file() and _json(told) != trained:
+        for part in (RUN, CURVES, IMAGES):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / TRAININGS).unlink(missing_ok=True)
+    (folder / STOPPED).unlink(missing_ok=True)
+    write_text(json.dumps(trained) + "\n", told)
 
 
 def _train(cell: Cell, folder: Path, jobs: int) -> int:
@@ -335,7 +381,7 @@ def score(cell: Cell, folder: Path) -> list[dict[str, Any]]:
         scored(target, checkpoint, cell.suite, curves, [cell.prompt_set])
         for target, checkpoint in zip(targets, checkpoints, strict=True)
     ]
-    rows.write(rows.read(files), folder / SCORES)
+    rows.write(rows.by_picture(rows.read(files)), folder / SCORES)
     suite = suites.only(suites.load(cell.suite), [cell.prompt_set])
     found = nats_to_base(checkpoints, suite, curves, KL_PROMPTS, 1)
     nats = [[sum(each) / len(each) for each in of[cell.prompt_set]] for of in found]
@@ -359,7 +405,13 @@ def _machine() -> dict[str, str]:
     from evals.provenance import machine
     from train.records import device_name
 
-    return {"name": device_name(), **machine("cpu")}
+    return {"name": device_name(), "processor": _processor(), **machine("cpu")}
+
+
+def _processor() -> str:
+    from train.records import processor
+
+    return processor()
 
 
 def _now() -> str:
