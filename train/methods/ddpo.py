@@ -45,7 +45,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=96", "update.lr=1e-4"),
 )
-BEST = {"imagereward": TUNING[1], "fairness": TUNING[0]}
+BEST = {"imagereward": TUNING[1], "compositionality": TUNING[1], "fairness": TUNING[0]}
 
 
 @dataclass(frozen=True)

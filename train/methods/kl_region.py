@@ -33,7 +33,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=2e-4", "method.max_kl=0.04"),
 )
-BEST = {"imagereward": TUNING[1], "fairness": TUNING[1]}
+BEST = {"imagereward": TUNING[1], "compositionality": TUNING[1], "fairness": TUNING[1]}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ TUNING = (
     (*_AVERAGED, "update.lr=1e-4", "sampling.steps=5", "method.timesteps=training"),
     (*_AVERAGED, "update.lr=1.5e-4", "sampling.steps=5", "method.timesteps=training", "method.updates=2"),
 )
-BEST = {"imagereward": TUNING[2], "fairness": TUNING[2]}
+BEST = {"imagereward": TUNING[2], "compositionality": TUNING[2], "fairness": TUNING[2]}
 
 
 @dataclass(frozen=True)

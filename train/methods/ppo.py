@@ -16,7 +16,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=32", "update.lr=1e-4", "sampling.micro_batch=32", "update.micro_batch=32"),
 )
-BEST = {"imagereward": TUNING[0], "fairness": TUNING[1]}
+BEST = {"imagereward": TUNING[0], "compositionality": TUNING[1], "fairness": TUNING[1]}
 
 
 @dataclass(frozen=True)

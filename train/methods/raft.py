@@ -32,7 +32,7 @@ TUNING = (
     ("tasks.batch=288", "update.lr=3e-5", "method.candidates=8", "method.updates=10"),
     ("tasks.batch=288", "update.lr=1e-4", "method.candidates=24", "method.updates=10"),
 )
-BEST = {"imagereward": TUNING[3], "fairness": TUNING[3]}
+BEST = {"imagereward": TUNING[3], "compositionality": TUNING[3], "fairness": TUNING[3]}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=2e-4", "update.clip=7.2e-3"),
 )
-BEST = {"imagereward": TUNING[1], "fairness": TUNING[0]}
+BEST = {"imagereward": TUNING[1], "compositionality": TUNING[0], "fairness": TUNING[0]}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ TUNING = (
     ("tasks.batch=96", "update.lr=2e-4", "method.updates=10", "pretraining.batch=96"),
     ("tasks.batch=96", "update.lr=2e-4", "pretraining.batch=96", "pretraining.beta=0.05"),
 )
-BEST = {"imagereward": TUNING[3], "fairness": TUNING[3]}
+BEST = {"imagereward": TUNING[3], "compositionality": TUNING[3], "fairness": TUNING[3]}
 
 
 @dataclass(frozen=True)

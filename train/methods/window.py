@@ -32,7 +32,7 @@ TUNING = (
     ("tasks.batch=48", "update.lr=2e-4"),
     ("tasks.batch=48", "update.lr=2e-4", "method.within=1.0"),
 )
-BEST = {"imagereward": TUNING[3], "fairness": TUNING[2]}
+BEST = {"imagereward": TUNING[3], "compositionality": TUNING[3], "fairness": TUNING[2]}
 
 
 @dataclass(frozen=True)
