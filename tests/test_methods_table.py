@@ -575,6 +575,22 @@ def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) 
     assert len(drawing.findall(f".//{svg}polygon")) == 4 + 2 * 4  # the paper's stands behind the other
 
 
+@pytest.mark.parametrize("reward", QUESTIONS)
+def test_the_page_in_the_repository_is_that_of_the_cells_beside_it(reward: str) -> None:
+    results = Path(__file__).parents[1] / "results"
+    mine = [one for one in plan([], [reward], SEEDS) if isinstance(one, Cell)]
+    if not any(work.is_done(cell, results / "methods") for cell in mine):
+        pytest.skip(f"no cells are kept of {reward}: its page was made before any were")
+    found = standing(QUESTIONS[reward], mine, [], results / "methods", resamples=20)
+    now = pages.tidy(found).query("at == 'checkpoint'").reset_index(drop=True)
+    page = pages.page_of(results, reward)
+    kept = pd.read_csv(page.with_suffix(".csv")).query("at == 'checkpoint'").reset_index(drop=True)
+    keys = ["method", "share", "role", "metric", "seeds", "prompts", "images", "budget", "command"]
+    pd.testing.assert_frame_equal(now[keys], kept[keys], check_dtype=False)
+    for column in ("evaluations", "seconds", "value", "gain"):
+        np.testing.assert_allclose(now[column].astype(float), kept[column], rtol=1e-4, atol=1e-6)
+
+
 def test_busy_machines_are_marked(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
     (track,) = found.tracks
