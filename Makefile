@@ -157,7 +157,7 @@ reproduce: $(VENV)
 	$(MAKE) SEEDS="$(REPRODUCE_SEEDS)" SET= ON=$(ON) eval
 	$(MAKE) SEEDS= SET= compare report
 
-## methods | training methods at equal compute, a page of each reward in results (ARGS=--dry-run: its cost)
+## methods | training methods at equal compute: a page of each reward in results (ARGS=--dry-run: cost)
 space := $(subst ,, )
 methods: $(VENV)
 	$(PY) -m bench.methods$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))

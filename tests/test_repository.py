@@ -142,8 +142,9 @@ def test_no_pickle_is_shipped() -> None:
 
 
 def test_a_clone_weighs_about_30_mb() -> None:
+    """Weights 26, and of the methods' cells .09 each: those of all pages would be too much as they are."""
     total_mb = sum((ROOT / path).stat().st_size for path in tracked()) / 1e6
-    assert total_mb < 33
+    assert total_mb < 36
 
 
 # the lock
