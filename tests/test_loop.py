@@ -70,11 +70,19 @@ SAMPLING = toy.toy_experiment("", "").sampling
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("guidance", [None, 3.0])
 def test_ratio_is_one_and_kl_zero_before_the_first_update_at_every_step(
-    make_run: MakeRun, tmp_path: Path, prediction_type: str, precision: Any, guidance: float | None
+    make_run: MakeRun,
+    toy_prompts: Path,
+    tmp_path: Path,
+    prediction_type: str,
+    precision: Any,
+    guidance: float | None,
 ) -> None:
     toy.build_tiny_pipeline(prediction_type=prediction_type).save_pretrained(tmp_path / "base")
     sampling = replace(SAMPLING, precision=precision, guidance=guidance, steps=6)
-    run = make_run(base=tmp_path / "base", sampling=sampling, iterations=2)
+    # no task whose scores may all be NaN: how bright these pictures are depends on how the machine rounds
+    redness = toy.toy_experiment("", toy_prompts).tasks[0]
+    tasks = (redness, replace(redness, name="again"))
+    run = make_run(base=tmp_path / "base", sampling=sampling, tasks=tasks, iterations=2)
     train(run)
     identity = run.progress.gates["identity"]
     assert len(identity["steps"]) == 6
@@ -268,7 +276,8 @@ def test_gradient_does_not_depend_on_the_micro_batch(make_run: MakeRun, micro_ba
         policy_gradient(run, batch, batch.order[0], weight=1.0)
         found.append(gradients(run))
     for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)
+        # of a weight's whole gradient: its smallest entries are sums that nearly cancel
+        assert (found[1][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-7, name
 
 
 def test_masked_images_change_neither_gradient_nor_mean(make_run: MakeRun) -> None:
