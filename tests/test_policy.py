@@ -122,7 +122,8 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     assert not torch.equal(before, after)
     policy.save(tmp_path / "run", policy.weights_to_hand_over())
     opened = DiffusionPipeline.from_pretrained(tmp_path / "run")
-    assert torch.equal(pictures(opened.unet, opened), after)
+    # another model in memory: its sums may be taken in another order
+    torch.testing.assert_close(pictures(opened.unet, opened), after, rtol=0, atol=1e-5)
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
 
 
@@ -132,7 +133,7 @@ def test_adapters_start_as_the_base_and_are_saved_for_diffusers(
     base = load_pipeline(str(tiny_pipeline_dir))
     policy = policy_of(tiny_pipeline_dir, lora=Lora(rank=2, alpha=2.0))
     start = pictures(policy.unet, policy.pipeline)
-    assert torch.equal(start, pictures(base.unet, base))
+    torch.testing.assert_close(start, pictures(base.unet, base), rtol=0, atol=1e-5)
     assert all("lora" in name for name in policy.weights)
     push(policy)
     after = pictures(policy.unet, policy.pipeline)
