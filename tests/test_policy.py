@@ -122,6 +122,8 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     assert not torch.equal(before, after)
     policy.save(tmp_path / "run", policy.weights_to_hand_over())
     opened = DiffusionPipeline.from_pretrained(tmp_path / "run")
+    opened_weights = dict(opened.unet.named_parameters())
+    assert all(torch.equal(opened_weights[name], w) for name, w in policy.unet.named_parameters())
     # another model in memory: its sums may be taken in another order
     torch.testing.assert_close(pictures(opened.unet, opened), after, rtol=0, atol=1e-5)
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())

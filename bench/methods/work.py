@@ -16,7 +16,6 @@ A process holds a lock while it works on a cell, so that one that was left behin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -40,7 +39,9 @@ from bench.methods.cells import KL_PROMPTS, MODEL, Cell
 from evals import signals, suites
 from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, find_base, resolve, snapshot_folder, snapshots_of
 from evals.files import write_text
+from evals.provenance import sha256
 from prompts.lock import locked
+from train.config import as_json, differences
 
 DONE, STOPPED, TRAININGS, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "scores.csv.gz"
 RUN, CURVES, IMAGES, TRAINED = "run", "curves", "images", "experiment.json"
@@ -104,8 +105,6 @@ def _is_of(record: Mapping[str, Any], cell: Cell, path: Path) -> bool:
     Raises:
         ValueError: naming the file, where it does not say of what it tells.
     """
-    from train.config import as_json, differences
-
     try:
         return not differences(record["experiment"], as_json(cell.experiment))
     except (KeyError, TypeError, ValueError) as error:
@@ -121,13 +120,9 @@ def refuse_other_scores(cell: Cell, record: Mapping[str, Any], root: Path) -> No
         ValueError: naming the folder.
     """
     path = root / cell.key / SCORES
-    if not path.is_file() or _sha256(path) != record.get("scores"):
+    if not path.is_file() or sha256(path) != record.get("scores"):
         what = "has changed since" if path.is_file() else "is gone"
         raise ValueError(f"{path} {what}: delete {path.parent}, and the cell is made again")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def trainings_of(cell: Cell, root: Path) -> list[dict[str, Any]]:
@@ -244,8 +239,6 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
     Raises:
         ValueError: one sentence, for whatever the user can mend.
     """
-    from train.config import as_json
-
     folder = root / cell.key
     with locked(folder / "lock"):
         if is_done(cell, root):
@@ -264,7 +257,7 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
             "experiment": as_json(cell.experiment),
             "source": source_of(cell),
             "points": points,
-            "scores": _sha256(folder / SCORES),
+            "scores": sha256(folder / SCORES),
             "command": command,
             "machine": _machine(),
             "date": _now(),
@@ -278,8 +271,6 @@ def do(cell: Cell, root: Path, jobs: int, command: str) -> int:
 
 def _forget_another(cell: Cell, folder: Path) -> None:
     """Remove what was begun in this folder before a default changed: it is of another cell, and would be refused for ever."""
-    from train.config import as_json
-
     trained, told = as_json(cell.experiment), folder / TRAINED
     if told.is_file() and _json(told) != trained:
         for part in (RUN, CURVES, IMAGES):
@@ -295,7 +286,6 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
     Returns:
         the exit code; 0 also where it stopped by itself, which then says `STOPPED`.
     """
-    from train.config import as_json
     from train.data import DataFailed
     from train.gates import GateBroken
     from train.loop import Stopped, train
