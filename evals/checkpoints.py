@@ -33,6 +33,8 @@ STEMS = {
 }
 """What the files of a model's weights are called."""
 PARTS = (*STEMS, "tokenizer", "tokenizer_2", "scheduler")
+ALIGNMENT = 64
+"""Bytes: where torch's memory on the CPU starts is a multiple of it."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
@@ -122,6 +124,7 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
         with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
             pipeline = open_single_file(path) if path.is_file() else _open(found, revision, unet)
             _refuse_another_diffusion(pipeline)
+            freeze(pipeline)
     except DAMAGE as error:
         what = found if unet is None else f"{found} with the denoiser of {unet}"
         raise ValueError(
@@ -134,6 +137,21 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
                 f"base: the {name} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
             )
     return pipeline
+
+
+def freeze(pipeline: Any) -> None:
+    """Make the pictures of a pipeline those of its weights alone, to the last bit: whether it was opened, built or is being trained.
+
+    Two things else decide in which order a product is summed. A safetensors file is mapped, not read, so that its weights lie
+    wherever its header ends: they are copied to where an allocation starts. And torch multiplies by a weight that could have a
+    gradient in another way, even where no gradient is kept: none can have one, as in a run, until `train.policy` says which.
+    """
+    for model in pipeline.components.values():
+        if isinstance(model, torch.nn.Module):
+            model.requires_grad_(False)
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.data_ptr() % ALIGNMENT:
+                    tensor.data = tensor.data.clone()
 
 
 def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
