@@ -302,10 +302,15 @@ def picture(base: Path, tuned: Path, out: Path) -> None:
 
 @main.command()
 @click.argument("files", metavar="CSV...", type=CSV, nargs=-1, required=True)
-@click.option("--out", type=CSV, required=True, help="Compressed score file to write (.csv.gz).")
+@click.option(
+    "--out",
+    type=CSV,
+    required=True,
+    help="Score file to write: compressed (.csv.gz), or packed (.csv.xz), half as large.",
+)
 def pack(files: tuple[Path, ...], out: Path) -> None:
     """Put score files into one small one, once all of them have been read without a fault."""
-    check_out(out, ".csv.gz", files)
+    check_out(out, ".csv.xz" if out.suffix == ".xz" else ".csv.gz", files)
     rows.write(rows.by_picture(rows.read(files)), out)
     click.echo(f"wrote {out}")
 

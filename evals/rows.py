@@ -4,7 +4,8 @@ A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `
 all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
 model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
 reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
-hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz).
+hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz) or packed (.csv.xz,
+see `evals.packed`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import csv
 import gzip
 import hashlib
 import io
+import lzma
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from evals.files import write_bytes
+from evals.packed import pack, unpack
 
 
 class Row(NamedTuple):
@@ -104,10 +107,18 @@ def refuse_unlike(rows: pd.DataFrame) -> None:
 
 
 def write(rows: pd.DataFrame, path: Path | str) -> None:
-    """Write the rows as CSV, compressed where the name ends in .gz; at once or not at all."""
-    text = rows.loc[:, list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    content = text.encode("utf-8")
-    write_bytes(gzip.compress(content, mtime=0) if Path(path).suffix == ".gz" else content, path)
+    """Write the rows as CSV, compressed where the name ends in .gz, packed where it ends in .xz; at once or not at all."""
+    suffix, lines = Path(path).suffix, rows.loc[:, list(COLUMNS)]
+    if suffix == ".xz":
+        lines = pack(
+            lines.assign(value=lines["value"].map(lambda value: "" if value != value else f"{value:.6g}"))
+        )
+    content = lines.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8")
+    if suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    elif suffix == ".xz":
+        content = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
+    write_bytes(content, path)
 
 
 def picture_hash(size: tuple[int, int], rgb: bytes) -> str:
@@ -227,11 +238,19 @@ def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFram
     )
 
 
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
+
+
 def _read_one(path: Path) -> pd.DataFrame:
     text = _cells(path)
     if not text.columns.is_unique:
         twice = text.columns[text.columns.duplicated()][0]
         raise ValueError(f"{path}: has the column {twice} twice")
+    if path.suffix == ".xz":
+        try:
+            text = unpack(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     missing = [name for name in COLUMNS if name not in text.columns]
     if missing:
         raise ValueError(f"{path}: lacks the column {missing[0]}; a score file has {', '.join(COLUMNS)}")
@@ -252,9 +271,9 @@ def _cells(path: Path) -> pd.DataFrame:
     """The file as strings; a line with a cell too few or too many is an error, since a cut-off file would else read as NaN."""
     try:
         stored = path.read_bytes()
-        content = (gzip.decompress(stored) if path.suffix == ".gz" else stored).decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: is not a whole gzip file ({error})") from error
+        content = DECOMPRESS.get(path.suffix, bytes)(stored).decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: is not a whole {path.suffix[1:]} file ({error})") from error
     except OSError as error:
         hint = "; make it with `python -m evals score`" if isinstance(error, FileNotFoundError) else ""
         raise ValueError(

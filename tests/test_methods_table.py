@@ -878,8 +878,8 @@ def test_data_that_cannot_be_read_is_a_mistake_to_mend_and_no_result(
     [
         ("cell.json", "[]", r"cell\.json is damaged \(it is no record\): delete it, and it is made again"),
         ("cell.json", '{"points": []}', r"cell\.json is damaged \(it lacks command, date, trainings, machine, points, or part of it\)"),
-        ("scores.csv.gz", None, r"scores\.csv\.gz is gone: delete .*-0-\w{8}, and the cell is made again$"),
-        ("scores.csv.gz", "half", r"scores\.csv\.gz has changed since: delete .*-0-\w{8}, and the cell is made again$"),
+        ("scores.csv.xz", None, r"scores\.csv\.xz is gone: delete .*-0-\w{8}, and the cell is made again$"),
+        ("scores.csv.xz", "half", r"scores\.csv\.xz has changed since: delete .*-0-\w{8}, and the cell is made again$"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_damaged_is_named_and_what_helps(

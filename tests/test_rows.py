@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import re
 from pathlib import Path
@@ -197,11 +198,73 @@ def test_a_compressed_file_of_several_runs_reads_as_the_files_it_was_made_of(tmp
 
 def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
     text = file(tmp_path, GOOD).read_bytes()
-    for name, damaged in {"cut.csv.gz": gzip.compress(text)[:-12], "plain.csv.gz": text}.items():
+    for name, damaged in {
+        "cut.csv.gz": gzip.compress(text)[:-12],
+        "plain.csv.gz": text,
+        "cut.csv.xz": lzma.compress(text)[:-12],
+        "plain.csv.xz": text,
+    }.items():
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError) as refusal:
             rows.read([tmp_path / name])
-        assert str(refusal.value).startswith(f"{tmp_path / name}: is not a whole gzip file")
+        assert str(refusal.value).startswith(f"{tmp_path / name}: is not a whole {name[-2:]} file")
+
+
+def test_packed_scores_read_as_the_rows_they_were_made_of(tmp_path: Path) -> None:
+    frame = rows.by_picture(study(prompts=3))
+    frame = frame.drop(index=frame.index[[3, 8]])  # a scorer need not have scored all pictures
+    frame.loc[frame.index[5], "value"] = float("nan")
+    frame.loc[frame["experiment"] != "base", "trained_on"] = 1
+    plain, packed = tmp_path / "scores.csv", tmp_path / "scores.csv.xz"
+    rows.write(frame, plain)
+    rows.write(frame, packed)
+    apart, together = (rows.read([path]).drop(columns="file") for path in (plain, packed))
+    key = ["experiment", "seed", "prompt_set", "prompt_id", "image"]
+    assert together[key].equals(apart[key])  # the same pictures in the same order
+    pd.testing.assert_frame_equal(
+        together.sort_values(list(rows.KEY), ignore_index=True),
+        apart.sort_values(list(rows.KEY), ignore_index=True),
+    )
+    assert 0 < together["trained_on"].mean() < 1
+
+
+def packed_text(folder: Path, text: str) -> Path:
+    path = folder / "scores.csv.xz"
+    path.write_bytes(lzma.compress(text.encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("trained_on", "rewards", "lacks the column trained_on; packed scores have experiment, model, seed,"),
+        ("s v1", "s", "the column s names no scorer and its version, with a space between"),
+        (",01,", ",0,", "trained_on must have a letter for each of the 2 scorers"),
+        (",01,", ",02,", "trained_on must be 0 or 1"),
+        (",01,", ",0-,", "line 3: trained_on must be a whole number, not '-'"),
+        (",.5,2", ",.5,high", "line 3: value must be a finite number or empty, not 'high'"),
+        (",.5,2", ",.5", "line 3 has 11 cells, but the header has 12"),
+        (",.5,2", ",-,-", None),
+    ],
+)
+def test_a_fault_in_packed_scores_is_one_sentence(
+    tmp_path: Path, old: str, new: str, told: str | None
+) -> None:
+    picture = "base,m,0,s:1,set,0123,p,{},abc"
+    text = (
+        "experiment,model,seed,suite,prompt_set,prompts,prompt_id,image,picture,trained_on,s v1,t v2\n"
+        f"{picture.format(0)},10,1,\n{picture.format(1)},01,.5,2\n"
+    )
+    assert old in text
+    assert rows.read([packed_text(tmp_path, text)])["value"].tolist() == pytest.approx(
+        [1.0, float("nan"), 0.5, 2.0], nan_ok=True
+    )
+    path = packed_text(tmp_path, text.replace(old, new))
+    if told is None:
+        assert len(rows.read([path])) == 2
+        return
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {told}')}"):
+        rows.read([path])
 
 
 @pytest.mark.parametrize(

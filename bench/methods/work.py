@@ -5,7 +5,7 @@
     <root>/<cell>/trainings.jsonl   of each time that it was trained: seconds, load and what ran beside
     <root>/<cell>/experiment.json   what is trained there
     <root>/<cell>/log               what the process said
-    <root>/<cell>/scores.csv.gz     the score rows of all its checkpoints
+    <root>/<cell>/scores.csv.xz     the score rows of all its checkpoints
     <root>/<cell>/cell.json         written last: what was trained, what each of its checkpoints had taken, and how far it is from the base
     <root>/<cell>/stopped.json      in its place where training stopped by itself: weights that diverged, a broken reward or gate
 
@@ -43,7 +43,7 @@ from evals.provenance import sha256
 from prompts.lock import locked
 from train.config import as_json, differences
 
-DONE, STOPPED, TRAININGS, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "scores.csv.gz"
+DONE, STOPPED, TRAININGS, SCORES = "cell.json", "stopped.json", "trainings.jsonl", "scores.csv.xz"
 RUN, CURVES, IMAGES, TRAINED = "run", "curves", "images", "experiment.json"
 STATE = "state"
 """Of a run, to resume from."""
