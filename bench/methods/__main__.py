@@ -149,12 +149,18 @@ def main(
     "other",
     help="Another reward: the settings that were tried on it at full length, and no other, at once at full length.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help="The settings that METHOD's file has for this reward alone (AGAIN), at once at full length, beside those that were tried.",
+)
 @AT_WORK
 def tune(
     method: str,
     reward: str,
     out: Path,
     other: str | None,
+    again: bool,
     budget: int | None,
     jobs: int,
     threads: int,
@@ -164,7 +170,7 @@ def tune(
     """Try the settings in METHOD's own file, with seed 11, on prompts of which nothing is reported: all with --budget evaluations each, five eighths of the table's unless given, then the best two with eight fifths of that."""
     check_out(out, ".csv")
     from bench.methods.questions import QUESTIONS
-    from bench.methods.tune import FINALISTS, check_tries, finals, finals_of, tries
+    from bench.methods.tune import FINALISTS, check_tries, finals, finals_of, second, tries
     from train import methods
     from train.config import choose
 
@@ -172,11 +178,19 @@ def tune(
     choose("reward", reward, QUESTIONS)
     if other is not None:
         choose("--finalists-of", other, [name for name in QUESTIONS if name != reward])
+        if again:
+            raise ValueError("--again and --finalists-of are two ways to name settings: give one")
         carried = finals_of(method, reward, other, budget or methods.EVALUATIONS[reward], out)
         _, failed = _tried(carried, out, root, jobs, threads, dry_run)
         end(failed)
         return
     check_tries(out)
+    if again:
+        found, failed = _tried(
+            second(method, reward, budget or methods.EVALUATIONS[reward]), out, root, jobs, threads, dry_run
+        )
+        end(failed)
+        return
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
     found, failed = _tried(first, out, root, jobs, threads, dry_run)
     last = budget * 8 // 5 if budget else methods.EVALUATIONS[reward]

@@ -2,7 +2,7 @@
 
 Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold. First all are tried with
 five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. On a further reward there may be the last round
-alone, with the settings that were in it on another (`finals_of`). The winner then stands in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
+alone, with the settings that were in it on another (`finals_of`). A method that does badly on a reward may have as many of its own for it (`second`). The winner then stands in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
 the first had come to.
 """
 
@@ -36,8 +36,34 @@ def tries(method: str, reward: str, budget: int) -> list[Cell]:
     Raises:
         ValueError: where the method cannot train on the reward, has not its number of settings, or one of them is none.
     """
+    return _cells_of(methods.tuning(method), method, reward, budget)
+
+
+def second(method: str, reward: str, budget: int) -> list[Cell]:
+    """A cell for each of the settings that a method has for this reward alone.
+
+    Raises:
+        ValueError: where it has not `FINALISTS` of them, or one of them is none.
+    """
+    settings = methods.second_try(method, reward)
+    if len(settings) != FINALISTS:
+        raise ValueError(
+            f"--again: train/methods/{method}.py has {len(settings)} settings in AGAIN for {reward}, but a second try is {FINALISTS}: "
+            f'AGAIN = {{"{reward}": (("update.lr=3e-5",), ("update.lr=1e-5",))}}'
+        )
+    return _cells_of(settings, method, reward, budget)
+
+
+def _cells_of(
+    settings_of_each: Sequence[tuple[str, ...]], method: str, reward: str, budget: int
+) -> list[Cell]:
+    """A cell for each, all of one seed and with one checkpoint.
+
+    Raises:
+        ValueError: where the method cannot train on the reward, or one of the settings is none.
+    """
     found = []
-    for settings in methods.tuning(method):
+    for settings in settings_of_each:
         made = cells(reward, method, [SEED], budget, 1, (*methods.SHORT, *settings), TUNING_SUITE)
         if isinstance(made, Refusal):
             raise ValueError(f"{method} cannot train on {reward}: {made.sentence}")
@@ -164,7 +190,7 @@ COLUMNS = (
 
 
 def keep(found: pd.DataFrame, path: Path) -> None:
-    """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget.
+    """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget, but for those of a second or a first try beside them.
 
     Raises:
         ValueError: where the file is there and no such table.
@@ -173,10 +199,25 @@ def keep(found: pd.DataFrame, path: Path) -> None:
     same = pd.Series(True, index=before.index)
     for column in ("reward", "method", "budget"):
         same &= before[column] == found[column].iloc[0]
-    rest = before[~same]
+    beside = same & before["settings"].isin(_of_the_other_try(found))
+    rest = before[~same | beside]
     found = pd.concat([rest, found], ignore_index=True) if len(rest) else found
+    if beside.any():
+        among = (found[["reward", "method", "budget"]] == found.iloc[-1][["reward", "method", "budget"]]).all(
+            axis=1
+        )
+        reached = pd.to_numeric(found.loc[among, "held_out"])
+        found.loc[among, "best"] = (reached == reached.max()).astype(int)
     found = found.sort_values(["reward", "method", "budget"], kind="stable")
     write_text(found.to_csv(index=False, float_format="%.6g", lineterminator="\n"), path)
+
+
+def _of_the_other_try(found: pd.DataFrame) -> set[str]:
+    """The settings of the first try, where these are the second, and the other way round."""
+    method, reward = found["method"].iloc[0], found["reward"].iloc[0]
+    again = {" ".join((*methods.SHORT, *one)) for one in methods.second_try(method, reward)}
+    first = {" ".join((*methods.SHORT, *one)) for one in methods.tuning(method)}
+    return first if {*found["settings"]} <= again else again
 
 
 def _held(path: Path) -> pd.DataFrame:
