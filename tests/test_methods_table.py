@@ -169,11 +169,14 @@ def test_what_was_chosen_is_the_best_that_was_tried() -> None:
             finals = mine[mine["budget"] == methods.EVALUATIONS[reward]]
             best = finals.loc[finals["held_out"].idxmax()]
             assert best["settings"] == " ".join((*methods.SHORT, *settings)), (method, reward)
-            assert len(finals) == tune.FINALISTS
-    rows = tried.groupby(["reward", "method"]).size().groupby("reward").unique().map(list)
-    for reward, numbers in rows.items():
-        carried_over = [tune.FINALISTS] if reward != "imagereward" else []
-        assert numbers in ([tune.FINALISTS + methods.TRIES], carried_over), f"{reward}: unequal tries"
+    for (reward, method), mine in tried.groupby(["reward", "method"]):
+        again = {" ".join((*methods.SHORT, *of)) for of in methods.second_try(method, reward)}
+        second = mine["settings"].isin(again)
+        assert {*mine.loc[second, "settings"]} == again, f"{reward} {method}: its second try"
+        rounds = methods.TRIES if (mine["budget"] < methods.EVALUATIONS[reward]).any() else 0
+        assert (~second).sum() == tune.FINALISTS + rounds, f"{reward} {method}: unequal tries"
+        assert rounds or reward != "imagereward"
+        assert mine.groupby("budget")["best"].sum().eq(1).all(), f"{reward} {method}"
 
 
 def test_what_is_trained_decides_the_folder() -> None:
@@ -267,6 +270,14 @@ def test_mistakes_are_one_sentence() -> None:
         (
             ["tune", "ppo", "--reward", "fairness", "--finalists-of", "fairness"],
             "error: unknown --finalists-of 'fairness': choose from imagereward, compositionality",
+        ),
+        (
+            ["tune", "ppo", "--reward", "fairness", "--again"],
+            "error: --again: train/methods/ppo.py has 0 settings in AGAIN for fairness, but a second try is 2: ",
+        ),
+        (
+            ["tune", "nft", "--reward", "compositionality", "--again", "--finalists-of", "imagereward"],
+            "error: --again and --finalists-of are two ways to name settings: give one",
         ),
     ):
         result = CliRunner().invoke(main, arguments)
@@ -1224,6 +1235,39 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     assert "error: out of luck" in result.output
     assert "(best)" not in result.output
     assert path.read_bytes() == before
+
+
+def test_a_second_try_stands_beside_the_first(tmp_path: Path) -> None:
+    path, reward, budget = tmp_path / "tuning.csv", "compositionality", 9_600
+    again = tune.second("nft", reward, budget)
+    assert [cell.settings for cell in again] == [
+        (*methods.SHORT, *of) for of in methods.second_try("nft", reward)
+    ]
+    assert {(cell.seed, cell.budget, cell.suite) for cell in again} == {(tune.SEED, budget, TUNING_SUITE)}
+
+    def reached(settings: Sequence[tuple[str, ...]], *gains: float) -> pd.DataFrame:
+        held_out = np.array(gains)
+        found = {"reward": reward, "method": "nft", "budget": budget, "seed": tune.SEED, "held_out": held_out}
+        found |= {
+            "settings": [" ".join((*methods.SHORT, *of)) for of in settings],
+            "best": (held_out == held_out.max()).astype(int),
+        }
+        return pd.DataFrame(found).reindex(columns=list(tune.COLUMNS))
+
+    first, second = methods.tuning("nft")[:2], methods.second_try("nft", reward)
+    tune.keep(reached(first, 0.1, 0.2), path)
+    tune.keep(reached(second, 0.3, 0.1), path)
+    assert pd.read_csv(path)[["held_out", "best"]].to_numpy().tolist() == [
+        [0.1, 0],
+        [0.2, 0],
+        [0.3, 1],
+        [0.1, 0],
+    ]
+    tune.keep(reached(second, 0.15, 0.1), path)  # in place of what it was
+    tune.keep(reached(first, 0.1, 0.5), path)
+    held = pd.read_csv(path)
+    assert held["held_out"].tolist() == [0.15, 0.1, 0.1, 0.5]
+    assert held["best"].tolist() == [0, 0, 0, 1]
 
 
 def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:

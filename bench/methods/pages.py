@@ -406,6 +406,10 @@ def _settings(tracks: Sequence[Track]) -> list[str]:
             f"{whose} has the best of an equal number of settings that were tried on other prompts, with another seed and by the held-out metric "
             "(`methods-tuning.csv`; `BEST` in its file of `train/methods`)."
         )
+    if again := [t.label for t in racing if t.settings and methods.second_try(t.label, t.question.reward)]:
+        told.append(
+            f"{', '.join(again)} did badly with those and {'has' if len(again) == 1 else 'have'} the best of as many more again (`AGAIN`)."
+        )
     if own:
         told.append(
             f"No settings have been tried for {', '.join(own)}: there the method has those that it starts from."
