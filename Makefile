@@ -133,12 +133,12 @@ $(RESULTS)/report.html: $(SCORES) always | $(VENV)
 	@$(need_scores)
 	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
 
-## pack | results/scores.csv.gz: all score rows in one small file, as the repository keeps them
+## pack | results/scores.csv.xz: all score rows in one small file, as the repository keeps them
 pack: $(VENV)
 	@$(need_scores)
-	$(PY) -m evals pack $(SCORES) --out $(RESULTS)/scores.csv.gz
+	$(PY) -m evals pack $(SCORES) --out $(RESULTS)/scores.csv.xz
 
-PACKED = $(wildcard $(RESULTS)/scores.csv.gz)
+PACKED = $(wildcard $(RESULTS)/scores.csv.xz)
 need_scores = $(if $(SCORES),:,echo "no scores in $(RESULTS)/scores: make eval first$(INSTEAD)" >&2; exit 2)
 INSTEAD = $(if $(PACKED),; for the packed ones: $(PY) -m evals compare $(PACKED) --out FILE.md)
 

@@ -44,7 +44,7 @@ Kind = Literal["arithmetic", "python"]
 ROUNDS = 7
 LEAST_SECONDS = 0.05
 """A shorter operation is repeated until it takes as long."""
-SCORES = ROOT / "results" / "scores.csv.gz"
+SCORES = ROOT / "results" / "scores.csv.xz"
 RESAMPLES = 1000
 
 

@@ -306,11 +306,11 @@ def picture(base: Path, tuned: Path, out: Path) -> None:
     "--out",
     type=CSV,
     required=True,
-    help="Score file to write: compressed (.csv.gz), or packed (.csv.xz), half as large.",
+    help="Packed score file to write (.csv.xz).",
 )
 def pack(files: tuple[Path, ...], out: Path) -> None:
     """Put score files into one small one, once all of them have been read without a fault."""
-    check_out(out, ".csv.xz" if out.suffix == ".xz" else ".csv.gz", files)
+    check_out(out, ".csv.xz", files)
     rows.write(rows.by_picture(rows.read(files)), out)
     click.echo(f"wrote {out}")
 

@@ -140,11 +140,11 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
 
 
 def freeze(pipeline: Any) -> None:
-    """Make the pictures of a pipeline those of its weights alone, to the last bit: whether it was opened, built or is being trained.
+    """Make the pictures of a pipeline those of its weights alone, to the last bit, wherever they came from; before anything else holds its weights.
 
     Two things else decide in which order a product is summed. A safetensors file is mapped, not read, so that its weights lie
     wherever its header ends: they are copied to where an allocation starts. And torch multiplies by a weight that could have a
-    gradient in another way, even where no gradient is kept: none can have one, as in a run, until `train.policy` says which.
+    gradient in another way, even where no gradient is kept: none can have one, until `train.policy` says which.
     """
     for model in pipeline.components.values():
         if isinstance(model, torch.nn.Module):
@@ -324,6 +324,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
             raise ValueError(f"{len(given) - placed} of its {len(given)} tensors have no place there")
         if not placed:
             raise ValueError("it holds no tensor")
+        freeze(pipeline)
     except DAMAGE as error:
         raise ValueError(
             f"{lora} is no LoRA of {pipeline.config._name_or_path}: {first_line(error)}"

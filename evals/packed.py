@@ -1,4 +1,4 @@
-"""Score rows with one line a picture and one column a scorer, as the repository keeps them (.csv.xz): half as large as compressed rows.
+"""Score rows with one line a picture and one column a scorer: compressed (.csv.xz), half as large as compressed rows.
 
 A line has the columns of `PICTURE`, and for each scorer one that is called by its name and its version. A cell is a value as in `evals.rows`;
 empty is NaN; `-` where there is no such score. `trained_on` has of each scorer, in the order of their columns, what its row has, `-` where there is none.
@@ -14,14 +14,25 @@ NO_SCORE = "-"
 
 
 def pack(rows: pd.DataFrame) -> pd.DataFrame:
-    """Score rows as lines of text, pictures and scorers in the order in which they come first.
+    """Score rows as lines of text: pictures and scorers in the order in which they come first, so that those of a picture all have one order.
 
     Args:
         rows: with the columns of `evals.rows.COLUMNS`, `value` as text; no row twice.
+
+    Raises:
+        ValueError: a version has a space in it, so that it cannot be told from the scorer's name.
     """
-    picture = rows.groupby(list(PICTURE), sort=False).ngroup().to_numpy()
+    if (spaced := rows["version"].str.contains(" ")).any():
+        row = rows[spaced].iloc[0]
+        raise ValueError(
+            f"scorer {row.scorer} has the version {row.version!r}, with a space in it, which cannot be packed"
+        )
+    picture = rows.groupby(list(PICTURE), sort=False, dropna=False).ngroup().to_numpy()
     column = (rows["scorer"] + " " + rows["version"]).to_numpy()
-    cells = rows[["value", TRAINED_ON]].astype(str).set_axis(pd.MultiIndex.from_arrays([picture, column]))
+    cells = pd.DataFrame(
+        {"value": rows["value"].to_numpy(), TRAINED_ON: rows[TRAINED_ON].astype(int).astype(str).to_numpy()},
+        index=pd.MultiIndex.from_arrays([picture, column]),
+    )
     wide = cells.unstack(fill_value=NO_SCORE)
     order = list(dict.fromkeys(column))
     lines = rows.drop_duplicates(list(PICTURE))[list(PICTURE)].reset_index(drop=True)
@@ -33,16 +44,16 @@ def unpack(lines: pd.DataFrame) -> pd.DataFrame:
     """Lines as score rows, all as text, the scores of a line together and with its index.
 
     Raises:
-        ValueError: a column is missing, or names no scorer and version; or trained_on is not of so many scorers.
+        ValueError: it is no packed file; a column names no scorer and version; or `trained_on` does not go with the scores of a line.
     """
-    missing = [name for name in (*PICTURE, TRAINED_ON) if name not in lines.columns]
-    if missing:
+    if missing := [name for name in (*PICTURE, TRAINED_ON) if name not in lines.columns]:
         raise ValueError(
             f"lacks the column {missing[0]}; packed scores have {', '.join((*PICTURE, TRAINED_ON))}"
         )
     columns = [name for name in lines.columns if name not in (*PICTURE, TRAINED_ON)]
-    if any(lines[TRAINED_ON].str.len() != len(columns)):
-        raise ValueError(f"trained_on must have a letter for each of the {len(columns)} scorers")
+    if "scorer" in columns:
+        raise ValueError("holds rows, not packed scores: `python -m evals pack` packs a .csv or .csv.gz")
+    _refuse_other_letters(lines, columns)
     parts = [lines[list(PICTURE)].assign(scorer="", version="", trained_on="", value="").iloc[:0]]
     for place, column in enumerate(columns):
         scorer, _, version = column.rpartition(" ")
@@ -53,3 +64,13 @@ def unpack(lines: pd.DataFrame) -> pd.DataFrame:
         )
         parts.append(part[part["value"] != NO_SCORE])
     return pd.concat(parts).sort_index(kind="stable")
+
+
+def _refuse_other_letters(lines: pd.DataFrame, columns: list[str]) -> None:
+    """Refuse a line whose `trained_on` says of another number of scorers, or that one has a score that has none, or none that has one; or that has no score."""
+    for number, (letters, *values) in enumerate(lines[[TRAINED_ON, *columns]].to_numpy(), start=2):
+        scored = [value != NO_SCORE for value in values]
+        if [letter != NO_SCORE for letter in letters] != scored or not any(scored):
+            raise ValueError(
+                f"line {number}: {TRAINED_ON} must have 0 or 1 for each of the {len(columns)} scorers that scored the picture, and - for the others, not {letters!r}"
+            )

@@ -4,8 +4,8 @@ A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `
 all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
 model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
 reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
-hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz) or packed (.csv.xz,
-see `evals.packed`).
+hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz)
+or packed (.csv.xz, see `evals.packed`).
 """
 
 from __future__ import annotations
@@ -107,18 +107,14 @@ def refuse_unlike(rows: pd.DataFrame) -> None:
 
 
 def write(rows: pd.DataFrame, path: Path | str) -> None:
-    """Write the rows as CSV, compressed where the name ends in .gz, packed where it ends in .xz; at once or not at all."""
-    suffix, lines = Path(path).suffix, rows.loc[:, list(COLUMNS)]
-    if suffix == ".xz":
+    """Write the rows as CSV, packed where the name ends in .xz; at once or not at all."""
+    packed, lines = Path(path).suffix == ".xz", rows.loc[:, list(COLUMNS)]
+    if packed:
         lines = pack(
             lines.assign(value=lines["value"].map(lambda value: "" if value != value else f"{value:.6g}"))
         )
     content = lines.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8")
-    if suffix == ".gz":
-        content = gzip.compress(content, mtime=0)
-    elif suffix == ".xz":
-        content = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
-    write_bytes(content, path)
+    write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME) if packed else content, path)
 
 
 def picture_hash(size: tuple[int, int], rgb: bytes) -> str:
@@ -238,7 +234,20 @@ def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFram
     )
 
 
-DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
+def _from_xz(stored: bytes) -> bytes:
+    """What a whole xz file holds; `lzma.decompress` ignores what follows the first stream, and takes formats without a checksum.
+
+    Raises:
+        lzma.LZMAError: for anything else.
+    """
+    opened = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    content = opened.decompress(stored)
+    if not opened.eof or opened.unused_data:
+        raise lzma.LZMAError("it ends too early" if not opened.eof else "something follows its end")
+    return content
+
+
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": _from_xz}
 
 
 def _read_one(path: Path) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from evals import families
 from evals.architectures import ARCHITECTURES
-from evals.checkpoints import freeze, load_pipeline, resolve
+from evals.checkpoints import ALIGNMENT, freeze, load_pipeline, resolve
 from evals.diffusion import Painter, Sampling, Schedule, log_prob, transition
 from evals.families import FAMILIES, SD1, SD2, SDXL
 from tests import toy
@@ -213,6 +213,12 @@ def frozen(pipeline: Any) -> Any:
     return pipeline
 
 
+def assert_frozen(pipeline: Any) -> None:
+    weights = [weight for model in models(pipeline).values() for weight in model.parameters()]
+    assert not any(weight.requires_grad for weight in weights)
+    assert {weight.data_ptr() % ALIGNMENT for weight in weights} == {0}
+
+
 def drawn(pipeline: Any) -> torch.Tensor:
     sampling = Sampling(steps=3, eta=1.0, guidance=3.0, micro_batch=2)
     return Painter.of(pipeline, sampling).paint(["a red circle", "nurse"], [0, 1], seed=0)
@@ -225,6 +231,7 @@ def test_a_single_file_is_the_pipeline_it_was_made_of(
     whole = frozen(build(BY_NAME[name]))
     opened = load_pipeline(str(files[name]))
     assert models(opened).keys() == models(whole).keys()
+    assert_frozen(opened)
     for part, model in models(whole).items():
         before, after = model.state_dict(), models(opened)[part].state_dict()
         assert before.keys() == after.keys()
@@ -264,6 +271,7 @@ def test_a_run_starts_from_a_single_file(files: dict[str, Path], toy_prompts: Pa
     tuned = resolve(str(tmp_path / "run"))
     assert (tuned.base, tuned.revision) == (str(files["sd1"]), None)
     assert tuned.its_base().digest() == resolve(str(files["sd1"])).digest() != tuned.digest()
+    assert_frozen(tuned.pipeline())  # with its adapters
     base, after = drawn(tuned.its_base().pipeline()), drawn(tuned.pipeline())
     assert torch.equal(base, drawn(frozen(build(BY_NAME["sd1"]))))
     assert (after - base).abs().max() > 1e-5

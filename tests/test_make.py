@@ -315,8 +315,8 @@ def test_nothing_to_evaluate_or_compare_is_said(sandbox: Sandbox) -> None:
     )
     for target in ("compare", "report"):
         assert "no scores in results/scores: make eval first\n" in sandbox.make(target, fails=True)
-    sandbox.write("results/scores.csv.gz")
-    assert "evals compare results/scores.csv.gz --out" in sandbox.make("compare", fails=True)
+    sandbox.write("results/scores.csv.xz")
+    assert "evals compare results/scores.csv.xz --out" in sandbox.make("compare", fails=True)
 
 
 def test_reproduce_one_is_train_eval_table_and_report(sandbox: Sandbox) -> None:

@@ -277,7 +277,11 @@ def test_mistakes_are_one_sentence() -> None:
         ),
         (
             ["tune", "nft", "--reward", "compositionality", "--again", "--finalists-of", "imagereward"],
-            "error: --again and --finalists-of are two ways to name settings: give one",
+            "error: --again tries its own settings at full length: leave --finalists-of and --budget out",
+        ),
+        (
+            ["tune", "nft", "--reward", "compositionality", "--again", "--budget", "9600"],
+            "error: --again tries its own settings at full length: leave --finalists-of and --budget out",
         ),
     ):
         result = CliRunner().invoke(main, arguments)
@@ -1237,7 +1241,7 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     assert path.read_bytes() == before
 
 
-def test_a_second_try_stands_beside_the_first(tmp_path: Path) -> None:
+def test_a_second_try_stands_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reward, budget = tmp_path / "tuning.csv", "compositionality", 9_600
     again = tune.second("nft", reward, budget)
     assert [cell.settings for cell in again] == [
@@ -1255,22 +1259,52 @@ def test_a_second_try_stands_beside_the_first(tmp_path: Path) -> None:
         return pd.DataFrame(found).reindex(columns=list(tune.COLUMNS))
 
     first, second = methods.tuning("nft")[:2], methods.second_try("nft", reward)
-    tune.keep(reached(first, 0.1, 0.2), path)
-    tune.keep(reached(second, 0.3, 0.1), path)
+    assert tune.keep(reached(first, 0.1, 0.2), path)["best"].tolist() == [0, 1]
+    assert tune.keep(reached(second, 0.3, 0.1), path)["best"].tolist() == [1, 0]
     assert pd.read_csv(path)[["held_out", "best"]].to_numpy().tolist() == [
         [0.1, 0],
         [0.2, 0],
         [0.3, 1],
         [0.1, 0],
     ]
-    tune.keep(reached(second, 0.15, 0.1), path)  # in place of what it was
+    assert tune.keep(reached(second, 0.15, 0.1), path)["best"].tolist() == [0, 0]  # in place of what it was
     tune.keep(reached(first, 0.1, 0.5), path)
     held = pd.read_csv(path)
     assert held["held_out"].tolist() == [0.15, 0.1, 0.1, 0.5]
     assert held["best"].tolist() == [0, 0, 0, 1]
+    # the first try's settings are exchanged in the method's file, and the second try is made again
+    monkeypatch.setattr("train.methods.nft.TUNING", methods.tuning("nft")[::-1][:2] * 2)
+    tune.keep(reached(second, 0.6, 0.1), path)
+    held = pd.read_csv(path)
+    assert held["held_out"].tolist() == [0.1, 0.5, 0.6, 0.1]
+    assert held["best"].tolist() == [0, 0, 1, 0]
+    for again in (second[:1] * 2, (second[0], methods.tuning("nft")[0])):
+        monkeypatch.setattr("train.methods.nft.AGAIN", {reward: again})
+        with pytest.raises(
+            ValueError, match=r"nft\.py has a setting twice in AGAIN for compositionality, or "
+        ):
+            tune.second("nft", reward, budget)
 
 
-def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:
+def test_second_tries_are_of_rewards_that_there_are() -> None:
+    for name in methods.names():
+        again = vars(importlib.import_module(f"train.methods.{name}")).get("AGAIN", {})
+        assert {*again} <= {*QUESTIONS}, name
+        for reward in again:
+            length = methods.EVALUATIONS[reward]
+            assert len({cell.key for cell in tune.second(name, reward, length)}) == tune.FINALISTS
+
+
+def test_the_page_says_who_had_a_second_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ppo,) = (found := made_standing(tmp_path, {"ppo": (0.4, 1.0)})).tracks
+    racing = replace(found, tracks=(replace(ppo, settings=("update.lr=1",), budget=100),))
+    assert "did badly" not in pages.markdown(racing, "c", "methods-imagereward")
+    monkeypatch.setattr("train.methods.ppo.AGAIN", {"imagereward": ((), ())}, raising=False)
+    told = "ppo did badly with those and has the best of these and of two settings more (`AGAIN`)."
+    assert told in pages.markdown(racing, "c", "methods-imagereward")
+
+
+def test_settings_of_the_last_round_are_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, (first, *_, last) = tmp_path / "tuning.csv", methods.tuning("ppo")
     settings = [" ".join((*methods.SHORT, *of)) for of in (last, first)]
     tried = pd.DataFrame({"reward": "imagereward", "method": "ppo", "settings": settings, "seed": 11})
@@ -1292,6 +1326,12 @@ def test_settings_of_the_last_round_are_carried_over(tmp_path: Path) -> None:
     assert {(cell.reward, cell.budget, cell.seed, cell.prompt_set) for cell in found} == {
         ("fairness", 20_000, tune.SEED, QUESTIONS["fairness"].tuning_set)
     }
+    more = ((), ("update.lr=2",))
+    monkeypatch.setattr("train.methods.ppo.AGAIN", {"imagereward": more}, raising=False)
+    second = tried.assign(budget=length, settings=[" ".join((*methods.SHORT, *of)) for of in more])
+    assert len(tune.keep(second.reindex(columns=list(tune.COLUMNS)), path)) == 2
+    again = tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
+    assert [cell.key for cell in again] == [cell.key for cell in found]
     exchanged = tried.assign(budget=length, settings=[settings[0], "update.lr=1"])
     tune.keep(exchanged.reindex(columns=list(tune.COLUMNS)), path)
     with pytest.raises(

@@ -203,6 +203,9 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
         "plain.csv.gz": text,
         "cut.csv.xz": lzma.compress(text)[:-12],
         "plain.csv.xz": text,
+        "more.csv.xz": lzma.compress(text) + b"more",
+        "two.csv.xz": lzma.compress(text) * 2,
+        "old.csv.xz": lzma.compress(text, lzma.FORMAT_ALONE),
     }.items():
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError) as refusal:
@@ -228,6 +231,15 @@ def test_packed_scores_read_as_the_rows_they_were_made_of(tmp_path: Path) -> Non
     assert 0 < together["trained_on"].mean() < 1
 
 
+def test_a_version_that_cannot_be_told_from_its_scorer_is_not_packed(tmp_path: Path) -> None:
+    frame = study(prompts=1).assign(version="1.0 beta")
+    with pytest.raises(
+        ValueError, match=r"^scorer \w+ has the version '1\.0 beta', with a space in it, which "
+    ):
+        rows.write(frame, tmp_path / "scores.csv.xz")
+    assert not [*tmp_path.iterdir()]
+
+
 def packed_text(folder: Path, text: str) -> Path:
     path = folder / "scores.csv.xz"
     path.write_bytes(lzma.compress(text.encode()))
@@ -239,12 +251,20 @@ def packed_text(folder: Path, text: str) -> Path:
     [
         ("trained_on", "rewards", "lacks the column trained_on; packed scores have experiment, model, seed,"),
         ("s v1", "s", "the column s names no scorer and its version, with a space between"),
-        (",01,", ",0,", "trained_on must have a letter for each of the 2 scorers"),
+        (
+            ",01,",
+            ",0,",
+            "line 3: trained_on must have 0 or 1 for each of the 2 scorers that scored the picture, ",
+        ),
         (",01,", ",02,", "trained_on must be 0 or 1"),
-        (",01,", ",0-,", "line 3: trained_on must be a whole number, not '-'"),
+        (",01,", ",0x,", "line 3: trained_on must be a whole number, not 'x'"),
+        (",01,", ",0-,", "line 3: trained_on must have 0 or 1 for each "),
+        (",.5,2", ",.5,-", "line 3: trained_on must have 0 or 1 for each "),
+        (",01,.5,2", ",--,-,-", "line 3: trained_on must have 0 or 1 for each "),
+        ("s v1", "scorer", "holds rows, not packed scores: `python -m evals pack` packs a .csv or .csv.gz"),
         (",.5,2", ",.5,high", "line 3: value must be a finite number or empty, not 'high'"),
         (",.5,2", ",.5", "line 3 has 11 cells, but the header has 12"),
-        (",.5,2", ",-,-", None),
+        (",01,.5,2", ",-1,-,2", None),
     ],
 )
 def test_a_fault_in_packed_scores_is_one_sentence(
@@ -261,7 +281,7 @@ def test_a_fault_in_packed_scores_is_one_sentence(
     )
     path = packed_text(tmp_path, text.replace(old, new))
     if told is None:
-        assert len(rows.read([path])) == 2
+        assert rows.read([path])["value"].tolist() == pytest.approx([1.0, float("nan"), 2.0], nan_ok=True)
         return
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {told}')}"):
         rows.read([path])

@@ -176,19 +176,19 @@ def tune(
 
     choose("method", method, methods.names())
     choose("reward", reward, QUESTIONS)
-    if other is not None:
-        choose("--finalists-of", other, [name for name in QUESTIONS if name != reward])
-        if again:
-            raise ValueError("--again and --finalists-of are two ways to name settings: give one")
-        carried = finals_of(method, reward, other, budget or methods.EVALUATIONS[reward], out)
-        _, failed = _tried(carried, out, root, jobs, threads, dry_run)
-        end(failed)
-        return
-    check_tries(out)
-    if again:
-        found, failed = _tried(
-            second(method, reward, budget or methods.EVALUATIONS[reward]), out, root, jobs, threads, dry_run
+    if again and (other is not None or budget is not None):
+        raise ValueError(
+            "--again tries its own settings at full length: leave --finalists-of and --budget out"
         )
+    check_tries(out)
+    if again or other is not None:
+        length = budget or methods.EVALUATIONS[reward]
+        if other is None:
+            at_once = second(method, reward, length)
+        else:
+            choose("--finalists-of", other, [name for name in QUESTIONS if name != reward])
+            at_once = finals_of(method, reward, other, length, out)
+        _, failed = _tried(at_once, out, root, jobs, threads, dry_run)
         end(failed)
         return
     first = tries(method, reward, budget or methods.EVALUATIONS[reward] * 5 // 8)
@@ -220,8 +220,7 @@ def _tried(
     if dry_run or failed:
         return None, failed
     found = found_of(cells, root)
-    keep(found, out)
-    for _, row in found.iterrows():
+    for _, row in keep(found, out).iterrows():
         gain = "stopped by itself" if row["held_out"] != row["held_out"] else f"{row['held_out']:+.4f}"
         click.echo(f"{row['settings']}: held-out gain {gain}{' (best)' if row['best'] else ''}")
     click.echo(f"wrote {out}")

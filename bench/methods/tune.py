@@ -51,6 +51,10 @@ def second(method: str, reward: str, budget: int) -> list[Cell]:
             f"--again: train/methods/{method}.py has {len(settings)} settings in AGAIN for {reward}, but a second try is {FINALISTS}: "
             f'AGAIN = {{"{reward}": (("update.lr=3e-5",), ("update.lr=1e-5",))}}'
         )
+    if len(_told(settings) - _told(methods.tuning(method))) < FINALISTS:
+        raise ValueError(
+            f"--again: train/methods/{method}.py has a setting twice in AGAIN for {reward}, or one that is in TUNING already"
+        )
     return _cells_of(settings, method, reward, budget)
 
 
@@ -119,7 +123,7 @@ def finals_of(method: str, reward: str, other: str, budget: int, path: Path) -> 
             f"{path} has {rounds} rounds of {method} on {reward} already, of which this would replace the last alone: leave --finalists-of out"
         )
     last = (mine["reward"] == other) & (mine["budget"] == methods.EVALUATIONS[other])
-    wanted = {*mine.loc[last, "settings"]}
+    wanted = {*mine.loc[last, "settings"]} - _told(methods.second_try(method, other))
     found = [cell for cell in tries(method, reward, budget) if " ".join(cell.settings) in wanted]
     if not found or len(found) < len(wanted):
         raise ValueError(
@@ -189,35 +193,34 @@ COLUMNS = (
 )
 
 
-def keep(found: pd.DataFrame, path: Path) -> None:
-    """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget, but for those of a second or a first try beside them.
+def keep(found: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget; a second try stands beside the first.
+
+    Returns:
+        them, with `best` among all that stand beside each other.
 
     Raises:
         ValueError: where the file is there and no such table.
     """
     before = _held(path)
-    same = pd.Series(True, index=before.index)
-    for column in ("reward", "method", "budget"):
-        same &= before[column] == found[column].iloc[0]
-    beside = same & before["settings"].isin(_of_the_other_try(found))
+    of = found.iloc[0]
+    again = _told(methods.second_try(of["method"], of["reward"]))
+    mine, theirs = {*found["settings"]}, before["settings"]
+    beside = ~theirs.isin(mine) & (theirs.isin(again) if not mine <= again else True)
+    same = (before[["reward", "method", "budget"]] == of[["reward", "method", "budget"]]).all(axis=1)
     rest = before[~same | beside]
-    found = pd.concat([rest, found], ignore_index=True) if len(rest) else found
-    if beside.any():
-        among = (found[["reward", "method", "budget"]] == found.iloc[-1][["reward", "method", "budget"]]).all(
-            axis=1
-        )
-        reached = pd.to_numeric(found.loc[among, "held_out"])
-        found.loc[among, "best"] = (reached == reached.max()).astype(int)
-    found = found.sort_values(["reward", "method", "budget"], kind="stable")
-    write_text(found.to_csv(index=False, float_format="%.6g", lineterminator="\n"), path)
+    kept = pd.concat([rest, found], ignore_index=True) if len(rest) else found.copy()
+    among = (kept[["reward", "method", "budget"]] == of[["reward", "method", "budget"]]).all(axis=1)
+    reached = pd.to_numeric(kept.loc[among, "held_out"])
+    kept.loc[among, "best"] = (reached == reached.max()).astype(int)
+    ordered = kept.sort_values(["reward", "method", "budget"], kind="stable")
+    write_text(ordered.to_csv(index=False, float_format="%.6g", lineterminator="\n"), path)
+    return kept[among & kept["settings"].isin(mine)]
 
 
-def _of_the_other_try(found: pd.DataFrame) -> set[str]:
-    """The settings of the first try, where these are the second, and the other way round."""
-    method, reward = found["method"].iloc[0], found["reward"].iloc[0]
-    again = {" ".join((*methods.SHORT, *one)) for one in methods.second_try(method, reward)}
-    first = {" ".join((*methods.SHORT, *one)) for one in methods.tuning(method)}
-    return first if {*found["settings"]} <= again else again
+def _told(settings_of_each: Sequence[tuple[str, ...]]) -> set[str]:
+    """Settings as the file of tries has them."""
+    return {" ".join((*methods.SHORT, *settings)) for settings in settings_of_each}
 
 
 def _held(path: Path) -> pd.DataFrame:
