@@ -100,7 +100,7 @@ def test_a_host_that_dies_ends_the_other(
             process.suspend()
         began = time.monotonic()
         code, said = ended(started[1 - dead])
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 90  # 60, and what a busy machine takes to end
         for process in (host, *host.children(recursive=True)):
             process.resume()
     assert (code, said) == (1, f"error: stopped, since host {dead} has fallen silent")
