@@ -1020,6 +1020,21 @@ def test_numbers_of_something_else_are_not_written_over(tmp_path: Path, somebody
     assert other.read_bytes() == content
 
 
+def test_a_page_has_what_is_done_of_the_methods_that_were_not_asked_for(tmp_path: Path) -> None:
+    for method in ("ppo", "grpo"):
+        for cell in only_cells(
+            cells("imagereward", method, [0], 34_560, settings=methods.chosen(method, "imagereward") or ())
+        ):
+            made_cell(tmp_path / "cells", cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    asked = ["--methods", "ppo", "--rewards", "imagereward", "--root", str(tmp_path / "cells")]
+    asked += ["--out", str(tmp_path), "--only-table"]
+    result = CliRunner().invoke(main, [*asked, "--seeds", "0"])
+    assert result.exit_code == 0, result.output
+    page = pages.page_of(tmp_path, "imagereward").read_text()
+    assert "| grpo " in page
+    assert "awm" not in page  # neither asked for nor done
+
+
 def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp_path: Path) -> None:
     whole = made_standing(tmp_path / "a", {"ppo": (0.4, 1.0), "slow": (0.1, 0.2)})
     pages.write(whole, pages.page_of(tmp_path, "imagereward"), "c")

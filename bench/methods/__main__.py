@@ -52,7 +52,11 @@ AT_WORK = options(
 
 
 @click.group(cls=OneSentence, invoke_without_command=True, help=__doc__)
-@click.option("--methods", "method_names", help="Names with commas between; all unless given.")
+@click.option(
+    "--methods",
+    "method_names",
+    help="What to train, names with commas between; all unless given. Pages have what is done of the others too.",
+)
 @click.option(
     "--rewards", help="Names with commas between; imagereward,compositionality,fairness unless given."
 )
@@ -102,22 +106,24 @@ def main(
     from bench.methods.questions import QUESTIONS
     from bench.methods.table import standing
 
-    planned = plan(
-        named("--methods", method_names), named("--rewards", rewards), numbers(seeds), budget, points
-    )
+    of_rewards, of_seeds = named("--rewards", rewards), numbers(seeds)
+    planned = plan(named("--methods", method_names), of_rewards, of_seeds, budget, points)
     if out.suffix:
         raise ValueError(f"--out {out} must be a folder: its pages are methods-<reward>.md")
     wanted = {one.reward: pages.page_of(out, one.reward) for one in planned}
     for page in wanted.values():
         check_table(page)
     cells = [cell for cell in planned if isinstance(cell, Cell)]
-    refusals = [refusal for refusal in planned if isinstance(refusal, Refusal)]
     click.echo(
         pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
     )
     if dry_run:
         return
-    mine = {reward: [c for c in cells if c.reward == reward] for reward in wanted}
+    of_all = plan([], of_rewards, of_seeds, budget, points)
+    refusals = [refusal for refusal in of_all if isinstance(refusal, Refusal)]
+    asked = {cell.key for cell in cells}
+    on_pages = [c for c in of_all if isinstance(c, Cell) and (c.key in asked or work.is_done(c, root))]
+    mine = {reward: [c for c in on_pages if c.reward == reward] for reward in wanted}
     for reward, page in wanted.items():
         pages.refuse_loss(pages.planned_runs(mine[reward]), page, "this command leaves out")
     command = typed()
