@@ -1374,14 +1374,14 @@ def test_tries_take_the_place_of_their_own_kind_alone(tmp_path: Path) -> None:
     )
     found = found.reindex(columns=list(tune.COLUMNS)).assign(best=[0, 1], held_out=[0.1, 0.2])
     tune.keep(found, path)
-    tune.keep(found.assign(method="another"), path)
+    tune.keep(found.assign(method="grpo"), path)
     tune.keep(found.assign(budget=10), path)
     both = path.read_bytes()
     tune.keep(found, path)  # in place of itself
     assert path.read_bytes() == both
     kept = pd.read_csv(path)
     assert list(zip(kept["method"], kept["budget"], strict=True)) == [
-        *[("another", 9)] * 2,
+        *[("grpo", 9)] * 2,
         *[("ppo", 9)] * 2,
         *[("ppo", 10)] * 2,
     ]
