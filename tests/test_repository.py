@@ -142,7 +142,7 @@ def test_no_pickle_is_shipped() -> None:
 
 
 def test_a_clone_weighs_about_30_mb() -> None:
-    """Weights 26, and of the methods' cells .09 each: those of all pages would be too much as they are."""
+    """Weights 26, and of the methods' cells .05 each."""
     total_mb = sum((ROOT / path).stat().st_size for path in tracked()) / 1e6
     assert total_mb < 36
 

@@ -60,13 +60,13 @@ LEAST_ERROR = 1e-5
 
 
 _AVERAGED = ("tasks.batch=48", "method.mix=0.1", "ema.decay=0.98")
+_FEW_STEPS = ("sampling.steps=5", "method.timesteps=training")
 TUNING = (
     ("tasks.batch=48", "update.lr=1e-4", "method.mix=0.1"),
     (*_AVERAGED, "update.lr=1e-4", "method.updates=3"),
-    (*_AVERAGED, "update.lr=1e-4", "sampling.steps=5", "method.timesteps=training"),
-    (*_AVERAGED, "update.lr=1.5e-4", "sampling.steps=5", "method.timesteps=training", "method.updates=2"),
+    (*_AVERAGED, "update.lr=1e-4", *_FEW_STEPS),
+    (*_AVERAGED, "update.lr=1.5e-4", *_FEW_STEPS, "method.updates=2"),
 )
-_FEW_STEPS = ("sampling.steps=5", "method.timesteps=training")
 AGAIN = {
     "compositionality": (
         (*_AVERAGED, *_FEW_STEPS, "update.lr=3e-5"),
