@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from evals.architectures import ARCHITECTURES, Architecture
+from evals.diffusion import DecoderPrecision, arithmetic
 from evals.files import write_text
 from train.methods._reward_gradient import decoded
 from train.records import ACTIVATIONS
@@ -120,46 +121,58 @@ def update_bytes(architecture: Architecture, evaluations: int, checkpointing: bo
     return held.most
 
 
-def decoder_bytes(architecture: Architecture, pictures: int) -> int:
-    """Most memory that `evals.diffusion.decode` holds at once beside weights, in float32: the pictures before are there until these are.
+def decoder_bytes(architecture: Architecture, pictures: int, precision: DecoderPrecision = "fp32") -> int:
+    """Most memory that `evals.diffusion.decode` holds at once beside weights: the pictures before are there until these are.
 
     Args:
         architecture: whose decoder it is.
         pictures: that are decoded at a time.
+        precision: of its convolutions and matrix products.
     """
-    from diffusers import AutoencoderKL
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     side, pixels = architecture.unet["sample_size"], architecture.pixels
     with FakeTensorMode():
-        vae = AutoencoderKL(**architecture.vae).eval()
+        vae = decoder_of(architecture)
         latents = torch.randn(pictures, architecture.vae["latent_channels"], side, side)
         held = Held(*vae.parameters(), *vae.buffers())
         with torch.no_grad(), held:
             before = torch.empty(pictures, 3, pixels, pixels)
-            vae.decode(latents, return_dict=False)
+            with arithmetic(precision, latents.device):
+                vae.decode(latents, return_dict=False)
             del before
     return held.most
 
 
-def decoder_gradient_bytes(architecture: Architecture, pictures: int, checkpointing: bool) -> int:
-    """Most memory that the decoder holds at once beside weights, in float32, where a reward's gradient goes back through it to the latents.
+def decoder_of(architecture: Architecture) -> Any:
+    """Its decoder, frozen, normalising as on a GPU."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(**architecture.vae).eval().requires_grad_(False)
+    normalise_in_float32(vae)
+    return vae
+
+
+def decoder_gradient_bytes(
+    architecture: Architecture, pictures: int, checkpointing: bool, precision: DecoderPrecision = "fp32"
+) -> int:
+    """Most memory that the decoder holds at once beside weights where a reward's gradient goes back through it to the latents.
 
     Args:
         architecture: whose decoder it is.
         pictures: that are decoded at a time.
         checkpointing: whether activations are computed again on the way back.
+        precision: of its convolutions and matrix products.
     """
-    from diffusers import AutoencoderKL
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     side = architecture.unet["sample_size"]
     with FakeTensorMode():
-        vae = AutoencoderKL(**architecture.vae).eval().requires_grad_(False)
+        vae = decoder_of(architecture)
         latents = torch.randn(pictures, architecture.vae["latent_channels"], side, side, requires_grad=True)
         held = Held(*vae.parameters(), *vae.buffers())
         with held:
-            images = decoded(vae, latents, checkpointing)
+            images = decoded(vae, latents, checkpointing, precision)
             torch.autograd.grad(images.sum(), latents)
     return held.most
 
@@ -180,13 +193,19 @@ def line_through(bytes_of: Callable[[int], int], one: int, what: str) -> dict[st
 def ways(architecture: Architecture) -> dict[str, Callable[[], dict[str, int]]]:
     """What is counted of an architecture, by its name in the file."""
     plain, checkpointing = (partial(update_bytes, architecture, checkpointing=c) for c in (False, True))
-    back, back_checkpointing = (
-        partial(decoder_gradient_bytes, architecture, checkpointing=c) for c in (False, True)
-    )
+
+    def of_decoder(bytes_of: Callable[..., int], **options: Any) -> Callable[[], dict[str, int]]:
+        return lambda: line_through(partial(bytes_of, architecture, **options), 1, "picture")
+
     return {
-        "decoder": lambda: line_through(partial(decoder_bytes, architecture), 1, "picture"),
-        "decoder_plain": lambda: line_through(back, 1, "picture"),
-        "decoder_checkpointing": lambda: line_through(back_checkpointing, 1, "picture"),
+        "decoder": of_decoder(decoder_bytes),
+        "decoder_plain": of_decoder(decoder_gradient_bytes, checkpointing=False),
+        "decoder_checkpointing": of_decoder(decoder_gradient_bytes, checkpointing=True),
+        "decoder_bf16": of_decoder(decoder_bytes, precision="bf16"),
+        "decoder_plain_bf16": of_decoder(decoder_gradient_bytes, checkpointing=False, precision="bf16"),
+        "decoder_checkpointing_bf16": of_decoder(
+            decoder_gradient_bytes, checkpointing=True, precision="bf16"
+        ),
         "plain": lambda: line_through(plain, 2, "evaluation"),
         "checkpointing": lambda: line_through(checkpointing, 2, "evaluation"),
     }

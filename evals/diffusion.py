@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from evals.conditioning import Conditioning, PromptEncoder, latent_shape
 
 Reduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "fp16"]
+DecoderPrecision = Literal["fp32", "bf16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
@@ -46,11 +47,11 @@ class Sampling:
     micro_batch: int = 16
     """Images the denoiser and decoder hold at a time: memory only, results agree within float32 rounding (paper: 16 per GPU)."""
     precision: Precision = "fp32"
-    """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them, and so is
-    the decoder: SDXL's overflows in fp16."""
-    # not in repr, by which `evals.harness` knows kept pictures: rounding of a decoder is less than a grey level
-    decode_batch: int | None = field(default=None, repr=False)
+    """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them."""
+    decode_batch: int | None = None
     """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
+    decoder_precision: DecoderPrecision = "fp32"
+    """Arithmetic of the decoder's convolutions and matrix products (ours): its weights stay float32. fp16 is no choice: SDXL's decoder overflows in it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -63,6 +64,17 @@ class Sampling:
         for name, size in (("micro_batch", self.micro_batch), ("decode_batch", self.decode_batch)):
             if size is not None and size < 1:
                 raise ValueError(f"sampling.{name} is {size}, but at least 1 image is needed")
+
+    def __repr__(self) -> str:
+        """What a picture depends on, by which kept ones are known.
+
+        Left out are `decode_batch`, as a decoder's rounding in float32 is less than a grey level, and `decoder_precision` as it was before there was a choice.
+        """
+        left_out = {"decode_batch"} | ({"decoder_precision"} if self.decoder_precision == "fp32" else set())
+        told = [
+            f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if each.name not in left_out
+        ]
+        return f"{type(self).__qualname__}({', '.join(told)})"
 
     @property
     def guided(self) -> bool:
@@ -321,6 +333,12 @@ def noise(seed: int, prompt_text: str, image_index: int, shape: Sequence[int], s
 # --------------------------------------------------------------------------------------------------------------- denoiser
 
 
+def arithmetic(precision: Precision, device: torch.device) -> torch.autocast:
+    """Context in which a float32 model's matrix products and convolutions are of that precision."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def predict(
     unet: nn.Module,
     x_BCHW: Tensor,
@@ -344,8 +362,7 @@ def predict(
     Returns:
         output_BCHW float32.
     """
-    dtype = AUTOCAST[precision]
-    with torch.autocast(x_BCHW.device.type, dtype=dtype, enabled=dtype is not None):
+    with arithmetic(precision, x_BCHW.device):
         if guidance is None or guidance == 1.0:
             return _forward(unet, x_BCHW, timestep, cond)
         assert uncond is not None, "guidance needs the embedding of the empty prompt"
@@ -480,12 +497,13 @@ def _denoise(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One micro-batch of `sample`: final latents and, of the kept steps, latent before, after, mean and log-probability."""
     device = cond.text_BLD.device
-    x_BCHW = noise_BNCHW[:, 0].to(device)
+    noise_BNCHW = noise_BNCHW.to(device)  # at once: a copy waits until the device has done what it was given
+    x_BCHW = noise_BNCHW[:, 0]
     stored: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for step, timestep in enumerate(schedule.timesteps):
         output = predict(unet, x_BCHW, timestep, cond, uncond, sampling.guidance, sampling.precision)
         mean, sigma = transition(schedule, x_BCHW, output, step, eta_T[step])
-        next_BCHW = mean + sigma * noise_BNCHW[:, 1 + step].to(device) if sigma > 0.0 else mean
+        next_BCHW = mean + sigma * noise_BNCHW[:, 1 + step] if sigma > 0.0 else mean
         if step in kept:
             stored.append((x_BCHW, next_BCHW, mean, log_prob(next_BCHW, mean, sigma, reduction)))
         x_BCHW = next_BCHW
@@ -497,15 +515,15 @@ def _denoise(
 
 
 @torch.no_grad()
-def decode(vae: Any, latents_BCHW: Tensor, micro_batch: int) -> Tensor:
+def decode(vae: Any, latents_BCHW: Tensor, micro_batch: int, precision: DecoderPrecision = "fp32") -> Tensor:
     """Latents to images: float32 RGB in [0, 1], BCHW, on the CPU."""
     parameter = next(vae.parameters())
     images = []
     for rows in micro_batches(len(latents_BCHW), micro_batch):
         scaled = latents_BCHW[rows].to(parameter.device, parameter.dtype) / vae.config.scaling_factor
-        picture = padded(lambda z: vae.decode(z, return_dict=False)[0], micro_batch, scaled)[
-            : rows.stop - rows.start
-        ]
+        with arithmetic(precision, parameter.device):
+            picture = padded(lambda z: vae.decode(z, return_dict=False)[0], micro_batch, scaled)
+        picture = picture[: rows.stop - rows.start]
         images.append((picture.float() / 2 + 0.5).clamp(0, 1).cpu())
     return torch.cat(images)
 
@@ -576,4 +594,6 @@ class Painter:
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """See `decode`."""
-        return decode(self.vae, latents_BCHW, self.sampling.decode_batch or self.sampling.micro_batch)
+        sampling = self.sampling
+        at_once = sampling.decode_batch or sampling.micro_batch
+        return decode(self.vae, latents_BCHW, at_once, sampling.decoder_precision)

@@ -31,6 +31,8 @@ class Case:
     compiled: bool
     micro_batch: int
     """Images in a pass of the update."""
+    decoder: str = "fp32"
+    """Its precision."""
 
     @classmethod
     def of(cls, experiment: Experiment, architecture: str) -> Case:
@@ -43,6 +45,7 @@ class Case:
             update.gradient_checkpointing,
             update.compile,
             update.micro_batch,
+            experiment.sampling.decoder_precision,
         )
 
 

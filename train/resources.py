@@ -46,7 +46,7 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
 def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float]]:
     """What a process holds, in bytes by kind, at the moments at which it may hold the most; empty where the base's sizes are not known.
 
-    In a pass of the update gradients and activations are there; while pictures are decoded, in float32, neither is, but what the decoder needs
+    In a pass of the update gradients and activations are there; while pictures are decoded neither is, but what the decoder needs
     for each is much. A method that differentiates the reward has both at once, and needs the decoder's activations too. All were counted of published
     architectures, the update's in bf16 and for all weights; a rollout's pass needs less than an update's of as many images.
     """
@@ -64,10 +64,10 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     if (passes := _of_update(experiment, known)) is not None:
         update[f"activations of {_many(experiment.update.micro_batch, 'image')}"] = passes
     pictures = experiment.sampling.decode_batch or experiment.sampling.micro_batch
-    decoding[_many(pictures, "picture")] = _of_decoder(known, "decoder", pictures)
+    decoding[_many(pictures, "picture")] = _of_decoder(known, f"decoder{_rounded(experiment)}", pictures)
     if experiment.method.differentiates_reward:
         pictures = experiment.sampling.decode_batch or experiment.update.micro_batch
-        held = _of_decoder(known, f"decoder_{_way(experiment)}", pictures)
+        held = _of_decoder(known, f"decoder_{_way(experiment)}{_rounded(experiment)}", pictures)
         update[f"{_many(pictures, 'picture')} with a gradient"] = held
     return {UPDATE: update, DECODING: decoding}
 
@@ -99,6 +99,12 @@ def _of_update(experiment: Experiment, known: str) -> float | None:
 def _way(experiment: Experiment) -> str:
     """As the file of activations calls how a gradient is taken."""
     return "checkpointing" if experiment.update.gradient_checkpointing else "plain"
+
+
+def _rounded(experiment: Experiment) -> str:
+    """As that file calls a decoder's precision."""
+    precision = experiment.sampling.decoder_precision
+    return "" if precision == "fp32" else f"_{precision}"
 
 
 def _of_decoder(known: str, way: str, pictures: int) -> float:

@@ -5,7 +5,7 @@ minimised. One optimiser step on the whole batch. There is no log-probability, n
 itself, with a gradient (`differentiable`, see `evals.scorers`).
 
 The chain rule is applied in two parts, which changes nothing but memory: first the loss is differentiated by the final latents, through reward and decoder, some
-pictures at a time (`slopes`), then those numbers go back through the denoiser. So the decoder, which is float32, never holds more pictures than `sampling.decode_batch`,
+pictures at a time (`slopes`), then those numbers go back through the denoiser. So the decoder never holds more pictures than `sampling.decode_batch`,
 and a reward that fails does so before processes wait for each other's gradients.
 
 Shapes: B images of all processes (or of this one, where a docstring says local), N steps that are differentiated.
@@ -24,7 +24,17 @@ from torch import Tensor
 
 from evals import scorers
 from evals.conditioning import Conditioning
-from evals.diffusion import Schedule, derive_seed, micro_batches, noise, padded, predict, transition
+from evals.diffusion import (
+    DecoderPrecision,
+    Schedule,
+    arithmetic,
+    derive_seed,
+    micro_batches,
+    noise,
+    padded,
+    predict,
+    transition,
+)
 from train.batches import Asked, ask, judge, mean_of, reward_report
 from train.config import Experiment, Task
 from train.data import draw_steps, prompts_of
@@ -349,18 +359,22 @@ def drawn_until(run: Run, task: Task, asked: Asked, first: int) -> Batch:
     return Batch(task, asked, first, latents_BCHW)
 
 
-def decoded(vae: Any, latents_BCHW: Tensor, checkpointing: bool) -> Tensor:
+def decoded(
+    vae: Any, latents_BCHW: Tensor, checkpointing: bool, precision: DecoderPrecision = "fp32"
+) -> Tensor:
     """`evals.diffusion.decode` with a graph: RGB in [0, 1], [B, 3, H, W], on the device.
 
     Args:
         vae: the decoder, frozen.
         latents_BCHW: float32.
         checkpointing: whether to compute its activations again on the way back, which takes time and saves memory.
+        precision: of the decoder.
     """
     if checkpointing:
         vae.enable_gradient_checkpointing()
     scaled = latents_BCHW.to(next(vae.parameters()).dtype) / vae.config.scaling_factor
-    picture: Tensor = vae.decode(scaled, return_dict=False)[0]
+    with arithmetic(precision, latents_BCHW.device):
+        picture: Tensor = vae.decode(scaled, return_dict=False)[0]
     return (picture.float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -403,11 +417,12 @@ def slopes(
     Raises:
         RewardFailed: where a scorer failed, or its gradient is no number.
     """
-    experiment, vae = run.experiment, run.policy.painter.vae
+    vae, sampling = run.policy.painter.vae, run.experiment.sampling
+    checkpointing = run.experiment.update.gradient_checkpointing
     found = []
-    for rows in micro_batches(len(latents_BCHW), experiment.sampling.decode_batch or len(latents_BCHW)):
+    for rows in micro_batches(len(latents_BCHW), sampling.decode_batch or len(latents_BCHW)):
         leaf_BCHW = latents_BCHW[rows].detach().requires_grad_()
-        images_BCHW = decoded(vae, leaf_BCHW, experiment.update.gradient_checkpointing)
+        images_BCHW = decoded(vae, leaf_BCHW, checkpointing, sampling.decoder_precision)
         reward_B = reward_of(run, task, seen(images_BCHW, rows), prompts_B[rows])
         loss_B, valid_B = loss(reward_B), reward_B.isfinite()
         (slope_BCHW,) = torch.autograd.grad(loss_B[valid_B].sum(), leaf_BCHW)
