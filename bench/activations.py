@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from evals.architectures import ARCHITECTURES, Architecture
-from evals.diffusion import DecoderPrecision, arithmetic
+from evals.diffusion import DecoderPrecision, decoder_arithmetic
 from evals.files import write_text
 from train.methods._reward_gradient import decoded
 from train.records import ACTIVATIONS
@@ -138,7 +138,7 @@ def decoder_bytes(architecture: Architecture, pictures: int, precision: DecoderP
         held = Held(*vae.parameters(), *vae.buffers())
         with torch.no_grad(), held:
             before = torch.empty(pictures, 3, pixels, pixels)
-            with arithmetic(precision, latents.device):
+            with decoder_arithmetic(precision, latents.device):
                 vae.decode(latents, return_dict=False)
             del before
     return held.most

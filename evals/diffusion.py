@@ -18,6 +18,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from evals.conditioning import Conditioning, PromptEncoder, latent_shape
 
 Reduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "fp16"]
-DecoderPrecision = Literal["fp32", "bf16"]
+DecoderPrecision = Literal["fp32", "tf32", "bf16"]
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
@@ -51,7 +52,8 @@ class Sampling:
     decode_batch: int | None = None
     """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
     decoder_precision: DecoderPrecision = "fp32"
-    """Arithmetic of the decoder's convolutions and matrix products (ours): its weights stay float32. fp16 is no choice: SDXL's decoder overflows in it."""
+    """Arithmetic of the decoder's convolutions (ours): float32, what NVIDIA's tensor cores make of float32, or bf16; its weights stay float32.
+    fp16 is no choice: SDXL's decoder overflows in it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -339,6 +341,18 @@ def arithmetic(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+@contextmanager
+def decoder_arithmetic(precision: DecoderPrecision, device: torch.device) -> Iterator[None]:
+    """Context in which a float32 decoder's convolutions are of that precision; a gradient is taken outside of it, and is not TF32's."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        with arithmetic("bf16" if precision == "bf16" else "fp32", device):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def predict(
     unet: nn.Module,
     x_BCHW: Tensor,
@@ -521,7 +535,7 @@ def decode(vae: Any, latents_BCHW: Tensor, micro_batch: int, precision: DecoderP
     images = []
     for rows in micro_batches(len(latents_BCHW), micro_batch):
         scaled = latents_BCHW[rows].to(parameter.device, parameter.dtype) / vae.config.scaling_factor
-        with arithmetic(precision, parameter.device):
+        with decoder_arithmetic(precision, parameter.device):
             picture = padded(lambda z: vae.decode(z, return_dict=False)[0], micro_batch, scaled)
         picture = picture[: rows.stop - rows.start]
         images.append((picture.float() / 2 + 0.5).clamp(0, 1).cpu())
@@ -540,7 +554,15 @@ class Painter:
 
     @classmethod
     def of(cls, pipeline: Any, sampling: Sampling) -> Painter:
-        """Take the parts of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`."""
+        """Take the parts of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`, where they are.
+
+        Raises:
+            ValueError: for a decoder's precision that only another device has.
+        """
+        if sampling.decoder_precision == "tf32" and pipeline.vae.device.type != "cuda":
+            raise ValueError(
+                "sampling.decoder_precision is tf32, which only NVIDIA's GPUs have, and there is none here: use fp32 or bf16"
+            )
         return cls(
             unet=pipeline.unet,
             vae=pipeline.vae,

@@ -429,6 +429,42 @@ def test_decoder_holds_as_many_as_it_is_told_and_paints_the_same(
     assert repr(replace(sampling, decode_batch=1)) == repr(sampling)  # pictures that are kept stay
 
 
+def test_a_decoder_in_bf16_paints_nearly_the_same_and_keeps_its_weights(tiny_pipeline: Any) -> None:
+    exact, rounded = (Sampling(steps=2, guidance=None, decoder_precision=each) for each in ("fp32", "bf16"))
+    latents = Painter.of(tiny_pipeline, exact).draw(list("abc"), range(3), seed=1).latents_BCHW
+    pictures = [Painter.of(tiny_pipeline, sampling).decode(latents) for sampling in (exact, rounded)]
+    assert pictures[1].dtype == torch.float32
+    assert not torch.equal(*pictures)
+    torch.testing.assert_close(*pictures, rtol=0, atol=0.02)
+    assert {weight.dtype for weight in tiny_pipeline.vae.parameters()} == {torch.float32}
+
+
+def test_pictures_are_known_by_their_decoders_precision_where_it_was_chosen() -> None:
+    usual = Sampling(steps=2)
+    assert repr(usual) == "Sampling(steps=2, eta=1.0, guidance=7.0, micro_batch=16, precision='fp32')"
+    assert repr(replace(usual, decoder_precision="bf16")) == repr(usual)[:-1] + ", decoder_precision='bf16')"
+
+
+def test_tf32_is_the_decoders_alone_and_refused_without_a_gpu(tiny_pipeline: Any) -> None:
+    seen: list[bool] = []
+
+    class Watched:
+        config, parameters = tiny_pipeline.vae.config, tiny_pipeline.vae.parameters
+
+        def decode(self, z: torch.Tensor, return_dict: bool) -> Any:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return tiny_pipeline.vae.decode(z, return_dict=return_dict)
+
+    for allowed in (False, True):
+        torch.backends.cudnn.allow_tf32 = allowed
+        for precision in ("fp32", "tf32"):
+            decode(Watched(), randn(1, 4, 4, 4), 1, precision)
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    assert seen == [False, True] * 2
+    with pytest.raises(ValueError, match="decoder_precision is tf32, which only NVIDIA's GPUs have"):
+        Painter.of(tiny_pipeline, Sampling(decoder_precision="tf32"))
+
+
 def test_denoiser_is_called_with_full_micro_batches_only() -> None:
     denoiser = CountingDenoiser()
     schedule = Schedule.of(DDIMScheduler(**SD15), 2)

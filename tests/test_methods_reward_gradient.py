@@ -252,6 +252,19 @@ def test_the_gradient_depends_on_no_size_of_part(make_run: MakeRun, name: str) -
         assert_same_gradient(found, wanted)
 
 
+def test_a_gradient_goes_through_a_decoder_in_bf16_too(make_run: MakeRun) -> None:
+    """Nearly the same one, and what a run is held to before it trains holds."""
+    run = make_run(METHODS["draft"])
+    wanted, _ = updated(run)
+    sampling = replace(run.experiment.sampling, decoder_precision="bf16")
+    run.experiment, run.policy.painter.sampling = replace(run.experiment, sampling=sampling), sampling
+    found, _ = updated(run)
+    one, other = (torch.cat([part.flatten() for part in gradient.values()]) for gradient in (found, wanted))
+    assert 0 < (one - other).norm() < 0.1 * other.norm()
+    run.experiment.method.check_before(run)
+    assert run.progress.gates["reward"]["holds"]
+
+
 @pytest.mark.parametrize("name", ["refl", "draft"])
 def test_images_without_a_reward_are_masked(make_run: MakeRun, name: str) -> None:
     """The mean is over those that have one, and a NaN reaches no weight."""

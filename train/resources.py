@@ -102,9 +102,8 @@ def _way(experiment: Experiment) -> str:
 
 
 def _rounded(experiment: Experiment) -> str:
-    """As that file calls a decoder's precision."""
-    precision = experiment.sampling.decoder_precision
-    return "" if precision == "fp32" else f"_{precision}"
+    """As that file calls a decoder's precision: TF32's numbers are float32's."""
+    return "_bf16" if experiment.sampling.decoder_precision == "bf16" else ""
 
 
 def _of_decoder(known: str, way: str, pictures: int) -> float:

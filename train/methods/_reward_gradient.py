@@ -27,7 +27,7 @@ from evals.conditioning import Conditioning
 from evals.diffusion import (
     DecoderPrecision,
     Schedule,
-    arithmetic,
+    decoder_arithmetic,
     derive_seed,
     micro_batches,
     noise,
@@ -373,7 +373,7 @@ def decoded(
     if checkpointing:
         vae.enable_gradient_checkpointing()
     scaled = latents_BCHW.to(next(vae.parameters()).dtype) / vae.config.scaling_factor
-    with arithmetic(precision, latents_BCHW.device):
+    with decoder_arithmetic(precision, latents_BCHW.device):
         picture: Tensor = vae.decode(scaled, return_dict=False)[0]
     return (picture.float() / 2 + 0.5).clamp(0, 1)
 
