@@ -342,7 +342,7 @@ class Scoring:
         """Whether the files are those that were read, by their size and time: then they need not be read again."""
         return all(
             [one.stat for one in seen]
-            == [provenance.stat(source.path(unit.part, item)) for item in unit.items]
+            == [provenance.stat(file) for file in source.files(unit.part, unit.items)]
             for source, seen in ((self.pictures, kept.pictures), *([(base, kept.base or [])] if base else []))
         )
 
@@ -354,9 +354,9 @@ class Scoring:
         return score.values is not None or self._features(unit, name, now) is not None
 
     def _seen(self, source: Source, unit: Unit, pictures: Sequence[Read | None]) -> list[Seen]:
+        files = source.files(unit.part, unit.items)
         return [
-            Seen.of(picture, provenance.stat(source.path(unit.part, item)))
-            for item, picture in zip(unit.items, pictures, strict=True)
+            Seen.of(picture, provenance.stat(file)) for file, picture in zip(files, pictures, strict=True)
         ]
 
     def _refuse_other_sizes(
@@ -503,11 +503,11 @@ class Scoring:
     def _refuse_several_sizes(self, records: Mapping[str, Record]) -> None:
         """Refuse a part whose units have pictures of several sizes. Raises ValueError, naming one."""
         for part, units in self.units.items():
-            paths = [self.pictures.path(part, item) for unit in units for item in unit.items]
+            files = [file for unit in units for file in self.pictures.files(part, unit.items)]
             seen = [seen for unit in units for seen in records[unit.name].pictures]
-            sized = [(path, one.size) for path, one in zip(paths, seen, strict=True) if one.size]
+            sized = [(file, one.size) for file, one in zip(files, seen, strict=True) if one.size]
             refuse_other_sizes(
-                [path for path, _ in sized], [size for _, size in sized], "and it is made again"
+                [file for file, _ in sized], [size for _, size in sized], "and it is made again"
             )
 
     def _values(self, part: Part, name: str, records: Mapping[str, Record]) -> list[float]:

@@ -64,7 +64,7 @@ class Item:
         return Path(self.name(folder))
 
     def name(self, folder: Path) -> str:
-        """The same as text, for what is asked of every picture again and again: pathlib takes longer than the disk."""
+        """The same as text."""
         return f"{folder}/{self.prompt.id}/{self.image}.png"
 
 
@@ -102,13 +102,13 @@ class Read(NamedTuple):
         return self.pixels_HWC.shape[1], self.pixels_HWC.shape[0]
 
 
-def read(path: Path) -> Read:
+def read(path: Path | str) -> Read:
     """A picture file, whole and at 8 bits a channel.
 
     Raises:
         OSError, SyntaxError, ValueError and others of `DAMAGE`: there is none, or it is damaged.
     """
-    content = path.read_bytes()
+    content = Path(path).read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         picture.verify()  # the checksums of a PNG, which decoding passes over
     with Image.open(io.BytesIO(content)) as picture:
@@ -177,6 +177,9 @@ class Source(Protocol):
     def path(self, part: Part, item: Item) -> Path:
         """Of a picture."""
 
+    def files(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """The same as text of some, for what is asked of every picture again and again: pathlib takes longer than the disk."""
+
     def are_there(self, part: Part, items: Sequence[Item]) -> bool:
         """Whether all have a file."""
 
@@ -241,6 +244,11 @@ class Pictures:
         """Of a picture."""
         return item.path(self._folder(part))
 
+    def files(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """The same as text."""
+        folder = self._folder(part)
+        return [item.name(folder) for item in items]
+
     def _folder(self, part: Part) -> Path:
         return self.root / self.checkpoint.name / part.prompt_set
 
@@ -249,8 +257,8 @@ class Pictures:
         return not self._missing(part, items)
 
     def _missing(self, part: Part, items: Sequence[Item]) -> list[Item]:
-        folder = self._folder(part)
-        return [item for item in items if not os.path.isfile(item.name(folder))]
+        files = self.files(part, items)
+        return [item for item, file in zip(items, files, strict=True) if not os.path.isfile(file)]
 
     def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
         """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing.
@@ -276,8 +284,7 @@ class Pictures:
                         drawn = self._drawn(part, todo)
                         self._until_saved(saving)
                         self._refuse_lost()
-                        paths = [self.path(part, item) for item in todo]
-                        saving = beside.submit(_save_all, drawn, paths, held.pop_all())
+                        saving = beside.submit(_save_all, drawn, self.files(part, todo), held.pop_all())
                         told.update(len(todo))
             self._until_saved(saving)
 
@@ -324,19 +331,16 @@ class Pictures:
         """
         self._refuse_lost()
         with self.clock.of("reading"):
-            folder = self._folder(part)
-            found = [_read_or_none(item.path(folder)) for item in items]
+            files = self.files(part, items)
+            found = [_read_or_none(file) for file in files]
         damaged = [place for place, picture in enumerate(found) if picture is None]
         if damaged:
-            say(
-                f"note: {self.path(part, items[damaged[0]])} is damaged and is drawn again{and_more(len(damaged))}"
-            )
+            say(f"note: {files[damaged[0]]} is damaged and is drawn again{and_more(len(damaged))}")
             drawn = self._drawn(part, [items[place] for place in damaged])
             for place, pixels_HWC in zip(damaged, drawn, strict=True):
-                _save(pixels_HWC, self.path(part, items[place]))
-                found[place] = read(self.path(part, items[place]))
-        paths = [self.path(part, item) for item in items]
-        refuse_other_sizes(paths, [picture.size for picture in found if picture], "and it is drawn again")
+                _save(pixels_HWC, files[place])
+                found[place] = read(files[place])
+        refuse_other_sizes(files, [picture.size for picture in found if picture], "and it is drawn again")
         return found
 
     def truncated(self, part: Part) -> int:
@@ -406,6 +410,10 @@ class Given:
         """Of a picture."""
         return self.paths[part.prompt_set][item.prompt.id, item.image]
 
+    def files(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """The same as text."""
+        return [str(self.path(part, item)) for item in items]
+
     def are_there(self, part: Part, items: Sequence[Item]) -> bool:
         """They are, or it would have been refused."""
         return True
@@ -416,7 +424,7 @@ class Given:
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
         """Some of a part's, None for one that cannot be decoded."""
         with self.clock.of("reading"):
-            return [_read_or_none(self.path(part, item)) for item in items]
+            return [_read_or_none(file) for file in self.files(part, items)]
 
     def truncated(self, part: Part) -> None:
         """What drew them is not known."""
@@ -437,7 +445,7 @@ def and_more(count: int) -> str:
     return f", as are {count - 1} more" if count > 1 else ""
 
 
-def refuse_other_sizes(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], then: str) -> None:
+def refuse_other_sizes(paths: Sequence[Path | str], sizes: Sequence[tuple[int, int]], then: str) -> None:
     """Refuse pictures of several sizes.
 
     Args:
@@ -456,7 +464,7 @@ def refuse_other_sizes(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], 
         )
 
 
-def _read_or_none(path: Path) -> Read | None:
+def _read_or_none(path: str) -> Read | None:
     try:
         return read(path)
     except DAMAGE:
@@ -500,21 +508,21 @@ def _claim(folder: Path, source: str) -> None:
     write_text(source, folder / MARK)
 
 
-def _save_all(pixels_BHWC: NDArray[np.uint8], paths: Sequence[Path], held: ExitStack) -> None:
+def _save_all(pixels_BHWC: NDArray[np.uint8], files: Sequence[str], held: ExitStack) -> None:
     """Write pictures, then let go of what is held."""
     with held:
-        for pixels_HWC, path in zip(pixels_BHWC, paths, strict=True):
-            _save(pixels_HWC, path)
+        for pixels_HWC, file in zip(pixels_BHWC, files, strict=True):
+            _save(pixels_HWC, file)
 
 
-def _save(pixels_HWC: NDArray[np.uint8], path: Path) -> None:
+def _save(pixels_HWC: NDArray[np.uint8], file: str) -> None:
     """Write a PNG, whole or not at all.
 
     Compressed least: a fifth larger than Pillow's usual, in a third of the time.
     """
     encoded = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(encoded, format="PNG", compress_level=1)
-    write_bytes(encoded.getvalue(), path, durable=False)
+    write_bytes(encoded.getvalue(), Path(file), durable=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ somebody's

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -109,10 +110,10 @@ class Record:
         return self.digests() == other.digests()
 
 
-def stat(path: Path) -> tuple[int, int] | None:
+def stat(path: str) -> tuple[int, int] | None:
     """Bytes and time of a file, None where there is none, or a link that leads nowhere."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns

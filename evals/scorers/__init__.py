@@ -19,6 +19,7 @@ import hashlib
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -323,6 +324,7 @@ def version_of(*parts: Path | Weights) -> str:
     return digest.hexdigest()[:8]
 
 
+@lru_cache(256)  # scorers have files in common
 def _what_it_does(source: bytes) -> str:
     """The statements of a module, as the parser sees them, but for imports and strings that stand alone."""
     tree = ast.parse(source)
