@@ -31,12 +31,27 @@ _TEN = (
     "ema.decay=0.9",
 )
 _FIVE = ("sampling.steps=5", "method.truncate=5", "update.max_grad_norm=1", *_SEEN)
+_SEVEN = (
+    "sampling.steps=7",
+    "method.truncate=7",
+    "update.max_grad_norm=1",
+    "update.warmup=5",
+    "ema.decay=0.93",
+    *_SEEN,
+)
 TUNING = (
     ("tasks.batch=96", "update.lr=2e-4", *_TEN),
     ("tasks.batch=96", "update.lr=2e-4", *_TEN, *_SEEN),
     ("tasks.batch=48", "update.lr=1e-4", "ema.decay=0.97", *_FIVE),
     ("tasks.batch=48", "update.lr=2e-4", *_TEN, "update.betas=0.9,0.999", *_SEEN),
 )
+AGAIN = {
+    "imagereward": (
+        ("tasks.batch=48", "update.lr=1.5e-4", *_SEVEN),
+        ("tasks.batch=48", "update.lr=2e-4", *_SEVEN),
+    )
+}
+"""Between five steps, whose pictures are not those of ten, and ten, which leave half as many iterations and a gradient through a longer way."""
 BEST = {"imagereward": TUNING[3]}
 
 
