@@ -127,7 +127,7 @@ def decoder_bytes(architecture: Architecture, pictures: int, precision: DecoderP
     Args:
         architecture: whose decoder it is.
         pictures: that are decoded at a time.
-        precision: of its convolutions and matrix products.
+        precision: of its convolutions and matrix products; TF32's numbers are float32's.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

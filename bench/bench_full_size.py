@@ -15,7 +15,7 @@ import gc
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.bare import BareCalls, now
 from bench.bench_overhead import peak_memory_mib
 from evals.architectures import ARCHITECTURES, Architecture
-from evals.diffusion import Precision, derive_seed, micro_batches
+from evals.diffusion import DecoderPrecision, Precision, derive_seed, micro_batches
 from evals.miniature import weights_folder
 from train import experiments, records
 from train.card import git_commit
@@ -68,7 +68,8 @@ CASES = [
     pytest.param("sd2", ("whole",), id="sd2", marks=on_gpu),
     pytest.param("sd2", ("plain",), id="sd2-without-checkpointing", marks=on_gpu),
     pytest.param("sd2", ("compile",), id="sd2-compiled", marks=on_gpu),
-    pytest.param("sd2", ("decoder",), id="sd2-decoder-in-bf16", marks=on_gpu),
+    pytest.param("sd2", ("tf32",), id="sd2-decoder-in-tf32", marks=on_gpu),
+    pytest.param("sd2", ("bf16",), id="sd2-decoder-in-bf16", marks=on_gpu),
     pytest.param("sd2", ("lora",), id="sd2-lora", marks=on_gpu),
     pytest.param("sd15", (), id="sd15", marks=on_gpu),
     pytest.param("sdxl", (), id="sdxl", marks=on_gpu),
@@ -89,7 +90,10 @@ def experiment_of(model: str, ways: tuple[str, ...], reward: Path) -> Experiment
         gradient_checkpointing=paper.update.gradient_checkpointing and "plain" not in ways,
         compile="compile" in ways,
     )
-    sampling = replace(paper.sampling, steps=steps, decoder_precision="bf16" if "decoder" in ways else "fp32")
+    decoder = next(
+        (way for way in get_args(DecoderPrecision) if way in ways), paper.sampling.decoder_precision
+    )
+    sampling = replace(paper.sampling, steps=steps, decoder_precision=decoder)
     return replace(
         paper,
         tasks=(task,),

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ class Sampling:
     decode_batch: int | None = None
     """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
     decoder_precision: DecoderPrecision = "fp32"
-    """Arithmetic of the decoder's convolutions (ours): float32, what NVIDIA's tensor cores make of float32, or bf16; its weights stay float32.
-    fp16 is no choice: SDXL's decoder overflows in it."""
+    """Arithmetic of the decoder's convolutions and matrix products (ours): float32, TF32 (float32 with 10 bits of mantissa, on NVIDIA's GPUs from Ampere on), or
+    bf16; its weights stay float32. fp16 is no choice: SDXL's decoder overflows in it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the field that cannot be."""
@@ -66,13 +66,23 @@ class Sampling:
         for name, size in (("micro_batch", self.micro_batch), ("decode_batch", self.decode_batch)):
             if size is not None and size < 1:
                 raise ValueError(f"sampling.{name} is {size}, but at least 1 image is needed")
+        if self.decoder_precision not in (choices := get_args(DecoderPrecision)):
+            raise ValueError(
+                f"sampling.decoder_precision is {self.decoder_precision}, but it must be one of {', '.join(choices)}"
+            )
 
     def __repr__(self) -> str:
         """What a picture depends on, by which kept ones are known.
 
-        Left out are `decode_batch`, as a decoder's rounding in float32 is less than a grey level, and `decoder_precision` as it was before there was a choice.
+        Left out are `decode_batch`, unless the decoder is in bf16, whose rounding is grey levels, and `decoder_precision` where it is fp32, as all were before it
+        could be chosen.
         """
-        left_out = {"decode_batch"} | ({"decoder_precision"} if self.decoder_precision == "fp32" else set())
+        of_decoder = {
+            "fp32": {"decode_batch", "decoder_precision"},
+            "tf32": {"decode_batch"},
+            "bf16": set[str](),
+        }
+        left_out = of_decoder[self.decoder_precision]
         told = [
             f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if each.name not in left_out
         ]
@@ -343,14 +353,32 @@ def arithmetic(precision: Precision, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def decoder_arithmetic(precision: DecoderPrecision, device: torch.device) -> Iterator[None]:
-    """Context in which a float32 decoder's convolutions are of that precision; a gradient is taken outside of it, and is not TF32's."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with arithmetic("bf16" if precision == "bf16" else "fp32", device):
+    """Context in which a float32 decoder's convolutions and matrix products are of that precision; float32 is what `exact_device` has made of it."""
+    if precision != "tf32":
+        with arithmetic(precision, device):
             yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = True
+    try:
+        yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def check_decoder(sampling: Sampling, device: torch.device) -> None:
+    """Refuse a precision that the device has not.
+
+    Raises:
+        ValueError: naming the field and the choices.
+    """
+    if sampling.decoder_precision != "tf32" or (device.type == "cuda" and torch.cuda.is_tf32_supported()):
+        return
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    raise ValueError(
+        f"sampling.decoder_precision is tf32, which NVIDIA's GPUs have from Ampere on, but this process computes on {name}: use fp32 or bf16"
+    )
 
 
 def predict(
@@ -557,12 +585,9 @@ class Painter:
         """Take the parts of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`, where they are.
 
         Raises:
-            ValueError: for a decoder's precision that only another device has.
+            ValueError: see `check_decoder`.
         """
-        if sampling.decoder_precision == "tf32" and pipeline.vae.device.type != "cuda":
-            raise ValueError(
-                "sampling.decoder_precision is tf32, which only NVIDIA's GPUs have, and there is none here: use fp32 or bf16"
-            )
+        check_decoder(sampling, pipeline.vae.device)
         return cls(
             unet=pipeline.unet,
             vae=pipeline.vae,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from evals.checkpoints import load_pipeline
 from evals.conditioning import PromptEncoder
-from evals.diffusion import Painter, Precision, Sampling, exact_device
+from evals.diffusion import DecoderPrecision, Painter, Precision, Sampling, exact_device
 from tests import toy
 from tests.test_distributed import recorded
 from tests.test_fsdp import two_iterations_and_the_hand_over
@@ -54,6 +54,23 @@ def test_a_gpu_draws_the_pictures_of_a_cpu(base: str, request: pytest.FixtureReq
     assert on_gpu.device.type == "cpu"
     assert on_cpu.std() > 0.01
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "grey_levels"), [("tf32", 1.0), ("bf16", 6.0)])
+def test_a_decoder_rounds_by_as_much_as_its_precision(
+    precision: DecoderPrecision, grey_levels: float, tiny_pipeline_dir: Path
+) -> None:
+    exact_device()
+    pipeline = load_pipeline(str(tiny_pipeline_dir)).to("cuda")
+    pictures = []
+    for each in ("fp32", precision, "fp32"):
+        painter = Painter.of(pipeline, Sampling(steps=2, guidance=None, decoder_precision=each))
+        pictures.append(painter.paint(toy.TEXTS, range(len(toy.TEXTS)), seed=3))
+    exact, rounded, again = pictures
+    assert torch.equal(again, exact), "the precision outlived its decoder"
+    off = (rounded - exact).abs().max() * 255
+    assert off < grey_levels
+    assert off > 0 or precision == "tf32", "so small a decoder may have no kernel for TF32"
 
 
 @pytest.mark.parametrize("base", ["tiny_pipeline_dir", "tiny_xl_dir"])

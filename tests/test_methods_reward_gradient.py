@@ -253,16 +253,26 @@ def test_the_gradient_depends_on_no_size_of_part(make_run: MakeRun, name: str) -
 
 
 def test_a_gradient_goes_through_a_decoder_in_bf16_too(make_run: MakeRun) -> None:
-    """Nearly the same one, and what a run is held to before it trains holds."""
+    """Nearly the same one, whether or not activations are computed again on the way back."""
     run = make_run(METHODS["draft"])
     wanted, _ = updated(run)
-    sampling = replace(run.experiment.sampling, decoder_precision="bf16")
-    run.experiment, run.policy.painter.sampling = replace(run.experiment, sampling=sampling), sampling
+    plain = run.experiment
+    sampling = replace(plain.sampling, decoder_precision="bf16")
+    update = replace(plain.update, gradient_checkpointing=True)
+    run.experiment = replace(plain, sampling=sampling)
     found, _ = updated(run)
+    run.experiment = replace(plain, sampling=sampling, update=update)
+    again, _ = updated(run)
+    assert_same_gradient(again, found)
     one, other = (torch.cat([part.flatten() for part in gradient.values()]) for gradient in (found, wanted))
     assert 0 < (one - other).norm() < 0.1 * other.norm()
-    run.experiment.method.check_before(run)
-    assert run.progress.gates["reward"]["holds"]
+
+
+def test_a_gradient_through_a_decoder_in_tf32_is_refused(make_run: MakeRun) -> None:
+    run = make_run(METHODS["refl"])
+    sampling = replace(run.experiment.sampling, decoder_precision="tf32")
+    with pytest.raises(ValueError, match="but the method refl takes a gradient through the decoder"):
+        check(replace(run.experiment, sampling=sampling), 1)
 
 
 @pytest.mark.parametrize("name", ["refl", "draft"])

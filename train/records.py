@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ class Case:
     micro_batch: int
     """Images in a pass of the update."""
     decoder: str = "fp32"
-    """Its precision."""
+    """Precision of the decoder."""
 
     @classmethod
     def of(cls, experiment: Experiment, architecture: str) -> Case:
@@ -138,11 +138,15 @@ def add(device: str, record: Record, folder: Path = FOLDER) -> Path:
 
 
 def nearest(records: list[Record], case: Case) -> Record | None:
-    """The record of a case; of another micro-batch where there is none of the same, as that matters least."""
-    alike = [r for r in records if replace_micro_batch(r.case, case.micro_batch) == case]
-    return min(alike, key=lambda r: abs(r.case.micro_batch - case.micro_batch), default=None)
+    """The record of a case; where there is none, of another micro-batch, as that matters least, or with another decoder, which is a part of the time that the record names."""
+    alike = [r for r in records if _but_for_what_matters_least(r.case, case) == case]
+    return min(
+        alike,
+        key=lambda r: (r.case.decoder != case.decoder, abs(r.case.micro_batch - case.micro_batch)),
+        default=None,
+    )
 
 
-def replace_micro_batch(case: Case, size: int) -> Case:
-    """The case with another micro-batch."""
-    return Case(**(asdict(case) | {"micro_batch": size}))
+def _but_for_what_matters_least(case: Case, other: Case) -> Case:
+    """The case with the micro-batch and the decoder of the other."""
+    return replace(case, micro_batch=other.micro_batch, decoder=other.decoder)

@@ -128,11 +128,16 @@ def time_needed(experiment: Experiment, processes: int) -> list[str]:
     found = ((device, records.nearest(kept, case)) for device, kept in records.everything())
     return [
         f"time on {device}, measured {record.date}: {seconds:.3g} s an iteration and {experiment.iterations * seconds / 3600:.3g} h in all, "
-        f"without the reward's"
+        f"without the reward's{_decoder_told(case, record)}"
         for device, record in found
         if record is not None
         for seconds in [_seconds(experiment, processes, record)]
     ]
+
+
+def _decoder_told(case: Case, record: Record) -> str:
+    """What is to be said where another decoder was measured."""
+    return "" if record.case.decoder == case.decoder else f", with the decoder in {record.case.decoder}"
 
 
 def _seconds(experiment: Experiment, processes: int, record: Record) -> float:

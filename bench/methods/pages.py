@@ -408,7 +408,7 @@ def _settings(tracks: Sequence[Track]) -> list[str]:
         )
     if again := [t.label for t in racing if t.settings and methods.second_try(t.label, t.question.reward)]:
         told.append(
-            f"{', '.join(again)} did badly with those and {'has' if len(again) == 1 else 'have'} the best of these and of two settings more (`AGAIN`)."
+            f"{', '.join(again)} {'has' if len(again) == 1 else 'have'} the best of these and of two settings more (`AGAIN`)."
         )
     if own:
         told.append(

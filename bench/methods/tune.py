@@ -2,7 +2,7 @@
 
 Each is trained with a training seed that the table has not and scored, once, at its end. The held-out metric of the reward decides (`questions`), neither the proxy nor gold. First all are tried with
 five eighths of the table's evaluations, then the best two with all of them (successive halving, arXiv 1502.07943): the rate that is best in a short run is too high for a longer one. On a further reward there may be the last round
-alone, with the settings that were in it on another (`finals_of`). A method that does badly on a reward may have as many of its own for it (`second`). The winner then stands in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
+alone, with the settings that were in it on another (`finals_of`). A method may have as many of its own for one reward, its second try (`second`). The winner then stands in the method's file as `BEST`, and what all of its settings reached in results/methods-tuning.csv. Where a method got other settings for a second time, results/README.md tells what
 the first had come to.
 """
 

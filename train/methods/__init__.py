@@ -8,8 +8,8 @@ Families share a file: `_policy_gradient` needs a sampler with noise and what it
 `_reward_gradient` a reward that can be differentiated.
 
 What a method's settings on the miniature are chosen from stands in its file as `TUNING`: `TRIES` tuples of `--set` settings, the same number for each
-method, to which `SHORT` is added; `python -m bench.methods tune` tries them. `AGAIN` has, by experiment, as many more as are tried at full length, where a method
-did badly with those: its second try. `BEST` has the best of them by experiment: with it, and with `EVALUATIONS`, the
+method, to which `SHORT` is added; `python -m bench.methods tune` tries them. `AGAIN` has, by experiment, as many more as are tried at full length on this one
+alone: a method's second try. `BEST` has the best of them by experiment: with it, and with `EVALUATIONS`, the
 experiment `imagereward_grpo` on the miniature is the run that is in `results/methods-imagereward.md`.
 """
 
@@ -172,7 +172,7 @@ def tuning(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 def second_try(name: str, experiment: str) -> tuple[tuple[str, ...], ...]:
-    """Settings that a method is tried with again on an experiment on which it did badly with those that it has for all; empty where it has none."""
+    """Settings that a method is tried with again on one experiment, beside those that it has for all; empty where it has none."""
     again: dict[str, tuple[tuple[str, ...], ...]] = getattr(
         importlib.import_module(f"train.methods.{name}"), "AGAIN", {}
     )

@@ -125,6 +125,10 @@ class RewardGradient(Method):
 
     def check(self, experiment: Experiment) -> None:
         super().check(experiment)
+        if experiment.sampling.decoder_precision == "tf32":
+            raise ValueError(
+                f"sampling.decoder_precision is tf32, but the method {self.name} takes a gradient through the decoder, which TF32 has no part in: use fp32 or bf16"
+            )
         for task in experiment.tasks:
             where = f"tasks.{task.name}"
             if task.shaping != "pointwise":
