@@ -23,9 +23,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from evals.architectures import ARCHITECTURES, Architecture
-from evals.diffusion import DecoderPrecision, decoder_arithmetic
+from evals.decoder import DecoderPrecision, arithmetic_of, pixels
 from evals.files import write_text
-from train.methods._reward_gradient import decoded
 from train.records import ACTIVATIONS
 
 
@@ -122,7 +121,7 @@ def update_bytes(architecture: Architecture, evaluations: int, checkpointing: bo
 
 
 def decoder_bytes(architecture: Architecture, pictures: int, precision: DecoderPrecision = "fp32") -> int:
-    """Most memory that `evals.diffusion.decode` holds at once beside weights: the pictures before are there until these are.
+    """Most memory that `evals.decoder.decode` holds at once beside weights: the pictures before are there until these are.
 
     Args:
         architecture: whose decoder it is.
@@ -138,7 +137,7 @@ def decoder_bytes(architecture: Architecture, pictures: int, precision: DecoderP
         held = Held(*vae.parameters(), *vae.buffers())
         with torch.no_grad(), held:
             before = torch.empty(pictures, 3, pixels, pixels)
-            with decoder_arithmetic(precision, latents.device):
+            with arithmetic_of(precision, latents.device):
                 vae.decode(latents, return_dict=False)
             del before
     return held.most
@@ -169,10 +168,12 @@ def decoder_gradient_bytes(
     side = architecture.unet["sample_size"]
     with FakeTensorMode():
         vae = decoder_of(architecture)
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
         latents = torch.randn(pictures, architecture.vae["latent_channels"], side, side, requires_grad=True)
         held = Held(*vae.parameters(), *vae.buffers())
         with held:
-            images = decoded(vae, latents, checkpointing, precision)
+            images = pixels(vae, latents, precision)
             torch.autograd.grad(images.sum(), latents)
     return held.most
 

@@ -9,8 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from evals.arithmetic import micro_batches
 from evals.conditioning import Conditioning
-from evals.diffusion import micro_batches, predict
+from evals.diffusion import predict
 from train.run import Run
 
 

@@ -24,7 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.bare import BareCalls, now
 from bench.bench_overhead import peak_memory_mib
 from evals.architectures import ARCHITECTURES, Architecture
-from evals.diffusion import DecoderPrecision, Precision, derive_seed, micro_batches
+from evals.arithmetic import Precision, micro_batches
+from evals.decoder import DecoderPrecision
+from evals.diffusion import derive_seed
 from evals.miniature import weights_folder
 from train import experiments, records
 from train.card import git_commit

@@ -1,15 +1,18 @@
 """What scoring costs beyond the calls of model and scorers that it cannot do without. `make bench`, or `pytest bench -s`.
 
 A part of the miniature's suite is drawn, kept and scored, and timed against the bare calls: the painter and every scorer on the same pictures in memory, in the same
-batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, so that whatever else the machine does falls on both;
-the overhead is the median of the ratios of neighbours.
+batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, and each scoring is divided by the mean of the bare calls
+before and after it, so that whatever else the machine does falls on both; the overhead is the median of these ratios. Beside it stands what the clock of the score rows'
+record finds outside the calls, which knows no noise between two runs, and nothing of a call that is slower for what runs beside it.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,18 @@ import torch
 
 from bench.bare import now
 from evals import harness, scorers, suites
+from evals.arithmetic import exact_device
 from evals.checkpoints import resolve
-from evals.diffusion import Painter, exact_device
+from evals.diffusion import Painter
 from evals.miniature import weights_folder
 from evals.pictures import CHUNK, Pictures, items_of
+from evals.provenance import beside
 from evals.suites import Suite
 from evals.suites.miniature import SUITE
 
 ALLOWED = 1.05
-ROUNDS = 3
+ROUNDS = 7
+"""Where other machines share the processor a single ratio is off by a tenth, and the median of three by a twentieth, which is all that is allowed."""
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -101,21 +107,25 @@ def test_scoring_costs_little_more_than_its_bare_calls(
 
     bare()
     bare_seconds = [bare()]
-    for _ in range(ROUNDS - 1):
+    outside: list[float] = []
+    for last in [False] * (ROUNDS - 1) + [True]:
         anew()
-        scoring()
+        benchmark.pedantic(scoring, rounds=1) if last else scoring()
+        outside.append(1 - json.loads(beside(out).read_text(encoding="utf-8"))["machine"]["bare_share"])
         bare_seconds.append(bare())
-    anew()
-    benchmark.pedantic(scoring, rounds=1)
-    ratios = [ours / theirs for ours, theirs in zip(seconds, bare_seconds, strict=True)]
+    around = [statistics.fmean(pair) for pair in pairwise(bare_seconds)]
+    ratios = [ours / theirs for ours, theirs in zip(seconds, around, strict=True)]
     overhead = statistics.median(ratios)
     benchmark.extra_info |= {
         "bare_seconds": statistics.median(bare_seconds),
         "overhead": overhead,
+        "ratios": ratios,
+        "outside_the_calls": statistics.median(outside),
         "images": len(bare.items),
         "threads": torch.get_num_threads(),
     }
     print(
-        f"\nscoring {statistics.median(seconds):.2f} s, bare calls {statistics.median(bare_seconds):.2f} s, ratio {overhead:.3f}"
+        f"\nscoring {statistics.median(seconds):.2f} s, bare calls {statistics.median(bare_seconds):.2f} s, ratio {overhead:.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f}); outside the calls {100 * statistics.median(outside):.1f} %"
     )
     assert overhead <= ALLOWED, f"scoring takes {overhead:.3f} times its bare calls"

@@ -6,6 +6,7 @@ The map of this package
     suites/         one file each: which prompts, how many images, which scorers
     metrics/        one file each: what the numbers say, per prompt and then over prompts
     diffusion.py    the DDIM transition and the sampler, shared by training and evaluation
+    arithmetic.py   what a model's last bits depend on: device, precision, shape of a batch; decoder.py turns latents into pictures
     conditioning.py what a denoiser is told of a prompt: the text encoders of Stable Diffusion 1, 2 and XL
     checkpoints.py  opens what can be scored: a run directory, a diffusers folder, one file, a LoRA file, a hub id
     families.py     checkpoints in one file; architectures.py knows each family's sizes without its weights
@@ -22,7 +23,7 @@ The map of this package
     curve.py        over the snapshots of a run: where reward and judge part; divergence.py is the exact KL to the base
     plan.py         what a comparison will be able to tell, before it is made
     ballots.py      votes of people: what is shown, and the log; vote.py serves the page, tally.py counts
-    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it; report_data.py puts the rows into it
+    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it
     geneval.py      GenEval's rules, t2i_compbench.py T2I-CompBench's; geneval_people.py and skin.py hold them to people and to known tones
     __main__.py     `python -m evals score | compare | report | ...`
 

@@ -730,7 +730,8 @@ def _spread(prompt_set: str, count: int) -> list[Prompt]:
 
 
 def _painter(checkpoint: Checkpoint, suite: Suite) -> Painter:
-    from evals.diffusion import Painter, exact_device
+    from evals.arithmetic import exact_device
+    from evals.diffusion import Painter
 
     return Painter.of(checkpoint.pipeline().to(exact_device()), suite.sampling)
 

@@ -6,9 +6,8 @@ The transition is DDIM's (arXiv 2010.02502, eq. 12 and 16) with the conventions 
 tested equal. Rollout and update call the same functions, and a log-probability is taken of the value that is stored.
 
 Randomness belongs to the sample: the initial latent and the noise of every step of image i come from a generator of its own,
-seeded by (seed, prompt text, image index). A denoiser's last bits depend on the shape of the batch it is given, so every
-call here has the same shape: micro-batches of a fixed size, the last one padded. Image i is therefore the same bit for bit in any batch,
-order or number of processes; between two micro-batch sizes it agrees within float32 rounding.
+seeded by (seed, prompt text, image index), and every call of the denoiser has the same shape (`evals.arithmetic`). Image i is therefore
+the same bit for bit in any batch, order or number of processes; between two micro-batch sizes it agrees within float32 rounding.
 """
 
 from __future__ import annotations
@@ -16,21 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from evals import decoder
+from evals.arithmetic import Precision, arithmetic, micro_batches, padded
 from evals.conditioning import Conditioning, PromptEncoder, latent_shape
+from evals.decoder import DecoderPrecision
 
 Reduction = Literal["mean", "sum"]
-Precision = Literal["fp32", "bf16", "fp16"]
-DecoderPrecision = Literal["fp32", "tf32", "bf16"]
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SEED_BITS = 63  # what torch.Generator.manual_seed takes without wrapping
 
@@ -297,22 +294,6 @@ def denoising_target(schedule: Schedule, x0_BCHW: Tensor, noise_BCHW: Tensor, ti
 # ------------------------------------------------------------------------------------------------------------------ noise
 
 
-def exact_device() -> torch.device:
-    """The GPU where there is one, set such that the same command gives the same numbers, and that float32 means float32, not TF32.
-
-    A scorer may need an operation that has no deterministic form, hence only a warning; `train.policy` is strict with the denoiser's gradient.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # PyTorch would overwrite all new memory first: 10 to 20 % of the time, for programs that read what they have not written
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its gradient is another one each time
-    torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda")
-
-
 def derive_seed(*parts: str | int) -> int:
     """A 63-bit seed from parts: sha256 of their JSON, so that no two lists of parts read the same."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> (64 - SEED_BITS)
@@ -343,42 +324,6 @@ def noise(seed: int, prompt_text: str, image_index: int, shape: Sequence[int], s
 
 
 # --------------------------------------------------------------------------------------------------------------- denoiser
-
-
-def arithmetic(precision: Precision, device: torch.device) -> torch.autocast:
-    """Context in which a float32 model's matrix products and convolutions are of that precision."""
-    dtype = AUTOCAST[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-@contextmanager
-def decoder_arithmetic(precision: DecoderPrecision, device: torch.device) -> Iterator[None]:
-    """Context in which a float32 decoder's convolutions and matrix products are of that precision; float32 is what `exact_device` has made of it."""
-    if precision != "tf32":
-        with arithmetic(precision, device):
-            yield
-        return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-def check_decoder(sampling: Sampling, device: torch.device) -> None:
-    """Refuse a precision that the device has not.
-
-    Raises:
-        ValueError: naming the field and the choices.
-    """
-    if sampling.decoder_precision != "tf32" or (device.type == "cuda" and torch.cuda.is_tf32_supported()):
-        return
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    raise ValueError(
-        f"sampling.decoder_precision is tf32, which NVIDIA's GPUs have from Ampere on, but this process computes on {name}: use fp32 or bf16"
-    )
 
 
 def predict(
@@ -452,25 +397,6 @@ class Trajectory:
         """Some images at one kept step: latent before, after, mean and log-probability."""
         x, after, mean = (whole[rows, kept] for whole in (self.x_BTCHW, self.next_BTCHW, self.mean_BTCHW))
         return x, after, mean, self.logp_BT[rows, kept]
-
-
-def micro_batches(size: int, micro_batch: int) -> Iterator[slice]:
-    """Slices of at most `micro_batch` rows that cover `size` rows."""
-    for start in range(0, size, micro_batch):
-        yield slice(start, min(start + micro_batch, size))
-
-
-def padded(call: Callable[..., Any], rows: int, *tensors: Tensor) -> Any:
-    """Call a function of batches on exactly `rows` rows, the last one again for those that are missing; the caller cuts the result.
-
-    Again, not zero: what is far from all that is ever drawn can overflow.
-    """
-    return call(
-        *(
-            t if len(t) == rows else torch.cat([t, t[-1:].expand(rows - len(t), *t.shape[1:])])
-            for t in tensors
-        )
-    )
 
 
 @torch.no_grad()
@@ -556,20 +482,6 @@ def _denoise(
     return x_BCHW, x, after, mean, logp
 
 
-@torch.no_grad()
-def decode(vae: Any, latents_BCHW: Tensor, micro_batch: int, precision: DecoderPrecision = "fp32") -> Tensor:
-    """Latents to images: float32 RGB in [0, 1], BCHW, on the CPU."""
-    parameter = next(vae.parameters())
-    images = []
-    for rows in micro_batches(len(latents_BCHW), micro_batch):
-        scaled = latents_BCHW[rows].to(parameter.device, parameter.dtype) / vae.config.scaling_factor
-        with decoder_arithmetic(precision, parameter.device):
-            picture = padded(lambda z: vae.decode(z, return_dict=False)[0], micro_batch, scaled)
-        picture = picture[: rows.stop - rows.start]
-        images.append((picture.float() / 2 + 0.5).clamp(0, 1).cpu())
-    return torch.cat(images)
-
-
 @dataclass
 class Painter:
     """A pipeline's parts as this project draws with them: texts and image indices in, trajectory or images out."""
@@ -585,9 +497,9 @@ class Painter:
         """Take the parts of a `StableDiffusionPipeline` or a `StableDiffusionXLPipeline`, where they are.
 
         Raises:
-            ValueError: see `check_decoder`.
+            ValueError: see `evals.decoder.check`.
         """
-        check_decoder(sampling, pipeline.vae.device)
+        decoder.check(sampling.decoder_precision, pipeline.vae.device)
         return cls(
             unet=pipeline.unet,
             vae=pipeline.vae,
@@ -640,7 +552,7 @@ class Painter:
         return self.decode(self.draw(texts, image_indices, seed).latents_BCHW)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """See `decode`."""
+        """See `evals.decoder.decode`."""
         sampling = self.sampling
         at_once = sampling.decode_batch or sampling.micro_batch
-        return decode(self.vae, latents_BCHW, at_once, sampling.decoder_precision)
+        return decoder.decode(self.vae, latents_BCHW, at_once, sampling.decoder_precision)

@@ -20,15 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evals import conditioning, diffusion
+from evals import arithmetic, conditioning, diffusion
+from evals.arithmetic import micro_batches, padded
 from evals.conditioning import Conditioning
-from evals.diffusion import Painter, gaussian_kl, micro_batches, padded, predict, transition
+from evals.diffusion import Painter, gaussian_kl, predict, transition
 from evals.scorers import version_of
 
 
 def version() -> str:
     """8 hex digits of the code that decides the numbers."""
-    return version_of(Path(__file__), Path(diffusion.__file__), Path(conditioning.__file__))
+    return version_of(*map(Path, (__file__, diffusion.__file__, arithmetic.__file__, conditioning.__file__)))
 
 
 @torch.no_grad()

@@ -373,7 +373,7 @@ def write(images: str, out: Path, command: str) -> str:
         ValueError: pictures, annotations or weights that cannot be had or used.
     """
     from evals import scorers
-    from evals.diffusion import exact_device
+    from evals.arithmetic import exact_device
 
     scorer = scorers.load(
         "geneval", exact_device()

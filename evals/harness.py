@@ -27,8 +27,8 @@ from torch import Tensor
 import prompts
 from evals import provenance, scorers, suites
 from evals import rows as score_rows
+from evals.arithmetic import exact_device
 from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say, with_base
-from evals.diffusion import exact_device
 from evals.files import write_bytes, write_text
 from evals.pictures import (
     Given,

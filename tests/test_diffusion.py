@@ -15,12 +15,12 @@ from torch import nn
 
 from evals import conditioning
 from evals.conditioning import Conditioning, PromptEncoder
+from evals.decoder import decode
 from evals.diffusion import (
     Painter,
     Sampling,
     Schedule,
     add_noise,
-    decode,
     denoising_target,
     derive_seed,
     gaussian_kl,

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from evals.arithmetic import Precision, exact_device
 from evals.checkpoints import load_pipeline
 from evals.conditioning import PromptEncoder
-from evals.diffusion import DecoderPrecision, Painter, Precision, Sampling, exact_device
+from evals.decoder import DecoderPrecision
+from evals.diffusion import Painter, Sampling
 from tests import toy
 from tests.test_distributed import recorded
 from tests.test_fsdp import two_iterations_and_the_hand_over

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evals import diffusion
+from evals.arithmetic import padded
 from evals.checkpoints import ROOT, load_pipeline
-from evals.diffusion import Painter, Sampling, decode, log_prob, padded, predict, transition
+from evals.decoder import decode
+from evals.diffusion import Painter, Sampling, log_prob, predict, transition
 from tests import toy
 from train import gates
 from train.config import Experiment, Pretraining, Reward, Task, Update, as_json

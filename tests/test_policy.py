@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evals.arithmetic import Precision
 from evals.checkpoints import find_base, freeze, load_pipeline
-from evals.diffusion import Painter, Precision, Sampling, predict
+from evals.diffusion import Painter, Sampling, predict
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
 from train.config import Ema, Experiment, Lora, Update

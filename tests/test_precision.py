@@ -17,20 +17,10 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evals.arithmetic import Precision, micro_batches, padded
 from evals.checkpoints import ROOT, load_pipeline
 from evals.conditioning import Conditioning
-from evals.diffusion import (
-    Painter,
-    Precision,
-    Sampling,
-    Schedule,
-    gaussian_kl,
-    log_prob,
-    micro_batches,
-    padded,
-    predict,
-    transition,
-)
+from evals.diffusion import Painter, Sampling, Schedule, gaussian_kl, log_prob, predict, transition
 from evals.signals import STOPS
 from tests import toy
 from tests.test_diffusion import SD2_BASE, randn

@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from evals.diffusion import Painter, Sampling, decode, derive_seed, noise
+from evals.decoder import decode
+from evals.diffusion import Painter, Sampling, derive_seed, noise
 from tests import toy
 from tests.test_resume import Runner, assert_same, train_toy
 from train import images

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from evals import compare, rows, tables
 from evals.checkpoints import ROOT, resolve
-from evals.diffusion import Painter, decode, sample
+from evals.decoder import decode
+from evals.diffusion import Painter, sample
 from evals.weights import Weights
 from tests import toy
 from tests.synthetic_rows import study

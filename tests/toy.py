@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.diffusion import Sampling, exact_device
+from evals.arithmetic import exact_device
+from evals.diffusion import Sampling
 from prompts import Prompt
 from train.config import Experiment, Reward, Task, Update
 from train.launch import free_port

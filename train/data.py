@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from evals.arithmetic import micro_batches, padded
 from evals.checkpoints import first_line
-from evals.diffusion import Painter, derive_seed, micro_batches, noise, padded
+from evals.diffusion import Painter, derive_seed, noise
 from prompts import Prompt
 from train.config import Pretraining, Task
 from train.images import UNREADABLE, Pairs, open_pairs, picture_of
@@ -193,7 +194,7 @@ class EncodedPairs:
 
 @torch.no_grad()
 def encode(vae: Any, images_BCHW: Tensor, noise_BCHW: Tensor, micro_batch: int) -> Tensor:
-    """Images to latents, as the reverse of `evals.diffusion.decode`: a sample of the encoder's Gaussian, scaled.
+    """Images to latents, as the reverse of `evals.decoder.decode`: a sample of the encoder's Gaussian, scaled.
 
     Args:
         vae: the autoencoder.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evals.arithmetic import padded
 from evals.conditioning import Conditioning
-from evals.diffusion import Painter, add_noise, denoising_target, padded, predict
+from evals.diffusion import Painter, add_noise, denoising_target, predict
 from train.run import Run
 
 

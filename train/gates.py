@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from evals.diffusion import Precision, Reduction, Sampling, Schedule, log_prob, transition
+from evals.arithmetic import Precision
+from evals.diffusion import Reduction, Sampling, Schedule, log_prob, transition
 
 
 class GateBroken(Exception):

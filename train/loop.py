@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.diffusion import derive_seed, micro_batches, noise
+from evals.arithmetic import micro_batches
+from evals.diffusion import derive_seed, noise
 from train import grids, snapshots
 from train import state as states
 from train.config import Experiment, Task

@@ -20,8 +20,9 @@ from accelerate.utils import (
 from torch import Tensor
 
 import prompts
+from evals import decoder
+from evals.arithmetic import exact_device
 from evals.checkpoints import SNAPSHOTS, load_pipeline
-from evals.diffusion import check_decoder, exact_device
 from evals.files import write_text
 from evals.scorers import weights_of
 from train import card, grids, trackers
@@ -215,7 +216,7 @@ def prepare(
         GateBroken: where the transition is not diffusers'.
     """
     check(experiment, accelerator.num_processes)
-    check_decoder(experiment.sampling, accelerator.device)
+    decoder.check(experiment.sampling.decoder_precision, accelerator.device)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
     prompt_sets, scorers = named_inputs(experiment, accelerator.device)

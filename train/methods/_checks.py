@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.diffusion import micro_batches
+from evals.arithmetic import micro_batches
 from train.gates import NOISE_TOLERANCE, check_part, gradient_error
 from train.policy import whole
 from train.run import Run, accumulated, gather, synchronised

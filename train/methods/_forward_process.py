@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from evals.diffusion import Schedule, derive_seed, micro_batches, noise
+from evals.arithmetic import micro_batches
+from evals.diffusion import Schedule, derive_seed, noise
 from train import advantages as better
 from train.batches import Judged, ask, judge, reward_report
 from train.data import image_indices, prompts_of

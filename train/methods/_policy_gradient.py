@@ -20,17 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from evals.arithmetic import micro_batches, padded
 from evals.conditioning import Conditioning
-from evals.diffusion import (
-    Trajectory,
-    derive_seed,
-    gaussian_kl,
-    log_prob,
-    micro_batches,
-    padded,
-    predict,
-    transition,
-)
+from evals.diffusion import Trajectory, derive_seed, gaussian_kl, log_prob, predict, transition
 from train import advantages as better
 from train.batches import Judged, ask, judge, reward_report
 from train.data import draw_steps, prompts_of

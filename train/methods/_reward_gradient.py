@@ -23,18 +23,10 @@ import torch
 from torch import Tensor
 
 from evals import scorers
+from evals.arithmetic import micro_batches, padded
 from evals.conditioning import Conditioning
-from evals.diffusion import (
-    DecoderPrecision,
-    Schedule,
-    decoder_arithmetic,
-    derive_seed,
-    micro_batches,
-    noise,
-    padded,
-    predict,
-    transition,
-)
+from evals.decoder import pixels
+from evals.diffusion import Schedule, derive_seed, noise, predict, transition
 from train.batches import Asked, ask, judge, mean_of, reward_report
 from train.config import Experiment, Task
 from train.data import draw_steps, prompts_of
@@ -363,25 +355,6 @@ def drawn_until(run: Run, task: Task, asked: Asked, first: int) -> Batch:
     return Batch(task, asked, first, latents_BCHW)
 
 
-def decoded(
-    vae: Any, latents_BCHW: Tensor, checkpointing: bool, precision: DecoderPrecision = "fp32"
-) -> Tensor:
-    """`evals.diffusion.decode` with a graph: RGB in [0, 1], [B, 3, H, W], on the device.
-
-    Args:
-        vae: the decoder, frozen.
-        latents_BCHW: float32.
-        checkpointing: whether to compute its activations again on the way back, which takes time and saves memory.
-        precision: of the decoder.
-    """
-    if checkpointing:
-        vae.enable_gradient_checkpointing()
-    scaled = latents_BCHW.to(next(vae.parameters()).dtype) / vae.config.scaling_factor
-    with decoder_arithmetic(precision, latents_BCHW.device):
-        picture: Tensor = vae.decode(scaled, return_dict=False)[0]
-    return (picture.float() / 2 + 0.5).clamp(0, 1)
-
-
 def reward_of(run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:
     """Weighted sum of a task's terms, as `train.rewards.shape` has it, with a graph: [B], NaN where a term does not apply.
 
@@ -422,11 +395,12 @@ def slopes(
         RewardFailed: where a scorer failed, or its gradient is no number.
     """
     vae, sampling = run.policy.painter.vae, run.experiment.sampling
-    checkpointing = run.experiment.update.gradient_checkpointing
+    if run.experiment.update.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
     found = []
     for rows in micro_batches(len(latents_BCHW), sampling.decode_batch or len(latents_BCHW)):
         leaf_BCHW = latents_BCHW[rows].detach().requires_grad_()
-        images_BCHW = decoded(vae, leaf_BCHW, checkpointing, sampling.decoder_precision)
+        images_BCHW = pixels(vae, leaf_BCHW, sampling.decoder_precision)
         reward_B = reward_of(run, task, seen(images_BCHW, rows), prompts_B[rows])
         loss_B, valid_B = loss(reward_B), reward_B.isfinite()
         (slope_BCHW,) = torch.autograd.grad(loss_B[valid_B].sum(), leaf_BCHW)

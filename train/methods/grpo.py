@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from evals.diffusion import Reduction, gaussian_kl, micro_batches
+from evals.arithmetic import micro_batches
+from evals.diffusion import Reduction, gaussian_kl
 from evals.divergence import transition_mean
 from train.methods import Evaluations
 from train.methods._policy_gradient import (

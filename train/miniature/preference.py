@@ -30,7 +30,8 @@ from tqdm import tqdm
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from evals.checkpoints import load_pipeline
-from evals.diffusion import Painter, Sampling, decode
+from evals.decoder import decode
+from evals.diffusion import Painter, Sampling
 from evals.miniature.annotators import Annotator, Parts, parts_of
 from evals.miniature.measure import expected_objects
 from evals.miniature.scorers._judge import normalise
