@@ -482,7 +482,7 @@ def test_seeds_may_take_evaluations_of_their_own(tmp_path: Path) -> None:
     assert end is not None
     assert end.evaluations == pytest.approx(2010)
     each = [
-        crossing(gain_T, axis_T, found.target)
+        crossing(gain_T, axis_T, found.target.value)
         for gain_T, axis_T in zip(gain_RT, refl.evaluations_RT, strict=True)
     ]
     assert found.reaches["refl"].seeds == tuple(each)
@@ -511,13 +511,15 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
     found = made_standing(
         tmp_path, {"ppo": (0.4, 0.8), "fast": (1.5, 1.6), "weak": (0.1, 0.2), "late": (0.2, 1.5)}
     )
-    assert found.target == gains_RT(found.tracks[0], "gold_quality")[:, -1].mean()
+    assert found.target.value == pytest.approx(
+        gains_RT(found.tracks[0], "gold_quality")[:, -1].mean(), rel=1e-12
+    )
     assert [track.label for track in found.tracks] == ["ppo", "fast", "late", "weak"]
     fast, late = found.reaches["fast"], found.reaches["late"]
     assert fast.at_most
     assert (fast.evaluations, fast.seconds) == (1000.0, pytest.approx(110.0))
     late_T = gains_RT(found.tracks[2], "gold_quality").mean(axis=0)
-    part = (found.target - late_T[1]) / (late_T[2] - late_T[1])
+    part = (found.target.value - late_T[1]) / (late_T[2] - late_T[1])
     assert late.evaluations == pytest.approx(1000 + 1000 * part)
     assert not late.at_most
     assert np.isnan(found.reaches["weak"].evaluations)
@@ -538,7 +540,7 @@ def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> Non
     )
     # a gain whose interval has 0 in it is not told apart either: whoever stands still would be there
     little = made_standing(tmp_path / "little", {"ppo": (0.1, 0.02), "fast": (0.4, 0.8)})
-    assert little.target_low < 0 < little.target + 0.2
+    assert little.target.low < 0 < little.target.value + 0.2
     assert little.reaches == {}
     assert "so there is nothing to race to" in pages.markdown(little, "c", "methods-imagereward")
     assert "reach" not in set(pages.tidy(little)["at"])

@@ -218,7 +218,7 @@ def verdict(standing: Standing) -> str:
     others = {
         m: r for m, r in standing.reaches.items() if m != standing.papers and not math.isnan(r.evaluations)
     }
-    target = interval(metric, Interval(standing.target, math.nan, math.nan), signed=True)
+    target = interval(metric, Interval(standing.target.value, math.nan, math.nan), signed=True)
     if not standing.is_race:
         return (
             f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below), which is not told apart from no gain, so there is nothing "
@@ -485,7 +485,7 @@ def tidy(standing: Standing) -> pd.DataFrame:
         records.append(
             _key(question.reward, method, "reach")
             | {"role": question.goal, "metric": goal_of(question), "prompt_set": question.prompt_set}
-            | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target}
+            | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target.value}
             | {
                 "gain_by_seed": " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds),
                 "note": "at most: at the first checkpoint already" if reach.at_most else "",
@@ -578,7 +578,9 @@ def picture(standing: Standing) -> str:
         ]
         y_ends = (min(0.0, *ends), max(0.0, *ends))
         racing = [ribbon.x[-1] for label, ribbon in ribbons.items() if label != IN_FULL]
-        target = _scale(metric) * standing.target if role == question.goal and standing.is_race else math.nan
+        target = (
+            _scale(metric) * standing.target.value if role == question.goal and standing.is_race else math.nan
+        )
         for row, (label, ribbon) in enumerate(ribbons.items()):
             x_end = ribbon.x[-1] if label == IN_FULL else max(racing)
             papers = ribbons.get(methods.PAPERS)

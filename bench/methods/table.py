@@ -145,21 +145,19 @@ class Standing:
     """That every run of those that race has taken."""
     seconds: float
     """Of their shortest training."""
-    target: float
-    """The paper method's final gain in the goal, NaN where it has not been run."""
     reaches: dict[str, Reach]
     partings: dict[str, tuple[Parting, ...]]
 
     @property
-    def target_low(self) -> float:
-        """Lower end of the interval of the paper method's final gain, NaN where it has not been run."""
+    def target(self) -> Interval:
+        """The paper method's final gain in the goal, NaN where it has not been run."""
         end = self.of(self.papers, "checkpoint", 1.0, self.question.goal)
-        return float("nan") if end is None else end.gain.low
+        return NOTHING if end is None else end.gain
 
     @property
     def is_race(self) -> bool:
         """Whether what the paper's method gains is told apart from nothing."""
-        return self.target_low > 0
+        return self.target.low > 0
 
     @property
     def machines(self) -> frozenset[str]:
@@ -400,8 +398,13 @@ def crossing(gain_T: Array, axis_T: Array, target: float) -> float:
     return float("nan")
 
 
+LAST_BITS = 1e-9
+"""What two ways to one mean differ in: over seeds and then prompts, over prompts and then seeds."""
+
+
 def reach(track: Track, target: float) -> Reach:
-    """When a track reaches a gain in the goal."""
+    """When a track reaches a gain in the goal, but for its last bits."""
+    target -= LAST_BITS
     gain_RT = gains_RT(track, goal_of(track.question))
     mean_T = gain_RT.mean(axis=0)
     evaluations_T, seconds_T = track.evaluations_RT.mean(axis=0), track.seconds_RT.mean(axis=0)
@@ -449,8 +452,6 @@ def standing(
             share = float(mean_T[t] / mean_T[-1])
             numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
     papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
-    raced_to = [track for track in tracks if track.label == papers]
-    target = float(gains_RT(raced_to[0], goal_of(question)).mean(axis=0)[-1]) if raced_to else float("nan")
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     found = Standing(
         question=question,
@@ -465,12 +466,11 @@ def standing(
         numbers=tuple(numbers),
         evaluations=evaluations,
         seconds=seconds,
-        target=target,
         reaches={},
         partings={track.label: partings(track, resamples) for track in tracks},
     )
     return (
-        replace(found, reaches={track.label: reach(track, target) for track in tracks})
+        replace(found, reaches={track.label: reach(track, found.target.value) for track in tracks})
         if found.is_race
         else found
     )
