@@ -285,9 +285,78 @@ def expected_losses(run: Run, name: str, batch: Batch) -> Tensor:
         return error
     if name == "awm":  # ratio 1, and the base is the policy
         return signal * error
-    alpha = torch.tensor(policy.painter.schedule.train_alpha)[timestep].view(-1, 1, 1, 1)
-    off = ((1 - alpha) / alpha).sqrt() * (output - target)
+    off = noise_over_signal(run, timestep) * (output - target)
     return signal * (off**2).mean((1, 2, 3)) / off.detach().abs().mean((1, 2, 3))
+
+
+def noise_over_signal(run: Run, timestep_R: Tensor) -> Tensor:
+    alpha = torch.tensor(run.policy.painter.schedule.train_alpha)[timestep_R].view(-1, 1, 1, 1)
+    return ((1 - alpha) / alpha).sqrt()
+
+
+def moved(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Copies of them, of another policy."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: weight.detach() + 0.02 * torch.randn(weight.shape, generator=generator)
+        for name, weight in weights.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_gradient_is_that_of_the_definition_where_policy_old_and_base_differ(
+    make_run: MakeRun, name: str
+) -> None:
+    """In the second optimiser step of an iteration, with each of the three policies of its own weights; every term in its sign and size."""
+    run = make_run(
+        name, SETTINGS[name] | {"kl": 0.5, "noisings": 1} | ({"mix": 0.6} if name == "nft" else {})
+    )
+    method, policy = forward_process(run), run.policy
+    batch = method.collect(run, run.experiment.tasks[0], 0)
+    size = len(batch.texts)
+    base = {key: weight.detach().clone() for key, weight in policy.weights.items()}
+    others = {"base": base, "old": moved(base, 1), "before": moved(base, 2)}
+    if policy.old is not None:
+        policy.old.average.update(others["old"])
+    given = noised_rows(run, method, batch, 1, slice(0, size))
+    text = policy.painter.encoder(given.texts).text_BLD
+
+    def answer(weights: dict[str, Tensor]) -> Tensor:
+        with policy.lent(weights), torch.no_grad():
+            output: Tensor = policy.unet(
+                given.noisy_BCHW, given.timestep_B, encoder_hidden_states=text
+            ).sample
+        return output
+
+    answers = {whose: answer(weights) for whose, weights in others.items()}
+    with policy.lent(others["before"]):
+        kept = answers_beside(run, method, batch, 1)
+    with policy.lent(moved(base, 3)):
+        accumulate(run, method, batch, 1, kept)
+        found = {key: w.grad.clone() for key, w in policy.weights.items() if w.grad is not None}
+        policy.forget_gradients()
+        output = policy.unet(given.noisy_BCHW, given.timestep_B, encoder_hidden_states=text).sample
+        loss = 0.5 * ((output - answers["base"]) ** 2).mean((1, 2, 3))
+        signal, target = batch.signal_B, given.target_BCHW
+        if name == "nft":
+            factor = noise_over_signal(run, given.timestep_B)
+            clip = run.experiment.update.advantage_clip
+            good = (factor * (0.4 * answers["old"] + 0.6 * output - target)).flatten(1)
+            bad = (factor * (1.6 * answers["old"] - 0.6 * output - target)).flatten(1)
+            r = 0.5 + 0.5 * (signal / clip).clamp(-1, 1)
+            for share, error in ((r, good), (1 - r, bad)):
+                loss = loss + share * (error**2).mean(1) / error.detach().abs().mean(1) * clip / 0.6
+        else:
+            error, before = (((o - target) ** 2).mean((1, 2, 3)) for o in (output, answers["before"]))
+            ratio, clip = (before - error).exp(), run.experiment.update.clip
+            bounded = ratio.clamp(1 - clip, 1 + clip)
+            loss = loss - torch.minimum(ratio * signal, bounded * signal)
+        expected = dict(
+            zip(policy.weights, torch.autograd.grad(loss.mean(), list(policy.weights.values())), strict=True)
+        )
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("name", METHODS)

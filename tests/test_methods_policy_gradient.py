@@ -24,7 +24,7 @@ from evals.diffusion import Sampling, Schedule, gaussian_kl, log_prob, noise, tr
 from tests import toy
 from train import experiments, methods
 from train.advantages import group_relative, normalise, silent_share
-from train.batches import Judged
+from train.batches import Judged, ask
 from train.config import Experiment, Lora, Reward, Task, Update, check, override
 from train.loop import Stopped, train
 from train.methods import ddpo, grpo, kl_region, ppo, ratio_norm, window
@@ -331,6 +331,37 @@ def test_the_window_is_drawn_from_seed_task_and_iteration(make_run: MakeRun) -> 
     assert 15 < sum(steps == [0, 1] for steps in drawn) < 45
     batch = collected(run)
     assert batch.trajectory.steps == batch.order == tuple(method.order(run, redness, 0))
+
+
+def test_what_is_collected_has_noise_in_the_window_alone(make_run: MakeRun) -> None:
+    run = make_run("window")
+    batch, painter = collected(run), run.policy.painter
+    asked = ask(run, run.experiment.tasks[0], 0)
+    inside = painter.draw(asked.texts, asked.indices, asked.seed, keep=batch.order, noisy=batch.order)
+    everywhere = painter.draw(asked.texts, asked.indices, asked.seed, keep=batch.order)
+    assert torch.equal(batch.trajectory.latents_BCHW, inside.latents_BCHW)
+    assert not torch.equal(batch.trajectory.latents_BCHW, everywhere.latents_BCHW)
+
+
+def test_an_update_balances_steps_as_eq_12_says(make_run: MakeRun) -> None:
+    """The gradient with which each optimiser step is made is that of the step's loss by 1/|c_t|, over the mean of those that can be drawn."""
+    run = make_run("ratio_norm")
+    batch, schedule = collected(run), run.policy.painter.schedule
+    found: list[dict[str, Tensor]] = []
+
+    def step() -> Tensor:
+        found.append(gradients(run))
+        return torch.zeros(())
+
+    run.policy.optimiser_step = step  # type: ignore[method-assign]
+    run.experiment.method.update(run, batch, on_policy=True)
+    inverse = {t: 1 / (schedule.gradient_scale(t, 1.0) * schedule.sigma(t, 1.0)) for t in run.drawable}
+    weights = [inverse[t] * len(inverse) / sum(inverse.values()) for t in batch.order]
+    assert weights[0] != pytest.approx(weights[1], rel=0.1)
+    for t, weight, ours in zip(batch.order, weights, found, strict=True):
+        policy_gradient(run, batch, t, 1.0)
+        for name, gradient in gradients(run).items():
+            torch.testing.assert_close(ours[name], weight * gradient, rtol=1e-3, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- all of them

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evals.arithmetic import Precision
-from evals.checkpoints import find_base, freeze, load_pipeline
+from evals.checkpoints import LORA_FILE, find_base, freeze, load_pipeline, with_lora
 from evals.diffusion import Painter, Sampling, predict
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
@@ -129,11 +129,13 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
 
 
+@pytest.mark.parametrize("alpha", [2.0, 1.0, 10.0], ids="alpha{}".format)
 def test_adapters_start_as_the_base_and_are_saved_for_diffusers(
-    tiny_pipeline_dir: Path, tmp_path: Path
+    tiny_pipeline_dir: Path, tmp_path: Path, alpha: float
 ) -> None:
+    """In the strength in which they were trained, whatever alpha is: a file of tensors does not say it."""
     base = load_pipeline(str(tiny_pipeline_dir))
-    policy = policy_of(tiny_pipeline_dir, lora=Lora(rank=2, alpha=2.0))
+    policy = policy_of(tiny_pipeline_dir, lora=Lora(rank=2, alpha=alpha))
     start = pictures(policy.unet, policy.pipeline)
     assert torch.equal(start, pictures(base.unet, base))
     assert all("lora" in name for name in policy.weights)
@@ -145,6 +147,8 @@ def test_adapters_start_as_the_base_and_are_saved_for_diffusers(
     opened = load_pipeline(str(tiny_pipeline_dir))
     opened.load_lora_weights(tmp_path / "run")
     torch.testing.assert_close(pictures(opened.unet, opened), after, rtol=0, atol=1e-5)
+    ours = with_lora(load_pipeline(str(tiny_pipeline_dir)), tmp_path / "run" / LORA_FILE)
+    torch.testing.assert_close(pictures(ours.unet, ours), after, rtol=0, atol=1e-5)
 
 
 def test_adapters_are_drawn_from_the_seed_and_leave_the_global_generator_alone(

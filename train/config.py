@@ -650,6 +650,6 @@ def _number(kind: type[int] | type[float], value: str, field: str) -> int | floa
     except ValueError:
         word = "a whole number" if kind is int else "a number"
         raise ValueError(f"--set {field}={value}: {value!r} is not {word}") from None
-    if not math.isfinite(number):
+    if not math.isfinite(float(value)):  # of text: a whole number may be too large for a float
         raise ValueError(f"--set {field}={value}: {value!r} is not finite")
     return number

@@ -323,13 +323,15 @@ class Policy:
         return unet.eval()
 
     def _adapters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The LoRA's tensors by diffusers' names."""
+        """The LoRA's tensors by diffusers' names, with alpha / rank in B: whoever loads tensors alone takes alpha to be the rank."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
-        found: dict[str, Tensor] = convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(self.unet, state_dict=dict(weights))
-        )
+        assert self.lora is not None
+        scale = self.lora.alpha / self.lora.rank
+        adapters = get_peft_model_state_dict(self.unet, state_dict=dict(weights))
+        scaled = {name: of * scale if "lora_B." in name else of for name, of in adapters.items()}
+        found: dict[str, Tensor] = convert_state_dict_to_diffusers(scaled)
         return found
 
 
