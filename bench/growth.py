@@ -198,8 +198,12 @@ def told(points: Sequence[Point]) -> str:
     parts = []
     for unit, value in units(points).items():
         power, (constant, slope) = exponent(points, value), line_of(points, value)
-        shape = "straight or better" if power <= STRAIGHT else "STEEPER than straight"
-        parts.append(f"{constant:.3g} {unit} + {slope:.3g} {unit} each, exponent {power:.2f}, {shape}")
+        # a flat beginning hides a steep end
+        end = exponent(points[-2:], value)
+        shape = "straight or better" if max(power, end) <= STRAIGHT else "STEEPER than straight"
+        parts.append(
+            f"{constant:.3g} {unit} + {slope:.3g} {unit} each, exponent {power:.2f} ({end:.2f} at its end), {shape}"
+        )
     return f"{TITLES[points[0].axis]}: {'; '.join(parts)}"
 
 

@@ -294,6 +294,12 @@ def test_the_exponent_is_the_power(power: float) -> None:
     assert ("STEEPER" in growth.told(of)) == (power > growth.STRAIGHT)
 
 
+def test_what_is_flat_and_then_steep_is_told() -> None:
+    of = [Point("prompts", size, 2e-4 + 1e-12 * size**1.6, 1.0) for size in growth.AXES["prompts"]]
+    assert growth.exponent(of, growth.UNITS["s"]) < growth.STRAIGHT
+    assert "STEEPER" in growth.told(of)
+
+
 def test_constant_and_slope_of_a_line() -> None:
     constant, slope = growth.line_of(points("batch", 1.0), growth.UNITS["MiB"])
     assert (constant, slope) == pytest.approx((100.0, 1.0))

@@ -160,7 +160,7 @@ def test_x0_factor_is_the_derivative_of_what_the_sampler_takes_for_clean() -> No
 
 @pytest.mark.parametrize("mix", [0.2, 1.0])
 def test_nft_learns_the_papers_optimum(mix: float) -> None:
-    """At one noised latent: o* = o_old + (2 / beta) a (m+ - o_old), where the old answers right."""
+    """At one noised latent: o* = o_old + (2 / beta) a (m+ - o_old), where the old answers right and pictures weigh alike, which the divisor of the loss does not let them quite."""
     target, r = randn(50, 3), torch.rand(50, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     old = target.mean(0)
     new = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -674,13 +674,18 @@ def test_variants_have_the_papers_settings() -> None:
         experiments.load(f"imagereward_{name}", "sd2") for name in ("reward_weighted", "raft")
     )
     assert (weighted.update.lr, ranked.update.lr) == (1e-5, 3e-6)
+    # 16 and 32 on each of 128 GPUs, of pictures as of pretraining pairs
+    for experiment, batch in ((weighted, 2048), (ranked, 4096)):
+        assert experiment.tasks[0].batch == batch
+        trained = override(experiment, ["pretraining.source=folder"]).pretraining
+        assert trained is not None and trained.batch == batch
     assert isinstance(ranked.method, raft.Method) and ranked.method.candidates == 24
     assert weighted.sampling.steps == ranked.sampling.steps == 50
     on_miniature = methods.variant(
         "reward_weighted", experiments.load("imagereward", "miniature"), "miniature"
     ).pretraining
     assert on_miniature is not None and on_miniature.beta == 0.5
-    for name, batch in (("nft", 1152), ("awm", 1728)):
+    for name, batch in (("nft", 1152), ("awm", 576)):
         released = experiments.load(f"imagereward_{name}", "sd2")
         assert released.tasks[0].batch == batch and released.tasks[0].images_per_prompt == 24
         assert not released.sampling.guided and released.sampling.eta == 0.0

@@ -126,7 +126,7 @@ class Pretraining:
     source: str
     """Pictures with captions (a folder, or WebDataset shards: `train.images`), a folder with latents.safetensors and captions.jsonl, or `miniature`."""
     batch: int = 2048
-    """Pairs per iteration over all processes (paper: 16 x 128 GPUs)."""
+    """Pairs per iteration over all processes (paper: 16 x 128 GPUs); where --set switches the step on, as many as the largest task has pictures."""
     beta: float = 1.0
     """Factor on the loss (Eq 8 has beta without a value; Algorithm 1's separate step has none, which is 1)."""
     max_unreadable: float = 0.05
@@ -613,9 +613,11 @@ def _switched_on(kind: Any, owner: Any) -> Any:
     """A section of `owner` that was off, with its defaults."""
     (section,) = (option for option in typing.get_args(kind) if is_dataclass(option))
     assert isinstance(section, type)
-    return (
-        Pretraining(source="", beta=owner.method.pretraining_beta) if section is Pretraining else section()
-    )  # which `check` refuses until it is set
+    if section is not Pretraining:
+        return section()
+    # as many pairs as pictures, as the paper and each of its rivals have (Table 6); `check` refuses the source until it is set
+    pairs = max((task.batch for task in owner.tasks), default=Pretraining.batch)
+    return Pretraining(source="", batch=pairs, beta=owner.method.pretraining_beta)
 
 
 def _parse(kind: Any, value: str, field: str) -> Any:

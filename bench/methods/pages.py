@@ -321,9 +321,7 @@ def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
             line.append(_cell(number))
         number = standing.of(track.label, at, share, KL)
         assert number is not None
-        line.append(
-            f"{number.evaluations:,.0f}" if at == "seconds" else f"{number.seconds:,.0f}{_busy(track)}"
-        )
+        line.append(f"{number.evaluations if at == 'seconds' else number.seconds:,.0f}{_busy(track)}")
         lines.append(line)
     return lines
 
@@ -404,7 +402,7 @@ def _settings(tracks: Sequence[Track]) -> list[str]:
         whose = "Each" if not own else f"Each but {', '.join(own)}"
         told.append(
             f"{whose} has the best of an equal number of settings that were tried on other prompts, with another seed and by the held-out metric "
-            "(`methods-tuning.csv`; `BEST` in its file of `train/methods`)."
+            "(`methods-tuning.csv`; `BEST` in its file of `train/methods`). Whose settings were exchanged on the way, and what was explored beside, is in README.md."
         )
     if again := [t.label for t in racing if t.settings and methods.second_try(t.label, t.question.reward)]:
         told.append(

@@ -270,7 +270,7 @@ def timesteps_to_train(schedule: Schedule, kind: Timesteps) -> Sequence[int]:
 def stratified(uniform_N: Tensor, choices: int) -> Tensor:
     """One of `choices` things for each of N draws, the j-th from the j-th of N equal parts: together uniform, and less alike than independent ones.
 
-    As in the release of advantage-weighted matching (`time_type` "discrete"); with N = choices each is drawn once.
+    As in the release of advantage-weighted matching (`time_type` "discrete", less its `timestep_fraction`); with N = choices each is drawn once.
 
     Args:
         uniform_N: in [0, 1), float64.

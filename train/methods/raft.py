@@ -124,9 +124,11 @@ def accepted_groups(reward_B: Tensor, group_B: Tensor, candidates: int) -> Tenso
 
 def variant(experiment: Experiment, model: str) -> Experiment:
     """Stable Diffusion: the paper's Table 6. The miniature: the rate of its policy gradient (ours, not tuned)."""
-    method, lr = Method(), experiment.update.lr
+    method = Method(updates=5) if model == "miniature" else Method()
+    plain = replace(experiment, method=method, update=only_heeded(experiment.update, method))
     if model == "miniature":
-        method = Method(updates=5)
-    elif experiment.lora is None:  # Table 6 trains all weights; LoRA keeps the rate that it has
-        lr = 3e-6
-    return replace(experiment, method=method, update=replace(only_heeded(experiment.update, method), lr=lr))
+        return plain
+    # Table 6: 32 pictures on a GPU where the paper's method has 16. It trains all weights; LoRA keeps the rate that it has
+    lr = 3e-6 if experiment.lora is None else experiment.update.lr
+    tasks = tuple(replace(task, batch=2 * task.batch) for task in experiment.tasks)
+    return replace(plain, tasks=tasks, update=replace(plain.update, lr=lr))
