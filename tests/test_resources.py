@@ -139,13 +139,13 @@ def test_the_plan_names_the_moment_at_which_most_is_held() -> None:
         "GiB while it decodes (865.9 M trained weights 3.2, AdamW 6.5, text encoders and decoder 1.6, 16 pictures 19.0), "
         in told
     )
-    assert told.endswith(" in the update; on top: the reward")
+    assert told.endswith(" in the update; on top: the scorers imagereward, hpsv2")
     (told,) = memory(sd2(checkpointing=False, lora=False), 1)
     assert (
         "GiB in the update (865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5, text encoders and decoder 1.6, activations of 16 images "
         in told
     )
-    assert told.endswith(" while it decodes; on top: the reward")
+    assert told.endswith(" while it decodes; on top: the scorers imagereward, hpsv2")
 
 
 def test_pictures_are_decoded_as_many_at_a_time_as_the_plan_says() -> None:
@@ -170,7 +170,7 @@ def test_a_decoder_in_bf16_is_told_to_hold_less() -> None:
 def test_in_float32_the_update_was_not_counted_and_the_plan_says_so() -> None:
     paper = sd2(checkpointing=True, lora=False)
     (told,) = memory(replace(paper, sampling=replace(paper.sampling, precision="fp32")), 1)
-    assert told.endswith(" in the update; on top: the update's activations, the reward")
+    assert told.endswith(" in the update; on top: the update's activations, the scorers imagereward, hpsv2")
 
 
 def test_every_published_architecture_was_counted() -> None:
@@ -181,8 +181,10 @@ def test_every_published_architecture_was_counted() -> None:
 @pytest.mark.parametrize("model", ["sd15", "sd2", "sdxl"])
 @pytest.mark.parametrize("name", ["imagereward", "compositionality", "fairness", "joint"])
 def test_one_gpu_of_24_gb_is_enough_where_a_variant_says_so(name: str, model: str) -> None:
-    for parts in moments(experiments.load(name, f"{model}_1gpu"), 1).values():
+    experiment = experiments.load(name, f"{model}_1gpu")
+    for parts in moments(experiment, 1).values():
         assert sum(parts.values()) / GIB < 20, "4 GiB are left to the rewards"
+    assert ("hpsv2" in experiment.scorers) == (model != "sdxl"), "which has no place for 3.7 GiB more"
 
 
 @pytest.mark.parametrize("method", ["refl", "draft"])

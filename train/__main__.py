@@ -234,8 +234,9 @@ def say_what_is_cut(ready: Run) -> None:
         notes = [ready.policy.painter.encoder.what_is_cut(name, prompt_set)]
         for task in ready.experiment.tasks:
             if task.prompts == name:
-                asked = dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors])
-                notes += [what_is_cut(scorer, ready.scorers[scorer], name, prompt_set) for scorer in asked]
+                notes += [
+                    what_is_cut(scorer, ready.scorers[scorer], name, prompt_set) for scorer in task.scorers
+                ]
         for note in filter(None, notes):
             say(note, to_stderr=True)
 

@@ -142,7 +142,7 @@ def gathered_scores(
     Raises:
         RewardFailed: on all processes, where a scorer failed on one.
     """
-    names = list(dict.fromkeys([*(term.scorer for term in task.rewards), *task.monitors]))
+    names = task.scorers
     failure: RewardFailed | None = None
     local: dict[str, Tensor] = {}
     try:

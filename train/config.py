@@ -67,6 +67,11 @@ class Task:
     """Share of images without a score above which the run stops (ours: a broken reward must not train quietly)."""
 
     @property
+    def scorers(self) -> list[str]:
+        """Rewards and monitors, each once."""
+        return list(dict.fromkeys([*(term.scorer for term in self.rewards), *self.monitors]))
+
+    @property
     def shares_reward(self) -> bool:
         """Whether all images of a prompt have the same reward."""
         return self.shaping == "parity" and self.credit == "shared"
@@ -193,6 +198,11 @@ class Experiment:
     """Iterations between sheets of samples, the first before training and one at its end (ours); 0 for none."""
     snapshots_every: int = 0
     """Iterations between snapshots, each as large as what is trained, for `python -m evals curve` (ours); 0 for none."""
+
+    @property
+    def scorers(self) -> list[str]:
+        """Rewards and monitors of all tasks, each once."""
+        return list(dict.fromkeys(name for task in self.tasks for name in task.scorers))
 
     @property
     def optimiser_steps(self) -> int:

@@ -35,7 +35,7 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
     sums = [f"{sum(parts.values()) / GIB:.1f} GiB {most} ({told})"]
     sums += [f"{sum(parts.values()) / GIB:.1f} {name}" for name, parts in others]
-    on_top = ["the reward"]
+    on_top = [f"the scorers {', '.join(experiment.scorers)}"]
     if experiment.base not in REPOSITORIES:
         on_top.insert(0, "text encoders and decoder")
     if not any(name.startswith("activations") for name in held[UPDATE]):

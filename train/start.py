@@ -167,14 +167,7 @@ def check_names(experiment: Experiment) -> None:
     for task in experiment.tasks:
         if task.prompts not in known:  # a file of one's own, or none
             prompts.load(task.prompts)
-    load_scorers(scorer_names(experiment), "cpu", experiment.domain)
-
-
-def scorer_names(experiment: Experiment) -> list[str]:
-    """Rewards and monitors of all tasks, each once."""
-    names = [term.scorer for task in experiment.tasks for term in task.rewards]
-    names += [name for task in experiment.tasks for name in task.monitors]
-    return list(dict.fromkeys(names))
+    load_scorers(experiment.scorers, "cpu", experiment.domain)
 
 
 def named_inputs(
@@ -186,7 +179,7 @@ def named_inputs(
         ValueError: for one that is not there.
     """
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    return prompt_sets, load_scorers(scorer_names(experiment), device, experiment.domain)
+    return prompt_sets, load_scorers(experiment.scorers, device, experiment.domain)
 
 
 def prepare(
