@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from evals import scorers
 from evals.diffusion import Sampling
 from evals.signals import STOPS
 from tests import toy
@@ -36,11 +37,15 @@ from train.config import (
     override,
     with_reward,
 )
+from train.rewards import check_rewards
 from train.state import latest
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")
 
 Run = Callable[..., Result]
+
+LOAD = scorers.load
+"""Before the toys take its place."""
 
 
 @pytest.fixture
@@ -98,6 +103,50 @@ def refused(result: Result, *parts: str) -> None:
 )
 def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: list[str]) -> None:
     refused(CliRunner().invoke(main, [*arguments, "--dry-run"]), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--reward", "redness=less_is_better"], ["tasks.redness.rewards has scorer less_is_better", "negative weight"]),
+        (["--reward", "redness=tone"], ["scorer tone", "higher_is_better is None", "shaping is parity"]),
+        (["--reward", "redness=no_scope"], ["no_scope has the scope 'picture': choose from image, prompt"]),
+        (["--reward", "redness=of_prompt"], ["tasks.redness.baseline is group", "of_prompt", "use batch"]),
+        (
+            ["--reward", "redness=of_prompt", "--set", "tasks.redness.baseline=batch", "--set", "tasks.redness.images_per_prompt=1"],
+            ["scorer of_prompt", "tasks.redness.images_per_prompt is 1: use at least 2"],
+        ),
+        (["--set", "tasks.classes=5"], ["tasks.tone.classes is 5, but scorer tone answers 0 to 3: use 4"]),
+        (["--set", "tasks.classes=3"], ["tasks.tone.classes is 3", "use 4"]),
+        (["--reward", "tone=redness"], ["tasks.tone.shaping is parity", "scorer redness answers -1 to 1"]),
+    ],
+)  # fmt: skip
+def test_a_reward_that_is_not_for_its_task_is_refused_before_anything_loads(
+    run: Run, arguments: list[str], parts: list[str]
+) -> None:
+    refused(run(*arguments, "--dry-run"), *parts)
+
+
+def test_less_of_a_fault_is_trained_on_with_a_negative_weight() -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    first = replace(experiment.tasks[0], rewards=(Reward("less_is_better", -1.0),))
+    loaded = {name: toy.load_scorer(name) for name in ("less_is_better", "tone")}
+    check_rewards(replace(experiment, tasks=(first, experiment.tasks[1])), loaded)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "parts"),
+    [
+        ("fairness", ["--set", "tasks.classes=5"], ["scorer skin_tone answers 0 to 3: use 4"]),
+        ("fairness", ["--reward", "monk_tone"], ["classes is 4, but scorer monk_tone answers 0 to 9: use 10"]),
+        ("imagereward", ["--reward", "skin_tone"], ["higher_is_better is None"]),
+    ],
+)  # fmt: skip
+def test_scorers_that_ship_are_held_to_their_task(
+    monkeypatch: pytest.MonkeyPatch, experiment: str, arguments: list[str], parts: list[str]
+) -> None:
+    monkeypatch.setattr("evals.scorers.load", LOAD)
+    refused(CliRunner().invoke(main, [experiment, "--on", "sd2", *arguments, "--dry-run"]), *parts)
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry

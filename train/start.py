@@ -31,7 +31,7 @@ from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, di
 from train.data import pretraining_source
 from train.gates import transition_gate
 from train.policy import Policy
-from train.rewards import load_scorers
+from train.rewards import check_rewards, load_scorers
 from train.run import Run, on_main_process
 
 HANDING_OVER = ".handing-over.tmp"
@@ -158,7 +158,7 @@ def check_out(out: Path) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse prompt sets and scorers that are not there, while nothing is fetched or loaded.
+    """Refuse prompt sets and scorers that are not there, and rewards that are not for their task, while nothing is fetched or loaded.
 
     Raises:
         ValueError: naming the choices.
@@ -167,7 +167,7 @@ def check_names(experiment: Experiment) -> None:
     for task in experiment.tasks:
         if task.prompts not in known:  # a file of one's own, or none
             prompts.load(task.prompts)
-    load_scorers(scorer_names(experiment), "cpu", experiment.domain)
+    check_rewards(experiment, load_scorers(scorer_names(experiment), "cpu", experiment.domain))
 
 
 def scorer_names(experiment: Experiment) -> list[str]:
