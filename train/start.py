@@ -30,6 +30,7 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
+from train.plan import refuse_steps
 from train.policy import Policy
 from train.rewards import check_rewards, load_scorers
 from train.run import Run, on_main_process
@@ -233,6 +234,7 @@ def prepare(
         for weights in weights_of(scorer):
             weights.paths()
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
+    refuse_steps(pipeline.scheduler.config, experiment.sampling.steps)
     policy = Policy(pipeline, experiment, accelerator, seed)
     source = None
     if experiment.pretraining is not None:
