@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from evals.diffusion import Sampling
+from evals import scorers
+from evals.checkpoints import resolve
+from evals.diffusion import Sampling, Schedule
 from evals.signals import STOPS
 from tests import toy
 from train import experiments
-from train.__main__ import main
+from train.__main__ import main, run_name
 from train.config import (
     Ema,
     Experiment,
@@ -36,11 +39,16 @@ from train.config import (
     override,
     with_reward,
 )
+from train.plan import refuse_steps
+from train.rewards import check_rewards
 from train.state import latest
 
 pytestmark = pytest.mark.usefixtures("toy_scorers")
 
 Run = Callable[..., Result]
+
+LOAD = scorers.load
+"""Before the toys take its place."""
 
 
 @pytest.fixture
@@ -94,10 +102,60 @@ def refused(result: Result, *parts: str) -> None:
         (["fairness", "--set", "update.betas=0.9"], ["needs 2 values"]),
         (["fairness", "--set", "lora=yes"], ["choose none, or set one of its fields"]),
         (["fairness", "--set", "sampling.steps=0"], ["sampling.steps is 0"]),
+        (["fairness", "--set", "base="], ["--set base= gives nothing"]),
     ],
 )
 def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: list[str]) -> None:
     refused(CliRunner().invoke(main, [*arguments, "--dry-run"]), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--reward", "redness=less_is_better"], ["tasks.redness.rewards has scorer less_is_better", "negative weight"]),
+        (["--reward", "redness=tone"], ["scorer tone", "higher_is_better is None", "shaping is parity"]),
+        (["--reward", "redness=no_scope"], ["no_scope has the scope 'picture': choose from image, prompt"]),
+        (["--reward", "redness=of_prompt"], ["tasks.redness.baseline is group", "of_prompt", "use batch"]),
+        (
+            ["--reward", "redness=of_prompt", "--set", "tasks.redness.baseline=batch", "--set", "tasks.redness.images_per_prompt=1"],
+            ["scorer of_prompt", "tasks.redness.images_per_prompt is 1: use at least 2"],
+        ),
+        (["--set", "tasks.classes=5"], ["tasks.tone.classes is 5, but scorer tone answers 0 to 3: use 4"]),
+        (["--set", "tasks.classes=3"], ["tasks.tone.classes is 3", "use 4"]),
+        (["--reward", "tone=redness"], ["tasks.tone.shaping is parity", "scorer redness answers -1 to 1"]),
+    ],
+)  # fmt: skip
+def test_a_reward_that_is_not_for_its_task_is_refused_before_anything_loads(
+    run: Run, arguments: list[str], parts: list[str]
+) -> None:
+    refused(run(*arguments, "--dry-run"), *parts)
+
+
+def test_less_of_a_fault_is_trained_on_with_a_negative_weight() -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    first = replace(experiment.tasks[0], rewards=(Reward("less_is_better", -1.0),))
+    loaded = {name: toy.load_scorer(name) for name in ("less_is_better", "tone")}
+    check_rewards(replace(experiment, tasks=(first, experiment.tasks[1])), loaded)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "parts"),
+    [
+        ("fairness", ["--set", "tasks.classes=5"], ["scorer skin_tone answers 0 to 3: use 4"]),
+        ("fairness", ["--reward", "monk_tone"], ["classes is 4, but scorer monk_tone answers 0 to 9: use 10"]),
+        ("imagereward", ["--reward", "skin_tone"], ["higher_is_better is None"]),
+        (
+            "imagereward",
+            ["--processes", "8", "--set", "sampling.steps=1000"],
+            ["sampling.steps is 1000", "steps_offset of 1", "use at most 999"],
+        ),
+    ],
+)  # fmt: skip
+def test_stable_diffusion_is_refused_what_it_cannot_do(
+    monkeypatch: pytest.MonkeyPatch, experiment: str, arguments: list[str], parts: list[str]
+) -> None:
+    monkeypatch.setattr("evals.scorers.load", LOAD)
+    refused(CliRunner().invoke(main, [experiment, "--on", "sd2", *arguments, "--dry-run"]), *parts)
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -218,6 +276,76 @@ def test_another_reward_takes_the_place_of_a_tasks_own(
     ):
         with pytest.raises(ValueError, match=told):
             with_reward(refuse, given)
+
+
+def test_another_base_leaves_the_revision_of_the_first_behind() -> None:
+    pinned = experiments.load("imagereward", "sd2_1gpu")
+    assert pinned.revision is not None
+    assert override(pinned, ["base=/somewhere"]).revision is None
+    for settings in (["base=me/own", "revision=abc"], ["revision=abc", "base=me/own"]):
+        assert override(pinned, settings).revision == "abc"
+    assert override(pinned, [f"base={pinned.base}"]).revision == pinned.revision
+
+
+def test_monitors_can_be_none() -> None:
+    watched = toy.toy_experiment("base", "prompts")
+    assert [task.monitors for task in override(watched, ["tasks.monitors=none"]).tasks] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("out", "changed", "name"),
+    [
+        (None, False, "imagereward-sd2-0"),
+        (None, True, "imagereward-sd2-0"),  # in the experiment's own folder there is one run only
+        ("runs/redness-sd2-0", True, "redness-sd2-0"),
+        ("runs/again-sd2-0", False, "again-sd2-0"),
+        ("runs/my-own.red-sd2-0/", True, "my_own.red-sd2-0"),  # what `evals` can read a name from
+        ("elsewhere/first", False, "imagereward-sd2-0"),
+        ("elsewhere/first", True, "first-sd2-0"),
+        ("runs/redness-sd2-1", True, "redness_sd2_1-sd2-0"),
+    ],
+)  # fmt: skip
+def test_a_run_of_ones_own_is_called_as_its_folder(out: str | None, changed: bool, name: str) -> None:
+    place = None if out is None else Path(out)
+    assert run_name("imagereward", "sd2", 0, place, ["update.lr"] * changed) == name
+
+
+def test_the_base_is_called_so_and_nothing_else_is() -> None:
+    assert run_name("base", "sd2", 0, Path("runs/first-sd2-0"), ["base"]) == "base-sd2-0"
+    with pytest.raises(ValueError, match="--out runs/base-sd2-0 would call a trained model the base"):
+        run_name("imagereward", "sd2", 0, Path("runs/base-sd2-0"), [])
+
+
+def test_scores_of_a_run_with_another_reward_are_its_own(run: Run, tmp_path: Path) -> None:
+    """The same command is still the same run."""
+    out = tmp_path / "less-tiny-0"
+    for told in ("less-tiny-0 is finished: ", "nothing to do"):
+        done = run("--reward", "tone=tone", "--set", "tasks.batch=4", out=out)
+        assert done.exit_code == 0, done.output
+        assert told in done.output
+    assert resolve(str(out)).name == "less-tiny-0"
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"steps_offset": 1}, 999),
+        ({"steps_offset": 1, "num_train_timesteps": 50}, 49),
+        ({}, 1000),
+        ({"steps_offset": 1, "timestep_spacing": "trailing"}, 1000),
+    ],
+)
+def test_as_many_steps_as_a_schedule_has_are_let_through(config: dict[str, Any], most: int) -> None:
+    """What is refused cannot be made a schedule of, and what is let through can."""
+    trained = config.get("num_train_timesteps", 1000)
+    scheduler = SimpleNamespace(config=config)
+    refuse_steps(config, most)
+    assert len(Schedule.of(scheduler, most)) == most
+    if most < trained:
+        with pytest.raises(ValueError, match=f"use at most {most}$"):
+            refuse_steps(config, trained)
+        with pytest.raises(IndexError):
+            Schedule.of(scheduler, trained)
 
 
 def test_differences_are_named_by_field() -> None:

@@ -260,6 +260,27 @@ def test_plain_hosts_may_be_listed_in_lines_and_with_users() -> None:
     assert "exec env T2I_WEIGHTS_DIR='/w e' .venv/bin/python" in second
 
 
+def test_plain_hosts_are_told_no_token_where_others_can_read_it(tmp_path: Path) -> None:
+    """A command line is everybody's to read, here and there, and so is what a dry run prints."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n')
+    ssh.chmod(0o755)
+    told = {"HF_TOKEN": "hf_secret", "HF_HOME": "/shared", "HOSTS": "one"}
+    for more in ({"DRY_RUN": "1"}, {"PATH": f"{tmp_path}:{os.environ['PATH']}"}):
+        run = subprocess.run(
+            [ROOT / "train/hosts.sh", "joint"],
+            env=environment(**told, **more),
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0
+        assert "hf_secret" not in run.stdout + run.stderr
+        assert run.stderr == "note: HF_TOKEN stays here, the hosts use their own login (`hf auth login`)\n"
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert "HF_HOME='/shared'" in call
+    assert "hf_secret" not in call
+
+
 @pytest.mark.parametrize("given", [{"HOSTS": " \n "}, {"HOSTS": "one", "PORT": "abc"}])
 def test_plain_hosts_that_are_none_are_refused(given: dict[str, str]) -> None:
     run = subprocess.run([ROOT / "train/hosts.sh", "joint"], env=environment(**given), capture_output=True)

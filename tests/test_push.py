@@ -27,7 +27,7 @@ from evals.diffusion import Painter, sample
 from evals.weights import Weights
 from tests import toy
 from tests.synthetic_rows import study
-from train import experiments
+from train import experiments, methods
 from train.__main__ import main
 from train.card import ddim_options, origin
 from train.config import Experiment, Lora, as_json
@@ -221,7 +221,8 @@ def test_card_says_what_run_json_says(runs: Path) -> None:
     cost = record["cost"]
     for part in (
         f"# {RUN}\n",
-        "after 1 iterations of reinforcement learning on *redness* and *tone*",
+        "after 1 iterations of training on rewards: *redness* (redness) and *tone* (parity of tone). ",
+        "Method, `ppo`: The paper's method: clipped policy gradient (Eq 7) on",
         "Here is the whole pipeline.",
         "![Samples](samples/000001.png)",
         usage(record, "me/model"),
@@ -262,6 +263,26 @@ def test_card_of_a_lora_from_the_hub(finished: Path, runs: Path) -> None:
     assert "`they/base` at revision abc" in told
     assert "a LoRA of rank 2 for it" in told
     assert "12.3 GPU-hours" in told
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_card_says_by_which_method_and_whose_that_is(finished: Path, name: str) -> None:
+    method = methods.as_json(methods.load(name)())
+    change(finished, experiment=record_of(finished)["experiment"] | {"method": method})
+    told = card(finished)
+    (line,) = (line for line in told.splitlines() if line.startswith(f"Method, `{name}`: "))
+    sentence = line.partition(": ")[2].partition(" The paper is ")[0]
+    assert sentence.endswith(".")
+    assert name == methods.PAPERS or "arXiv " in sentence
+    assert ("policy gradient" in told) == ("policy gradient" in sentence)
+
+
+def test_card_opens_with_the_rewards_as_they_are(finished: Path) -> None:
+    experiment = record_of(finished)["experiment"]
+    terms = [{"scorer": "/home/me/red.py", "weight": 1.0}, {"scorer": "blur", "weight": -0.5}]
+    tasks = [experiment["tasks"][0] | {"name": "imagereward", "rewards": terms}]
+    change(finished, experiment=experiment | {"tasks": tasks})
+    assert "training on rewards: *imagereward* (red + -0.5 x blur). Here is" in card(finished)
 
 
 def test_rewards_are_told_with_revision_and_licence(finished: Path) -> None:
@@ -464,6 +485,29 @@ def test_everything_goes_up_in_one_commit_and_again_where_it_is_the_same_run(
     assert not [name for name in hub.files if name.startswith(("state", "tensorboard"))]
     assert pushed(finished, "--licence", "apache-2.0").exit_code == 0
     assert b"license: apache-2.0" in hub.files["README.md"]
+
+
+def test_what_goes_up_says_nothing_of_places_on_this_machine(hub: Hub, finished: Path) -> None:
+    record = record_of(finished)
+    prompts = record["experiment"]["tasks"][0]["prompts"]
+    assert Path(prompts).is_absolute()
+    versions = {**record["scorer_versions"], "/home/me/red.py": "01234567"}
+    change(finished, scorer_versions=versions, rewards=["/home/me/red.py", "tone"])
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    with (finished / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"rewards": {"/home/me/red.py": 0.5}}) + "\n")
+    source = record["scorer_sources"]["redness"]
+    change(finished, scorer_sources=record["scorer_sources"] | {"/home/me/red.py": source})
+    assert pushed(finished, "--licence", "mit").exit_code == 0
+    places = ("/home/me", str(Path(prompts).parent), str(Path(record["base"]).parent))
+    for name, content in hub.files.items():
+        assert not [place for place in places if place.encode() in content], name
+    theirs = json.loads(hub.files["run.json"])
+    assert theirs["scorer_versions"] == record["scorer_versions"] | {"red.py": "01234567"}
+    assert (theirs["base"], theirs["rewards"]) == (Path(record["base"]).name, ["red.py", "tone"])
+    sent = [json.loads(line) for line in hub.files["metrics.jsonl"].splitlines()]
+    assert sent == [*map(json.loads, lines), {"rewards": {"red.py": 0.5}}]
+    assert "/home/me" in (finished / "run.json").read_text()  # the run's own record stays as it is
 
 
 def test_a_private_repository(hub: Hub, finished: Path) -> None:

@@ -226,6 +226,24 @@ class Paired(Redness):
     scope = "paired"
 
 
+class LessIsBetter(Redness):
+    """A fault of the picture."""
+
+    higher_is_better = False
+
+
+class OfPrompt(Redness):
+    """Gives all images of a prompt one value."""
+
+    scope = "prompt"
+
+
+class NoScope(Redness):
+    """Says of itself what nobody knows."""
+
+    scope = "picture"
+
+
 SCORERS: dict[str, type[Redness]] = {
     "redness": Redness,
     "tone": Tone,
@@ -236,6 +254,9 @@ SCORERS: dict[str, type[Redness]] = {
     "infinite": Infinite,
     "out_of_range": OutOfRange,
     "paired": Paired,
+    "less_is_better": LessIsBetter,
+    "of_prompt": OfPrompt,
+    "no_scope": NoScope,
 }
 
 

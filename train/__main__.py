@@ -7,6 +7,7 @@ stopped by SIGTERM, Ctrl-C or a closed terminal with the state saved.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ from tqdm import tqdm
 from evals import signals, weights
 from evals.scorers import what_is_cut
 from train import experiments, trackers
-from train.config import Experiment, as_json, check, override, with_reward
+from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences, override, with_reward
 from train.gates import GateBroken
 from train.launch import Hosts, launch, speaks
 from train.loop import Stopped, train
-from train.plan import describe, plan
+from train.plan import check_steps, describe, plan
 from train.push import push
 from train.run import Run
 from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
@@ -64,7 +65,7 @@ class Trainer(click.Command):
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run directory; results/runs/EXPERIMENT-MODEL-SEED unless given.",
+    help="Run directory; results/runs/EXPERIMENT-MODEL-SEED unless given. NAME-MODEL-SEED is also what the run is called.",
 )
 @click.option(
     "--set",
@@ -136,11 +137,15 @@ def main(
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     weights.accept_terms(accept_terms)
     try:
-        chosen = override(experiments.load(experiment, model), settings)
+        as_it_is = experiments.load(experiment, model)
+        chosen = override(as_it_is, settings)
         if reward is not None:
             chosen = with_reward(chosen, reward)
         check(chosen, processes * hosts)
         check_names(chosen)
+        check_steps(chosen)
+        changed = differences(as_json(as_it_is), as_json(chosen), but=MEMORY_FIELDS)
+        name = run_name(experiment, model, seed, out, changed)
         followers = trackers.chosen(tracker_names)
         if dry_run:
             Hosts.of(hosts, host, first or "HOST:1")  # the address is not needed to make a plan
@@ -156,8 +161,35 @@ def main(
         return
     if processes * hosts > 1 and "RANK" not in os.environ:
         sys.exit(launch(processes, together))
-    name = f"{experiment}-{model}-{seed}"
     sys.exit(run(chosen, name, model, seed, out or Path("results/runs") / name, followers))
+
+
+def run_name(experiment: str, model: str, seed: int, out: Path | None, changed: Sequence[str]) -> str:
+    """What a run is called, by which its scores and pictures are told from others'.
+
+    EXPERIMENT-MODEL-SEED; or as its folder where that is NAME-MODEL-SEED. In a folder that is called otherwise a run of the experiment as it is keeps the experiment's
+    name, so that seeds belong together, and one with other settings has the folder's in its place, so that they do not. The base is always the base.
+
+    Args:
+        experiment: as on the command line.
+        model: variant of the experiment.
+        seed: of everything random.
+        out: run directory, None where none was given.
+        changed: fields that are not as in the experiment.
+
+    Raises:
+        ValueError: where a trained model would be called the base.
+    """
+    of_run = f"-{model}-{seed}"
+    folder = "" if out is None else out.resolve().name
+    if experiment == "base" or not (folder.endswith(of_run) or (folder and changed)):
+        return f"{experiment}{of_run}"
+    part = re.sub(r"[^A-Za-z0-9_.]+", "_", folder.removesuffix(of_run)).strip("_.") or experiment
+    if part == "base":
+        raise ValueError(
+            f"--out {out} would call a trained model the base, with which others are compared: choose another folder, such as NAME{of_run}"
+        )
+    return f"{part}{of_run}"
 
 
 def refuse_to_share_gpus(processes: int) -> None:

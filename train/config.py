@@ -517,12 +517,13 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     Another method is another experiment (`train.experiments`), as with it change other fields.
 
     `tasks.batch` or a bare task field changes every task, `classes` and others that only a set's reward reads those of sets. `none` switches off what may be off; setting a field of a
-    section that is off (lora, ema) switches it on.
+    section that is off (lora, ema) switches it on. A revision is that of one base: another base has none unless that is set too.
 
     Raises:
         ValueError: not of that form, unknown field, or a value of another type; names the choices.
     """
-    for setting in settings:
+    before, given = experiment, list(settings)
+    for setting in given:
         field, equals, value = setting.partition("=")
         if not equals or not field:
             raise ValueError(f"--set {setting!r} is not of the form field=value")
@@ -532,6 +533,8 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
             )
         for path in _resolve(experiment, field):
             experiment = _with(experiment, path, value, field)
+    if experiment.base != before.base and not any(setting.startswith("revision=") for setting in given):
+        return replace(experiment, revision=None)
     return experiment
 
 
@@ -645,13 +648,16 @@ def _parse(kind: Any, value: str, field: str) -> Any:
     if origin is Literal:
         return choose(f"value of {field}", value, options)
     if origin is tuple:
-        inner = [part for part in value.split(",") if part]
+        nothing = options[-1] is Ellipsis and value.lower() in ("none", "off")
+        inner = [] if nothing else [part for part in value.split(",") if part]
         if options[-1] is not Ellipsis and len(inner) != len(options):
             raise ValueError(f"--set {field}={value}: needs {len(options)} values, separated by commas")
         return tuple(_parse(options[0], part, field) for part in inner)
     if kind is bool:
         return choose(f"value of {field}", value.lower(), ("true", "false")) == "true"
     if kind is str:
+        if not value:
+            raise ValueError(f"--set {field}= gives nothing: write a value behind it")
         return value
     return _number(kind, value, field)
 

@@ -4,7 +4,8 @@
 #   HOSTS="node1 node2" GPUS=8 train/hosts.sh imagereward --on sd2 --seed 0
 #   DRY_RUN=1 HOSTS=... prints what would be run on each.
 #
-# T2I_WEIGHTS_DIR, T2I_PROMPTS_DIR, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE go along; what else a host needs, its shell's profile says.
+# T2I_WEIGHTS_DIR, T2I_PROMPTS_DIR, HF_HOME and HF_HUB_OFFLINE go along; what else a host needs, its shell's profile says. HF_TOKEN does not, as everybody
+# on a host can read a command line: `hf auth login` once on each, or once where HF_HOME is a folder that they share.
 # Ctrl-C, or the end of this terminal, saves on all of them, and the same command resumes. PORT (29500) and the next one must be free on the first.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,7 +25,8 @@ for host in $HOSTS; do
 done
 arguments=$(quote "$@")
 along=
-for name in T2I_WEIGHTS_DIR T2I_PROMPTS_DIR HF_HOME HF_TOKEN HF_HUB_OFFLINE; do
+[ -z "${HF_TOKEN:-}" ] || echo 'note: HF_TOKEN stays here, the hosts use their own login (`hf auth login`)' >&2
+for name in T2I_WEIGHTS_DIR T2I_PROMPTS_DIR HF_HOME HF_HUB_OFFLINE; do
   eval "value=\${$name:-}"
   [ -z "$value" ] || along="$along $name=$(quote "$value" | cut -c 2-)"
 done

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.checkpoints import Checkpoint, find_base
 from evals.families import Header, family_of
-from train import grids
+from train import grids, methods
 from train.config import flatten
 
 if TYPE_CHECKING:
@@ -121,12 +121,11 @@ def _opening(checkpoint: Checkpoint, record: Mapping[str, Any], sheet: str | Non
     experiment = record["experiment"]
     lora = experiment["lora"]
     what = f"a LoRA of rank {lora['rank']} for it" if lora else "the whole pipeline"
-    tasks = _listed([f"*{task['name']}*" for task in experiment["tasks"]])
+    tasks = _listed([f"*{task['name']}* ({_rewarded(task)})" for task in experiment["tasks"]])
     lines = [
         f"# {checkpoint.name}",
-        f"{_base(experiment)} after {experiment['iterations']} iterations of reinforcement learning on {tasks}, by the policy gradient over "
-        'denoising steps of "Large-scale Reinforcement Learning for Diffusion Models" '
-        f"([arXiv 2401.12244](https://arxiv.org/abs/2401.12244)), in an independent implementation. Here is {what}.",
+        f"{_base(experiment)} after {experiment['iterations']} iterations of training on rewards: {tasks}. Here is {what}.",
+        _method(experiment["method"]["name"]),
     ]
     if sheet is not None:
         lines += [
@@ -135,6 +134,26 @@ def _opening(checkpoint: Checkpoint, record: Mapping[str, Any], sheet: str | Non
             f"([the prompts]({grids.FOLDER}/prompts.txt)).*",
         ]
     return "\n\n".join(lines)
+
+
+def _rewarded(task: Mapping[str, Any]) -> str:
+    """The terms of a task's reward, each with its weight unless that is 1."""
+    terms = [
+        grids.short_name(term["scorer"])
+        if term["weight"] == 1
+        else f"{term['weight']:g} x {grids.short_name(term['scorer'])}"
+        for term in task["rewards"]
+    ]
+    return f"{'parity of ' if task['shaping'] == 'parity' else ''}{' + '.join(terms)}"
+
+
+def _method(name: str) -> str:
+    """By what it was trained, in the words of the method's file, and the paper that these refer to."""
+    told = methods.title(name) if name in methods.names() else "none that this version of the project has."
+    return (
+        f"Method, `{name}`: {told} The paper is "
+        '"Large-scale Reinforcement Learning for Diffusion Models" ([arXiv 2401.12244](https://arxiv.org/abs/2401.12244)); this is an independent implementation.'
+    )
 
 
 def _base(experiment: Mapping[str, Any]) -> str:
@@ -152,13 +171,17 @@ def _told_path(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
 
 
-def _without_paths(value: Any) -> Any:
-    """A setting as JSON, with `_told_path` of every string that is an absolute path."""
+def without_paths(value: Any) -> Any:
+    """What JSON holds, with `_told_path` of every text and name in it that is an absolute path."""
     if isinstance(value, str):
         return _told_path(value)
     if isinstance(value, list):
-        return [_without_paths(one) for one in value]
-    return {name: _without_paths(one) for name, one in value.items()} if isinstance(value, dict) else value
+        return [without_paths(one) for one in value]
+    return (
+        {_told_path(name): without_paths(one) for name, one in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _pipeline_class(file: Path) -> str:
@@ -204,7 +227,7 @@ def _training(record: Mapping[str, Any]) -> str:
         )
     fields = [["setting", "value"]]
     fields += [
-        [name, f"`{json.dumps(_without_paths(value))}`"]
+        [name, f"`{json.dumps(without_paths(value))}`"]
         for name, value in flatten(experiment).items()
         if name != "tasks"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,38 @@ def describe(experiment: Experiment, processes: int) -> str:
     """The plan, the scale of each denoising step's gradient, and all fields as JSON."""
     fields = json.dumps(as_json(experiment), indent=2)
     return "\n".join([plan(experiment, processes), *gradient_scales(experiment), fields])
+
+
+def check_steps(experiment: Experiment) -> None:
+    """`refuse_steps`, where the base's scheduler can be read without a download.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    config = _scheduler(experiment.base)
+    if config is not None:
+        refuse_steps(config, experiment.sampling.steps)
+
+
+def refuse_steps(config: Mapping[str, Any], steps: int) -> None:
+    """Refuse denoising steps of which the first would be at a timestep that the base was not trained with.
+
+    Args:
+        config: of the base's scheduler.
+        steps: `sampling.steps`; too many in any case are refused where the schedule is made.
+
+    Raises:
+        ValueError: naming the field and the most that works.
+    """
+    trained, offset = int(config.get("num_train_timesteps", 1000)), int(config.get("steps_offset", 0))
+    if config.get("timestep_spacing", "leading") != "leading" or steps > trained:
+        return
+    fit = [count for count in range(1, steps + 1) if (count - 1) * (trained // count) + offset < trained]
+    if steps not in fit:
+        raise ValueError(
+            f"sampling.steps is {steps}, but with its scheduler's steps_offset of {offset} the base would be asked beyond the {trained} timesteps that it was trained "
+            f"with: use at most {max(fit, default=1)}"
+        )
 
 
 def gradient_scales(experiment: Experiment) -> list[str]:

@@ -1,7 +1,7 @@
 """`python -m train push RUN OWNER/NAME`: a finished run's weights on the hub, with a model card made of what its files say.
 
 The card has no number that is not in run.json or in the score rows. Weights, card, run.json, metrics.jsonl and sheets of samples go up in
-one commit; state/ and the trackers' files never do.
+one commit; state/ and the trackers' files never do. What JSON says of places on this machine is left out of it: of a path its name stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evals.checkpoints import LORA_FILE, PARTS, ROOT, Checkpoint, first_line, re
 from evals.files import write_text
 from train import grids
 from train.config import with_defaults
-from train.model_card import NEEDED, local_base, model_card
+from train.model_card import NEEDED, local_base, model_card, without_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,10 +229,30 @@ def upload(run: Path, repository: str, names: Sequence[str], card: str, private:
         api.whoami()
         place = api.create_repo(repository, private=private or None, exist_ok=True)
         refuse_another(api, repository, run)
-        added = [CommitOperationAdd(name, run / name) for name in names]
+        added = [CommitOperationAdd(name, content(run / name)) for name in names]
         added.append(CommitOperationAdd("README.md", card.encode()))
         api.create_commit(repository, added, commit_message=f"Weights and card of {run.resolve().name}")
     return str(place)
+
+
+def content(path: Path) -> Path | bytes:
+    """What goes up of a file: itself, or its JSON where that has paths of this machine, as a run's record and a model's config do.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+    """
+    if path.suffix not in (".json", ".jsonl") or path.name == "tokenizer.json":  # tokens are no paths
+        return path
+    text = path.read_text(encoding="utf-8")
+    try:
+        records = [json.loads(part) for part in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    told = [without_paths(record) for record in records]
+    if told == records:
+        return path
+    indent = 1 if path.suffix == ".json" else None
+    return "".join(json.dumps(record, indent=indent) + "\n" for record in told).encode()
 
 
 def refuse_another(api: Any, repository: str, run: Path) -> None:

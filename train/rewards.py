@@ -7,16 +7,16 @@ A scorer that raises, or applies to too few images, stops the run with a sentenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from evals import scorers
 from prompts import Prompt
-from train.config import Task
+from train.config import Experiment, Reward, Task
 
 
 class RewardFailed(Exception):
@@ -39,15 +39,74 @@ def load_scorers(names: Sequence[str], device: torch.device | str, domain: score
     """Scorers by name, ready to be called.
 
     Raises:
-        ValueError: for an unknown name (with the choices), or one that compares with the base's pictures, which training has not.
+        ValueError: for an unknown name (with the choices), an unknown scope, or one that compares with the base's pictures, which training has not.
     """
     loaded = {name: scorers.load(name, device, domain) for name in names}
     for name, scorer in loaded.items():
+        if scorer.scope not in get_args(scorers.Scope):
+            raise ValueError(
+                f"scorer {name} has the scope {scorer.scope!r}: choose from {', '.join(get_args(scorers.Scope))}"
+            )
         if scorer.scope == "paired":
             raise ValueError(
                 f"scorer {name} compares with the base model's pictures: training can use image and prompt scorers only"
             )
     return loaded
+
+
+def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
+    """Refuse a scorer that is something else than what its task takes it for; no weights are loaded for that.
+
+    Args:
+        experiment: with tasks.
+        loaded: their scorers by name.
+
+    Raises:
+        ValueError: naming the task's field and the scorer, where training would go the wrong way, or towards what cannot occur.
+    """
+    for task in experiment.tasks:
+        for term in task.rewards:
+            if task.shaping == "parity":
+                _check_classes(task, term.scorer, loaded[term.scorer])
+            else:
+                _check_direction(task, term, loaded[term.scorer])
+        for name in (*(term.scorer for term in task.rewards), *task.monitors):
+            if loaded[name].scope == "prompt" and task.images_per_prompt < 2:
+                raise ValueError(
+                    f"scorer {name} judges the images of a prompt together, but tasks.{task.name}.images_per_prompt is {task.images_per_prompt}: use at least 2"
+                )
+
+
+def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
+    """A pointwise reward is made larger, and what all images of a prompt have in common is taken out of one that is compared within its prompt."""
+    where, name = f"tasks.{task.name}", term.scorer
+    if scorer.higher_is_better is None:
+        raise ValueError(
+            f"{where}.rewards has scorer {name}, of which neither more nor less is better (higher_is_better is None): write a scorer that answers "
+            f"what there is to be more of, or count its classes in a task whose shaping is parity"
+        )
+    if not scorer.higher_is_better and term.weight > 0:
+        raise ValueError(
+            f"{where}.rewards has scorer {name}, of which less is better (higher_is_better is False), with the weight {term.weight:g}, which would make it more: "
+            "give it a negative weight in the experiment's file, or write a scorer that answers the negative"
+        )
+    if scorer.scope == "prompt" and task.baseline == "group":
+        raise ValueError(
+            f"{where}.baseline is group, but scorer {name} gives all images of a prompt the same reward, so that none is better than the others: use batch"
+        )
+
+
+def _check_classes(task: Task, name: str, scorer: Any) -> None:
+    """Parity counts classes 0, 1, 2 and so on, as many as the scorer tells apart."""
+    where, (low, high) = f"tasks.{task.name}", scorer.range
+    if low != 0 or high < 1 or high != high // 1:
+        raise ValueError(
+            f"{where}.shaping is parity, but scorer {name} answers {low:g} to {high:g}, which are no classes 0, 1, 2 ...: use a scorer of classes"
+        )
+    if task.classes != high + 1:
+        raise ValueError(
+            f"{where}.classes is {task.classes}, but scorer {name} answers 0 to {high:g}: use {high + 1:g}"
+        )
 
 
 def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:

@@ -30,8 +30,9 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
+from train.plan import refuse_steps
 from train.policy import Policy
-from train.rewards import load_scorers
+from train.rewards import check_rewards, load_scorers
 from train.run import Run, on_main_process
 
 HANDING_OVER = ".handing-over.tmp"
@@ -158,7 +159,7 @@ def check_out(out: Path) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse prompt sets and scorers that are not there, while nothing is fetched or loaded.
+    """Refuse prompt sets and scorers that are not there, and rewards that are not for their task, while nothing is fetched or loaded.
 
     Raises:
         ValueError: naming the choices.
@@ -167,7 +168,7 @@ def check_names(experiment: Experiment) -> None:
     for task in experiment.tasks:
         if task.prompts not in known:  # a file of one's own, or none
             prompts.load(task.prompts)
-    load_scorers(experiment.scorers, "cpu", experiment.domain)
+    check_rewards(experiment, load_scorers(experiment.scorers, "cpu", experiment.domain))
 
 
 def named_inputs(
@@ -226,6 +227,7 @@ def prepare(
         for weights in weights_of(scorer):
             weights.paths()
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
+    refuse_steps(pipeline.scheduler.config, experiment.sampling.steps)
     policy = Policy(pipeline, experiment, accelerator, seed)
     source = None
     if experiment.pretraining is not None:

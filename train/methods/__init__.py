@@ -156,6 +156,11 @@ def load(name: str) -> type[Method]:
     return cast(type[Method], importlib.import_module(f"train.methods.{name}").Method)
 
 
+def title(name: str) -> str:
+    """A sentence on a method and whose it is: the first line of its file."""
+    return (importlib.import_module(f"train.methods.{name}").__doc__ or "").partition("\n")[0]
+
+
 def tuning(name: str) -> tuple[tuple[str, ...], ...]:
     """Settings that a method is tried with.
 
