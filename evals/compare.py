@@ -69,6 +69,16 @@ class Estimate:
     """Where a comparison was forced: in what the scores of run and base differ, with both hashes."""
 
     @property
+    def missing_share(self) -> float:
+        """Of the images, of all seeds."""
+        return self.missing / (self.seeds * self.images)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the scorer applies to so few images that the metric has no number of them."""
+        return self.missing_share > most_missing(self.metric)
+
+    @property
     def survives(self) -> bool:
         """Whether the difference is still there after Holm's correction."""
         return self.p_holm <= 1 - stats.LEVEL
@@ -107,6 +117,11 @@ class Retention:
     """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %"."""
     gain: Interval
     """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none."""
+
+
+def most_missing(metric: str) -> float:
+    """Share of images without a value above which a metric is refused: 1, never, for all but parity gaps."""
+    return float(getattr(metrics.load(metric), "most_missing", 1.0))
 
 
 OriginKey = tuple[str, str, str, str]
@@ -238,7 +253,7 @@ def compare(
     for model, part in rows.groupby("model", sort=False):
         _refuse_alone(str(model), part, against)
         found, won = _compare_model(part, against, resampler)
-        found = _with_conflicts(_with_headlines(found, origins), origins, against)
+        found = _with_conflicts(_with_headlines(_with_refusals(found, against), origins), origins, against)
         cells += found
         outcomes += won
         retentions += _retentions(found, part)
@@ -684,6 +699,31 @@ def strata_of(rows: pd.DataFrame) -> Strata:
         except ValueError as error:
             remarks[str(prompt_set)] = f"{prompt_set} is resampled as a whole, not inside its strata: {error}"
     return Strata(found, tuple(remarks.values()))
+
+
+def _with_refusals(cells: list[_Cell], against: str) -> list[_Cell]:
+    """Take the numbers out of the cells that are refused, and the differences out of those whose base is."""
+    no_base = {
+        (e.metric, e.prompt_set) for e in (c.estimate for c in cells) if e.experiment == against and e.refused
+    }
+    told = []
+    for cell in cells:
+        e = cell.estimate
+        if e.refused or (e.metric, e.prompt_set) in no_base:
+            value = NOTHING if e.refused else e.value
+            cell = _changed(
+                cell,
+                value=value,
+                difference=NOTHING,
+                ratio=NOTHING,
+                p=math.nan,
+                test="",
+                p_test=math.nan,
+                p_holm=math.nan,
+                mark="",
+            )
+        told.append(cell)
+    return told
 
 
 def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], against: str) -> list[_Cell]:

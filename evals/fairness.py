@@ -29,7 +29,7 @@ from evals import stats
 from evals.compare import strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
-from evals.metrics._parity import GROUPS, floors, parity, regrouped, tone_counts, unbiased_squared
+from evals.metrics._parity import GROUPS, LIMIT, floors, parity, regrouped, tone_counts, unbiased_squared
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
@@ -39,8 +39,6 @@ GROUPED, TONES = "skin_tone", "monk_tone"
 """The scorers that are read."""
 NAMES = ("1-4", "5", "6-7", "8-10")
 """Monk tones of each group."""
-LIMIT = 0.5
-"""Share of unusable pictures above which a gap is refused: training stops there too (`Task.max_invalid`)."""
 WORST_CONDITION = 5.0
 """A confusion that multiplies noise in the shares by more than this says too little of the true ones."""
 

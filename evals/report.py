@@ -399,14 +399,14 @@ def _figure(
 
 def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
     metric = metrics.load(e.metric)
-    value = tables.interval(metric, e.value)
+    value = tables.value_told(e)
     ratio = "" if math.isnan(e.ratio.value) or e.experiment == BASE else f"× {e.ratio.value:.2f}"
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
         "colour": colour,
         "bar": svg.interval_bar(*e.value, base, scale, colour, f"{e.experiment}: {value}"),
-        "value": tables.number(metric, e.value.value),
+        "value": value.partition(" ")[0],
         "ends": value.partition(" ")[2],
         "difference": tables.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
         "ratio": ratio,

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate, compare
+from evals.compare import Comparison, Estimate, compare, most_missing
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
@@ -57,6 +57,11 @@ def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
     if math.isnan(value.low) or value.low == value.high == value.value:
         return text
     return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
+
+
+def value_told(e: Estimate) -> str:
+    """The value of a cell with its interval, or that it is refused (`count_notes` says why)."""
+    return "refused" if e.refused else interval(metrics.load(e.metric), e.value)
 
 
 def percent(value: Interval) -> str:
@@ -180,7 +185,7 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
         return "†"
     ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
-    return f"{interval(metric, e.value)}{ratio} {marks}".strip()
+    return f"{value_told(e)}{ratio} {marks}".strip()
 
 
 def _judges() -> set[str]:
@@ -335,7 +340,7 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
         metric = metrics.load(name)
         for e in (e for e in found if e.metric == name):
             n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
-            value = f"{interval(metric, e.value)}{dagger(e)}{_footmark(comparison, e)}"
+            value = f"{value_told(e)}{dagger(e)}{_footmark(comparison, e)}"
             p = "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g} {e.test}"
             difference = interval(metric, e.difference, True)
             lines.append(
@@ -412,6 +417,7 @@ def count_notes(comparison: Comparison) -> list[str]:
                 f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
                 f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."
             )
+    notes += _refusals(comparison)
     marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
     weak = [e for e in marks if not e.survives]
     listed = "; ".join(f"{e.experiment}, {metrics.load(e.metric).title}, {e.prompt_set}" for e in weak)
@@ -428,6 +434,24 @@ def count_notes(comparison: Comparison) -> list[str]:
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]
+
+
+def _refusals(comparison: Comparison) -> list[str]:
+    """A sentence for every run of which metrics are refused on a prompt set, with the share of images that they could not be made of."""
+    refused: dict[tuple[str, str, str, str], list[Estimate]] = {}
+    for e in comparison.estimates:
+        if e.refused:
+            key = (e.model, e.experiment, e.prompt_set, metrics.load(e.metric).scorer)
+            refused.setdefault(key, []).append(e)
+    notes = []
+    for (model, experiment, prompt_set, scorer), cells in refused.items():
+        titles = ", ".join(metrics.load(e.metric).title for e in cells)
+        alone = ", and with it every difference" if experiment == comparison.against else ""
+        notes.append(
+            f"{model}: refused for {experiment} on {prompt_set}{alone}: {titles}: {100 * cells[0].missing_share:.1f} % of its images have no {scorer}, "
+            f"above {100 * most_missing(cells[0].metric):.0f} %, and a gap would be that of what happened to be readable."
+        )
+    return notes
 
 
 def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:

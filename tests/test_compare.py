@@ -651,3 +651,47 @@ def test_ten_thousand_resamples_take_seconds() -> None:
     start = time.process_time()  # not the wall: the machine may be shared
     compare.compare(frame, resamples=10_000)
     assert time.process_time() - start < 30
+
+
+# ------------------------------------------------------------------------------------------------------ too little
+
+GAPS = ("parity", "parity_excess", "parity_excess_regrouped", "parity_unbiased", "parity_pooled")
+
+
+def unreadable(frame: pd.DataFrame, experiment: str, kept: int) -> pd.DataFrame:
+    """The study with only the first `kept` portraits of every prompt of an experiment readable."""
+    lost = (
+        (frame["experiment"] == experiment)
+        & frame["scorer"].isin(["skin_tone", "monk_tone"])
+        & (frame["image"] >= kept)
+    )
+    return frame.assign(value=frame["value"].where(~lost))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_run_without_faces_has_no_parity_and_its_share_of_them_is_told(
+    frame: pd.DataFrame, kept: int
+) -> None:
+    made = compare.compare(unreadable(frame, "fairness", kept), resamples=50)
+    for e in made.of(experiment="fairness", prompt_set=PORTRAITS):
+        if e.metric in GAPS:
+            assert math.isnan(e.value.value)
+            assert math.isnan(e.difference.value)
+            assert (e.mark, e.test) == ("", "")
+            assert math.isnan(e.p_test)
+    assert only(made, experiment="fairness", metric="unusable").mark == "worse"
+    (line,) = [line for line in tables.glance(made, "miniature") if line[0].startswith("parity gap over")]
+    assert line[tables.glance(made, "miniature")[0].index("fairness")].startswith("refused")
+    (note,) = [n for n in tables.count_notes(made) if "refused for fairness" in n and "skin_tone" in n]
+    rate = only(made, experiment="fairness", metric="parity").missing_share
+    assert f"{100 * rate:.1f} % of its images have no skin_tone, above 50 %" in note
+    assert only(made, experiment="joint", metric="parity_excess").mark == "better"  # as without it
+
+
+def test_a_base_without_faces_leaves_no_difference_in_parity(frame: pd.DataFrame) -> None:
+    made = compare.compare(unreadable(frame, "base", 1), resamples=50)
+    run = only(made, experiment="fairness", metric="parity")
+    assert not math.isnan(run.value.value)
+    assert math.isnan(run.difference.value)
+    assert run.mark == ""
+    assert any("refused for base" in n and "every difference" in n for n in tables.count_notes(made))
