@@ -26,7 +26,7 @@ import pandas as pd
 
 from evals import rows as score_rows
 from evals import stats
-from evals.compare import strata_of
+from evals.compare import arrays, strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
 from evals.metrics._parity import GROUPS, LIMIT, floors, parity, regrouped, tone_counts, unbiased_squared
@@ -205,7 +205,7 @@ def fairness(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no row is of a tone, or one is no group.
+        ValueError: no row is of a tone, or one is no group; training seeds that were not scored on the same prompts.
     """
     grouped = rows[rows["scorer"] == GROUPED]
     if grouped.empty:
@@ -239,13 +239,14 @@ def _of_part(
     resampler: Resampler,
 ) -> Fairness:
     counts = tone_counts(part)
-    counts_PK = counts.to_numpy(dtype=np.float64)
-    runs, prompts = part["seed"].nunique(), part["prompt_id"].nunique()
+    (of_set,) = arrays(counts).values()
+    runs, prompts, _ = of_set.values_RPS.shape
+    counts_PK = of_set.values_RPS.reshape(runs * prompts, GROUPS)
     model, experiment, prompt_set = (
         str(part[name].iloc[0]) for name in ("model", "experiment", "prompt_set")
     )
     weight_NR = resampler.seeds(f"seeds of {experiment}", runs)
-    sample = resampler.prompts(prompt_set, sorted(map(str, part["prompt_id"].unique())))
+    sample = resampler.prompts(prompt_set, of_set.prompts)
 
     def estimate(values: Array, finish: Callable[[Array], Array] = first, share: bool = False) -> Interval:
         return stats.interval(
@@ -407,6 +408,8 @@ def _one(f: Fairness, shown: int) -> str:
 def _told(value: Interval, digits: int = 3) -> str:
     if math.isnan(value.value):
         return "–"
+    if math.isnan(value.low):
+        return f"{value.value:.{digits}f}".replace("-", "−")
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
 
 

@@ -64,6 +64,14 @@ def value_told(e: Estimate) -> str:
     return "refused" if e.refused else interval(metrics.load(e.metric), e.value)
 
 
+def signed(value: Interval) -> str:
+    """A correlation with its interval, with two decimals; without ends where there are none."""
+    if math.isnan(value.value):
+        return "–"
+    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.value:+.2f}{ends}".replace("-", "−")
+
+
 def percent(value: Interval) -> str:
     """A ratio with its interval, in whole per cent; a dash where it has no meaning."""
     if math.isnan(value.value):
@@ -254,10 +262,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         names = " and ".join(
             scorer + ("†" if (a.experiment, scorer) in trained else "") for scorer in a.judges
         )
-        tau = f"{a.tau.value:+.2f} [{a.tau.low:+.2f}, {a.tau.high:+.2f}]".replace("-", "−").replace(
-            "nan", "–"
-        )
-        lines.append([a.prompt_set, a.experiment, names, tau, f"{a.pictures:,}", f"{a.prompts:,}"])
+        lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
         f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
@@ -369,10 +374,10 @@ def method_notes(comparison: Comparison) -> list[str]:
         "still a rough statement about the method.",
         f"▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from {the}: the interval of the "
         "difference contains 0.",
-        f"Beside the intervals stand tests between these very checkpoints, over prompts: McNemar's exact test for pass and fail (with several "
+        f"Beside the intervals stand tests. Over prompts, between these very checkpoints: McNemar's exact test for pass and fail (with several "
         "images of a prompt: prompts on which it passes more often against those on which less), an exact sign test for win rates, "
-        "Wilcoxon's signed ranks for scores, and the resamples where a prompt has no value of its own. Holm's correction is over "
-        f"all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
+        "Wilcoxon's signed ranks for scores. Where a prompt has no value of its own: the stretched resamples of the interval, of which p is that of the interval, "
+        f"training seeds and all. Holm's correction is over all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
         "number is left out; it stands in the tables below.",
     ]
@@ -425,6 +430,7 @@ def count_notes(comparison: Comparison) -> list[str]:
         f"{len(weak)} of {len(marks)} marks do not survive Holm's correction over all {comparison.family} differences"
         f"{': ' + listed if weak else ''}."
     )
+    notes += _alone(comparison)
     single = sorted(
         {e.experiment for e in comparison.estimates if e.seeds == 1 and e.experiment != comparison.against}
     )
@@ -434,6 +440,19 @@ def count_notes(comparison: Comparison) -> list[str]:
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]
+
+
+def _alone(comparison: Comparison) -> list[str]:
+    """A sentence for every prompt set on which some difference is that of one prompt."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for e in comparison.estimates:
+        if math.isnan(e.difference.low) and not math.isnan(e.difference.value):
+            cell = f"{e.experiment}, {metrics.load(e.metric).title}"
+            found.setdefault((e.model, e.prompt_set), []).append(cell)
+    return [
+        f"{model}: no interval and no mark on {prompt_set}, since fewer than two prompts have a value of both sides: {'; '.join(cells)}."
+        for (model, prompt_set), cells in found.items()
+    ]
 
 
 def _refusals(comparison: Comparison) -> list[str]:
