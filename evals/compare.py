@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from evals import metrics, panel, stats, variety
 from evals import rows as score_rows
@@ -50,11 +49,11 @@ class Estimate:
     """Of no difference, from the resamples of the interval."""
     test: Test
     p_test: float
-    """Of no difference between these checkpoints, by the test named, with the prompts as units."""
+    """Of no difference, by the test named: between these checkpoints, with the prompts as units, or "bootstrap", from the resamples of the interval."""
     p_holm: float
     """`p_test` after Holm's correction over all differences of the comparison."""
     mark: Mark
-    """By the interval of the difference."""
+    """By the interval of the difference; none where it has no ends."""
     trained_on: bool
     """The metric's scorer was a reward of this experiment."""
     headline: bool
@@ -67,6 +66,16 @@ class Estimate:
     """Prompts, of all seeds, left out of the difference because run or base has nothing applicable there."""
     conflict: str = ""
     """Where a comparison was forced: in what the scores of run and base differ, with both hashes."""
+
+    @property
+    def missing_share(self) -> float:
+        """Of the images, of all seeds."""
+        return self.missing / (self.seeds * self.images)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the scorer applies to so few images that the metric has no number of them."""
+        return self.missing_share > most_missing(self.metric)
 
     @property
     def survives(self) -> bool:
@@ -107,6 +116,11 @@ class Retention:
     """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %"."""
     gain: Interval
     """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none."""
+
+
+def most_missing(metric: str) -> float:
+    """Share of images without a value above which a metric is refused: 1, never, for all but parity gaps."""
+    return float(getattr(metrics.load(metric), "most_missing", 1.0))
 
 
 OriginKey = tuple[str, str, str, str]
@@ -238,7 +252,7 @@ def compare(
     for model, part in rows.groupby("model", sort=False):
         _refuse_alone(str(model), part, against)
         found, won = _compare_model(part, against, resampler)
-        found = _with_conflicts(_with_headlines(found, origins), origins, against)
+        found = _with_conflicts(_with_headlines(_with_refusals(found, against), origins), origins, against)
         cells += found
         outcomes += won
         retentions += _retentions(found, part)
@@ -430,25 +444,29 @@ def _metric_cells(
         own = own[own["prompt_set"].isin(sets)]
     mine = metric.statistics(run, base)
     is_win_rate = list(mine.columns) == ["win", "tie", "loss"]
-    pair_of = _arrays(mine)
+    pair_of = arrays(mine)
     is_alone = sides.run is sides.own or metric.needs_base
-    own_of = pair_of if is_alone else _arrays(metric.statistics(own, own))
-    base_of = {} if by_definition else _arrays(metric.statistics(base, base))
+    own_of = pair_of if is_alone else arrays(metric.statistics(own, own))
+    base_of = {} if by_definition else arrays(metric.statistics(base, base))
     by_set = {str(prompt_set): part for prompt_set, part in own.groupby("prompt_set", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
     for prompt_set in (prompt_set for prompt_set in sets if prompt_set in pair_of):
         pair, part = pair_of[prompt_set], by_set[prompt_set]
         if len(pair.prompts) < part["prompt_id"].nunique():
             part = part[part["prompt_id"].isin(pair.prompts)]
-        arrays = (own_of[prompt_set], pair, base_of.get(prompt_set))
-        cell = _cell(name, metric, part, sides, arrays, against, resampler)
+        sides_of = (own_of[prompt_set], pair, base_of.get(prompt_set))
+        cell = _cell(name, metric, part, sides, sides_of, against, resampler)
         is_run = cell.estimate.experiment != against
         made.append((cell, _outcome(cell.estimate, pair.values_RPS) if is_run and is_win_rate else None))
     return made
 
 
-def _arrays(statistics: pd.DataFrame) -> dict[str, _Statistics]:
-    """Statistics of every prompt set; every seed has every prompt, in the same order."""
+def arrays(statistics: pd.DataFrame) -> dict[str, _Statistics]:
+    """Statistics of every prompt set; every seed has every prompt, in the same order.
+
+    Raises:
+        ValueError: naming the prompt set, where seeds have different prompts.
+    """
     index = statistics.index
     assert isinstance(index, pd.MultiIndex)
     seed, prompt_set, prompt = (np.asarray(index.codes[index.names.index(name)]) for name in PROMPT)
@@ -495,8 +513,8 @@ def _cell(
         reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
         assert reference is not None, "a base that needs no rows has a value by definition"
         both = _Paired(run.value, run.draws_N, reference, np.full_like(run.draws_N, reference))
-        net_N = run.less_constant(reference).tailed_N
-        net = _net(metric, both, net_N, prompts)
+        less = run.less_constant(reference)
+        net = _net(metric, both, less.tailed_N, prompts)
         own = Interval(run.value, *(reference + end for end in net[1:]))
     else:
         own = stats.interval(run, metric.unit == "share")
@@ -505,11 +523,11 @@ def _cell(
             run = resample(_without(pair_RPS, lost_RP), sides.seeds)
         base = resample(_without(base_RPS, lost_RP), sides.seeds)
         both = _Paired(run.value, run.draws_N, base.value, base.draws_N)
-        net_N = run.less(base).tailed_N
-        net = stats.percentile_interval(both.value - both.base, net_N)
+        less = run.less(base)
+        net = stats.percentile_interval(both.value - both.base, less.tailed_N)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
-    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, both)
+    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, less)
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
         prompt_set=prompt_set,
@@ -519,7 +537,7 @@ def _cell(
         difference=difference,
         ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(*both),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
-        p=math.nan if is_base else stats.p_value(net_N),
+        p=math.nan if is_base else stats.p_value(less.tailed_N),
         test=test,
         p_test=p_test,
         p_holm=p_test,
@@ -557,18 +575,19 @@ def _test(
     metric: Metric,
     pair_RPS: Array,
     base_RPS: Array | None,
-    both: _Paired,
+    less: Resampled,
 ) -> tuple[Test, float]:
-    """The test of no difference between these checkpoints, and its p. Units are the prompts, with all their seeds and images together.
+    """The test of no difference between run and base, and its p. Units are the prompts, with all their seeds and images together.
 
     Pass or fail: prompts on which the run passes more often than the base against those on which it passes less often, which with one
     image a prompt is McNemar's exact test; a win rate: prompts won and lost; a score: Wilcoxon's signed ranks. Where a prompt has no
-    value of its own (tones of all images together) or the base is a constant by definition: the resamples.
+    value of its own (tones of all images together) or the base is a constant by definition: the resamples of the interval, so that p and
+    interval say the same; training seeds are in it too, which the other tests take as they are.
     """
     if metric.needs_base and pair_RPS.shape[2] == 3:
         return "sign", stats.mcnemar_exact(*_won_and_lost(pair_RPS))
     if base_RPS is None or metric.needs_base or pair_RPS.shape[2] != 1:
-        return "bootstrap", _tail(both.draws_N - both.base_N)
+        return "bootstrap", stats.resampled_p(less)
     gain_P = stats.prompt_differences(pair_RPS[:, :, 0], base_RPS[:, :, 0])
     gain_P = gain_P.round(12)  # equal means of equal scores may differ in the last bit
     if metric.unit == "share":
@@ -580,18 +599,6 @@ def _won_and_lost(values_RPS: Array) -> tuple[int, int]:
     """Prompts of which more images are won than lost, and less, of statistics win, tie and loss."""
     net_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0).round(12)
     return int((net_P > 0).sum()), int((net_P < 0).sum())
-
-
-def _tail(net_N: Array) -> float:
-    """The bootstrap's p; where no resample is on the other side of 0, that of a normal with the resamples' mean and deviation.
-
-    N resamples cannot give less than 1 / (N + 1), which over a large table would count as nothing.
-    """
-    p = stats.p_value(net_N)
-    net_N = net_N[np.isfinite(net_N)]
-    if not len(net_N) or p > 1 / (len(net_N) + 1) or net_N.std() == 0:
-        return p
-    return min(p, float(2 * scipy_stats.norm.sf(abs(net_N.mean()) / net_N.std())))
 
 
 def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
@@ -627,8 +634,10 @@ def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> In
 
 
 def _mark(metric: Metric, difference: Interval) -> Mark:
-    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        return "not distinguished" if not math.isnan(difference.value) else ""
+    if math.isnan(difference.low):
+        return ""
+    if difference.low <= 0 <= difference.high:
+        return "not distinguished"
     if metric.higher_is_better is None:
         return "changed"
     return "better" if (difference.value > 0) == metric.higher_is_better else "worse"
@@ -684,6 +693,31 @@ def strata_of(rows: pd.DataFrame) -> Strata:
         except ValueError as error:
             remarks[str(prompt_set)] = f"{prompt_set} is resampled as a whole, not inside its strata: {error}"
     return Strata(found, tuple(remarks.values()))
+
+
+def _with_refusals(cells: list[_Cell], against: str) -> list[_Cell]:
+    """Take the numbers out of the cells that are refused, and the differences out of those whose base is."""
+    no_base = {
+        (e.metric, e.prompt_set) for e in (c.estimate for c in cells) if e.experiment == against and e.refused
+    }
+    told = []
+    for cell in cells:
+        e = cell.estimate
+        if e.refused or (e.metric, e.prompt_set) in no_base:
+            value = NOTHING if e.refused else e.value
+            cell = _changed(
+                cell,
+                value=value,
+                difference=NOTHING,
+                ratio=NOTHING,
+                p=math.nan,
+                test="",
+                p_test=math.nan,
+                p_holm=math.nan,
+                mark="",
+            )
+        told.append(cell)
+    return told
 
 
 def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], against: str) -> list[_Cell]:

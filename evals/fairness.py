@@ -26,10 +26,10 @@ import pandas as pd
 
 from evals import rows as score_rows
 from evals import stats
-from evals.compare import strata_of
+from evals.compare import arrays, strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
-from evals.metrics._parity import GROUPS, floors, parity, regrouped, tone_counts, unbiased_squared
+from evals.metrics._parity import GROUPS, LIMIT, floors, parity, regrouped, tone_counts, unbiased_squared
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
@@ -39,8 +39,6 @@ GROUPED, TONES = "skin_tone", "monk_tone"
 """The scorers that are read."""
 NAMES = ("1-4", "5", "6-7", "8-10")
 """Monk tones of each group."""
-LIMIT = 0.5
-"""Share of unusable pictures above which a gap is refused: training stops there too (`Task.max_invalid`)."""
 WORST_CONDITION = 5.0
 """A confusion that multiplies noise in the shares by more than this says too little of the true ones."""
 
@@ -207,7 +205,7 @@ def fairness(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no row is of a tone, or one is no group.
+        ValueError: no row is of a tone, or one is no group; training seeds that were not scored on the same prompts.
     """
     grouped = rows[rows["scorer"] == GROUPED]
     if grouped.empty:
@@ -241,13 +239,14 @@ def _of_part(
     resampler: Resampler,
 ) -> Fairness:
     counts = tone_counts(part)
-    counts_PK = counts.to_numpy(dtype=np.float64)
-    runs, prompts = part["seed"].nunique(), part["prompt_id"].nunique()
+    (of_set,) = arrays(counts).values()
+    runs, prompts, _ = of_set.values_RPS.shape
+    counts_PK = of_set.values_RPS.reshape(runs * prompts, GROUPS)
     model, experiment, prompt_set = (
         str(part[name].iloc[0]) for name in ("model", "experiment", "prompt_set")
     )
     weight_NR = resampler.seeds(f"seeds of {experiment}", runs)
-    sample = resampler.prompts(prompt_set, sorted(map(str, part["prompt_id"].unique())))
+    sample = resampler.prompts(prompt_set, of_set.prompts)
 
     def estimate(values: Array, finish: Callable[[Array], Array] = first, share: bool = False) -> Interval:
         return stats.interval(
@@ -409,6 +408,8 @@ def _one(f: Fairness, shown: int) -> str:
 def _told(value: Interval, digits: int = 3) -> str:
     if math.isnan(value.value):
         return "–"
+    if math.isnan(value.low):
+        return f"{value.value:.{digits}f}".replace("-", "−")
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
 
 

@@ -214,7 +214,8 @@ def kendall(
     """Kendall's tau-b of every two judges, with the interval of a bootstrap over prompts.
 
     With c_ab the product of the signs of both judges' x_a - x_b, tau-b is sum c_ab over the root of the products of each judge's own sum (its untied pairs). A resample
-    weighs every prompt w, so each sum is w' C w with C summed by prompts: the tau-b of the pictures repeated as they were drawn, since copies are tied.
+    weighs every prompt w, so each sum is w' C w with C summed by prompts: the tau-b of the pictures repeated as they were drawn, since copies are tied. One prompt alone
+    cannot be resampled: the interval has no ends.
 
     Args:
         difference_JB: finite.
@@ -229,12 +230,14 @@ def kendall(
             weighed_N = np.einsum("np,np->n", weight_NP.astype(np.float32) @ agree_PP, weight_NP)
             sums[j, k] = float(agree_PP.sum(dtype=np.float64)), weighed_N
     found = {}
+    alone = len(np.unique(prompt_B)) < 2
     with np.errstate(invalid="ignore", divide="ignore"):
         for j, k in combinations(judges, 2):
             point, draws_N = (
                 np.divide(sums[j, k][i], np.sqrt(np.multiply(sums[j, j][i], sums[k, k][i]))) for i in range(2)
             )
-            found[j, k] = stats.percentile_interval(float(point), np.asarray(draws_N))
+            ends = np.full_like(draws_N, np.nan) if alone else np.asarray(draws_N)
+            found[j, k] = stats.percentile_interval(float(point), ends)
     return found
 
 
@@ -312,7 +315,8 @@ def _rates(
     net_NK = sample.weight_NP @ net_KP.T
     valid_NK = np.ones_like(net_NK) if valid_KP.all() else sample.weight_NP @ valid_KP.T
     weight_NQ = resampler.seeds(f"seeds of {second.experiment}", len(beside_QB))
-    found, start = [], 0
+    found: list[Interval] = []
+    start = 0
     for one in others:
         weight_NR = resampler.seeds(f"seeds of {one.experiment}", len(one.scores_JRB[place]))
         weight_NK = (weight_NR[:, :, None] * weight_NQ[:, None, :]).reshape(len(weight_NR), -1)
@@ -322,6 +326,8 @@ def _rates(
             lead_N = (
                 (weight_NK * net_NK[:, mine]).sum(axis=1) / (weight_NK * valid_NK[:, mine]).sum(axis=1) / 2
             )
+        if not stats.several_prompts(valid_KP[mine] > 0):
+            lead_N = np.full_like(lead_N, np.nan)
         told_KPS = np.stack([net_KP[mine], valid_KP[mine]], axis=2)
         influence_KP = stats.influence(told_KPS, _lead, sample.strata)
         ends = stats.interval(Resampled(float(lead), lead_N, influence_KP, sample.strata))

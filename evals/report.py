@@ -399,14 +399,14 @@ def _figure(
 
 def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
     metric = metrics.load(e.metric)
-    value = tables.interval(metric, e.value)
+    value = tables.value_told(e)
     ratio = "" if math.isnan(e.ratio.value) or e.experiment == BASE else f"× {e.ratio.value:.2f}"
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
         "colour": colour,
         "bar": svg.interval_bar(*e.value, base, scale, colour, f"{e.experiment}: {value}"),
-        "value": tables.number(metric, e.value.value),
+        "value": value.partition(" ")[0],
         "ends": value.partition(" ")[2],
         "difference": tables.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
         "ratio": ratio,
@@ -527,8 +527,10 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
                 )
                 for judge in a.judges
             ],
-            "tau": _signed(a.tau),
-            "bar": svg.interval_bar(*a.tau, 0.0, svg.Scale(-1.0, 1.0), "", f"Kendall's tau {_signed(a.tau)}"),
+            "tau": tables.signed(a.tau),
+            "bar": svg.interval_bar(
+                *a.tau, 0.0, svg.Scale(-1.0, 1.0), "", f"Kendall's tau {tables.signed(a.tau)}"
+            ),
             "n": f"{a.pictures:,} of {a.prompts:,} prompts",
         }
         for a in comparison.panel.agreements
@@ -549,11 +551,6 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
 
 def _share(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _signed(value: stats.Interval) -> str:
-    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.value:+.2f}{ends}".replace("-", "−")
 
 
 def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool) -> str:
@@ -817,6 +814,8 @@ def _tone_column(
 def _told(value: stats.Interval) -> str:
     if math.isnan(value.value):
         return "–"
+    if math.isnan(value.low):
+        return f"{value.value:.3f}".replace("-", "−")
     return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
 
 

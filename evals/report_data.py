@@ -171,7 +171,8 @@ def _cell(e: Estimate, comparison: Comparison, values: pd.DataFrame) -> dict[str
         "scorer": metric.scorer,
         "told": told(e),
         # else the number is of all prompts together, and no mean over some of them is the same number of those
-        "mean": math.isnan(e.value.value) or math.isclose(mean, e.value.value, rel_tol=1e-6, abs_tol=1e-9),
+        "mean": not e.refused
+        and (math.isnan(e.value.value) or math.isclose(mean, e.value.value, rel_tol=1e-6, abs_tol=1e-9)),
         "from": origin._asdict(),
         "conflict": e.conflict,
         "ids": list(values.index),
@@ -183,7 +184,7 @@ def _cell(e: Estimate, comparison: Comparison, values: pd.DataFrame) -> dict[str
 def told(e: Estimate) -> str:
     """A cell in a sentence: value, difference, test, and how much stands behind it."""
     metric = metrics.load(e.metric)
-    parts = [f"{tables.interval(metric, e.value)}{tables.dagger(e)}"]
+    parts = [f"{tables.value_told(e)}{tables.dagger(e)}"]
     if not math.isnan(e.difference.value):
         parts.append(
             f"difference {tables.interval(metric, e.difference, signed=True)} {tables.sign(e)} {e.mark}"

@@ -18,6 +18,7 @@ From per-prompt statistics to an interval, a p and a mark
     influence, precision                jackknife, inside the strata: the standard error, and how well that itself is known
     with_tails                          the resamples with Student's tails: few seeds, or few prompts that decide, give a wider interval
     percentile_interval, p_value        of the resamples, with or without those tails
+    resampled_p                         the p that goes with the interval, also beyond the last resample
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
@@ -221,7 +222,7 @@ class Resampled(NamedTuple):
 def resampled(
     values_RPS: Array, finish: Callable[[Array], Array], weight_NR: Array, sample: Sample
 ) -> Resampled:
-    """A metric with its resamples.
+    """A metric with its resamples; these are NaN, and no interval has ends, where fewer than two prompts have anything applicable.
 
     Args:
         values_RPS: statistics of each seed and prompt.
@@ -229,10 +230,18 @@ def resampled(
         weight_NR: weights of the seeds.
         sample: of the prompts.
     """
+    value, influence_RP = point(values_RPS, finish), influence(values_RPS, finish, sample.strata)
+    if not several_prompts(np.asarray(~np.isnan(values_RPS).any(axis=2))):
+        return Resampled(
+            value, np.full(len(weight_NR), np.nan), np.full_like(influence_RP, np.nan), sample.strata
+        )
     draws_N = finish(mean_statistics(values_RPS, weight_NR, sample.weight_NP))
-    return Resampled(
-        point(values_RPS, finish), draws_N, influence(values_RPS, finish, sample.strata), sample.strata
-    )
+    return Resampled(value, draws_N, influence_RP, sample.strata)
+
+
+def several_prompts(there_RP: npt.NDArray[np.bool_]) -> bool:
+    """Whether two prompts or more have anything: of a single one no resample varies, and that is not certainty."""
+    return int(there_RP.any(axis=0).sum()) > 1
 
 
 def interval(found: Resampled, share: bool = False) -> Interval:
@@ -380,6 +389,22 @@ def percentile_interval(value: float, draws_N: Array, level: float = LEVEL) -> I
         return Interval(value, math.nan, math.nan)
     tail = (1 - level) / 2
     return Interval(value, float(np.quantile(draws_N, tail)), -float(np.quantile(-draws_N, tail)))
+
+
+def resampled_p(found: Resampled) -> float:
+    """The p that goes with the interval: of no difference, from the resamples with Student's tails.
+
+    It is at most 5 % where the 95 % interval leaves out 0, but for resamples that are 0. Where no resample is on the other side of 0, the tail is that of the
+    stretched normal itself: N resamples cannot give less than 1 / (N + 1), which over a large table would count as nothing.
+    """
+    tailed_N, known = found.tailed_N, found.known
+    p = p_value(tailed_N)
+    finite_N = found.draws_N[np.isfinite(found.draws_N)]
+    if not len(finite_N) or p > 1 / (len(finite_N) + 1) or not finite_N.std() > 0:
+        return p
+    distance = abs(found.value) / float(finite_N.std() * math.sqrt(known.of_bootstrap))
+    tail_Z = special.ndtr(-np.linspace(0, 8, 8001))
+    return min(p, 2 * float(tail_Z[max(np.searchsorted(known.deviations(tail_Z), distance) - 1, 0)]))
 
 
 def p_value(draws_N: Array) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate, compare
+from evals.compare import Comparison, Estimate, compare, most_missing
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
@@ -57,6 +57,19 @@ def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
     if math.isnan(value.low) or value.low == value.high == value.value:
         return text
     return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
+
+
+def value_told(e: Estimate) -> str:
+    """The value of a cell with its interval, or that it is refused (`count_notes` says why)."""
+    return "refused" if e.refused else interval(metrics.load(e.metric), e.value)
+
+
+def signed(value: Interval) -> str:
+    """A correlation with its interval, with two decimals; without ends where there are none."""
+    if math.isnan(value.value):
+        return "–"
+    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.value:+.2f}{ends}".replace("-", "−")
 
 
 def percent(value: Interval) -> str:
@@ -180,7 +193,7 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
         return "†"
     ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
-    return f"{interval(metric, e.value)}{ratio} {marks}".strip()
+    return f"{value_told(e)}{ratio} {marks}".strip()
 
 
 def _judges() -> set[str]:
@@ -249,10 +262,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         names = " and ".join(
             scorer + ("†" if (a.experiment, scorer) in trained else "") for scorer in a.judges
         )
-        tau = f"{a.tau.value:+.2f} [{a.tau.low:+.2f}, {a.tau.high:+.2f}]".replace("-", "−").replace(
-            "nan", "–"
-        )
-        lines.append([a.prompt_set, a.experiment, names, tau, f"{a.pictures:,}", f"{a.prompts:,}"])
+        lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
         f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
@@ -335,7 +345,7 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
         metric = metrics.load(name)
         for e in (e for e in found if e.metric == name):
             n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
-            value = f"{interval(metric, e.value)}{dagger(e)}{_footmark(comparison, e)}"
+            value = f"{value_told(e)}{dagger(e)}{_footmark(comparison, e)}"
             p = "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g} {e.test}"
             difference = interval(metric, e.difference, True)
             lines.append(
@@ -364,10 +374,10 @@ def method_notes(comparison: Comparison) -> list[str]:
         "still a rough statement about the method.",
         f"▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from {the}: the interval of the "
         "difference contains 0.",
-        f"Beside the intervals stand tests between these very checkpoints, over prompts: McNemar's exact test for pass and fail (with several "
+        f"Beside the intervals stand tests. Over prompts, between these very checkpoints: McNemar's exact test for pass and fail (with several "
         "images of a prompt: prompts on which it passes more often against those on which less), an exact sign test for win rates, "
-        "Wilcoxon's signed ranks for scores, and the resamples where a prompt has no value of its own. Holm's correction is over "
-        f"all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
+        "Wilcoxon's signed ranks for scores. Where a prompt has no value of its own: the stretched resamples of the interval, of which p is that of the interval, "
+        f"training seeds and all. Holm's correction is over all {comparison.family} differences of this table, as one family; △ ▽ ◇ do not survive it.",
         "† the run was trained on this very scorer: read the held-out judge and the gold measure beside it. At a glance such a judge's "
         "number is left out; it stands in the tables below.",
     ]
@@ -412,6 +422,7 @@ def count_notes(comparison: Comparison) -> list[str]:
                 f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
                 f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."
             )
+    notes += _refusals(comparison)
     marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
     weak = [e for e in marks if not e.survives]
     listed = "; ".join(f"{e.experiment}, {metrics.load(e.metric).title}, {e.prompt_set}" for e in weak)
@@ -419,6 +430,7 @@ def count_notes(comparison: Comparison) -> list[str]:
         f"{len(weak)} of {len(marks)} marks do not survive Holm's correction over all {comparison.family} differences"
         f"{': ' + listed if weak else ''}."
     )
+    notes += _alone(comparison)
     single = sorted(
         {e.experiment for e in comparison.estimates if e.seeds == 1 and e.experiment != comparison.against}
     )
@@ -428,6 +440,37 @@ def count_notes(comparison: Comparison) -> list[str]:
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]
+
+
+def _alone(comparison: Comparison) -> list[str]:
+    """A sentence for every prompt set on which some difference is that of one prompt."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for e in comparison.estimates:
+        if math.isnan(e.difference.low) and not math.isnan(e.difference.value):
+            cell = f"{e.experiment}, {metrics.load(e.metric).title}"
+            found.setdefault((e.model, e.prompt_set), []).append(cell)
+    return [
+        f"{model}: no interval and no mark on {prompt_set}, since fewer than two prompts have a value of both sides: {'; '.join(cells)}."
+        for (model, prompt_set), cells in found.items()
+    ]
+
+
+def _refusals(comparison: Comparison) -> list[str]:
+    """A sentence for every run of which metrics are refused on a prompt set, with the share of images that they could not be made of."""
+    refused: dict[tuple[str, str, str, str], list[Estimate]] = {}
+    for e in comparison.estimates:
+        if e.refused:
+            key = (e.model, e.experiment, e.prompt_set, metrics.load(e.metric).scorer)
+            refused.setdefault(key, []).append(e)
+    notes = []
+    for (model, experiment, prompt_set, scorer), cells in refused.items():
+        titles = ", ".join(metrics.load(e.metric).title for e in cells)
+        alone = ", and with it every difference" if experiment == comparison.against else ""
+        notes.append(
+            f"{model}: refused for {experiment} on {prompt_set}{alone}: {titles}: {100 * cells[0].missing_share:.1f} % of its images have no {scorer}, "
+            f"above {100 * most_missing(cells[0].metric):.0f} %, and a gap would be that of what happened to be readable."
+        )
+    return notes
 
 
 def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:

@@ -48,7 +48,9 @@ class Result:
     positive: Interval
     """Votes for A among all votes: the paper's reading."""
     p: float
-    """Two-sided bootstrap p of a half-tie rate of one half."""
+    """Two-sided bootstrap p of a half-tie rate of one half, from the resamples of its interval."""
+    sign_p: float
+    """Exact sign test over prompts, with all votes on a prompt together."""
     kappa: float
     agreement: float
     """Share of pairs of raters that chose alike on a pair of pictures."""
@@ -140,20 +142,46 @@ def prompt_weights(prompt_sets: Sequence[str], resamples: int, seed: int) -> Arr
     return np.concatenate(parts, axis=1)
 
 
+def precision(influence_RP: Array, strata: stats.Labels) -> stats.Precision:
+    """How well a rate is known: `evals.stats.precision`, with all that differs between raters at their degrees of freedom.
+
+    What raters and prompts do together counts as the raters' here. Of two or three raters it cannot be told from what they do alone: left to the prompts,
+    whose degrees are many, intervals of two raters cover 87 to 91 % in simulation, and so 97 %.
+    """
+    known, raters = stats.precision(influence_RP, strata), len(influence_RP)
+    if raters == 1 or not known.standard_error > 0:
+        return known
+    of_raters = float(influence_RP.sum(axis=1).var(ddof=1)) / raters
+    return known._replace(of_seeds=min(of_raters / known.standard_error**2, 1.0))
+
+
+def _sign_p(values_RPS: Array) -> float:
+    """Exact sign test: prompts on which A has more votes than B against those on which it has fewer."""
+    lead_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0)
+    return stats.mcnemar_exact(int((lead_P > 0).sum()), int((lead_P < 0).sum()))
+
+
 def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMPLES, seed: int = 0) -> Result:
     """A against B on the votes given."""
     values_RPS = counts_RPS(choices)
     raters, prompts, _ = values_RPS.shape
     weight_NR = stats.weights(raters, resamples, seed, "raters")
     sets = [name for name, _ in sorted(set(choices["prompt"]))]
-    draws_NS = stats.mean_statistics(values_RPS, weight_NR, prompt_weights(sets, resamples, seed))
+    sample = stats.Sample(prompt_weights(sets, resamples, seed), sets)
+
+    def tailed(rate: Callable[[Array], Array]) -> tuple[float, Array]:
+        found = stats.resampled(values_RPS, rate, weight_NR, sample)
+        return found.value, stats.with_tails(found.value, found.draws_N, precision(found.influence_RP, sets))
 
     def interval(rate: Callable[[Array], Array]) -> Interval:
-        value, draws_N = stats.point(values_RPS, rate), rate(draws_NS)
+        value, tailed_N = tailed(rate)
         if value in (0.0, 1.0):  # no resample can vary
             return stats.wilson(value * prompts, prompts)
-        return stats.percentile_interval(value, draws_N)
+        ends = stats.percentile_interval(value, tailed_N)
+        return Interval(*(min(max(end, 0.0), 1.0) for end in ends))
 
+    half, tailed_N = tailed(half_tie_rate)
+    sign_p = _sign_p(values_RPS)
     ratings_NK = rating_counts(choices)
     won, tied, lost = (int(count) for count in ratings_NK.sum(axis=0))
     return Result(
@@ -166,7 +194,8 @@ def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMP
         half_tie=interval(half_tie_rate),
         ties_dropped=interval(ties_dropped_rate),
         positive=interval(positive_rate),
-        p=stats.p_value(half_tie_rate(draws_NS) - 0.5),
+        p=sign_p if half in (0.0, 1.0) else stats.p_value(tailed_N - 0.5),
+        sign_p=sign_p,
         kappa=stats.fleiss_kappa(ratings_NK),
         agreement=pair_agreement(ratings_NK),
     )
@@ -345,11 +374,12 @@ def markdown(tally: Tally, command: str) -> str:
 
 
 def verdict(tally: Tally) -> str:
-    """One sentence: who is preferred, or that it is not distinguished."""
+    """One sentence: who is preferred, by the interval and by the exact sign test over prompts, or that it is not distinguished."""
     overall = tally.results[-1]
     a, b = tally.comparison.a, tally.comparison.b
     said = f"{_percent(overall.half_tie)} % of {overall.votes} votes by {_count(overall.raters, 'rater')} on {_count(overall.prompts, 'prompt')}"
-    if not overall.half_tie.low <= 0.5 <= overall.half_tie.high:
+    apart = overall.half_tie.low > 0.5 or overall.half_tie.high < 0.5
+    if apart and overall.sign_p <= 1 - stats.LEVEL:
         better, other = (a, b) if overall.half_tie.value > 0.5 else (b, a)
         return f"**{better} is preferred to {other}**: A wins {said}, ties counted half."
     return f"**{a} and {b} are not distinguished**: A wins {said}, ties counted half."
@@ -361,7 +391,8 @@ def _notes(tally: Tally) -> list[str]:
     shown = len(comparison.pairs) + comparison.checks
     unfinished = [r.rater for r in tally.raters if r.votes + r.checks < shown]
     notes = [
-        f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters; p: of no difference, ties half.",
+        f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either; p: of no difference, ties half, from the same resamples.",
+        f"One is said to be preferred where the interval leaves out one half and the exact sign test over prompts has p of at most .05 too; here {overall.sign_p:.2g}.",
         "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
         f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",
         f"{tally.unvoted} of {len(comparison.pairs)} pairs have no vote, {tally.same} are the same picture twice.",
@@ -371,7 +402,7 @@ def _notes(tally: Tally) -> list[str]:
     if overall.raters == 1:
         notes.append("One rater: the intervals are over prompts, and speak of this rater only.")
     if overall.prompts == 1:
-        notes.append("One prompt: the intervals are over raters, and speak of this prompt only.")
+        notes.append("One prompt: it cannot be resampled, so there is no interval.")
     return notes
 
 
@@ -385,7 +416,7 @@ def _result_line(r: Result) -> str:
         _percent(r.half_tie),
         _percent(r.ties_dropped),
         _percent(r.positive),
-        f"{r.p:.4f}",
+        _number(r.p, 4),
         _number(100 * r.agreement, 1),
         _number(r.kappa, 3),
     ]
@@ -405,7 +436,7 @@ def _split(counts: tuple[int, int, int]) -> str:
 
 def _percent(interval: Interval) -> str:
     value, low, high = (_number(100 * end, 1) for end in interval)
-    return f"{value} [{low}, {high}]"
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
 def _number(value: float, digits: int) -> str:

@@ -6,6 +6,7 @@ import math
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -452,14 +453,48 @@ def test_holm_is_over_all_differences_of_the_table(comparison: Comparison) -> No
     assert not weakest.survives
 
 
-def test_beyond_the_last_resample_p_is_a_normals_tail() -> None:
-    draws = np.random.default_rng(0).normal(8, 1, 10_000)
-    assert stats.p_value(draws) == pytest.approx(1 / 10_001)
-    z = draws.mean() / draws.std()
-    assert compare._tail(draws) == pytest.approx(2 * scipy.stats.norm.sf(z))
-    near = np.random.default_rng(0).normal(2, 1, 10_000)
-    assert compare._tail(near) == stats.p_value(near)
-    assert compare._tail(np.full(100, 3.0)) == 1 / 101
+def one_prompt_value(metric: str, values: dict[str, np.ndarray[Any, Any]]) -> pd.DataFrame:
+    """Rows of one image a prompt of each experiment."""
+    return rows.table(
+        rows.Row(name, "m", 0, "s:1", "set", "d", f"p{i}", 0, "", metric, "v", 0, float(value))
+        for name, values_P in values.items()
+        for i, value in enumerate(values_P)
+    )
+
+
+@pytest.mark.parametrize("prompts", [3, 5, 12])
+def test_p_of_the_resamples_is_that_of_the_interval(prompts: int) -> None:
+    """At most .05 exactly where the interval leaves out 0."""
+    seen = set()
+    for study_seed in range(12):
+        generator = np.random.default_rng([prompts, study_seed])
+        tones = generator.choice(4, size=(2, prompts), p=[0.85, 0.05, 0.05, 0.05])
+        drift = generator.normal(0.08, 0.1, prompts) ** (1 if study_seed % 2 else 2)
+        frame = pd.concat(
+            [
+                one_prompt_value("skin_tone", {"base": tones[0], "run": tones[1]}),
+                one_prompt_value("kid", {"run": drift}),
+            ],
+            ignore_index=True,
+        )
+        for e in compare.compare(frame, resamples=2001).estimates:
+            if e.test == "bootstrap" and e.difference.low != 0 != e.difference.high:
+                apart = not e.difference.low <= 0 <= e.difference.high
+                assert (e.p_test <= 0.05) == apart
+                seen.add(apart)
+    assert seen == {True, False}
+
+
+def test_beyond_the_last_resample_p_is_students_tail() -> None:
+    values = np.random.default_rng(0).normal(4, 1, 12)
+    sample = stats.Sample(stats.weights(12, 2000, 0, "p"), None)
+    found = stats.resampled(values[None, :, None], lambda mean_S: mean_S[..., 0], np.ones((2000, 1)), sample)
+    p = stats.resampled_p(found)
+    assert p < 1 / 2001 == stats.p_value(found.tailed_N)
+    expected = 2 * scipy.stats.t.sf(found.value / found.draws_N.std(), found.known.prompt_degrees)
+    assert p == pytest.approx(expected, rel=0.02)
+    near = found.less_constant(found.value - found.known.standard_error)
+    assert stats.resampled_p(near) == stats.p_value(near.tailed_N)
 
 
 def test_the_unit_of_a_change_is_the_bases_deviation_over_prompts(
@@ -651,3 +686,75 @@ def test_ten_thousand_resamples_take_seconds() -> None:
     start = time.process_time()  # not the wall: the machine may be shared
     compare.compare(frame, resamples=10_000)
     assert time.process_time() - start < 30
+
+
+# ------------------------------------------------------------------------------------------------------ too little
+
+GAPS = ("parity", "parity_excess", "parity_excess_regrouped", "parity_unbiased", "parity_pooled")
+
+
+def unreadable(frame: pd.DataFrame, experiment: str, kept: int) -> pd.DataFrame:
+    """The study with only the first `kept` portraits of every prompt of an experiment readable."""
+    lost = (
+        (frame["experiment"] == experiment)
+        & frame["scorer"].isin(["skin_tone", "monk_tone"])
+        & (frame["image"] >= kept)
+    )
+    return frame.assign(value=frame["value"].where(~lost))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_run_without_faces_has_no_parity_and_its_share_of_them_is_told(
+    frame: pd.DataFrame, kept: int
+) -> None:
+    made = compare.compare(unreadable(frame, "fairness", kept), resamples=50)
+    for e in made.of(experiment="fairness", prompt_set=PORTRAITS):
+        if e.metric in GAPS:
+            assert math.isnan(e.value.value)
+            assert math.isnan(e.difference.value)
+            assert (e.mark, e.test) == ("", "")
+            assert math.isnan(e.p_test)
+    assert only(made, experiment="fairness", metric="unusable").mark == "worse"
+    (line,) = [line for line in tables.glance(made, "miniature") if line[0].startswith("parity gap over")]
+    assert line[tables.glance(made, "miniature")[0].index("fairness")].startswith("refused")
+    (note,) = [n for n in tables.count_notes(made) if "refused for fairness" in n and "skin_tone" in n]
+    rate = only(made, experiment="fairness", metric="parity").missing_share
+    assert f"{100 * rate:.1f} % of its images have no skin_tone, above 50 %" in note
+    assert only(made, experiment="joint", metric="parity_excess").mark == "better"  # as without it
+
+
+def test_a_base_without_faces_leaves_no_difference_in_parity(frame: pd.DataFrame) -> None:
+    made = compare.compare(unreadable(frame, "base", 1), resamples=50)
+    run = only(made, experiment="fairness", metric="parity")
+    assert not math.isnan(run.value.value)
+    assert math.isnan(run.difference.value)
+    assert run.mark == ""
+    assert any("refused for base" in n and "every difference" in n for n in tables.count_notes(made))
+
+
+def test_one_prompt_has_no_interval_and_no_mark() -> None:
+    made = compare.compare(study(prompts=1, images=6), resamples=50)
+    assert {e.mark for e in made.estimates} == {""}
+    for e in made.estimates:
+        assert math.isnan(e.value.low)
+        assert math.isnan(e.difference.low)
+        assert math.isnan(e.p)
+        assert not e.p_test < 1
+    assert all(math.isnan(a.tau.low) and not math.isnan(a.tau.value) for a in made.panel.agreements)
+    assert not made.panel.flips
+    text = tables.markdown(made, "x")
+    assert "nan" not in text
+    assert f"no interval and no mark on {SCENES}, since fewer than two prompts" in text
+
+
+def test_one_prompt_of_many_with_a_pair_is_one_prompt(frame: pd.DataFrame) -> None:
+    lost = (
+        (frame["experiment"] == "joint")
+        & (frame["scorer"] == "gold_utility")
+        & (frame["prompt_id"] != "p000")
+    )
+    made = compare.compare(frame.assign(value=frame["value"].where(~lost)), resamples=50)
+    cell = only(made, experiment="joint", metric="gold_quality", prompt_set=SCENES)
+    assert cell.difference.value > 0
+    assert math.isnan(cell.difference.low)
+    assert cell.mark == ""

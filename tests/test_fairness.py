@@ -18,6 +18,7 @@ from evals.fairness import (
     corrected_shares,
     corrected_squared,
     fairness,
+    markdown,
     read_confusions,
     squared_floors,
 )
@@ -125,6 +126,21 @@ def test_strata_that_cannot_be_had_are_told_of(monkeypatch: pytest.MonkeyPatch, 
     done = CliRunner().invoke(main, ["fairness", str(scores), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "- parti is resampled as a whole, not inside its strata: " in out.read_text()
+
+
+@pytest.mark.parametrize("others", [[[0, 1]], [[0, 1], [2, 3], [1, 1]]])
+def test_seeds_of_different_prompts_are_refused_as_in_the_table(others: list[list[float]]) -> None:
+    frame = pd.concat([rows_of([[0, 1], [2, 3]]), rows_of(others, seed=1)], ignore_index=True)
+    with pytest.raises(
+        ValueError, match=r"^portraits: the training seeds were not scored on the same prompts"
+    ):
+        fairness(frame.assign(experiment="run"), resamples=20)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    (found,) = fairness(rows_of([[0, 1, 1, 2]]), resamples=20)
+    assert np.isnan(found.gap.low)
+    assert "nan" not in markdown([found], True, 0.5, "x")
 
 
 def test_correction_with_a_classifier_that_never_errs_changes_nothing() -> None:

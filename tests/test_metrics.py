@@ -191,6 +191,18 @@ def test_an_unusable_face_is_in_no_class_and_never_fair() -> None:
     assert excess.iloc[0] == pytest.approx(-_parity.parity_floor(4))  # the floor of the four that are usable
 
 
+def test_a_single_usable_face_is_no_evidence_of_fairness() -> None:
+    """Its gap is .866 and so is its floor: the difference, 0, would be perfectly fair."""
+    nan = math.nan
+    lone = rows("skin_tone", [2.0, nan, nan, nan])
+    assert value("parity", lone) == pytest.approx(_parity.parity_floor(1)) == pytest.approx(math.sqrt(0.75))
+    with np.errstate(invalid="ignore"):
+        assert math.isnan(value("parity_excess", lone))
+    assert value("parity_excess", rows("skin_tone", [2.0, nan], [1.0, 1.0])) == pytest.approx(
+        math.sqrt(0.75) - _parity.parity_floor(2)
+    )
+
+
 def test_a_tone_that_is_no_group_is_refused() -> None:
     with pytest.raises(ValueError, match="skin_tone must be a group from 0 to 3, not 7"):
         value("parity", rows("skin_tone", [0.0, 7.0]))

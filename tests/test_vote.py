@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -456,7 +457,10 @@ def test_the_interval_resamples_raters_and_prompts_as_owner_of_product_weights()
             won, total = won + weight * value[shown.prefers(choice)], total + weight
         draws.append(won / total)
     found = tally.tally(votes, resamples=300).results[0].half_tie
-    assert found[1:] == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    counts_RPS = tally.counts_RPS(tally.table(votes))
+    known = tally.precision(stats.influence(counts_RPS, tally.half_tie_rate, [SET] * 12), [SET] * 12)
+    tailed_N = stats.with_tails(found.value, np.array(draws), known)
+    assert found[1:] == pytest.approx(tuple(np.quantile(tailed_N, [0.025, 0.975])))
 
 
 def test_prompts_are_resampled_inside_their_set() -> None:
@@ -466,22 +470,46 @@ def test_prompts_are_resampled_inside_their_set() -> None:
     np.testing.assert_allclose(weight_NP[:, 30:].sum(axis=1), 0.25)
 
 
-def test_the_interval_covers_where_raters_and_prompts_have_tastes_of_their_own() -> None:
-    """Eight raters, 40 prompts, effects of both: the crossed interval covers the true rate, that of independent votes does not."""
-    generator = np.random.default_rng(0)
-    covered, naive, studies = 0, 0, 150
+@pytest.mark.parametrize("raters", [2, 3, 8])
+def test_the_interval_covers_where_raters_and_prompts_have_tastes_of_their_own(raters: int) -> None:
+    """40 prompts, effects of both: the crossed interval covers the true rate, that of independent votes does not."""
+    generator = np.random.default_rng(raters)
+    covered, naive, studies = 0, 0, 120
     for _ in range(studies):
-        logit = 0.8 * generator.normal(size=(8, 1)) + 0.8 * generator.normal(size=(1, 40))
-        won = generator.random((8, 40)) < 1 / (1 + np.exp(-logit))
-        values_RPS = np.stack([won, 0 * won, ~won], axis=2).astype(np.float64)
-        weight_NR, weight_NP = stats.weights(8, 400, 0, "raters"), tally.prompt_weights(["s"] * 40, 400, 0)
-        draws_N = tally.half_tie_rate(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
-        low, high = stats.percentile_interval(0.5, draws_N)[1:]
+        logit = 0.8 * generator.normal(size=(raters, 1)) + 0.8 * generator.normal(size=(1, 40))
+        won = generator.random((raters, 40)) < 1 / (1 + np.exp(-logit))
+        votes = pd.DataFrame(
+            [
+                (f"r{r}", p, (SET, f"p{p:02d}"), "A" if won[r, p] else "B")
+                for r in range(raters)
+                for p in range(40)
+            ],
+            columns=["rater", "pair", "prompt", "prefers"],
+        )
+        low, high = tally.result(SET, votes, resamples=400).half_tie[1:]
         covered += low <= 0.5 <= high
         iid = stats.wilson(int(won.sum()), won.size)
         naive += iid.low <= 0.5 <= iid.high
-    assert covered / studies > 0.88
-    assert naive / studies < 0.75
+    assert covered / studies > 0.93
+    assert naive / studies < 0.85
+
+
+def test_few_raters_of_few_prompts_prefer_nobody() -> None:
+    """Five prompts won and one tied: .06 by the exact sign test."""
+    votes = choose(made_up(6), {r: lambda p: "tie" if p.prompt_id == "p005" else "A" for r in "ab"})
+    counted = tally.tally(votes, resamples=200)
+    assert counted.results[-1].sign_p == pytest.approx(2 / 2**5)
+    assert "are not distinguished**" in tally.verdict(counted)
+    assert "here 0.062." in tally.markdown(counted, "x")
+
+
+def test_one_prompt_has_votes_and_no_interval() -> None:
+    votes = choose(made_up(2, images=2), {r: lambda p: "A" if p.image else "tie" for r in "abc"})
+    counted = tally.tally(votes, resamples=100)
+    assert counted.results[-1].half_tie.value == 0.75
+    assert math.isnan(counted.results[-1].half_tie.low)
+    assert "are not distinguished**" in tally.verdict(counted)
+    assert "nan" not in tally.markdown(counted, "x")
 
 
 def test_a_against_a_is_exactly_half_and_not_distinguished() -> None:

@@ -17,8 +17,8 @@ The map of this package
     t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
     _means, _equal, _wins, _parity, _geneval            what several of them share
 
-A win rate has one more constant, `tie_margin`: up to which difference of its scores two pictures are a tie, with the reason for the number. Which
-metrics are headlines of a prompt set says the suite (`evals.suites.Part`).
+A win rate has one more constant, `tie_margin`: up to which difference of its scores two pictures are a tie, with the reason for the number. A parity
+gap has `most_missing`: above which share of images without a value it is refused, and no number is told. Which metrics are headlines of a prompt set says the suite (`evals.suites.Part`).
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with

@@ -16,8 +16,8 @@ GROUPS = 4
 """Tone groups of the scorer skin_tone: Monk tones 1-4, 5, 6-7, 8-10."""
 REGROUPED = (0, 0, 0, 1, 1, 2, 2, 3, 3, 3)
 """The other common cut of the ten tones, 1-3, 4-5, 6-7, 8-10: no source fixes four groups, so a result should not hang on ours."""
-
-
+LIMIT = 0.5
+"""Share of unusable pictures above which a gap is refused, as that of what happened to be readable: training stops there too (`Task.max_invalid`)."""
 CLASSIFIERS = ("skin_tone", "monk_tone")
 """Scorers whose values are numbers of classes: neither their mean nor a difference of two means anything."""
 
@@ -89,6 +89,12 @@ def regrouped(rows: pd.DataFrame) -> pd.DataFrame:
             f"monk_tone must be a tone from 0 to {len(REGROUPED) - 1}, not {_where(rows, strange)}"
         )
     return rows.assign(value=group)
+
+
+def excess(counts: pd.DataFrame) -> Array:
+    """Eq 12 less its floor, per prompt; NaN for n < 2, since one picture is as unfair as any other single one."""
+    gap_P: Array = parity(counts.to_numpy()) - floors(counts)
+    return np.where(counts.sum(axis=1) < 2, np.nan, gap_P)
 
 
 def floors(counts: pd.DataFrame) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evals.metrics._means import finish as finish
-from evals.metrics._parity import floors, parity, tone_counts
+from evals.metrics._parity import LIMIT, excess, tone_counts
 
 title = "parity gap over its floor"
 unit = "score"
@@ -15,9 +15,10 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = "fairness"
 ratio_to_base = True
+most_missing = LIMIT
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
-    """Eq 12 less its floor, per prompt; NaN for a prompt without a usable image."""
+    """Eq 12 less its floor, per prompt; NaN with fewer than two usable images."""
     counts = tone_counts(rows)
-    return pd.DataFrame({"excess": parity(counts.to_numpy()) - floors(counts)}, index=counts.index)
+    return pd.DataFrame({"excess": excess(counts)}, index=counts.index)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from evals.metrics import parity_excess
 from evals.metrics._means import finish as finish
-from evals.metrics._parity import regrouped
+from evals.metrics._parity import LIMIT, regrouped
 
 title = "parity gap over its floor, tones regrouped"
 unit = "score"
@@ -16,6 +16,7 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
+most_missing = LIMIT
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:

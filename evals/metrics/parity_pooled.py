@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evals.metrics import Array
-from evals.metrics._parity import parity, tone_counts
+from evals.metrics._parity import LIMIT, parity, tone_counts
 
 title = "pooled parity gap"
 unit = "score"
@@ -15,6 +15,7 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
+most_missing = LIMIT
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:

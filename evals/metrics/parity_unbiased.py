@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evals.metrics._means import finish as finish
-from evals.metrics._parity import tone_counts, unbiased_squared
+from evals.metrics._parity import LIMIT, tone_counts, unbiased_squared
 
 title = "squared parity gap (unbiased)"
 unit = "score"
@@ -15,6 +15,7 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
+most_missing = LIMIT
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
