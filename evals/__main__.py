@@ -116,7 +116,14 @@ def main() -> None:
     help="RUN_OR_MODEL is a folder of somebody's pictures, PROMPT_SET/PROMPT_ID/0.png, or as GenEval has them: nothing is drawn.",
 )
 @click.option(
-    "--name", help="With --pictures: what their rows are called (base: others are compared with them)."
+    "--name",
+    help="What the rows and pictures of a checkpoint without a run card are called, as its file or folder unless given; --pictures needs it (base: others are compared with it).",
+)
+@click.option(
+    "--trained-on",
+    metavar="SCORER",
+    multiple=True,
+    help="A scorer that a checkpoint without a run card, or what drew the pictures, was trained on: no held-out judge of it; repeatable.",
 )
 @click.option(
     "--model",
@@ -134,6 +141,7 @@ def score(
     processes: int,
     pictures: bool,
     name: str | None,
+    trained_on: tuple[str, ...],
     model: str | None,
     base: str | None,
 ) -> None:
@@ -155,27 +163,28 @@ def score(
     if pictures:
         assert suite is not None
         assert name is not None
-        harness.score_given(Path(target), out, suite, name, model or "external", Path(base) if base else None)
+        folder = Path(base) if base else None
+        harness.score_given(Path(target), out, suite, name, model or "external", folder, trained_on)
     else:
-        harness.score(target, out, suite, base)
+        harness.score(target, out, suite, base, name=name, trained_on=trained_on)
 
 
 def _check_given(pictures: bool, **options: str | None) -> None:
-    """Refuse options that say whose pictures are given where none are, and pictures without them.
+    """Refuse names that rows and folders cannot have, a model where no pictures are given, and pictures of which it is not said what they are.
 
     Raises:
         ValueError: naming the option.
     """
-    if not pictures:
-        for option in ("name", "model"):
-            if options[option] is not None:
-                raise ValueError(f"--{option} goes with --pictures: of a checkpoint its run says it")
-        return
-    for option in ("suite", "name"):
+    if not pictures and options["model"] is not None:
+        raise ValueError("--model goes with --pictures: of a checkpoint its run says it")
+    for option in ("suite", "name") if pictures else ():
         if options[option] is None:
             raise ValueError(f"--pictures needs --{option}: nothing else says it")
     if options["name"] == "base" and options["base"] is not None:
-        raise ValueError("--base goes with another --name: these pictures are the base's themselves")
+        these = (
+            "these pictures are the base's themselves" if pictures else "this checkpoint is the base itself"
+        )
+        raise ValueError(f"--base goes with another --name: {these}")
     for option in ("name", "model"):
         value = options[option]
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):

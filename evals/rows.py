@@ -363,7 +363,9 @@ def _refuse_repeats(rows: pd.DataFrame) -> None:
     second = rows[repeat].iloc[0]
     first = rows[(rows[list(KEY)] == second[list(KEY)]).all(axis=1)].iloc[0]
     where = second.file if first.file == second.file else f"{first.file} and {second.file}"
+    # a run has its name from its card
+    other = second.model == "external" and first.file != second.file
     raise ValueError(
         f"{where}: two {second.scorer} scores of {second.experiment} seed {second.seed}, {second.prompt_set}, prompt "
-        f"{second.prompt_id}, image {second.image}"
+        f"{second.prompt_id}, image {second.image}{': score one of the two under another --name' if other else ''}"
     )

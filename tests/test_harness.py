@@ -336,6 +336,32 @@ def test_a_plain_diffusers_folder_can_be_scored(tmp_path: Path):
     assert len(found.digest()) == 12
 
 
+def test_somebodys_checkpoint_is_called_and_judged_as_is_said(tmp_path: Path):
+    folder, out = str(weights_folder("pipeline")), tmp_path / "scores" / "a.csv"
+    options = ["--suite", "small", "--out", str(out), "--name", "a", "--base", folder]
+    code, output = run_cli("score", folder, *options, "--trained-on", "redness")
+    assert code == 2
+    assert "--trained-on redness is no scorer; choose from " in output
+    assert "gold_utility" in output
+    code, output = run_cli("score", folder, *options, "--trained-on", "gold_utility", "--trained-on", "kid")
+    assert code == 0, output
+    rows = score_rows.read([out])
+    assert {*rows["experiment"]} == {"a"}
+    marks = rows.groupby("scorer")["trained_on"].max()
+    assert marks.to_dict() == {"gold_utility": 1, "kid": 1, "skin_tone": 0}
+    assert {f.name for f in (tmp_path / "images").iterdir() if f.name[0] != "."} == {
+        "a-external-0",
+        "base-external-0",
+    }
+
+
+@pytest.mark.parametrize("option", ["--name", "--trained-on"])
+def test_a_run_says_itself_what_it_is_called_and_was_trained_on(base_run: Path, tmp_path: Path, option: str):
+    code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), option, "kid")
+    assert code == 2
+    assert f"error: {option} kid: {base_run} is a run of this project, whose card says its name" in output
+
+
 def run_cli(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, list(arguments))
     return result.exit_code, result.output
@@ -577,7 +603,9 @@ def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--name", "a"], "--name goes with --pictures"),
+        (["--model", "a"], "--model goes with --pictures"),
+        (["--name", "a/b"], "--name a/b must be letters"),
+        (["--name", "base", "--base", "b"], "--base goes with another --name: this checkpoint is"),
         (["--pictures", "--suite", "small"], "--pictures needs --name"),
         (["--pictures", "--name", "a"], "--pictures needs --suite"),
         (["--pictures", "--name", "a-b", "--suite", "small"], "--name a-b must be letters"),
