@@ -25,6 +25,19 @@ ACCEPT_TERMS = click.option(
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
 
+AGAINST = click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    metavar="EXPERIMENT",
+    help="What everything is compared with: an experiment in the rows.",
+)
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
+)
+
 
 class OneSentence(click.Group):
     """A group in which a user's mistake (`ValueError`, or a file that cannot be used) ends in one sentence and exit code 2."""
@@ -207,18 +220,8 @@ def _share(processes: int) -> int:
 )
 @click.option("--latex", type=CSV, help="The table at a glance, for LaTeX with booktabs (.tex).")
 @click.option("--json", "json_out", type=CSV, help="Every number, with where it comes from (.json).")
-@click.option(
-    "--against",
-    default="base",
-    show_default=True,
-    metavar="EXPERIMENT",
-    help="What everything is compared with: an experiment in the rows.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
-)
+@AGAINST
+@FORCE
 def compare(
     files: tuple[Path, ...],
     out: Path,
@@ -243,8 +246,7 @@ def compare(
                 f"--json {json_out} is where it is told what {json_out.with_suffix('.csv').name} was made of: choose another name"
             )
         options += ["--json", json_out]
-    options += [] if against == "base" else ["--against", against]
-    options += ["--force"] if force else []
+    options += _compared(against, force)
     comparison = write(
         files,
         out,
@@ -264,6 +266,11 @@ def compare(
     click.echo(f"\nwrote {', '.join(map(str, made[:-1]))} and {made[-1]}")
 
 
+def _compared(against: str, force: bool) -> list[str]:
+    """The options with which it was compared, as typed."""
+    return [*([] if against == "base" else ["--against", against]), *(["--force"] if force else [])]
+
+
 def _the(against: str) -> str:
     return "the base" if against == "base" else against
 
@@ -281,18 +288,16 @@ def _the(against: str) -> str:
     help="Folder of the scored pictures.",
 )
 @click.option("--out", type=CSV, required=True, help="Page to write (.html).")
-def report(files: tuple[Path, ...], runs: Path, images: Path, out: Path) -> None:
+@AGAINST
+@FORCE
+def report(files: tuple[Path, ...], runs: Path, images: Path, out: Path, against: str, force: bool) -> None:
     """Write one self-contained HTML page: table, pictures from the same noise, curves, cost."""
     from evals.report import write
 
     check_out(out, ".html", files)
-    write(
-        files,
-        runs,
-        images,
-        out,
-        command=_command("report", files, "--runs", runs, "--images", images, "--out", out),
-    )
+    options = ["--runs", runs, "--images", images, "--out", out, *_compared(against, force)]
+    command = _command("report", files, *options)
+    write(files, runs, images, out, command, against=against, force=force)
     click.echo(f"wrote {out}")
 
 
@@ -671,10 +676,17 @@ def _check_votes(out: Path) -> None:
     metavar="CSV",
     type=CSV,
     multiple=True,
-    help="Score files of a run and its base, on which ICC, ties and deviation are measured; repeatable.",
+    help="Score files of a run and its base, or what --against names, on which ICC, ties and deviation are measured; repeatable.",
+)
+@click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    metavar="EXPERIMENT",
+    help="Of --from: what the run is set beside.",
 )
 @click.option("--model", help="Of --from; the first unless given, and so with the next three.")
-@click.option("--experiment", help="Of --from, not the base.")
+@click.option("--experiment", help="Of --from, another than --against.")
 @click.option("--scorer", help="Of --from.")
 @click.option("--prompt-set", help="Of --from.")
 def plan(
@@ -684,12 +696,13 @@ def plan(
     experiment: str | None,
     scorer: str | None,
     prompt_set: str | None,
+    against: str,
     **options: Any,
 ) -> None:
     """Say, before anything is drawn, what a comparison will be able to tell, and how best to split an image budget."""
     from evals import plan as planner
 
-    choice = planner.Choice(model, experiment, scorer, prompt_set)
+    choice = planner.Choice(model, experiment, scorer, prompt_set, against)
     click.echo(planner.plan(files=files, deviation=sd, choice=choice, **options))
 
 

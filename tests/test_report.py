@@ -548,6 +548,28 @@ def _few_weights() -> object:
     return lambda units, _, seed, stream, strata: plain(units, 50, seed, stream, strata)
 
 
+def test_a_page_speaks_of_what_is_compared_with(frame: pd.DataFrame, tmp_path: Path) -> None:
+    two = frame[frame["experiment"].isin(["fairness", "joint"])]
+    old = (two["scorer"] == "objects") & (two["experiment"] == "fairness")
+    rows.write(two.assign(version=two["version"].mask(old, "11111111")), tmp_path / "all.csv")
+    options = ["report", str(tmp_path / "all.csv"), "--out", str(tmp_path / "page.html")]
+    refused = CliRunner().invoke(main, [*options, "--force"])
+    assert "say what else to compare with: --against fairness or joint" in refused.output
+    refused = CliRunner().invoke(main, [*options, "--against", "fairness"])
+    assert "scores of different versions cannot be compared" in refused.output
+    made = CliRunner().invoke(main, [*options, "--against", "fairness", "--force"])
+    assert made.exit_code == 0, made.output
+    page = (tmp_path / "page.html").read_text()
+    parsed(page)
+    assert '<span class="name c1">joint</span> is better than fairness in ' in page
+    assert "training seeds per experiment</dt><dd>2</dd>" in page
+    assert "paired difference to fairness, each" in page
+    assert not re.search(r"[Dd]ifferences? (to|from) the base|dashed line is the base|Base on the left", page)
+    assert "‡1 Forced, what cannot be compared: " in page
+    assert len(re.findall("‡1", page)) > 2
+    assert "--against fairness --force</code>" in page
+
+
 @pytest.mark.parametrize(("command", "out"), [("compare", "table.md"), ("report", "report.html")])
 def test_a_mistake_is_one_sentence_and_exit_code_2(command: str, out: str, tmp_path: Path) -> None:
     made = CliRunner().invoke(main, [command, str(tmp_path / "absent.csv"), "--out", str(tmp_path / out)])
