@@ -160,7 +160,7 @@ def score_given(
     """
     chosen = suites.load(suite)
     _refuse_no_scorers(trained_on, chosen)
-    whose = Scored(name, model, 0, f"{chosen.name}:given", tuple(trained_on))
+    whose = Scored(name, model, 0, f"{chosen.name}:{score_rows.GIVEN}", tuple(trained_on))
     _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)

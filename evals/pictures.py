@@ -35,7 +35,7 @@ from evals import rows
 from evals.checkpoints import Checkpoint, first_line, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import MARK, write_bytes, write_text
+from evals.files import MARK, PICTURES, write_bytes, write_text
 from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -43,7 +43,6 @@ from prompts.lock import locked
 
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
@@ -621,7 +620,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
     """
     found: dict[int, Path] = {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in (f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")):
+    for path in (f for f in files if f.suffix.lower() in PICTURES and not f.name.startswith(".")):
         if not path.stem.isdecimal():
             raise ValueError(f"{path} has no number for a name: a prompt's pictures are 0.png, 1.png, ...")
         number = int(path.stem)

@@ -355,6 +355,34 @@ def test_somebodys_checkpoint_is_called_and_judged_as_is_said(tmp_path: Path):
     }
 
 
+def test_what_a_checkpoint_drew_can_be_given_beside_pictures_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = replace(SMALL, name="small", parts=(replace(SMALL.parts[0], scorers=("gold_utility",)),))
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    scores = tmp_path / "scores"
+    target = ["score", str(weights_folder("pipeline"))]
+    given = ["--pictures", "--suite", "small"]
+    code, output = run_cli(*target, "--suite", "small", "--name", "a", "--out", str(scores / "a.csv"))
+    assert code == 0, output
+    theirs = shutil.copytree(tmp_path / "images" / "a-external-0" / SMALL.parts[0].prompt_set, tmp_path / "b")
+    code, output = run_cli("score", str(theirs), *given, "--name", "b", "--out", str(scores / "b.csv"))
+    assert code == 0, output
+    files = [str(scores / "a.csv"), str(scores / "b.csv")]
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 2
+    # what the sentence says to do
+    said = re.search(r"`python -m evals score IMAGES/(\S+) (.*) --out OTHER.csv`", output)
+    assert said is not None
+    code, output = run_cli(
+        "score", str(tmp_path / "images" / said[1]), *said[2].split(), "--out", str(scores / "other.csv")
+    )
+    assert code == 0, output
+    files[0] = str(scores / "other.csv")
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 0, output
+
+
 @pytest.mark.parametrize("option", ["--name", "--trained-on"])
 def test_a_run_says_itself_what_it_is_called_and_was_trained_on(base_run: Path, tmp_path: Path, option: str):
     code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), option, "kid")
