@@ -288,7 +288,15 @@ def test_what_was_counted_beside_the_scores_is_told(tmp_path: Path) -> None:
         f"{bad}, {SCENES}: of 480 pictures 3 could not be decoded, 2 all black, 4 the same as another of their prompt; of 120 prompts "
         "not read to their end 7 by the model, 9 by imagereward.",
         f"No picture failed to decode, is all black or is there twice, and no prompt was cut, as was counted for {clean}.",
+        "How many prompts were cut, and how many pictures failed to decode, are all black or are there twice, is not known for "
+        f"{other}.",
     ]
+    given = scored(tmp_path, "given", truncated={"model": None, "scorers": {"imagereward": 0}})
+    packed = tmp_path / "all.csv.xz"
+    first, second, third = asides.read([packed, given])
+    assert f"no prompt was cut by a scorer, as was counted for {given}." in first
+    assert second == f"Whether what drew the pictures read their prompts to the end is not known for {given}."
+    assert third.endswith(f"is not known for {packed}.")
     tables.write([bad], tmp_path / "t.md", "x", resamples=10)
     assert "3 could not be decoded" in (tmp_path / "t.md").read_text().split("## Counted")[1]
 
