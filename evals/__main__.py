@@ -115,6 +115,13 @@ def main() -> None:
 @click.option(
     "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
 )
+@click.option(
+    "--prompt-set",
+    "prompt_sets",
+    metavar="NAME",
+    multiple=True,
+    help="Only this prompt set of the suite; repeatable. All unless given.",
+)
 @ACCEPT_TERMS
 @click.option(
     "--processes",
@@ -150,6 +157,7 @@ def score(
     target: str,
     out: Path,
     suite: str | None,
+    prompt_sets: tuple[str, ...],
     accept_terms: tuple[str, ...],
     processes: int,
     pictures: bool,
@@ -177,9 +185,11 @@ def score(
         assert suite is not None
         assert name is not None
         folder = Path(base) if base else None
-        harness.score_given(Path(target), out, suite, name, model or "external", folder, trained_on)
+        harness.score_given(
+            Path(target), out, suite, name, model or "external", folder, trained_on, prompt_sets
+        )
     else:
-        harness.score(target, out, suite, base, name=name, trained_on=trained_on)
+        harness.score(target, out, suite, base, prompt_sets, name, trained_on)
 
 
 def _check_given(pictures: bool, **options: str | None) -> None:

@@ -143,6 +143,7 @@ def score_given(
     model: str = EXTERNAL,
     base: Path | None = None,
     trained_on: Sequence[str] = (),
+    prompt_sets: Sequence[str] = (),
 ) -> None:
     """Score somebody's pictures on a suite's prompts into a CSV file, without a model.
 
@@ -154,18 +155,21 @@ def score_given(
         model: what the rows call the model.
         base: folder of the base's pictures, for scorers that compare with them. Without it those are left out, and it is said.
         trained_on: scorers that what drew them was trained on.
+        prompt_sets: which of the suite's parts; all unless given. Folders of others are left alone.
 
     Raises:
         ValueError: see `evals.pictures.Given`, and `score`.
     """
-    chosen = suites.load(suite)
+    whole = suites.load(suite)
+    chosen = suites.only(whole, prompt_sets)
+    others = [part.prompt_set for part in whole.parts if part not in chosen.parts]
     _refuse_no_scorers(trained_on, chosen)
     whose = Scored(name, model, 0, f"{chosen.name}:{score_rows.GIVEN}", tuple(trained_on))
     _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
-    theirs = Given(base, chosen, "base") if base else None
-    pictures = Given(folder, chosen, name, theirs)
+    theirs = Given(base, chosen, "base", others=others) if base else None
+    pictures = Given(folder, chosen, name, theirs, others)
     if pictures.base() is None:
         alone = [scorer for scorer, one in loaded.items() if one.scope == "paired"]
         if alone:

@@ -382,7 +382,14 @@ class Pictures:
 class Given:
     """Somebody's pictures, in a folder: nothing is drawn and nothing written."""
 
-    def __init__(self, folder: Path, suite: Suite, name: str, base: Given | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        suite: Suite,
+        name: str,
+        base: Given | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
         """Find every picture that the suite asks for, and look at its header.
 
         `<prompt set>/<prompt id>/<index>.png`, without the first where the suite has one prompt set, indices from 0; or, for any of these folders of prompts, GenEval's
@@ -393,6 +400,7 @@ class Given:
             suite: that they are of.
             name: what their rows call them.
             base: the base's pictures, for scorers that compare with them.
+            others: prompt sets whose folders are left alone.
 
         Raises:
             ValueError: a prompt or a picture is missing, or is not the suite's, or is one that cannot be scored; in one sentence.
@@ -401,7 +409,9 @@ class Given:
             raise ValueError(f"there is no folder of pictures {folder}")
         self.folder, self.suite, self.name, self._base = folder, suite, name, base
         self.clock: Clock = base.clock if base else Clock()
-        self.paths = {part.prompt_set: _found(where, part) for part, where in _folders(folder, suite).items()}
+        self.paths = {
+            part.prompt_set: _found(where, part) for part, where in _folders(folder, suite, others).items()
+        }
         for paths in self.paths.values():
             _refuse_unfit(list(paths.values()))
 
@@ -527,8 +537,8 @@ def _save(pixels_HWC: NDArray[np.uint8], file: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ somebody's
 
 
-def _folders(folder: Path, suite: Suite) -> dict[Part, Path]:
-    """Where the prompts of each part are.
+def _folders(folder: Path, suite: Suite, others: Sequence[str] = ()) -> dict[Part, Path]:
+    """Where the prompts of each part are; folders of other prompt sets that are named are left alone.
 
     Raises:
         ValueError: a prompt set has no folder, or a folder is no prompt set's.
@@ -541,7 +551,7 @@ def _folders(folder: Path, suite: Suite) -> dict[Part, Path]:
         raise ValueError(
             f"{folder} has no folder {lacking[0]}: suite {suite.name} asks for the prompt sets {', '.join(sets)}, each in a folder of its name"
         )
-    if unknown := sorted(there.keys() - {*sets}):
+    if unknown := sorted(there.keys() - {*sets, *others}):
         raise ValueError(
             f"{folder / unknown[0]} is no prompt set of suite {suite.name}: it has {', '.join(sets)}"
         )

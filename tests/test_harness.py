@@ -383,6 +383,30 @@ def test_what_a_checkpoint_drew_can_be_given_beside_pictures_of_others(
     assert code == 0, output
 
 
+def test_a_part_of_a_suite_is_scored_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    part = replace(SMALL.parts[0], scorers=("gold_utility",))
+    more = replace(part, prompt_set="miniature-scenes-unseen")
+    suite = replace(SMALL, name="small", parts=(part, more))
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    files, one = [], ["--suite", "small", "--prompt-set", part.prompt_set]
+    for name in ("a", "b"):
+        files.append(str(tmp_path / f"{name}.csv"))
+        code, output = run_cli(
+            "score", str(weights_folder("pipeline")), *one, "--name", name, "--out", files[-1]
+        )
+        assert code == 0, output
+    assert {*score_rows.read(files)["prompt_set"]} == {part.prompt_set}
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 0, output
+    (tmp_path / "images" / "a-external-0" / more.prompt_set).mkdir()  # as where the whole was drawn
+    given = ["score", str(tmp_path / "images" / "a-external-0"), "--pictures", "--name", "a"]
+    code, output = run_cli(*given, *one, "--out", str(tmp_path / "given.csv"))
+    assert code == 0, output
+    code, output = run_cli(*given, "--suite", "small", "--prompt-set", "x", "--out", str(tmp_path / "x.csv"))
+    assert code == 2
+    assert "has no prompt set 'x'; choose from miniature-portraits-unseen, miniature-scenes-unseen" in output
+
+
 @pytest.mark.parametrize("option", ["--name", "--trained-on"])
 def test_a_run_says_itself_what_it_is_called_and_was_trained_on(base_run: Path, tmp_path: Path, option: str):
     code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), option, "kid")
