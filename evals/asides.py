@@ -53,6 +53,34 @@ def read(paths: Sequence[Path | str]) -> list[str]:
     return told
 
 
+def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
+    """Refuse checkpoints of one model that drew pictures of two sizes: their latents differ, so they are of two families and share no noise.
+
+    Of given pictures and of files with nothing beside them that fits their rows nothing is said.
+
+    Raises:
+        ValueError: naming both files.
+    """
+    first: dict[tuple[object, str], tuple[Path, Any]] = {}
+    for path in (p for p in map(Path, paths) if p.suffix == ".csv" and p.is_file()):
+        content = _mapping(_content(path))
+        drawn = content.get("sampling") is not None
+        if not drawn or content.get("rows_sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
+            continue
+        for name, counts in _mapping(content.get("prompt_sets")).items():
+            size = _mapping(counts).get("size")
+            if size is None:  # as asides once were
+                continue
+            other, theirs = first.setdefault(
+                (_mapping(content.get("model")).get("model"), name), (path, size)
+            )
+            if theirs != size:
+                raise ValueError(
+                    f"the pictures of {name} are {' x '.join(map(str, theirs))} pixels in {other} but {' x '.join(map(str, size))} in {path}: "
+                    "checkpoints of two families do not draw from the same noise, so score the pictures of both with --pictures, or compare with --force"
+                )
+
+
 def _content(path: Path) -> Any:
     """What stands beside a score file, None where it cannot be read."""
     try:

@@ -132,6 +132,8 @@ def write(
     Raises:
         ValueError: as `evals.rows.read` and `evals.compare.compare`.
     """
+    if not force:
+        asides.refuse_two_sizes(paths)
     rows = score_rows.read(paths, refuse=not force)
     comparison = compare.compare(rows, resamples, against=against, force=force)
     write_text(render(rows, comparison, runs, images, command, asides.read(paths)), out)
