@@ -53,6 +53,18 @@ def read(paths: Sequence[Path | str]) -> list[str]:
     return told
 
 
+def folders(paths: Sequence[Path | str]) -> dict[str, Path]:
+    """Where pictures that were given lie, by the name of their run."""
+    found = {}
+    for path in (p for p in map(Path, paths) if p.suffix == ".csv"):
+        model = _mapping(_mapping(_content(path)).get("model"))
+        if isinstance(model.get("pictures"), str):
+            found[f"{model.get('experiment')}-{model.get('model')}-{model.get('seed')}"] = Path(
+                model["pictures"]
+            )
+    return found
+
+
 def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
     """Refuse checkpoints of one model that drew pictures of two sizes: their latents differ, so they are of two families and share no noise.
 

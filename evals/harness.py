@@ -175,7 +175,7 @@ def score_given(
         if alone:
             say(f"note: without --base no {' and no '.join(alone)}, which compares with the base's pictures")
         chosen = _without(chosen, alone)
-    Scoring(chosen, whose, pictures, loaded, out, device, {}).run()
+    Scoring(chosen, whose, pictures, loaded, out, device, {"pictures": str(folder)}).run()
 
 
 def _refuse_no_scorers(trained_on: Sequence[str], suite: Suite) -> None:

@@ -2,7 +2,8 @@
 
     suite               as the rows have it
     sampling, seed      how the pictures were drawn; null for somebody's pictures
-    model               experiment, model, seed; weights: a hash, base: as its run says it (absent for somebody's pictures)
+    model               experiment, model, seed; weights: a hash, base: as its run says it (absent for somebody's pictures);
+                        pictures: the folder of those that were given, as it was typed
     scorers             name: {version, source}
     prompt_sets         name: what was counted on it
         prompts             hash of the prompts, as the rows have it

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import prompts
-from evals import asides, compare, fairness, metrics, panel, report_data, stats, svg, tables
+from evals import asides, ballots, compare, fairness, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
@@ -79,11 +79,14 @@ class Pictures:
     side: int = SHRUNK
     """Of larger ones, in pixels."""
     missing: dict[str, int] = field(default_factory=dict)
+    given: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of pictures that were given, by run."""
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
         """A picture as a data URI."""
-        path = self.folder / run / prompt_set / prompt_id / f"{index}.png"
-        inside = path.resolve().is_relative_to(self.folder.resolve())
+        folder = self.given.get(run, self.folder / run)
+        path = ballots.path_of(folder, prompt_set, prompt_id, index)
+        inside = path.resolve().is_relative_to(self.given.get(run, self.folder).resolve())
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
@@ -136,7 +139,8 @@ def write(
         asides.refuse_two_sizes(paths)
     rows = score_rows.read(paths, refuse=not force)
     comparison = compare.compare(rows, resamples, against=against, force=force)
-    write_text(render(rows, comparison, runs, images, command, asides.read(paths)), out)
+    counted, given = asides.read(paths), asides.folders(paths)
+    write_text(render(rows, comparison, runs, images, command, counted, given), out)
 
 
 def render(
@@ -146,6 +150,7 @@ def render(
     images: Path,
     command: str,
     counted: Sequence[str] = (),
+    given: Mapping[str, Path] | None = None,
 ) -> str:
     """The page of a comparison.
 
@@ -156,6 +161,7 @@ def render(
         images: folder of the scored pictures.
         command: that makes the page.
         counted: more sentences for its foot.
+        given: folders of pictures that were given, by run.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -166,7 +172,7 @@ def render(
     )
     asked = {str(name): _prompts(str(name)) for name in rows["prompt_set"].unique()}
     sections = [
-        _model(model, rows[rows["model"] == model], comparison, runs, images, asked)
+        _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
         for model in comparison.models()
     ]
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
@@ -232,12 +238,13 @@ def _model(
     runs: Path,
     images: Path,
     asked: dict[str, dict[str, Prompt]],
+    given: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Everything that the template shows of one model."""
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
     colours = {experiment: f"c{index % 8}" for index, experiment in enumerate(experiments)}
     many = len(experiments) * rows["prompt_set"].nunique() > MANY
-    pictures = Pictures(images, SMALL if many else SHRUNK)
+    pictures = Pictures(images, SMALL if many else SHRUNK, given=given)
     tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
     cards = [_run(runs, *key) for key in _run_keys(rows)]
     tuned = [experiment for experiment in experiments if experiment != comparison.against]

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from evals import compare, report, report_data, rows, svg
+from evals import asides, compare, report, report_data, rows, svg
 from evals.__main__ import main
 from evals.compare import Comparison
 from prompts import Prompt
@@ -212,6 +212,19 @@ def test_prompts_and_names_are_escaped(tmp_path: Path, monkeypatch: pytest.Monke
     assert page.count("<script") == 2 and "<script>alert" not in page
     assert "&lt;script&gt;" in page
     parsed(page)
+
+
+def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) -> None:
+    told = {
+        "model": {"experiment": "b", "model": "external", "seed": 0, "pictures": str(tmp_path / "theirs")}
+    }
+    (tmp_path / "b.json").write_text(json.dumps(told))
+    picture(tmp_path / "theirs" / "p0" / "0.png")
+    picture(tmp_path / "outside" / "0.png")
+    shown = report.Pictures(tmp_path / "images", given=asides.folders([tmp_path / "b.csv", "x.csv.xz"]))
+    assert shown.get("b-external-0", SCENES, "p0", 0, "x").data is not None
+    assert shown.get("b-external-0", SCENES, "../outside", 0, "x").data is None
+    assert shown.get("c-external-0", SCENES, "p0", 0, "x").data is None
 
 
 def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:
