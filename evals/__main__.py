@@ -25,6 +25,19 @@ ACCEPT_TERMS = click.option(
     help="Use weights of this repository, whose terms are not free for every use; repeatable.",
 )
 
+AGAINST = click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    metavar="EXPERIMENT",
+    help="What everything is compared with: an experiment in the rows.",
+)
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
+)
+
 
 class OneSentence(click.Group):
     """A group in which a user's mistake (`ValueError`, or a file that cannot be used) ends in one sentence and exit code 2."""
@@ -102,6 +115,13 @@ def main() -> None:
 @click.option(
     "--suite", help="Which prompts, scorers and sampling; that of the domain of a run unless given."
 )
+@click.option(
+    "--prompt-set",
+    "prompt_sets",
+    metavar="NAME",
+    multiple=True,
+    help="Only this prompt set of the suite; repeatable. All unless given.",
+)
 @ACCEPT_TERMS
 @click.option(
     "--processes",
@@ -116,7 +136,14 @@ def main() -> None:
     help="RUN_OR_MODEL is a folder of somebody's pictures, PROMPT_SET/PROMPT_ID/0.png, or as GenEval has them: nothing is drawn.",
 )
 @click.option(
-    "--name", help="With --pictures: what their rows are called (base: others are compared with them)."
+    "--name",
+    help="What the rows and pictures of a checkpoint without a run card are called, as its file or folder unless given; --pictures needs it (base: others are compared with it).",
+)
+@click.option(
+    "--trained-on",
+    metavar="SCORER",
+    multiple=True,
+    help="A scorer that a checkpoint without a run card, or what drew the pictures, was trained on: no held-out judge of it; repeatable.",
 )
 @click.option(
     "--model",
@@ -130,10 +157,12 @@ def score(
     target: str,
     out: Path,
     suite: str | None,
+    prompt_sets: tuple[str, ...],
     accept_terms: tuple[str, ...],
     processes: int,
     pictures: bool,
     name: str | None,
+    trained_on: tuple[str, ...],
     model: str | None,
     base: str | None,
 ) -> None:
@@ -155,27 +184,30 @@ def score(
     if pictures:
         assert suite is not None
         assert name is not None
-        harness.score_given(Path(target), out, suite, name, model or "external", Path(base) if base else None)
+        folder = Path(base) if base else None
+        harness.score_given(
+            Path(target), out, suite, name, model or "external", folder, trained_on, prompt_sets
+        )
     else:
-        harness.score(target, out, suite, base)
+        harness.score(target, out, suite, base, prompt_sets, name, trained_on)
 
 
 def _check_given(pictures: bool, **options: str | None) -> None:
-    """Refuse options that say whose pictures are given where none are, and pictures without them.
+    """Refuse names that rows and folders cannot have, a model where no pictures are given, and pictures of which it is not said what they are.
 
     Raises:
         ValueError: naming the option.
     """
-    if not pictures:
-        for option in ("name", "model"):
-            if options[option] is not None:
-                raise ValueError(f"--{option} goes with --pictures: of a checkpoint its run says it")
-        return
-    for option in ("suite", "name"):
+    if not pictures and options["model"] is not None:
+        raise ValueError("--model goes with --pictures: of a checkpoint its run says it")
+    for option in ("suite", "name") if pictures else ():
         if options[option] is None:
             raise ValueError(f"--pictures needs --{option}: nothing else says it")
     if options["name"] == "base" and options["base"] is not None:
-        raise ValueError("--base goes with another --name: these pictures are the base's themselves")
+        these = (
+            "these pictures are the base's themselves" if pictures else "this checkpoint is the base itself"
+        )
+        raise ValueError(f"--base goes with another --name: {these}")
     for option in ("name", "model"):
         value = options[option]
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):
@@ -198,18 +230,8 @@ def _share(processes: int) -> int:
 )
 @click.option("--latex", type=CSV, help="The table at a glance, for LaTeX with booktabs (.tex).")
 @click.option("--json", "json_out", type=CSV, help="Every number, with where it comes from (.json).")
-@click.option(
-    "--against",
-    default="base",
-    show_default=True,
-    metavar="EXPERIMENT",
-    help="What everything is compared with: an experiment in the rows.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
-)
+@AGAINST
+@FORCE
 def compare(
     files: tuple[Path, ...],
     out: Path,
@@ -234,8 +256,7 @@ def compare(
                 f"--json {json_out} is where it is told what {json_out.with_suffix('.csv').name} was made of: choose another name"
             )
         options += ["--json", json_out]
-    options += [] if against == "base" else ["--against", against]
-    options += ["--force"] if force else []
+    options += _compared(against, force)
     comparison = write(
         files,
         out,
@@ -255,6 +276,11 @@ def compare(
     click.echo(f"\nwrote {', '.join(map(str, made[:-1]))} and {made[-1]}")
 
 
+def _compared(against: str, force: bool) -> list[str]:
+    """The options with which it was compared, as typed."""
+    return [*([] if against == "base" else ["--against", against]), *(["--force"] if force else [])]
+
+
 def _the(against: str) -> str:
     return "the base" if against == "base" else against
 
@@ -272,18 +298,16 @@ def _the(against: str) -> str:
     help="Folder of the scored pictures.",
 )
 @click.option("--out", type=CSV, required=True, help="Page to write (.html).")
-def report(files: tuple[Path, ...], runs: Path, images: Path, out: Path) -> None:
+@AGAINST
+@FORCE
+def report(files: tuple[Path, ...], runs: Path, images: Path, out: Path, against: str, force: bool) -> None:
     """Write one self-contained HTML page: table, pictures from the same noise, curves, cost."""
     from evals.report import write
 
     check_out(out, ".html", files)
-    write(
-        files,
-        runs,
-        images,
-        out,
-        command=_command("report", files, "--runs", runs, "--images", images, "--out", out),
-    )
+    options = ["--runs", runs, "--images", images, "--out", out, *_compared(against, force)]
+    command = _command("report", files, *options)
+    write(files, runs, images, out, command, against=against, force=force)
     click.echo(f"wrote {out}")
 
 
@@ -662,10 +686,17 @@ def _check_votes(out: Path) -> None:
     metavar="CSV",
     type=CSV,
     multiple=True,
-    help="Score files of a run and its base, on which ICC, ties and deviation are measured; repeatable.",
+    help="Score files of a run and its base, or what --against names, on which ICC, ties and deviation are measured; repeatable.",
+)
+@click.option(
+    "--against",
+    default="base",
+    show_default=True,
+    metavar="EXPERIMENT",
+    help="Of --from: what the run is set beside.",
 )
 @click.option("--model", help="Of --from; the first unless given, and so with the next three.")
-@click.option("--experiment", help="Of --from, not the base.")
+@click.option("--experiment", help="Of --from, another than --against.")
 @click.option("--scorer", help="Of --from.")
 @click.option("--prompt-set", help="Of --from.")
 def plan(
@@ -675,12 +706,13 @@ def plan(
     experiment: str | None,
     scorer: str | None,
     prompt_set: str | None,
+    against: str,
     **options: Any,
 ) -> None:
     """Say, before anything is drawn, what a comparison will be able to tell, and how best to split an image budget."""
     from evals import plan as planner
 
-    choice = planner.Choice(model, experiment, scorer, prompt_set)
+    choice = planner.Choice(model, experiment, scorer, prompt_set, against)
     click.echo(planner.plan(files=files, deviation=sd, choice=choice, **options))
 
 

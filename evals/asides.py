@@ -1,7 +1,7 @@
 """What is told beside score files, for the foot of a table: `X.json` beside `X.csv`, as `python -m evals score` leaves it.
 
 Rows hold what was scored. What could not be, and what no row shows (a prompt that is not read to its end, a picture that is all black or there
-twice), is counted when pictures are scored, under `prompt_sets`; here it is put into words. A file without one says nothing.
+twice), is counted when pictures are scored, under `prompt_sets`; here it is put into words. Of a file without one, as packed ones are, it is said that it is not known.
 """
 
 from __future__ import annotations
@@ -19,30 +19,97 @@ def beside(path: Path | str) -> Path:
 
 
 def read(paths: Sequence[Path | str]) -> list[str]:
-    """A sentence for every score file and prompt set of which something is to be told, and one for the files of which nothing is."""
+    """A sentence for every score file and prompt set of which something is to be told, one for the files of which nothing is, and what is not known."""
     told: list[str] = []
     clean: list[str] = []
+    given: list[str] = []
+    unknown: list[str] = []
     for path in map(Path, paths):
         if path.suffix != ".csv" or not beside(path).is_file():
-            continue  # packed files hold rows of several scorings
-        found = _of_file(path)
+            unknown.append(str(path))  # packed files hold rows of several scorings
+            continue
+        content = _content(path)
+        found = _of_file(path, content)
         told += found
+        if _is_given(content):
+            given.append(str(path))
         if not found:
             clean.append(str(path))
     if clean:
+        by = " by a scorer" if {*clean} & {*given} else ""
         told.append(
-            "No picture failed to decode, is all black or is there twice, and no prompt was cut, as was counted for "
+            f"No picture failed to decode, is all black or is there twice, and no prompt was cut{by}, as was counted for "
             f"{', '.join(clean)}."
+        )
+    if given:
+        told.append(
+            f"Whether what drew the pictures read their prompts to the end is not known for {', '.join(given)}."
+        )
+    if unknown:
+        told.append(
+            "How many prompts were cut, and how many pictures failed to decode, are all black or are there twice, is not known for "
+            f"{', '.join(unknown)}."
         )
     return told
 
 
-def _of_file(path: Path) -> list[str]:
-    aside = beside(path)
+def folders(paths: Sequence[Path | str]) -> dict[str, Path]:
+    """Where pictures that were given lie, by the name of their run."""
+    found = {}
+    for path in (p for p in map(Path, paths) if p.suffix == ".csv"):
+        model = _mapping(_mapping(_content(path)).get("model"))
+        if isinstance(model.get("pictures"), str):
+            found[f"{model.get('experiment')}-{model.get('model')}-{model.get('seed')}"] = Path(
+                model["pictures"]
+            )
+    return found
+
+
+def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
+    """Refuse checkpoints of one model that drew pictures of two sizes: their latents differ, so they are of two families and share no noise.
+
+    Of given pictures and of files with nothing beside them that fits their rows nothing is said.
+
+    Raises:
+        ValueError: naming both files.
+    """
+    first: dict[tuple[object, str], tuple[Path, Any]] = {}
+    for path in (p for p in map(Path, paths) if p.suffix == ".csv" and p.is_file()):
+        content = _mapping(_content(path))
+        drawn = content.get("sampling") is not None
+        if not drawn or content.get("rows_sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
+            continue
+        for name, counts in _mapping(content.get("prompt_sets")).items():
+            size = _mapping(counts).get("size")
+            if size is None:  # as asides once were
+                continue
+            other, theirs = first.setdefault(
+                (_mapping(content.get("model")).get("model"), name), (path, size)
+            )
+            if theirs != size:
+                raise ValueError(
+                    f"the pictures of {name} are {' x '.join(map(str, theirs))} pixels in {other} but {' x '.join(map(str, size))} in {path}: "
+                    "checkpoints of two families do not draw from the same noise, so score the pictures of both with --pictures, or compare with --force"
+                )
+
+
+def _content(path: Path) -> Any:
+    """What stands beside a score file, None where it cannot be read."""
     try:
-        content = json.loads(aside.read_text(encoding="utf-8"))
+        return json.loads(beside(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = None
+        return None
+
+
+def _is_given(content: Any) -> bool:
+    """Whether some of the pictures were given: of their model it is not known what it reads."""
+    sets = _mapping(_mapping(content).get("prompt_sets")).values()
+    truncated = (_mapping(_mapping(counts).get("truncated")) for counts in sets)
+    return any("model" in one and one["model"] is None for one in truncated)
+
+
+def _of_file(path: Path, content: Any) -> list[str]:
+    aside = beside(path)
     sets = content.get("prompt_sets") if isinstance(content, dict) else None
     if not isinstance(sets, dict):
         return [f"{aside} cannot be read, so what was cut or could not be decoded for {path} is not known."]

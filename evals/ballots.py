@@ -31,7 +31,7 @@ from PIL import Image
 
 import prompts
 from evals import rows
-from evals.files import MARK, sync_folder
+from evals.files import MARK, PICTURES, sync_folder
 
 KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
@@ -70,6 +70,11 @@ class Comparison:
     checks: int
     """Attention checks for each rater."""
     seed: int
+
+    @property
+    def suite(self) -> str:
+        """As its score rows have it: that which drew both, else both are as pictures that were given."""
+        return self.suites[0] if self.suites[0] and self.suites[0] == self.suites[1] else rows.GIVEN
 
 
 class Shown(NamedTuple):
@@ -139,6 +144,8 @@ def gather(
 ) -> Comparison:
     """The comparison of two folders of pictures, `<prompt set>/<prompt id>/<index>.png`; every picture in it is opened once.
 
+    Without the first where `prompt_sets` names the one that they are of. .jpg, .jpeg and .webp do as well.
+
     Args:
         a: folder of one checkpoint's pictures.
         b: of the other's.
@@ -157,14 +164,16 @@ def gather(
     texts = {name: {p.id for p in prompts.load(name)} for name in limits}
     found: dict[tuple[str, str], list[int]] = {}
     for name in limits:
-        for prompt_id, image in _matching(a / name, b / name):
+        for prompt_id, image in _matching(_of_set(a, name), _of_set(b, name)):
             if prompt_id not in texts[name]:
-                raise ValueError(f"{a / name / prompt_id}: the prompt set {name} has no prompt {prompt_id}")
+                raise ValueError(
+                    f"{_of_set(a, name) / prompt_id}: the prompt set {name} has no prompt {prompt_id}"
+                )
             found.setdefault((name, prompt_id), []).append(image)
     pairs = tuple(
         Pair(*key, image, *(picture_hash(open_picture(path_of(folder, *key, image))) for folder in (a, b)))
         for key in _drawn(found, limits, at_most, seed)
-        for image in _first(found[key], images, a.joinpath(*key))
+        for image in _first(found[key], images, _of_set(a, key[0]) / key[1])
     )
     return Comparison(
         a=_name(a),
@@ -210,8 +219,15 @@ def _drawn(
 
 
 def path_of(folder: Path, prompt_set: str, prompt_id: str, image: int) -> Path:
-    """Where a picture lies."""
-    return folder / prompt_set / prompt_id / f"{image}.png"
+    """Where a picture lies, or would if there were one."""
+    paths = [_of_set(folder, prompt_set) / prompt_id / f"{image}{suffix}" for suffix in PICTURES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _of_set(folder: Path, prompt_set: str) -> Path:
+    """Where the pictures of a prompt set lie: in a folder of its name, or, where there is none, straight in theirs."""
+    inside = folder / prompt_set
+    return inside if inside.is_dir() else folder
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -267,7 +283,10 @@ def _common(a: Path, b: Path) -> tuple[str, ...]:
     """The prompt sets that both folders hold."""
     held = [{path.name for path in folder.iterdir() if path.is_dir()} for folder in (a, b)]
     if not held[0] & held[1]:
-        raise ValueError(f"{a} and {b} have pictures of no prompt set in common: score both on one suite")
+        raise ValueError(
+            f"{a} and {b} have pictures of no prompt set in common: score both on one suite, or, where they hold <prompt id>/<index>.png, "
+            "say of which: --prompt-set NAME"
+        )
     return tuple(sorted(held[0] & held[1]))
 
 
@@ -285,7 +304,8 @@ def _matching(a: Path, b: Path) -> list[tuple[str, int]]:
 
 
 def _held(folder: Path) -> set[tuple[str, int]]:
-    found = {(path.parent.name, path.stem) for path in folder.glob("*/*.png")}
+    files = [path for path in folder.glob("*/*") if path.suffix in PICTURES]
+    found = {(path.parent.name, path.stem) for path in files}
     held = {(prompt_id, int(stem)) for prompt_id, stem in found if re.fullmatch(r"0|[1-9][0-9]{0,8}", stem)}
     if not held:
         raise ValueError(f"{folder} holds no pictures, <prompt id>/<index>.png: score that checkpoint first")

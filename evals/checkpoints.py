@@ -22,6 +22,8 @@ from evals.hub import hub_file, hub_folder
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
+EXTERNAL = "external"
+"""The model of a checkpoint or of pictures that are of no run of this project."""
 SNAPSHOTS = "snapshots"
 """Folder of a run's snapshots (see `train.snapshots`), one for each iteration that is kept."""
 SNAPSHOT_CARD = "snapshot.json"
@@ -467,7 +469,7 @@ def resolve(target: str) -> Checkpoint:
         refuse_pickle(path)
     if path.suffix == ".safetensors" and path.is_file():
         card = path.parent / "run.json"
-        return _from_run(path.parent) if card.is_file() else _foreign(path.stem, path, target)
+        return _from_run(path.parent) if card.is_file() else _foreign(_name_of(path), path, target)
     if path.is_dir():
         find_base(target)
         return _foreign(path.name, path, target)
@@ -499,7 +501,7 @@ def with_base(checkpoint: Checkpoint, given: str) -> Checkpoint:
         base = resolve(given)
     except ValueError as error:
         raise ValueError(f"--base: {error}") from None
-    if base.model != "external" or base._lora_file():
+    if base.model != EXTERNAL or base._lora_file():
         raise ValueError(
             f"--base {given} is a run or a LoRA: give a folder in diffusers layout, a checkpoint in one file or a hub id"
         )
@@ -510,9 +512,36 @@ def with_base(checkpoint: Checkpoint, given: str) -> Checkpoint:
     return replace(checkpoint, told=told)
 
 
+def declared(checkpoint: Checkpoint, name: str | None, trained_on: Sequence[str]) -> Checkpoint:
+    """Somebody's checkpoint with what a user says of it; as it was where nothing is said.
+
+    Args:
+        checkpoint: of `resolve`.
+        name: what its rows and pictures are called.
+        trained_on: scorers that it was trained on.
+
+    Raises:
+        ValueError: where it is a run of this project, which says both itself.
+    """
+    for option, given in (("--name", name), ("--trained-on", ", ".join(trained_on))):
+        if given and checkpoint.model != EXTERNAL:
+            raise ValueError(
+                f"{option} {given}: {checkpoint.source} is a run of this project, whose card says its name and what it was trained on: "
+                "leave the option out"
+            )
+    return replace(
+        checkpoint, experiment=name or checkpoint.experiment, rewards=tuple(trained_on) or checkpoint.rewards
+    )
+
+
+def _name_of(file: Path) -> str:
+    """What a file is called: a LoRA as diffusers names all of them is called as its folder."""
+    return file.absolute().parent.name if file.name == LORA_FILE else file.stem
+
+
 def _foreign(name: str, weights: Path | None, source: str) -> Checkpoint:
     clean = _NAME.sub("_", name).strip("_") or "model"
-    return Checkpoint(clean, "external", 0, (), None, weights, source)
+    return Checkpoint(clean, EXTERNAL, 0, (), None, weights, source)
 
 
 def snapshot_folder(run: Path, iteration: int) -> Path:

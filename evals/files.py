@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""What somebody's pictures may end in."""
 MARK = "source.json"
 """In a folder of pictures: which weights and which suite drew them."""
 

@@ -28,7 +28,7 @@ import prompts
 from evals import provenance, scorers, suites
 from evals import rows as score_rows
 from evals.arithmetic import exact_device
-from evals.checkpoints import Checkpoint, find_base, first_line, resolve, say, with_base
+from evals.checkpoints import EXTERNAL, Checkpoint, declared, find_base, first_line, resolve, say, with_base
 from evals.files import write_bytes, write_text
 from evals.pictures import (
     Given,
@@ -90,6 +90,8 @@ def score(
     suite: str | None,
     base: str | None = None,
     prompt_sets: Sequence[str] = (),
+    name: str | None = None,
+    trained_on: Sequence[str] = (),
 ) -> None:
     """Score a checkpoint on a suite into a CSV file; pictures go to `images_of` it.
 
@@ -99,16 +101,21 @@ def score(
         suite: its name; None takes that of the domain of a run.
         base: what it came from, where nothing else says it: see `evals.checkpoints.with_base`.
         prompt_sets: which of its parts; all unless given.
+        name: what the rows and pictures of a checkpoint without a run card are called; as its file or folder unless given.
+        trained_on: scorers that such a checkpoint was trained on.
 
     Raises:
         ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
     """
-    checkpoint = resolve(target) if base is None else with_base(resolve(target), base)
+    checkpoint = declared(resolve(target), name, trained_on)
+    if base is not None:
+        checkpoint = with_base(checkpoint, base)
     chosen = suites.only(suites.load(suite or suites.of_domain(checkpoint.domain, target)), prompt_sets)
     if checkpoint.domain not in (None, chosen.domain):
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
         )
+    _refuse_no_scorers(trained_on, chosen)
     whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
     _refuse_anothers(out, whose)
     device = str(exact_device())
@@ -129,7 +136,14 @@ def images_of(out: Path) -> Path:
 
 
 def score_given(
-    folder: Path, out: Path, suite: str, name: str, model: str = "external", base: Path | None = None
+    folder: Path,
+    out: Path,
+    suite: str,
+    name: str,
+    model: str = EXTERNAL,
+    base: Path | None = None,
+    trained_on: Sequence[str] = (),
+    prompt_sets: Sequence[str] = (),
 ) -> None:
     """Score somebody's pictures on a suite's prompts into a CSV file, without a model.
 
@@ -140,23 +154,35 @@ def score_given(
         name: what the rows call them; "base" for those that others are compared with.
         model: what the rows call the model.
         base: folder of the base's pictures, for scorers that compare with them. Without it those are left out, and it is said.
+        trained_on: scorers that what drew them was trained on.
+        prompt_sets: which of the suite's parts; all unless given. Folders of others are left alone.
 
     Raises:
         ValueError: see `evals.pictures.Given`, and `score`.
     """
-    chosen = suites.load(suite)
-    whose = Scored(name, model, 0, f"{chosen.name}:given")
+    whole = suites.load(suite)
+    chosen = suites.only(whole, prompt_sets)
+    others = [part.prompt_set for part in whole.parts if part not in chosen.parts]
+    _refuse_no_scorers(trained_on, chosen)
+    whose = Scored(name, model, 0, f"{chosen.name}:{score_rows.GIVEN}", tuple(trained_on))
     _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
-    theirs = Given(base, chosen, "base") if base else None
-    pictures = Given(folder, chosen, name, theirs)
+    theirs = Given(base, chosen, "base", others=others) if base else None
+    pictures = Given(folder, chosen, name, theirs, others)
     if pictures.base() is None:
         alone = [scorer for scorer, one in loaded.items() if one.scope == "paired"]
         if alone:
             say(f"note: without --base no {' and no '.join(alone)}, which compares with the base's pictures")
         chosen = _without(chosen, alone)
-    Scoring(chosen, whose, pictures, loaded, out, device, {}).run()
+    Scoring(chosen, whose, pictures, loaded, out, device, {"pictures": str(folder)}).run()
+
+
+def _refuse_no_scorers(trained_on: Sequence[str], suite: Suite) -> None:
+    """Refuse what is no scorer of the suite's domain. Raises ValueError, with the choices."""
+    choices = scorers.names(suite.domain)
+    if unknown := [name for name in trained_on if name not in choices]:
+        raise ValueError(f"--trained-on {unknown[0]} is no scorer; choose from {', '.join(choices)}")
 
 
 def _refuse_anothers(out: Path, whose: Scored) -> None:

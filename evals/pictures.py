@@ -35,7 +35,7 @@ from evals import rows
 from evals.checkpoints import Checkpoint, first_line, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import MARK, write_bytes, write_text
+from evals.files import MARK, PICTURES, write_bytes, write_text
 from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -43,7 +43,6 @@ from prompts.lock import locked
 
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
@@ -383,7 +382,14 @@ class Pictures:
 class Given:
     """Somebody's pictures, in a folder: nothing is drawn and nothing written."""
 
-    def __init__(self, folder: Path, suite: Suite, name: str, base: Given | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        suite: Suite,
+        name: str,
+        base: Given | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
         """Find every picture that the suite asks for, and look at its header.
 
         `<prompt set>/<prompt id>/<index>.png`, without the first where the suite has one prompt set, indices from 0; or, for any of these folders of prompts, GenEval's
@@ -394,6 +400,7 @@ class Given:
             suite: that they are of.
             name: what their rows call them.
             base: the base's pictures, for scorers that compare with them.
+            others: prompt sets whose folders are left alone.
 
         Raises:
             ValueError: a prompt or a picture is missing, or is not the suite's, or is one that cannot be scored; in one sentence.
@@ -402,7 +409,9 @@ class Given:
             raise ValueError(f"there is no folder of pictures {folder}")
         self.folder, self.suite, self.name, self._base = folder, suite, name, base
         self.clock: Clock = base.clock if base else Clock()
-        self.paths = {part.prompt_set: _found(where, part) for part, where in _folders(folder, suite).items()}
+        self.paths = {
+            part.prompt_set: _found(where, part) for part, where in _folders(folder, suite, others).items()
+        }
         for paths in self.paths.values():
             _refuse_unfit(list(paths.values()))
 
@@ -528,8 +537,8 @@ def _save(pixels_HWC: NDArray[np.uint8], file: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ somebody's
 
 
-def _folders(folder: Path, suite: Suite) -> dict[Part, Path]:
-    """Where the prompts of each part are.
+def _folders(folder: Path, suite: Suite, others: Sequence[str] = ()) -> dict[Part, Path]:
+    """Where the prompts of each part are; folders of other prompt sets that are named are left alone.
 
     Raises:
         ValueError: a prompt set has no folder, or a folder is no prompt set's.
@@ -542,7 +551,7 @@ def _folders(folder: Path, suite: Suite) -> dict[Part, Path]:
         raise ValueError(
             f"{folder} has no folder {lacking[0]}: suite {suite.name} asks for the prompt sets {', '.join(sets)}, each in a folder of its name"
         )
-    if unknown := sorted(there.keys() - {*sets}):
+    if unknown := sorted(there.keys() - {*sets, *others}):
         raise ValueError(
             f"{folder / unknown[0]} is no prompt set of suite {suite.name}: it has {', '.join(sets)}"
         )
@@ -621,7 +630,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
     """
     found: dict[int, Path] = {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in (f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")):
+    for path in (f for f in files if f.suffix.lower() in PICTURES and not f.name.startswith(".")):
         if not path.stem.isdecimal():
             raise ValueError(f"{path} has no number for a name: a prompt's pictures are 0.png, 1.png, ...")
         number = int(path.stem)

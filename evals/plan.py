@@ -57,6 +57,8 @@ class Choice:
     experiment: str | None = None
     scorer: str | None = None
     prompt_set: str | None = None
+    against: str = BASE
+    """The experiment that the run is set beside."""
 
 
 def assumed(metric: MetricKind, icc: float, deviation: float | None, ties: float) -> Assumption:
@@ -92,7 +94,7 @@ def assumed(metric: MetricKind, icc: float, deviation: float | None, ties: float
 def measured(rows: pd.DataFrame, metric: MetricKind, choice: Choice) -> tuple[Assumption, int, int]:
     """An assumption from score rows (as `evals.rows.read` gives them), with how many prompts and images of each they have.
 
-    A run is set beside its base. Several training seeds are measured one by one and averaged: their prompts are the same ones.
+    A run is set beside its base, or what `choice.against` names. Several training seeds are measured one by one and averaged: their prompts are the same ones.
 
     Raises:
         ValueError: naming the option, where nothing of what is asked for is in the files, or it cannot show an ICC.
@@ -135,14 +137,20 @@ def measured(rows: pd.DataFrame, metric: MetricKind, choice: Choice) -> tuple[As
 
 
 def _run_and_base(rows: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The chosen rows of a run, and the base's beside them."""
+    """The chosen rows of a run, and beside them the base's, or those of what else it is set beside."""
     rows = _chosen(rows, "model", choice.model)
-    runs = rows[rows["experiment"] != BASE]
-    base = rows[rows["experiment"] == BASE]
-    if runs.empty or base.empty:
-        there = "only the base" if runs.empty else "no base"
+    against, the = choice.against, "the base" if choice.against == BASE else choice.against
+    runs = rows[rows["experiment"] != against]
+    base = rows[rows["experiment"] == against]
+    if base.empty:
+        there = dict.fromkeys(map(str, runs["experiment"]))
         raise ValueError(
-            f"--from: the files hold {there}, and a difference takes a run and its base: give both files"
+            f"--from: the files hold no {against}, and a difference takes two checkpoints: give its file too, or "
+            f"--against {' or '.join(there)}"
+        )
+    if runs.empty:
+        raise ValueError(
+            f"--from: the files hold only {the}, and a difference takes two checkpoints: give both files"
         )
     runs = _chosen(runs, "experiment", choice.experiment)
     runs = _chosen(runs, "scorer", choice.scorer)
@@ -156,7 +164,7 @@ def _run_and_base(rows: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, pd.
     scored = base[base["scorer"] == scorer]
     if scored.empty:
         raise ValueError(
-            f"--from: the base has no {scorer} scores but {runs['experiment'].iloc[0]} has: choose another --scorer"
+            f"--from: {the} has no {scorer} scores but {runs['experiment'].iloc[0]} has: choose another --scorer"
         )
     return runs, score_rows.same_images(runs, scored)
 
@@ -373,7 +381,9 @@ def plan(
             most_prompts,
         )
     if choice != Choice():
-        raise ValueError("--model, --experiment, --scorer and --prompt-set choose among the rows of --from")
+        raise ValueError(
+            "--model, --experiment, --scorer, --prompt-set and --against choose among the rows of --from"
+        )
     if prompts is None:
         raise ValueError(
             "--prompts says how many prompts are planned; without it, --from takes those of score files"

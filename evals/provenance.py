@@ -2,13 +2,15 @@
 
     suite               as the rows have it
     sampling, seed      how the pictures were drawn; null for somebody's pictures
-    model               experiment, model, seed; weights: a hash, base: as its run says it (absent for somebody's pictures)
+    model               experiment, model, seed; weights: a hash, base: as its run says it (absent for somebody's pictures);
+                        pictures: the folder of those that were given, as it was typed
     scorers             name: {version, source}
     prompt_sets         name: what was counted on it
         prompts             hash of the prompts, as the rows have it
         prompts_count, images_per_prompt, pictures
         truncated           model: prompts that the drawing model does not read to their end, null where that is not known;
                             scorers: {name: prompts that it does not read to their end, null where it does not say}
+        size                width and height of the pictures, null where none could be decoded
         failed_decodes      pictures that could not be decoded: they have no hash, and no scores
         black               pictures of which every pixel is 0, as a safety checker leaves them; they are scored like others
         converted           {what was done to make it RGB: pictures}
@@ -205,6 +207,7 @@ def counts(pictures: Sequence[tuple[str, Seen]]) -> dict[str, object]:
     converted = Counter(one.made for one in seen if one.made)
     return {
         "pictures": len(seen),
+        "size": next((list(one.size) for one in seen if one.size), None),
         "failed_decodes": sum(one.digest is None for one in seen),
         "black": sum(one.black for one in seen),
         "converted": dict(sorted(converted.items())),

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import prompts
-from evals import asides, compare, fairness, metrics, panel, report_data, stats, svg, tables
+from evals import asides, ballots, compare, fairness, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
@@ -79,11 +79,14 @@ class Pictures:
     side: int = SHRUNK
     """Of larger ones, in pixels."""
     missing: dict[str, int] = field(default_factory=dict)
+    given: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of pictures that were given, by run."""
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
         """A picture as a data URI."""
-        path = self.folder / run / prompt_set / prompt_id / f"{index}.png"
-        inside = path.resolve().is_relative_to(self.folder.resolve())
+        folder = self.given.get(run, self.folder / run)
+        path = ballots.path_of(folder, prompt_set, prompt_id, index)
+        inside = path.resolve().is_relative_to(self.given.get(run, self.folder).resolve())
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
@@ -124,15 +127,20 @@ def write(
     out: Path,
     command: str,
     resamples: int = stats.RESAMPLES,
+    against: str = BASE,
+    force: bool = False,
 ) -> None:
-    """Read the score files, compare, and write the page.
+    """Read the score files, compare (see `evals.compare.compare` for `against` and `force`), and write the page.
 
     Raises:
         ValueError: as `evals.rows.read` and `evals.compare.compare`.
     """
-    rows = score_rows.read(paths)
-    comparison = compare.compare(rows, resamples)
-    write_text(render(rows, comparison, runs, images, command, asides.read(paths)), out)
+    if not force:
+        asides.refuse_two_sizes(paths)
+    rows = score_rows.read(paths, refuse=not force)
+    comparison = compare.compare(rows, resamples, against=against, force=force)
+    counted, given = asides.read(paths), asides.folders(paths)
+    write_text(render(rows, comparison, runs, images, command, counted, given), out)
 
 
 def render(
@@ -142,6 +150,7 @@ def render(
     images: Path,
     command: str,
     counted: Sequence[str] = (),
+    given: Mapping[str, Path] | None = None,
 ) -> str:
     """The page of a comparison.
 
@@ -152,6 +161,7 @@ def render(
         images: folder of the scored pictures.
         command: that makes the page.
         counted: more sentences for its foot.
+        given: folders of pictures that were given, by run.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -162,7 +172,7 @@ def render(
     )
     asked = {str(name): _prompts(str(name)) for name in rows["prompt_set"].unique()}
     sections = [
-        _model(model, rows[rows["model"] == model], comparison, runs, images, asked)
+        _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
         for model in comparison.models()
     ]
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
@@ -170,7 +180,9 @@ def render(
         models=sections,
         command=command,
         method=tables.method_notes(comparison),
-        counted=[*tables.count_notes(comparison), *counted],
+        against=comparison.against,
+        the=_the(comparison),
+        counted=[*_forced(comparison), *tables.count_notes(comparison), *counted],
         versions=sorted(comparison.versions.items()),
         extremes=EXTREMES,
         sample=SAMPLE,
@@ -226,12 +238,13 @@ def _model(
     runs: Path,
     images: Path,
     asked: dict[str, dict[str, Prompt]],
+    given: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Everything that the template shows of one model."""
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
     colours = {experiment: f"c{index % 8}" for index, experiment in enumerate(experiments)}
     many = len(experiments) * rows["prompt_set"].nunique() > MANY
-    pictures = Pictures(images, SMALL if many else SHRUNK)
+    pictures = Pictures(images, SMALL if many else SHRUNK, given=given)
     tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
     cards = [_run(runs, *key) for key in _run_keys(rows)]
     tuned = [experiment for experiment in experiments if experiment != comparison.against]
@@ -282,12 +295,12 @@ def headline(comparison: Comparison, model: str) -> dict[str, str]:
     """What improved and what it cost, of the run with the most rewards (the joint one, where there is one)."""
     rewards: dict[str, set[str]] = {}
     for e in comparison.of(model=model):
-        if e.experiment != BASE:
+        if e.experiment != comparison.against:
             rewards.setdefault(e.experiment, set())
             rewards[e.experiment] |= {metrics.load(e.metric).scorer} if e.trained_on else set()
     if not rewards:
         return {
-            "experiment": BASE,
+            "experiment": comparison.against,
             "gain": "is all that was scored: there is nothing to compare.",
             "cost": "",
         }
@@ -297,7 +310,10 @@ def headline(comparison: Comparison, model: str) -> dict[str, str]:
 
 def gain(comparison: Comparison, model: str, experiment: str) -> str:
     """The goals that an experiment distinguishably reaches, in a sentence; held-out measures where there are any."""
-    better = [_change(e) for e in _goals_of(comparison, model, experiment) if e.mark == "better"]
+    better = [_change(comparison, e) for e in _goals_of(comparison, model, experiment) if e.mark == "better"]
+    if comparison.against != BASE:  # which it did not come from: it has improved nothing
+        told = _list(better) if better else "no goal distinguishably"
+        return Markup("is better than {} in {}.").format(comparison.against, told)
     return Markup("improves {}.").format(_list(better)) if better else "improves no goal distinguishably."
 
 
@@ -305,10 +321,11 @@ def cost(comparison: Comparison, model: str, experiment: str) -> str:
     """Everything that got distinguishably worse, in a sentence; of each metric the prompt set that lost most clearly."""
     worse = [e for e in comparison.of(model=model, experiment=experiment) if e.mark == "worse"]
     worst = {e.metric: e for e in sorted(worse, key=_strength)}
-    if not worst:
-        return "Nothing that was measured got distinguishably worse."
-    return Markup("It cost {}.").format(
-        _list([Markup("{} on {}").format(_change(e), e.prompt_set) for e in worst.values()])
+    told = _list([Markup("{} on {}").format(_change(comparison, e), e.prompt_set) for e in worst.values()])
+    if comparison.against != BASE:
+        return Markup("It is worse in {}.").format(told or "nothing that was measured, distinguishably")
+    return (
+        Markup("It cost {}.").format(told) if told else "Nothing that was measured got distinguishably worse."
     )
 
 
@@ -324,13 +341,34 @@ def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estim
     return sorted(chosen.values(), key=lambda e: tables.metric_order(e.metric))
 
 
-def _change(e: Estimate) -> Markup:
+def _the(comparison: Comparison) -> str:
+    return "the base" if comparison.against == BASE else comparison.against
+
+
+def _forced(comparison: Comparison) -> list[str]:
+    """In what forced comparisons differ, by the number of their footmark."""
+    return [
+        f"‡{place} Forced, what cannot be compared: {conflict}."
+        for place, conflict in enumerate(tables.conflicts(comparison), start=1)
+    ]
+
+
+def _marks(comparison: Comparison, e: Estimate) -> str:
+    """Behind a number: † where the run was trained on its scorer, ‡ and a number where the comparison was forced."""
+    place = tables.conflicts(comparison).index(e.conflict) + 1 if e.conflict else ""
+    return tables.dagger(e) + (f"‡{place}" if e.conflict else "")
+
+
+def _change(comparison: Comparison, e: Estimate) -> Markup:
     metric = metrics.load(e.metric)
     after = tables.number(metric, e.value.value) + (" %" if metric.unit == "share" else "")
     before = tables.number(metric, e.value.value - e.difference.value)
-    told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
+    if comparison.against != BASE:
+        told = after if metric.needs_base else f"{after} against {before}"
+    else:
+        told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
     return Markup('{} <a class="cell" href="#{}">{}</a>{}').format(
-        metric.title, cell_id(e), told, tables.dagger(e)
+        metric.title, cell_id(e), told, _marks(comparison, e)
     )
 
 
@@ -349,7 +387,7 @@ def _list(parts: Sequence[Markup]) -> Markup:
 def _facts(comparison: Comparison, model: str) -> list[tuple[str, str]]:
     """How much stands behind the numbers."""
     cells = comparison.of(model=model)
-    tuned = [e for e in cells if e.experiment != BASE]
+    tuned = [e for e in cells if e.experiment != comparison.against]
     seeds = sorted({e.seeds for e in tuned}) or [0]
     sets = {e.prompt_set: max(c.prompts for c in cells if c.prompt_set == e.prompt_set) for e in cells}
     images = {(e.experiment, e.prompt_set): e.seeds * e.images for e in cells}
@@ -383,7 +421,7 @@ def _figure(
     found = comparison.of(model=model, metric=name, prompt_set=prompt_set)
     metric = metrics.load(name)
     ends = [end for e in found for end in e.value]
-    bases = [e.value.value for e in found if e.experiment == BASE]
+    bases = [e.value.value for e in found if e.experiment == comparison.against]
     base = bases[0] if bases else (metric.reference if metric.reference is not None else math.nan)
     scale = svg.scale_of([*ends, base])
     return {
@@ -393,14 +431,15 @@ def _figure(
         "about": (getattr(metric, "__doc__", None) or "").split("\n\n")[0],
         "low": tables.number(metric, scale.low),
         "high": tables.number(metric, scale.high),
-        "lines": [_line(e, base, scale, colours[e.experiment]) for e in found],
+        "lines": [_line(comparison, e, base, scale, colours[e.experiment]) for e in found],
     }
 
 
-def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
+def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
     metric = metrics.load(e.metric)
+    itself = e.experiment == comparison.against
     value = tables.value_told(e)
-    ratio = "" if math.isnan(e.ratio.value) or e.experiment == BASE else f"× {e.ratio.value:.2f}"
+    ratio = "" if math.isnan(e.ratio.value) or itself else f"× {e.ratio.value:.2f}"
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
@@ -408,11 +447,11 @@ def _line(e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, 
         "bar": svg.interval_bar(*e.value, base, scale, colour, f"{e.experiment}: {value}"),
         "value": value.partition(" ")[0],
         "ends": value.partition(" ")[2],
-        "difference": tables.interval(metric, e.difference, signed=True) if e.experiment != BASE else "",
+        "difference": tables.interval(metric, e.difference, signed=True) if not itself else "",
         "ratio": ratio,
         "mark": e.mark,
         "sign": tables.sign(e),
-        "dagger": tables.dagger(e),
+        "dagger": _marks(comparison, e),
         "p": "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g}",
         "test": e.test,
         "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
@@ -466,7 +505,7 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
                 "metric": name,
                 "prompt_set": prompt_set,
                 "cells": [
-                    _tax_cell(metric, e, largest) if e else {"experiment": x, "id": ""}
+                    _tax_cell(comparison, metric, e, largest) if e else {"experiment": x, "id": ""}
                     for x, e in zip(tuned, found, strict=True)
                 ],
             }
@@ -474,7 +513,7 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
     return lines
 
 
-def _tax_cell(metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
+def _tax_cell(comparison: Comparison, metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
     value, unit = tables.change(e)
     depth = abs(value) / largest if e.mark in ("better", "worse", "changed") else 0.0
     text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
@@ -485,7 +524,7 @@ def _tax_cell(metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, 
         "full": f"{e.experiment}, {metric.title}: {tables.interval(metric, e.difference, signed=True)}, {e.mark or 'no difference'}",
         "mark": e.mark.replace(" ", "-"),
         "sign": tables.sign(e),
-        "dagger": tables.dagger(e),
+        "dagger": _marks(comparison, e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }
 

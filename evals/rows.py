@@ -18,7 +18,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,8 @@ NAMES: tuple[str, ...] = ("experiment", "model", "prompt_set", "prompt_id", "sco
 """Columns that say of what a score is: never empty."""
 IMAGE: tuple[str, ...] = ("prompt_set", "prompt_id", "image")
 PROMPT: tuple[str, ...] = ("seed", "prompt_set", "prompt_id")
+GIVEN = "given"
+"""The suite of votes on pictures of which nothing says how they were drawn; scores of such pictures are of `<suite>:given`."""
 BASE = "base"
 """The experiment that was not trained, and that all others of its model are compared with."""
 
@@ -93,16 +95,8 @@ def refuse_unlike(rows: pd.DataFrame) -> None:
         ValueError: where a prompt set was scored on two suites or is not the same prompts everywhere; or where a scorer's version is
             not the same everywhere.
     """
-    _refuse_two(
-        rows,
-        "suite",
-        "was scored on the suite {} in {} but on {} in {}: they draw differently, score both on one",
-    )
-    _refuse_two(
-        rows,
-        "prompts",
-        "is the prompts {} in {} but {} in {}: its file has changed in between, score both again",
-    )
+    _refuse_two_suites(rows)
+    _refuse_two_files(rows)
     versions(rows)
 
 
@@ -266,6 +260,7 @@ def _read_one(path: Path) -> pd.DataFrame:
     if text.empty:
         raise ValueError(f"{path}: holds no score")
     rows = text.loc[:, list(COLUMNS)].copy()
+    rows["suite"] = rows["suite"].replace("", GIVEN)  # as votes once had it
     for name in NAMES:
         _refuse_no_name(rows[name], name, path)
     for name in ("seed", "image", "trained_on"):
@@ -338,14 +333,48 @@ def _line(bad: pd.Series[str]) -> int:
     return int(str(bad.index[0])) + 2
 
 
-def _refuse_two(rows: pd.DataFrame, column: str, sentence: str) -> None:
-    """Refuse a prompt set of a model that has two values in a column, and name a file of each."""
-    found = rows[["model", "prompt_set", column, "file"]].drop_duplicates(["model", "prompt_set", column])
+def _refuse_two_suites(rows: pd.DataFrame) -> None:
+    """Refuse a prompt set of a model that was scored on two suites, and name a file of each. Votes on given pictures name none, and go with any that was given them."""
+    told = ["experiment", "model", "seed", "suite", "prompt_set", "file"]
+    found = rows[told].drop_duplicates(["model", "prompt_set", "suite"])
+    for (_, prompt_set), group in found.groupby(["model", "prompt_set"], sort=True):
+        named = group["suite"].str.endswith(f":{GIVEN}")
+        if named.any():
+            group = group[group["suite"] != GIVEN]
+        if len(group) == 1:
+            continue
+        first, second = group.iloc[0], group.iloc[1]
+        given = [one.suite.rpartition(":")[2] == GIVEN for one in (first, second)]
+        then = "score both on one" if all(given) else "they draw differently, score both on one"
+        if given[0] != given[1]:
+            then = _how_to_give(first if given[1] else second)
+        raise ValueError(
+            f"prompt set {prompt_set} was scored on the suite {first.suite} in {first.file} but on {second.suite} in {second.file}: {then}"
+        )
+
+
+def _how_to_give(drawn: Any) -> str:
+    """How pictures that were drawn are scored as given ones are, from one of their rows."""
+    model = "" if drawn.model == "external" else f" --model {drawn.model}"
+    return (
+        f"pictures that were given do not share the noise of those that {drawn.experiment} drew, so score these as pictures too: "
+        f"`python -m evals score IMAGES/{drawn.experiment}-{drawn.model}-{drawn.seed} --pictures --suite {drawn.suite.partition(':')[0]} "
+        f"--name {drawn.experiment.replace('@', '_')}{model} --out OTHER.csv`, where IMAGES is the folder into which {drawn.file} drew them"
+    )
+
+
+def _refuse_two_files(rows: pd.DataFrame) -> None:
+    """Refuse a prompt set of a model that is not the same prompts everywhere, and name a score file of each."""
+    found = rows[["model", "prompt_set", "prompts", "file"]].drop_duplicates(
+        ["model", "prompt_set", "prompts"]
+    )
     for (_, prompt_set), group in found.groupby(["model", "prompt_set"], sort=True):
         if len(group) > 1:
             first, second = group.iloc[0], group.iloc[1]
-            told = sentence.format(first[column], first["file"], second[column], second["file"])
-            raise ValueError(f"prompt set {prompt_set} {told}")
+            raise ValueError(
+                f"prompt set {prompt_set} is the prompts {first['prompts']} in {first['file']} but {second['prompts']} in {second['file']}: "
+                "its file has changed in between, score both again"
+            )
 
 
 def _refuse_twice(paths: Sequence[Path]) -> None:
@@ -363,7 +392,9 @@ def _refuse_repeats(rows: pd.DataFrame) -> None:
     second = rows[repeat].iloc[0]
     first = rows[(rows[list(KEY)] == second[list(KEY)]).all(axis=1)].iloc[0]
     where = second.file if first.file == second.file else f"{first.file} and {second.file}"
+    # a run has its name from its card
+    other = second.model == "external" and first.file != second.file
     raise ValueError(
         f"{where}: two {second.scorer} scores of {second.experiment} seed {second.seed}, {second.prompt_set}, prompt "
-        f"{second.prompt_id}, image {second.image}"
+        f"{second.prompt_id}, image {second.image}{': score one of the two under another --name' if other else ''}"
     )

@@ -737,6 +737,8 @@ def write(
     """
     if out.suffix != ".md":
         raise ValueError(f"--out must be a .md file, not {out}; the numbers go beside it as .csv")
+    if not force:
+        asides.refuse_two_sizes(paths)
     comparison = compare(score_rows.read(paths, refuse=not force), resamples, against=against, force=force)
     counted = asides.read(paths)
     write_text(markdown(comparison, command, counted), out)

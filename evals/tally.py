@@ -303,7 +303,7 @@ def rows_of(votes: Votes) -> pd.DataFrame:
                     experiment=experiment,
                     model=model,
                     seed=seed,
-                    suite=comparison.suites[side],
+                    suite=comparison.suite,
                     prompt_set=pair.prompt_set,
                     prompts=comparison.prompts[pair.prompt_set],
                     prompt_id=pair.prompt_id,

@@ -17,7 +17,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from evals import checkpoints
-from evals.checkpoints import load_pipeline, resolve, weight_files, with_base
+from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base
 from tests import toy
 from tests.original_layout import save_original
 from train.plan import plan
@@ -328,6 +328,19 @@ def test_somebodys_checkpoint_is_compared_with_the_base_that_is_named(
     ):
         with pytest.raises(ValueError, match=told):
             with_base(resolve(target), given)
+
+
+def test_two_loras_of_one_file_name_are_called_as_their_folders(tmp_path: Path) -> None:
+    for where, file, name in (
+        ("x", checkpoints.LORA_FILE, "x-external-0"),
+        ("y", checkpoints.LORA_FILE, "y-external-0"),
+        ("y", "best.safetensors", "best-external-0"),
+    ):
+        path = tmp_path / where / file
+        path.parent.mkdir(exist_ok=True)
+        save_file({"x.lora_A.weight": torch.zeros(1)}, path)
+        assert resolve(str(path)).name == name
+        assert declared(resolve(str(path)), "z", ["pickscore"]).name == "z-external-0"
 
 
 def test_a_hub_id_may_name_its_revision() -> None:

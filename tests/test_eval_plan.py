@@ -270,6 +270,13 @@ def test_rows_that_show_nothing_are_refused() -> None:
         plan.measured(table[of_base], "score", choice)
     with pytest.raises(ValueError, match="hold no base"):
         plan.measured(table[~of_base], "score", choice)
+    with pytest.raises(ValueError, match=r"hold no base, .* or --against imagereward$"):
+        plan.measured(table[~of_base], "score", choice)
+    with pytest.raises(ValueError, match=r"hold no other, .* or --against imagereward or base$"):
+        plan.measured(table.iloc[::-1], "score", plan.Choice(against="other"))
+    named = table.replace({"experiment": {"base": "other"}})
+    told = plan.measured(named, "score", plan.Choice(against="other"))
+    assert told == plan.measured(table, "score", choice)
     with pytest.raises(ValueError, match="one image of each prompt, which shows no ICC"):
         plan.measured(table[table["image"] == 0], "score", choice)
     with pytest.raises(ValueError, match="the same of every image"):

@@ -336,6 +336,84 @@ def test_a_plain_diffusers_folder_can_be_scored(tmp_path: Path):
     assert len(found.digest()) == 12
 
 
+def test_somebodys_checkpoint_is_called_and_judged_as_is_said(tmp_path: Path):
+    folder, out = str(weights_folder("pipeline")), tmp_path / "scores" / "a.csv"
+    options = ["--suite", "small", "--out", str(out), "--name", "a", "--base", folder]
+    code, output = run_cli("score", folder, *options, "--trained-on", "redness")
+    assert code == 2
+    assert "--trained-on redness is no scorer; choose from " in output
+    assert "gold_utility" in output
+    code, output = run_cli("score", folder, *options, "--trained-on", "gold_utility", "--trained-on", "kid")
+    assert code == 0, output
+    rows = score_rows.read([out])
+    assert {*rows["experiment"]} == {"a"}
+    marks = rows.groupby("scorer")["trained_on"].max()
+    assert marks.to_dict() == {"gold_utility": 1, "kid": 1, "skin_tone": 0}
+    assert {f.name for f in (tmp_path / "images").iterdir() if f.name[0] != "."} == {
+        "a-external-0",
+        "base-external-0",
+    }
+
+
+def test_what_a_checkpoint_drew_can_be_given_beside_pictures_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = replace(SMALL, name="small", parts=(replace(SMALL.parts[0], scorers=("gold_utility",)),))
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    scores = tmp_path / "scores"
+    target = ["score", str(weights_folder("pipeline"))]
+    given = ["--pictures", "--suite", "small"]
+    code, output = run_cli(*target, "--suite", "small", "--name", "a", "--out", str(scores / "a.csv"))
+    assert code == 0, output
+    theirs = shutil.copytree(tmp_path / "images" / "a-external-0" / SMALL.parts[0].prompt_set, tmp_path / "b")
+    code, output = run_cli("score", str(theirs), *given, "--name", "b", "--out", str(scores / "b.csv"))
+    assert code == 0, output
+    files = [str(scores / "a.csv"), str(scores / "b.csv")]
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 2
+    # what the sentence says to do
+    said = re.search(r"`python -m evals score IMAGES/(\S+) (.*) --out OTHER.csv`", output)
+    assert said is not None
+    code, output = run_cli(
+        "score", str(tmp_path / "images" / said[1]), *said[2].split(), "--out", str(scores / "other.csv")
+    )
+    assert code == 0, output
+    files[0] = str(scores / "other.csv")
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 0, output
+
+
+def test_a_part_of_a_suite_is_scored_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    part = replace(SMALL.parts[0], scorers=("gold_utility",))
+    more = replace(part, prompt_set="miniature-scenes-unseen")
+    suite = replace(SMALL, name="small", parts=(part, more))
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    files, one = [], ["--suite", "small", "--prompt-set", part.prompt_set]
+    for name in ("a", "b"):
+        files.append(str(tmp_path / f"{name}.csv"))
+        code, output = run_cli(
+            "score", str(weights_folder("pipeline")), *one, "--name", name, "--out", files[-1]
+        )
+        assert code == 0, output
+    assert {*score_rows.read(files)["prompt_set"]} == {part.prompt_set}
+    code, output = run_cli("compare", *files, "--against", "b", "--out", str(tmp_path / "t.md"))
+    assert code == 0, output
+    (tmp_path / "images" / "a-external-0" / more.prompt_set).mkdir()  # as where the whole was drawn
+    given = ["score", str(tmp_path / "images" / "a-external-0"), "--pictures", "--name", "a"]
+    code, output = run_cli(*given, *one, "--out", str(tmp_path / "given.csv"))
+    assert code == 0, output
+    code, output = run_cli(*given, "--suite", "small", "--prompt-set", "x", "--out", str(tmp_path / "x.csv"))
+    assert code == 2
+    assert "has no prompt set 'x'; choose from miniature-portraits-unseen, miniature-scenes-unseen" in output
+
+
+@pytest.mark.parametrize("option", ["--name", "--trained-on"])
+def test_a_run_says_itself_what_it_is_called_and_was_trained_on(base_run: Path, tmp_path: Path, option: str):
+    code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), option, "kid")
+    assert code == 2
+    assert f"error: {option} kid: {base_run} is a run of this project, whose card says its name" in output
+
+
 def run_cli(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, list(arguments))
     return result.exit_code, result.output
@@ -577,7 +655,9 @@ def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--name", "a"], "--name goes with --pictures"),
+        (["--model", "a"], "--model goes with --pictures"),
+        (["--name", "a/b"], "--name a/b must be letters"),
+        (["--name", "base", "--base", "b"], "--base goes with another --name: this checkpoint is"),
         (["--pictures", "--suite", "small"], "--pictures needs --name"),
         (["--pictures", "--name", "a"], "--pictures needs --suite"),
         (["--pictures", "--name", "a-b", "--suite", "small"], "--name a-b must be letters"),

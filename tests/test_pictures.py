@@ -83,6 +83,16 @@ def test_rows_of_pictures_of_others(folder: Path) -> None:
     assert told["prompt_sets"]["cups"]["truncated"]["model"] is None
 
 
+def test_what_drew_the_pictures_may_have_been_trained_on_a_scorer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorers, "names", lambda _domain: ("redness", "spread"))
+    rows, _ = scored(folder, trained_on=["redness"])
+    assert rows.groupby("scorer")["trained_on"].max().to_dict() == {"redness": 1, "spread": 0}
+    with pytest.raises(ValueError, match="--trained-on blue is no scorer; choose from redness, spread"):
+        scored(folder, trained_on=["blue"])
+
+
 def test_pictures_that_a_checkpoint_drew_have_the_same_hash_when_given(folder: Path) -> None:
     rows, _ = scored(folder)
     before = rows["picture"].tolist()

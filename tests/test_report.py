@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from evals import compare, report, report_data, rows, svg
+from evals import asides, compare, report, report_data, rows, svg
 from evals.__main__ import main
 from evals.compare import Comparison
 from prompts import Prompt
@@ -212,6 +212,19 @@ def test_prompts_and_names_are_escaped(tmp_path: Path, monkeypatch: pytest.Monke
     assert page.count("<script") == 2 and "<script>alert" not in page
     assert "&lt;script&gt;" in page
     parsed(page)
+
+
+def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) -> None:
+    told = {
+        "model": {"experiment": "b", "model": "external", "seed": 0, "pictures": str(tmp_path / "theirs")}
+    }
+    (tmp_path / "b.json").write_text(json.dumps(told))
+    picture(tmp_path / "theirs" / "p0" / "0.png")
+    picture(tmp_path / "outside" / "0.png")
+    shown = report.Pictures(tmp_path / "images", given=asides.folders([tmp_path / "b.csv", "x.csv.xz"]))
+    assert shown.get("b-external-0", SCENES, "p0", 0, "x").data is not None
+    assert shown.get("b-external-0", SCENES, "../outside", 0, "x").data is None
+    assert shown.get("c-external-0", SCENES, "p0", 0, "x").data is None
 
 
 def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:
@@ -546,6 +559,28 @@ def _few_weights() -> object:
 
     plain = stats.weights
     return lambda units, _, seed, stream, strata: plain(units, 50, seed, stream, strata)
+
+
+def test_a_page_speaks_of_what_is_compared_with(frame: pd.DataFrame, tmp_path: Path) -> None:
+    two = frame[frame["experiment"].isin(["fairness", "joint"])]
+    old = (two["scorer"] == "objects") & (two["experiment"] == "fairness")
+    rows.write(two.assign(version=two["version"].mask(old, "11111111")), tmp_path / "all.csv")
+    options = ["report", str(tmp_path / "all.csv"), "--out", str(tmp_path / "page.html")]
+    refused = CliRunner().invoke(main, [*options, "--force"])
+    assert "say what else to compare with: --against fairness or joint" in refused.output
+    refused = CliRunner().invoke(main, [*options, "--against", "fairness"])
+    assert "scores of different versions cannot be compared" in refused.output
+    made = CliRunner().invoke(main, [*options, "--against", "fairness", "--force"])
+    assert made.exit_code == 0, made.output
+    page = (tmp_path / "page.html").read_text()
+    parsed(page)
+    assert '<span class="name c1">joint</span> is better than fairness in ' in page
+    assert "training seeds per experiment</dt><dd>2</dd>" in page
+    assert "paired difference to fairness, each" in page
+    assert not re.search(r"[Dd]ifferences? (to|from) the base|dashed line is the base|Base on the left", page)
+    assert "‡1 Forced, what cannot be compared: " in page
+    assert len(re.findall("‡1", page)) > 2
+    assert "--against fairness --force</code>" in page
 
 
 @pytest.mark.parametrize(("command", "out"), [("compare", "table.md"), ("report", "report.html")])

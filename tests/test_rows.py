@@ -312,6 +312,36 @@ def test_a_prompt_set_that_is_not_the_same_everywhere_is_refused(
         rows.read([first, second])
 
 
+def test_votes_on_given_pictures_stand_beside_scores_of_them(tmp_path: Path) -> None:
+    frame = study(prompts=2, seeds=(0,), experiments=("base", "joint"))
+    scores, votes = tmp_path / "scores.csv", tmp_path / "votes.csv"
+    rows.write(frame.assign(suite="geneval:given"), scores)
+    for suite in ("given", ""):  # the second as it once was
+        rows.write(frame[frame["scorer"] == "objects"].assign(suite=suite, scorer="human_votes"), votes)
+        read = rows.read([votes, scores])
+        assert set(read["suite"]) == {"given", "geneval:given"}
+    rows.write(frame[frame["scorer"] == "objects"].assign(suite="paper:given", scorer="other"), votes)
+    with pytest.raises(
+        ValueError, match=r"the suite paper:given in .* on geneval:given in .*: score both on one$"
+    ):
+        rows.read([votes, scores])
+
+
+def test_drawn_and_given_pictures_are_not_compared_and_it_is_said_how_they_are(tmp_path: Path) -> None:
+    frame = study(prompts=2, seeds=(0,), experiments=("base", "joint")).assign(suite="geneval:012345")
+    drawn, given = tmp_path / "a.csv", tmp_path / "b.csv"
+    rows.write(frame[frame["experiment"] == "joint"], drawn)
+    rows.write(frame[frame["experiment"] == "base"].assign(suite="geneval:given"), given)
+    for files in ([drawn, given], [given, drawn]):
+        with pytest.raises(ValueError, match="do not share the noise") as refused:
+            rows.read(files)
+        assert (
+            "score IMAGES/joint-miniature-0 --pictures --suite geneval --name joint --model miniature"
+            in str(refused.value)
+        )
+        assert f"IMAGES is the folder into which {drawn} drew them" in str(refused.value)
+
+
 def test_packed_rows_are_the_same_with_those_of_a_picture_together() -> None:
     frame = study(prompts=3)
     packed = rows.by_picture(frame)

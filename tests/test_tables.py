@@ -288,9 +288,37 @@ def test_what_was_counted_beside_the_scores_is_told(tmp_path: Path) -> None:
         f"{bad}, {SCENES}: of 480 pictures 3 could not be decoded, 2 all black, 4 the same as another of their prompt; of 120 prompts "
         "not read to their end 7 by the model, 9 by imagereward.",
         f"No picture failed to decode, is all black or is there twice, and no prompt was cut, as was counted for {clean}.",
+        "How many prompts were cut, and how many pictures failed to decode, are all black or are there twice, is not known for "
+        f"{other}.",
     ]
+    given = scored(tmp_path, "given", truncated={"model": None, "scorers": {"imagereward": 0}})
+    packed = tmp_path / "all.csv.xz"
+    first, second, third = asides.read([packed, given])
+    assert f"no prompt was cut by a scorer, as was counted for {given}." in first
+    assert second == f"Whether what drew the pictures read their prompts to the end is not known for {given}."
+    assert third.endswith(f"is not known for {packed}.")
     tables.write([bad], tmp_path / "t.md", "x", resamples=10)
     assert "3 could not be decoded" in (tmp_path / "t.md").read_text().split("## Counted")[1]
+
+
+def test_checkpoints_of_two_families_are_not_compared(tmp_path: Path) -> None:
+    files = [scored(tmp_path, name, size=size) for name, size in (("a", [512, 512]), ("b", [1024, 1024]))]
+
+    def tell(**more: object) -> None:
+        for file in files:
+            told = json.loads(asides.beside(file).read_text())
+            asides.beside(file).write_text(json.dumps({**told, "model": {"model": "external"}, **more}))
+
+    tell(sampling=None)
+    asides.refuse_two_sizes(files)
+    tell(sampling={"steps": 50})
+    asides.refuse_two_sizes(files[:1])
+    with pytest.raises(
+        ValueError, match=r"512 x 512 pixels in .*a\.csv but 1024 x 1024 in .*b\.csv: .* two families"
+    ):
+        tables.write(files, tmp_path / "t.md", "x", resamples=10)
+    files[1].write_text(files[1].read_text() + "\n")  # rows of which it does not tell
+    asides.refuse_two_sizes(files)
 
 
 def test_counts_of_other_rows_or_none_that_can_be_read_are_said_to_be(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def draw(folder: Path, count: int = 6, images: int = 1, prompt_set: str = SET) -
     """A folder of pictures of the first prompts of a set."""
     for prompt in list(prompts.load(prompt_set))[:count]:
         for image in range(images):
-            path = ballots.path_of(folder, prompt_set, prompt.id, image)
+            path = folder / prompt_set / prompt.id / f"{image}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             generator = np.random.default_rng([sum(str(path.relative_to(folder.parent)).encode()), image])
             Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
@@ -168,6 +168,34 @@ def test_several_images_and_prompt_sets(tmp_path: Path) -> None:
     for given in (f"{OTHER}=0", f"{OTHER}=", f"{OTHER}=x"):
         with pytest.raises(ValueError, match="after = comes how many prompts"):
             ballots.gather(a, b, (given,))
+
+
+def test_flat_folders_and_other_formats_are_taken_where_it_is_said_of_what(tmp_path: Path) -> None:
+    nested = draw(tmp_path / "nested")
+    flat = (draw(tmp_path / "drawn") / SET).rename(tmp_path / "flat")
+    for path in flat.glob("*/*.png"):
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    found = ballots.gather(nested, flat, (SET,))
+    assert (len(found.pairs), found.b) == (6, "flat")
+    first = found.pairs[0]
+    path = ballots.path_of(flat, SET, first.prompt_id, 0)
+    assert (path.suffix, first.b) == (".webp", pictures.read(path).digest)
+    with pytest.raises(ValueError, match=r"no prompt set in common: .* say of which: --prompt-set NAME"):
+        ballots.gather(nested, flat)
+
+
+def test_votes_are_of_the_suite_that_drew_both_sides_or_on_given_pictures() -> None:
+    for suites, suite in (
+        (("x:1", "x:1"), "x:1"),
+        (("x:1", ""), "given"),
+        (("x:1", "y:2"), "given"),
+        (("", ""), "given"),
+    ):
+        votes = choose(
+            Comparison(A, B, suites, {SET: "0" * 12}, made_up(2).pairs, 0, 0), {"a": lambda p: "A"}
+        )
+        assert set(tally.rows_of(votes)["suite"]) == {suite}
 
 
 def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
