@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate, compare, most_missing
+from evals.compare import Comparison, Estimate, Outcome, compare, most_missing
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
@@ -190,7 +190,7 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
         return "–"
     metric = metrics.load(e.metric)
     if e.trained_on and metric.scorer in _judges():
-        return "†"
+        return f"†{_footmark(comparison, e)}"
     ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
     return f"{value_told(e)}{ratio} {marks}".strip()
@@ -215,7 +215,9 @@ def _kept(comparison: Comparison, model: str) -> str:
         return ""
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
-        ratios = [percent(r.raw), percent(r.gain)]
+        scorer = metrics.load(r.metric).scorer
+        mark = _footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
+        ratios = [f"{percent(ratio)}{mark}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
         "### What the joint run keeps of each specialist\n\n"
@@ -242,7 +244,7 @@ def _wins(comparison: Comparison, model: str) -> str:
     ):
         shares = [o.win, o.tie, o.loss, o.half_tie, o.ties_dropped]
         lines.append(
-            [metrics.load(o.metric).scorer + ("†" if o.trained_on else ""), o.prompt_set, o.experiment]
+            [_judge(comparison, o), o.prompt_set, o.experiment]
             + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
             + [f"{o.prompts_won} : {o.prompts_lost}", f"{o.sign_p:.2g}"]
         )
@@ -250,6 +252,12 @@ def _wins(comparison: Comparison, model: str) -> str:
         f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
         f"over prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
+
+
+def _judge(comparison: Comparison, o: Outcome) -> str:
+    scorer = metrics.load(o.metric).scorer
+    mark = _footmarks(comparison, o.model, o.prompt_set, (o.experiment,), scorer)
+    return f"{scorer}{'†' if o.trained_on else ''}{mark}"
 
 
 def _agreement(comparison: Comparison, model: str) -> str:
@@ -260,7 +268,9 @@ def _agreement(comparison: Comparison, model: str) -> str:
     lines = [["prompt set", "run", "judges", "Kendall's τ-b [95 %]", "pictures", "prompts"]]
     for a in found:
         names = " and ".join(
-            scorer + ("†" if (a.experiment, scorer) in trained else "") for scorer in a.judges
+            f"{scorer}{'†' if (a.experiment, scorer) in trained else ''}"
+            f"{_footmarks(comparison, model, a.prompt_set, (a.experiment,), scorer)}"
+            for scorer in a.judges
         )
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
@@ -292,16 +302,25 @@ def _flips(comparison: Comparison, model: str) -> str:
         return f"{told} No such pair.\n"
     lines = [["prompt set", "one", "other", "for the one", "for the other"]]
     for f in found:
-        lines.append([f.prompt_set, f.first, f.second, _verdicts(f.for_first), _verdicts(f.for_second, True)])
+        lines.append(
+            [
+                f.prompt_set,
+                f.first,
+                f.second,
+                *(_verdicts(comparison, f, swapped) for swapped in (False, True)),
+            ]
+        )
     return f"{told}\n\n{markdown_table(lines, padded=True)}\n"
 
 
-def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool = False) -> str:
+def _verdicts(comparison: Comparison, f: panel.Flip, swapped: bool) -> str:
+    """What the judges say that are for the first of two checkpoints, or, swapped, for the second."""
     told = []
-    for v in verdicts:
+    for v in f.for_second if swapped else f.for_first:
         metric = metrics.load(v.metric)
         rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
-        told.append(f"{metric.scorer}{'†' if v.trained_on else ''} {interval(metric, rate)}")
+        mark = _footmarks(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer)
+        told.append(f"{metric.scorer}{'†' if v.trained_on else ''}{mark} {interval(metric, rate)}")
     return "; ".join(told)
 
 
@@ -512,6 +531,18 @@ def _footmark(comparison: Comparison, e: Estimate) -> str:
     return f"‡{conflicts(comparison).index(e.conflict) + 1}" if e.conflict else ""
 
 
+def _footmarks(
+    comparison: Comparison, model: str, prompt_set: str, experiments: Sequence[str], scorer: str
+) -> str:
+    """The ‡ of all cells that a number of several cells rests on, each once."""
+    cells = (
+        e
+        for e in comparison.of(model=model, prompt_set=prompt_set)
+        if e.experiment in experiments and metrics.load(e.metric).scorer == scorer
+    )
+    return "".join(dict.fromkeys(_footmark(comparison, e) for e in cells))
+
+
 def _conflicts(comparison: Comparison) -> str:
     found = conflicts(comparison)
     if not found:
@@ -599,6 +630,10 @@ def latex(comparison: Comparison, command: str) -> str:
     parts = [
         f"% Generated by {' '.join(command.split())}. Do not edit. Needs \\usepackage{{booktabs,amssymb}}.",
         f"% 95 % intervals, {comparison.resamples:,} resamples; signs and daggers as in the Markdown table.",
+        *(
+            f"% ddagger {place}, forced: {escaped(conflict)}."
+            for place, conflict in enumerate(conflicts(comparison), start=1)
+        ),
     ]
     for model in comparison.models():
         header, *lines = glance(comparison, model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from scipy.stats import kendalltau
 from evals import compare, metrics, panel, stats, suites, tables
 from evals.rows import Row, table
 
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "golden_vectors.json"
 JUDGES = ("imagereward", "pickscore", "hpsv2", "aesthetic", "clip_score")
 
 
@@ -74,6 +77,17 @@ def test_kendall_is_scipys_tau_b_and_its_interval_the_explicit_bootstrap() -> No
             repeated = np.repeat(np.arange(prompts * images), weight_P[prompt_B])
             draws.append(kendalltau(x_JB[j][repeated], x_JB[k][repeated]).statistic)
         assert tau[1:] == pytest.approx(tuple(np.nanquantile(draws, [0.025, 0.975])), abs=1e-5)
+
+
+def test_kendall_is_hpsv2s_inversion_score() -> None:
+    """The share of pairs that are not turned round is (1 + tau) / 2 where nothing is tied."""
+    if not GOLDEN.is_file():
+        pytest.skip("the golden vectors are not beside this checkout")
+    for case in json.loads(GOLDEN.read_text())["hpsv2_inversion_score"]:
+        ranks_JB = np.array([case["pred_rank"], case["true_rank"]], dtype=np.float64)
+        prompt_B = np.zeros(ranks_JB.shape[1], np.int64)
+        tau = panel.kendall(ranks_JB, prompt_B, np.ones((1, 1)))[0, 1].value
+        assert (1 + tau) / 2 == pytest.approx(case["score"])
 
 
 def test_tau_is_taken_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,17 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from evals import asides, compare, metrics, rows, tables
+from evals import asides, compare, metrics, panel, rows, tables
 from evals.__main__ import main
 from evals.compare import Comparison
+from evals.stats import Interval
 from tests.synthetic_rows import SETS, study
 
 PREFERENCE, SCENES, PORTRAITS = SETS
@@ -155,12 +157,35 @@ def test_forced_cells_have_a_mark_and_a_footnote_with_both_hashes(frame: pd.Data
     marked = [line for line in text.splitlines() if "‡1" in line and line.startswith("|")]
     assert marked
     assert all("detection" in line for line in marked)
+    assert any("| joint | compositionality | detection" in re.sub(" +", " ", line) for line in marked)
     glance = tables.glance(made, "miniature")
     (line,) = [line for line in glance if line[0].startswith("detection")]
     assert [("‡1" in cell) for cell in line[2:]] == [name == "joint" for name in glance[0][2:]]
+    assert "% ddagger 1, forced: scorer objects ffffffff in joint, 0a1b2c3d in base." in tables.latex(
+        made, "x"
+    )
     plain = tables.markdown(compare.compare(frame, resamples=50), "x")
     assert "‡" not in plain
     assert "## Forced" not in plain
+
+
+def test_forced_judges_have_their_mark_wherever_they_speak(frame: pd.DataFrame) -> None:
+    """In wins, agreement and order, and beside the dagger that stands for a number."""
+    other = (frame["experiment"] == "joint") & (frame["scorer"] == "imagereward")
+    made = compare.compare(
+        frame.assign(version=frame["version"].where(~other, "ffffffff")), resamples=50, force=True
+    )
+    verdict = panel.Verdict("win_rate_reward", Interval(0.8, 0.7, 0.9), True)
+    flip = panel.Flip("miniature", SETS[1], "joint", "fairness", (verdict,), (verdict,))
+    made = replace(made, panel=replace(made.panel, flips=(flip,)))
+    text = tables.markdown(made, "x")
+    for title in ("Win, tie and loss", "Do the judges agree", "Where judges order two"):
+        (section,) = re.findall(rf"### {title}.*?(?=\n###)", text, re.DOTALL)
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        marked = [line for line in lines if "imagereward†‡1" in line]
+        assert marked
+        assert all(("‡1" in line) == ("joint" in line and "imagereward" in line) for line in lines)
+    assert any("†‡1" in cell for line in tables.glance(made, "miniature") for cell in line[2:])
 
 
 # --------------------------------------------------------------------------------------------------------- LaTeX
