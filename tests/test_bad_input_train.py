@@ -115,7 +115,6 @@ def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: 
         (["--reward", "redness=less_is_better"], ["tasks.redness.rewards has scorer less_is_better", "negative weight"]),
         (["--reward", "redness=tone"], ["scorer tone", "higher_is_better is None", "shaping is parity"]),
         (["--reward", "redness=no_scope"], ["no_scope has the scope 'picture': choose from image, prompt"]),
-        (["--reward", "redness=of_prompt"], ["tasks.redness.baseline is group", "of_prompt", "use batch"]),
         (
             ["--reward", "redness=of_prompt", "--set", "tasks.redness.baseline=batch", "--set", "tasks.redness.images_per_prompt=1"],
             ["scorer of_prompt", "tasks.redness.images_per_prompt is 1: use at least 2"],

@@ -78,7 +78,7 @@ def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
 
 
 def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
-    """A pointwise reward is made larger, and what all images of a prompt have in common is taken out of one that is compared within its prompt."""
+    """A pointwise reward is made larger."""
     where, name = f"tasks.{task.name}", term.scorer
     if scorer.higher_is_better is None:
         raise ValueError(
@@ -89,10 +89,6 @@ def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
         raise ValueError(
             f"{where}.rewards has scorer {name}, of which less is better (higher_is_better is False), with the weight {term.weight:g}, which would make it more: "
             "give it a negative weight in the experiment's file, or write a scorer that answers the negative"
-        )
-    if scorer.scope == "prompt" and task.baseline == "group":
-        raise ValueError(
-            f"{where}.baseline is group, but scorer {name} gives all images of a prompt the same reward, so that none is better than the others: use batch"
         )
 
 
