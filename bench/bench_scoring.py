@@ -2,8 +2,11 @@
 
 A part of the miniature's suite is drawn, kept and scored, and timed against the bare calls: the painter and every scorer on the same pictures in memory, in the same
 batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, and each scoring is divided by the mean of the bare calls
-before and after it, so that whatever else the machine does falls on both; the overhead is the median of these ratios. Beside it stands what the clock of the score rows'
-record finds outside the calls, which knows no noise between two runs, and nothing of a call that is slower for what runs beside it.
+before and after it, so that whatever else the machine does falls on both.
+
+Where other machines share the processor, two runs of the same calls differ by a tenth and more by the clock, so that of it no median of a few tells a twentieth. What is held to the
+goal are two numbers that this touches little: processor time of all threads, and what the record of the score rows finds outside the calls of the same run. The former does not see
+waiting, the latter not a call that is slower for what runs beside it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,8 +35,7 @@ from evals.suites import Suite
 from evals.suites.miniature import SUITE
 
 ALLOWED = 1.05
-ROUNDS = 7
-"""Where other machines share the processor a single ratio is off by a tenth, and the median of three by a twentieth, which is all that is allowed."""
+ROUNDS = 5
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -46,6 +49,22 @@ def suite() -> Suite:
     return replace(SUITE, parts=(part,), name="miniature")
 
 
+class Spent(NamedTuple):
+    """Seconds, by the clock and of the processor."""
+
+    clock: float
+    processor: float
+
+    @classmethod
+    def so_far(cls) -> Spent:
+        """Of this process."""
+        return cls(now(), time.process_time())
+
+    def since(self, start: Spent) -> Spent:
+        """What has been spent in between."""
+        return Spent(self.clock - start.clock, self.processor - start.processor)
+
+
 class BareCalls:
     """The painter and every scorer, on pictures in memory."""
 
@@ -56,9 +75,9 @@ class BareCalls:
         self.items = items_of(self.part)
         self.scorers = {name: scorers.load(name, device, suite.domain) for name in self.part.scorers}
 
-    def __call__(self) -> float:
-        """Seconds."""
-        start = now()
+    def __call__(self) -> Spent:
+        """What they take."""
+        start = Spent.so_far()
         texts, numbers = [one.prompt.text for one in self.items], [one.image for one in self.items]
         drawn = [
             self.painter.paint(texts[at : at + CHUNK], numbers[at : at + CHUNK], self.suite.seed)
@@ -76,7 +95,7 @@ class BareCalls:
                 continue
             for at in range(0, len(asked), harness.SHOWN):
                 scorer(images[at : at + harness.SHOWN], asked[at : at + harness.SHOWN])
-        return now() - start
+        return Spent.so_far().since(start)
 
 
 @pytest.mark.benchmark(group="scoring")
@@ -94,38 +113,45 @@ def test_scoring_costs_little_more_than_its_bare_calls(
     monkeypatch.setattr(scorers, "load", lambda name, *_: bare.scorers[name])
     monkeypatch.setattr(Pictures, "_new_painter", lambda _self: bare.painter)
     out = tmp_path / "scores" / "base.csv"
-    seconds: list[float] = []
+    ours: list[Spent] = []
 
     def anew() -> None:
         for folder in (out.parent, tmp_path / "images"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def scoring() -> None:
-        start = now()
+        start = Spent.so_far()
         harness.score(str(target), out, "miniature")
-        seconds.append(now() - start)
+        ours.append(Spent.so_far().since(start))
 
     bare()
-    bare_seconds = [bare()]
+    theirs = [bare()]
     outside: list[float] = []
     for last in [False] * (ROUNDS - 1) + [True]:
         anew()
         benchmark.pedantic(scoring, rounds=1) if last else scoring()
         outside.append(1 - json.loads(beside(out).read_text(encoding="utf-8"))["machine"]["bare_share"])
-        bare_seconds.append(bare())
-    around = [statistics.fmean(pair) for pair in pairwise(bare_seconds)]
-    ratios = [ours / theirs for ours, theirs in zip(seconds, around, strict=True)]
-    overhead = statistics.median(ratios)
+        theirs.append(bare())
+    by_clock, by_processor = (
+        [
+            one[by] / statistics.fmean((before[by], after[by]))
+            for one, (before, after) in zip(ours, pairwise(theirs), strict=True)
+        ]
+        for by in (0, 1)
+    )
+    overhead, inside = statistics.median(by_processor), 1 / (1 - statistics.median(outside))
     benchmark.extra_info |= {
-        "bare_seconds": statistics.median(bare_seconds),
+        "bare_seconds": statistics.median(one.clock for one in theirs),
         "overhead": overhead,
-        "ratios": ratios,
-        "outside_the_calls": statistics.median(outside),
+        "by_processor": by_processor,
+        "by_clock": by_clock,
+        "over_its_own_calls": inside,
         "images": len(bare.items),
         "threads": torch.get_num_threads(),
     }
     print(
-        f"\nscoring {statistics.median(seconds):.2f} s, bare calls {statistics.median(bare_seconds):.2f} s, ratio {overhead:.3f} "
-        f"({min(ratios):.3f} to {max(ratios):.3f}); outside the calls {100 * statistics.median(outside):.1f} %"
+        f"\nscoring {statistics.median(one.clock for one in ours):.2f} s, bare calls {statistics.median(one.clock for one in theirs):.2f} s; "
+        f"ratio of processor time {overhead:.3f} ({min(by_processor):.3f} to {max(by_processor):.3f}), of the clock {statistics.median(by_clock):.3f} "
+        f"({min(by_clock):.3f} to {max(by_clock):.3f}), over the calls of the same run {inside:.3f}"
     )
-    assert overhead <= ALLOWED, f"scoring takes {overhead:.3f} times its bare calls"
+    assert max(overhead, inside) <= ALLOWED, f"scoring takes {max(overhead, inside):.3f} times its bare calls"
