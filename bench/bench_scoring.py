@@ -26,11 +26,11 @@ import torch
 from bench.bare import now
 from evals import harness, scorers, suites
 from evals.arithmetic import exact_device
+from evals.asides import beside
 from evals.checkpoints import resolve
 from evals.diffusion import Painter
 from evals.miniature import weights_folder
 from evals.pictures import CHUNK, Pictures, items_of
-from evals.provenance import beside
 from evals.suites import Suite
 from evals.suites.miniature import SUITE
 

@@ -18,12 +18,11 @@ from safetensors import SafetensorError, safe_open
 
 from evals.conditioning import text_encoders, towers
 from evals.families import is_checkpoint, is_lora, open_single_file
+from evals.files import EXTERNAL
 from evals.hub import hub_file, hub_folder
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
-EXTERNAL = "external"
-"""The model of a checkpoint or of pictures that are of no run of this project."""
 SNAPSHOTS = "snapshots"
 """Folder of a run's snapshots (see `train.snapshots`), one for each iteration that is kept."""
 SNAPSHOT_CARD = "snapshot.json"

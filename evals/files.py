@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """What somebody's pictures may end in."""
+EXTERNAL = "external"
+"""The model of a checkpoint or of pictures that are of no run of this project."""
 MARK = "source.json"
 """In a folder of pictures: which weights and which suite drew them."""
 

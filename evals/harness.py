@@ -28,8 +28,9 @@ import prompts
 from evals import provenance, scorers, suites
 from evals import rows as score_rows
 from evals.arithmetic import exact_device
-from evals.checkpoints import EXTERNAL, Checkpoint, declared, find_base, first_line, resolve, say, with_base
-from evals.files import write_bytes, write_text
+from evals.asides import beside
+from evals.checkpoints import Checkpoint, declared, find_base, first_line, resolve, say, with_base
+from evals.files import EXTERNAL, write_bytes, write_text
 from evals.pictures import (
     Given,
     Item,
@@ -509,7 +510,7 @@ class Scoring:
                 "rows_sha256": provenance.sha256(self.out),
                 "machine": provenance.machines(list(records.values()), self.pictures.clock.drained()),
             }
-            write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", provenance.beside(self.out))
+            write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", beside(self.out))
 
     def _key(self, records: Mapping[str, Record]) -> str:
         """What the rows depend on, as a hash."""

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from evals.asides import beside
 from evals.files import write_bytes
 from evals.pictures import Read
 from evals.suites import Suite
@@ -157,11 +158,6 @@ def _seen(kept: Sequence[Any]) -> Seen:
 
 
 # ------------------------------------------------------------------------------------------------------- beside the rows
-
-
-def beside(out: Path) -> Path:
-    """The file that tells what the rows of a CSV file were made of."""
-    return out.with_suffix(".json")
 
 
 def refuse_foreign(out: Path) -> None:

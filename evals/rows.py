@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from evals.files import write_bytes
+from evals.files import EXTERNAL, write_bytes
 from evals.packed import pack, unpack
 
 
@@ -355,7 +355,7 @@ def _refuse_two_suites(rows: pd.DataFrame) -> None:
 
 def _how_to_give(drawn: Any) -> str:
     """How pictures that were drawn are scored as given ones are, from one of their rows."""
-    model = "" if drawn.model == "external" else f" --model {drawn.model}"
+    model = "" if drawn.model == EXTERNAL else f" --model {drawn.model}"
     return (
         f"pictures that were given do not share the noise of those that {drawn.experiment} drew, so score these as pictures too: "
         f"`python -m evals score IMAGES/{drawn.experiment}-{drawn.model}-{drawn.seed} --pictures --suite {drawn.suite.partition(':')[0]} "
@@ -393,7 +393,7 @@ def _refuse_repeats(rows: pd.DataFrame) -> None:
     first = rows[(rows[list(KEY)] == second[list(KEY)]).all(axis=1)].iloc[0]
     where = second.file if first.file == second.file else f"{first.file} and {second.file}"
     # a run has its name from its card
-    other = second.model == "external" and first.file != second.file
+    other = second.model == EXTERNAL and first.file != second.file
     raise ValueError(
         f"{where}: two {second.scorer} scores of {second.experiment} seed {second.seed}, {second.prompt_set}, prompt "
         f"{second.prompt_id}, image {second.image}{': score one of the two under another --name' if other else ''}"

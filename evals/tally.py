@@ -23,7 +23,7 @@ import pandas as pd
 from evals import ballots, stats
 from evals import rows as score_rows
 from evals.ballots import Comparison, Votes
-from evals.files import write_text
+from evals.files import EXTERNAL, write_text
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.stats import Array, Interval
 
@@ -321,7 +321,7 @@ def rows_of(votes: Votes) -> pd.DataFrame:
 def _run(name: str) -> tuple[str, str, int]:
     """Experiment, model and seed of a folder of pictures; one that is no run's is an experiment of that name."""
     found = _RUN.fullmatch(name)
-    return (found["experiment"], found["model"], int(found["seed"])) if found else (name, "external", 0)
+    return (found["experiment"], found["model"], int(found["seed"])) if found else (name, EXTERNAL, 0)
 
 
 def _version(first: str, second: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from evals import harness, pictures, provenance, workers
+from evals import asides, harness, pictures, workers
 from evals import rows as score_rows
 from evals.checkpoints import ROOT, resolve
 from evals.diffusion import Painter
@@ -78,7 +78,7 @@ def all_end_well(processes: Sequence[Any]) -> None:
 
 
 def without_machine(out: Path) -> dict[str, object]:
-    told = json.loads(provenance.beside(out).read_text(encoding="utf-8"))
+    told = json.loads(asides.beside(out).read_text(encoding="utf-8"))
     assert told.pop("machine")["seconds"]["total"] > 0
     return dict(told)
 
