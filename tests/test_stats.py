@@ -272,6 +272,21 @@ def test_tails_are_students() -> None:
     assert p == pytest.approx(2 * scipy_stats.t.sf(3, 6), rel=0.05)
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 4])
+def test_an_interval_of_very_few_prompts_is_students(prompts: int) -> None:
+    """Of two prompts there are two resamples; their percentiles missed the mean in one of three samples."""
+    values_P = np.random.default_rng(prompts).normal(size=prompts)
+    one_NR, weight_NP = np.ones((10_000, 1)), stats.weights(prompts, 10_000, 0, "prompts")
+    found = stats.resampled(values_P[None, :, None], first, one_NR, stats.Sample(weight_NP, None))
+    ours, test = stats.interval(found), scipy_stats.ttest_1samp(values_P, 0.0)
+    theirs = test.confidence_interval()
+    assert ours.low == pytest.approx(theirs.low, abs=0.01 * (theirs.high - theirs.low))
+    assert ours.high == pytest.approx(theirs.high, abs=0.01 * (theirs.high - theirs.low))
+    assert stats.resampled_p(found) == pytest.approx(test.pvalue, rel=0.03)
+    swapped = stats.resampled(-values_P[None, :, None], first, one_NR, stats.Sample(weight_NP, None))
+    assert stats.interval(swapped) == (-ours.value, -ours.high, -ours.low)
+
+
 def test_tails_leave_alone_what_does_not_vary_or_is_not_known() -> None:
     known, unknown = stats.Precision(1.0, 0.0, 1, 6), stats.Precision(math.nan, 0.0, 1, 6)
     draws = np.array([0.0, 1.0, 2.0, math.nan])
