@@ -146,15 +146,6 @@ def updated(run: Run, iteration: int = 0) -> tuple[dict[str, Tensor], dict[str, 
     return found, method.update(run, method.collect(run, task, iteration), True)
 
 
-def bound_slopes(method: RewardGradient, latents_BCHW: Tensor) -> None:
-    """What a loss that is a mean over these pictures sends back through them, bounded by picture."""
-    if isinstance(method, draft_k.Method) and method.max_slope is not None:
-        most = method.max_slope / len(latents_BCHW)
-        latents_BCHW.register_hook(
-            lambda g: g * (most / g.flatten(1).norm(dim=1).clamp(min=most)).view(-1, 1, 1, 1)
-        )
-
-
 def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
     """The gradient of the method's objective: diffusers' scheduler from noise to latents, decoder, reward, mean over what has a reward."""
     method, task, policy = run.experiment.method, run.experiment.tasks[0], run.policy
@@ -202,7 +193,6 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
                 latents = stepped(latents, batch.first + i, z).prev_sample
             if not repeat:
                 sampled = latents.detach()  # noqa: F841
-        bound_slopes(method, latents)
         picture = policy.pipeline.vae.decode(latents / policy.pipeline.vae.config.scaling_factor).sample
         images = (picture / 2 + 0.5).clamp(0, 1)
         images = method.seen(asked, repeat, 0, images, slice(0, len(images)))
@@ -478,7 +468,6 @@ def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
         ("draft", "method.noisings", 0, "method.noisings is 0"),
         ("draft-k", "method.jitter", -0.1, "method.jitter is -0.1"),
         ("draft-all", "method.shift", 0.5, r"method.shift is 0.5, .* in \[0, 0.5\)"),
-        ("draft-all", "method.max_slope", 0.0, "method.max_slope is 0.0, but it must be above 0"),
     ],
 )
 def test_what_it_cannot_train_is_refused_before_anything_loads(
@@ -491,35 +480,6 @@ def test_what_it_cannot_train_is_refused_before_anything_loads(
     with pytest.raises(ValueError, match=told) as refused:
         check(changed(experiment, field, value), 1)
     assert "\n" not in str(refused.value)
-
-
-def test_a_pictures_slope_is_bounded_and_keeps_its_direction(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half of the pictures are above the bound here; the others' gradients are as they were."""
-    met: list[Tensor] = []
-
-    def spied(self: draft_k.Method, slope_BCHW: Tensor) -> Tensor:
-        met.append(slope_BCHW.flatten(1).norm(dim=1))
-        return plain(self, slope_BCHW)
-
-    plain = draft_k.Method.bounded
-    monkeypatch.setattr(draft_k.Method, "bounded", spied)
-    free, _ = updated(make_run(METHODS["draft-all"]))
-    norm_B = torch.cat(met)
-    most = float(norm_B.median())
-    assert 0 < int((norm_B > most).sum()) < len(norm_B)
-    run = make_run(replace(METHODS["draft-all"], max_slope=most))
-    theirs = defined(run)
-    ours, _ = updated(run)
-    assert_same_gradient(ours, theirs)
-    with pytest.raises(AssertionError):
-        assert_same_gradient(ours, free)
-
-    slope_BCHW = torch.tensor([3.0, 0.5, 0.0]).view(3, 1, 1, 1).expand(3, 1, 1, 4)
-    bounded = draft_k.Method(max_slope=2.0).bounded(slope_BCHW)
-    assert bounded.flatten(1).norm(dim=1).tolist() == [2.0, 1.0, 0.0]
-    assert draft_k.Method().bounded(slope_BCHW) is slope_BCHW
 
 
 def test_what_the_reward_is_shown_belongs_to_the_picture() -> None:
