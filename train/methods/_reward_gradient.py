@@ -113,10 +113,6 @@ class RewardGradient(Method):
         """What is minimised, [B]."""
         raise NotImplementedError
 
-    def bounded(self, slope_BCHW: Tensor) -> Tensor:
-        """What of a loss's gradient by final latents goes back through the denoiser: all of it."""
-        return slope_BCHW
-
     # ------------------------------------------------------------------------------------------------------- the contract
 
     def check(self, experiment: Experiment) -> None:
@@ -267,8 +263,7 @@ class RewardGradient(Method):
                     found = agreed(
                         run, partial(slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen)
                     )
-                    slope_BCHW = self.bounded(found.slope_BCHW)
-                    run.policy.backward((latents_BCHW * slope_BCHW).sum() * scale)
+                    run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
                 if not repeat:
                     drawn_BCHW = latents_BCHW.detach().cpu()
                     images.append(found.images_BCHW.cpu())
