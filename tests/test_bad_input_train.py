@@ -29,6 +29,7 @@ from train.config import (
     Ema,
     Experiment,
     Lora,
+    Pretraining,
     Reward,
     Task,
     as_json,
@@ -479,6 +480,26 @@ def test_the_papers_setting_is_planned_on_any_machine(tiny_pipeline_dir: Path) -
     assert "2048 prompts x 1 images" in told
     assert "on a process 16 images, drawn in 1 x 16, gradients accumulated over 1 x 16" in told
     assert evaluations(paper) == 1000 * 2048 * 2 * 55
+
+
+def test_the_plan_says_where_pretraining_pictures_are_not_here(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    """Told, not refused: a plan for a cluster may be made on a laptop."""
+    from train.plan import plan
+
+    def told(source: str) -> str:
+        experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts")
+        lines = plan(replace(experiment, pretraining=Pretraining(source, 8)), 1).splitlines()
+        return next(line for line in lines if "pretraining" in line)
+
+    shards = f"{tmp_path}/{{00..01}}.tar"
+    absent = ", which is not on this machine"
+    (tmp_path / "00.tar").touch()
+    assert absent in told(f"{tmp_path}/laion")
+    assert absent in told(shards)
+    (tmp_path / "01.tar").touch()
+    assert not any(absent in told(source) for source in ("miniature", str(tmp_path), shards))
 
 
 def test_plan_counts_the_weights_that_are_trained(

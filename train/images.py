@@ -275,6 +275,11 @@ def _shards(pattern: str) -> list[Path]:
     return shards
 
 
+def is_here(source: str) -> bool:
+    """Whether a folder, a shard, or all shards of a pattern are on this machine."""
+    return all(Path(name).exists() for name in expand(source))
+
+
 def expand(pattern: str) -> list[str]:
     """`a/{008..010}.tar` as a/008.tar, a/009.tar and a/010.tar."""
     numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)

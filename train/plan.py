@@ -14,6 +14,7 @@ from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base
 from evals.diffusion import Schedule
 from train.config import Experiment, Task, as_json
+from train.images import is_here
 from train.mixing import Pool, turns
 from train.objective import drawable_steps, step_weights
 from train.resources import memory, time_needed
@@ -31,8 +32,11 @@ def plan(experiment: Experiment, processes: int) -> str:
     lines += [_of_task(task, experiment, processes) for task in turns(experiment)]
     if (pretraining := experiment.pretraining) is not None and experiment.tasks:
         share, size = pretraining.batch // processes, experiment.update.micro_batch
+        # a plan may be made where the pictures are not
+        there = pretraining.source == "miniature" or is_here(pretraining.source)
+        where = "" if there else ", which is not on this machine"
         lines.append(
-            f"  pretraining: {pretraining.batch} pairs of {pretraining.source}; {_parts(share, size)} of them on a process"
+            f"  pretraining: {pretraining.batch} pairs of {pretraining.source}{where}; {_parts(share, size)} of them on a process"
         )
     if experiment.tasks:
         lines.append(
