@@ -41,7 +41,7 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import headlines_of, strata_of
+from evals.compare import headlines_of, most_missing, strata_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.rows import BASE
@@ -96,11 +96,17 @@ class Series:
     """Standard errors on each side of a simultaneous interval."""
     left_out: int
     """Prompts that some checkpoint has nothing applicable of: in no number."""
+    missing_T: tuple[float, ...]
+    """Share of the images that the scorer does not apply to."""
+
+    def is_refused(self, t: int) -> bool:
+        """Whether so few images have a value that the checkpoint has no number: a run whose portraits lose their faces is not a fair one."""
+        return self.missing_T[t] > most_missing(self.metric)
 
     @property
     def best(self) -> int:
-        """The checkpoint with the largest gain, of equal ones the earliest."""
-        return int(np.argmax([gain.value for gain in self.gain_T]))
+        """The checkpoint with the largest gain, of equal ones the earliest; one that is refused is none."""
+        return int(np.nanargmax([gain.value for gain in self.gain_T]))
 
     def difference(self, one: int, other: int) -> Interval:
         """Gain of one checkpoint less that of another, with its simultaneous interval."""
@@ -240,6 +246,14 @@ def _series(
     metric = metrics.load(name)
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
     ids, values_TRPS = per_prompt(metric, mine, order)
+    missing_T = tuple(float(mine.loc[mine["experiment"] == one, "value"].isna().mean()) for one in order)
+    refused_T = np.array(missing_T) > most_missing(name)
+    if refused_T[0]:
+        raise ValueError(
+            f"{prompt_set}: {100 * missing_T[0]:.1f} % of the base's images have no {metric.scorer}, so there is no {metric.title} to follow"
+        )
+    # stands there as the base, so that no other loses a prompt by it; its numbers are taken out below
+    values_TRPS = np.where(refused_T[:, None, None, None], values_TRPS[:1], values_TRPS)
     lost_P = np.asarray(np.isnan(values_TRPS).any(axis=(0, 1, 3)))
     kept_TRPS = values_TRPS[:, :, ~lost_P]
     seeds, number = kept_TRPS.shape[1:3]
@@ -264,6 +278,7 @@ def _series(
             [stats.influence(values_RPS, metric.finish, sample.strata) for values_RPS in kept_TRPS]
         )
         critical *= _widening(influence_TRP, sample.strata)
+    point_T, gain_T = (np.where(refused_T, np.nan, values_T) for values_T in (point_T, gain_T))
     return Series(
         question=question,
         role=role,
@@ -274,6 +289,7 @@ def _series(
         error_TT=error_TT,
         critical=critical,
         left_out=int(lost_P.sum()),
+        missing_T=missing_T,
     )
 
 
@@ -367,11 +383,11 @@ def choose(judges: Sequence[Series]) -> Choice:
 
 
 def _shortfall(judge: Series) -> Array:
-    """How far each checkpoint is from the judge's best, in standard errors."""
+    """How far each checkpoint is from the judge's best, in standard errors; one that is refused without end."""
     gap_T = np.array([-judge.difference(t, judge.best).value for t in range(len(judge.gain_T))])
     with np.errstate(divide="ignore", invalid="ignore"):
         in_errors_T = gap_T / judge.error_TT[judge.best]
-    return np.where(gap_T > 0, in_errors_T, 0.0)
+    return np.where(np.isnan(gap_T), np.inf, np.where(gap_T > 0, in_errors_T, 0.0))
 
 
 # ----------------------------------------------------------------------------------------------------------------- printing
@@ -463,12 +479,16 @@ def _table_of(found: Curve, question: str) -> str:
     for t, point in enumerate(found.points):
         kl = point.kl
         nats = _nats(kl.value) + (f" [{_nats(kl.low)}, {_nats(kl.high)}]" if t else "")
-        cells = [
-            interval(metrics.load(s.metric), s.gain_T[t], signed=True) + (" ▼" if _is_below(s, t) else "")
-            for s in columns
-        ]
+        cells = [_cell(s, t) for s in columns]
         lines.append([str(point.iteration), nats, *cells, _marks(found, question, t)])
     return f"## {question}\n\n{markdown_table(lines, padded=True)}"
+
+
+def _cell(series: Series, t: int) -> str:
+    if series.is_refused(t):
+        return "refused"
+    below = " ▼" if _is_below(series, t) else ""
+    return interval(metrics.load(series.metric), series.gain_T[t], signed=True) + below
 
 
 def _is_below(series: Series, t: int) -> bool:
@@ -505,6 +525,13 @@ def notes(found: Curve) -> list[str]:
         told.append(
             f"Prompts left out, since some checkpoint has nothing applicable there: {'; '.join(lost)}."
         )
+    told += [
+        f"Refused: {100 * s.missing_T[t]:.1f} % of the images of iteration {point.iteration} on {s.prompt_set} have no {metrics.load(s.metric).scorer}, "
+        f"and the limit is {100 * most_missing(s.metric):.0f} %; it is nobody's best."
+        for s in found.series
+        for t, point in enumerate(found.points)
+        if s.is_refused(t)
+    ]
     return told
 
 

@@ -537,10 +537,25 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
     ids = {(e.experiment, e.metric, e.prompt_set): cell_id(e) for e in comparison.of(model=model)}
     trained = {(e.experiment, e.metric) for e in comparison.of(model=model, trained_on=True)}
     metric_of = {metrics.load(name).scorer: name for name in panel.judges()}
+
+    def told(scorer: str, prompt_set: str, experiments: Sequence[str], trained_on: bool) -> str:
+        """A judge with its marks, † and ‡."""
+        marks = tables.footmarks(comparison, model, prompt_set, experiments, scorer)
+        return scorer + ("†" if trained_on else "") + marks
+
+    def verdicts(flip: panel.Flip, of: Sequence[panel.Verdict], swapped: bool) -> str:
+        """Judges with the rate at which they prefer the checkpoint that they are for."""
+        ends = ((v, (1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate) for v in of)
+        return "; ".join(
+            f"{told(metrics.load(v.metric).scorer, flip.prompt_set, (flip.first, flip.second), v.trained_on)} "
+            f"{tables.interval(metrics.load(v.metric), stats.Interval(*rate))}"
+            for v, rate in ends
+        )
+
     outcomes = [
         {
             "id": ids[o.experiment, o.metric, o.prompt_set],
-            "judge": metrics.load(o.metric).scorer + ("†" if o.trained_on else ""),
+            "judge": told(metrics.load(o.metric).scorer, o.prompt_set, [o.experiment], o.trained_on),
             "metric": o.metric,
             "prompt_set": o.prompt_set,
             "experiment": o.experiment,
@@ -561,7 +576,7 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "metrics": [metric_of[judge] for judge in a.judges],
             "judges": [
                 (
-                    judge + ("†" if (a.experiment, metric_of[judge]) in trained else ""),
+                    told(judge, a.prompt_set, [a.experiment], (a.experiment, metric_of[judge]) in trained),
                     ids.get((a.experiment, metric_of[judge], a.prompt_set), ""),
                 )
                 for judge in a.judges
@@ -579,8 +594,8 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
         {
             "prompt_set": f.prompt_set,
             "runs": [f.first, f.second],
-            "for_first": _verdicts(f.for_first, swapped=False),
-            "for_second": _verdicts(f.for_second, swapped=True),
+            "for_first": verdicts(f, f.for_first, swapped=False),
+            "for_second": verdicts(f, f.for_second, swapped=True),
         }
         for f in comparison.panel.flips
         if f.model == model
@@ -590,15 +605,6 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
 
 def _share(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _verdicts(verdicts: Sequence[panel.Verdict], swapped: bool) -> str:
-    told = []
-    for v in verdicts:
-        rate = stats.Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
-        metric = metrics.load(v.metric)
-        told.append(f"{metric.scorer}{'†' if v.trained_on else ''} {tables.interval(metric, rate)}")
-    return "; ".join(told)
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -761,7 +767,11 @@ def _extremes(
         groups.append(
             {
                 "prompt_set": prompt_set,
-                "scorer": scorer + ("†" if scorer in trained else ""),
+                "scorer": scorer
+                + ("†" if scorer in trained else "")
+                + tables.footmarks(
+                    comparison, str(part["model"].iloc[0]), str(prompt_set), [experiment], scorer
+                ),
                 "counts": f"{len(won):,} of {len(both):,} pictures won, "
                 + ", ".join(f"{n:,} {name}" for name, n in counts.items())
                 + (f"; a difference of at most {margin:g} is a tie" if margin else "")

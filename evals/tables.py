@@ -216,7 +216,7 @@ def _kept(comparison: Comparison, model: str) -> str:
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
         scorer = metrics.load(r.metric).scorer
-        mark = _footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
+        mark = footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
         ratios = [f"{percent(ratio)}{mark}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
@@ -256,7 +256,7 @@ def _wins(comparison: Comparison, model: str) -> str:
 
 def _judge(comparison: Comparison, o: Outcome) -> str:
     scorer = metrics.load(o.metric).scorer
-    mark = _footmarks(comparison, o.model, o.prompt_set, (o.experiment,), scorer)
+    mark = footmarks(comparison, o.model, o.prompt_set, (o.experiment,), scorer)
     return f"{scorer}{'†' if o.trained_on else ''}{mark}"
 
 
@@ -269,7 +269,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
     for a in found:
         names = " and ".join(
             f"{scorer}{'†' if (a.experiment, scorer) in trained else ''}"
-            f"{_footmarks(comparison, model, a.prompt_set, (a.experiment,), scorer)}"
+            f"{footmarks(comparison, model, a.prompt_set, (a.experiment,), scorer)}"
             for scorer in a.judges
         )
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
@@ -319,7 +319,7 @@ def _verdicts(comparison: Comparison, f: panel.Flip, swapped: bool) -> str:
     for v in f.for_second if swapped else f.for_first:
         metric = metrics.load(v.metric)
         rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
-        mark = _footmarks(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer)
+        mark = footmarks(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer)
         told.append(f"{metric.scorer}{'†' if v.trained_on else ''}{mark} {interval(metric, rate)}")
     return "; ".join(told)
 
@@ -531,7 +531,7 @@ def _footmark(comparison: Comparison, e: Estimate) -> str:
     return f"‡{conflicts(comparison).index(e.conflict) + 1}" if e.conflict else ""
 
 
-def _footmarks(
+def footmarks(
     comparison: Comparison, model: str, prompt_set: str, experiments: Sequence[str], scorer: str
 ) -> str:
     """The ‡ of all cells that a number of several cells rests on, each once."""

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 import evals.curve
 import prompts
-from evals import compare, harness, suites
+from evals import compare, harness, metrics, suites
 from evals.__main__ import main
 from evals.curve import (
     Choice,
@@ -258,6 +258,39 @@ def test_strata_that_are_not_here_are_told_of(monkeypatch: pytest.MonkeyPatch) -
     assert f"- {SET} is resampled as a whole, not inside its strata: its file is not on this machine" in page
 
 
+def test_a_checkpoint_whose_portraits_lose_their_faces_is_refused_and_nobodys_best() -> None:
+    """Few faces are left at iteration 40, and those are as even as can be: by its number it would be the fairest."""
+    metric = metrics.load("parity_excess")
+    uneven, lost = [1.0] * 14 + [8.0] * 2, [np.nan] * 12 + [1.0, 5.0, 7.0, 9.0]
+    mixed = [1.0] * 8 + [5.0, 7.0, 9.0, 9.0] * 2
+    records = [
+        row(experiment=named(at), scorer=metric.scorer, trained_on=int(at > 0), value=tone, **where)
+        for at, tones in zip(AT, (uneven, mixed, lost), strict=False)
+        for prompt in range(12)
+        for image, tone in enumerate(tones if prompt else uneven)
+        for where in [{"prompt_set": SET, "prompt_id": f"p{prompt:03d}", "image": image}]
+    ]
+    rows, chosen = table(records), [("fairness", "judge", "parity_excess", SET)]
+    found = curve(rows, points(3), resamples=200, chosen=chosen)
+    (only,) = found.series
+    assert [only.is_refused(t) for t in range(3)] == [False, False, True]
+    assert only.best == 1
+    assert found.choice == Choice(1, ())
+    assert np.isnan(only.gain_T[2].value)
+    page = markdown(found, "x", "y")
+    assert re.search(r"\| 40 +\|.*\| refused +\|", page)
+    assert "Refused: 68.8 % of the images of iteration 40 on miniature-preference-unseen have no" in page
+    assert np.isnan(tidy(found)["gain"].iloc[2])
+    # the others are as they were without it
+    without = curve(rows[rows["experiment"] != named(40)], points(2), resamples=200, chosen=chosen)
+    assert without.series[0].gain_T == only.gain_T[:2]
+    swapped = rows.assign(
+        experiment=rows["experiment"].map({named(0): named(40), named(40): named(0)}).fillna(named(20))
+    )
+    with pytest.raises(ValueError, match=r"68.8 % of the base's images have no .*, so there is no parity"):
+        curve(swapped, points(3), resamples=200, chosen=chosen)
+
+
 # ---------------------------------------------------------------------------------------------------- several, and by chance
 
 
@@ -265,7 +298,9 @@ def series(gains: Sequence[float], errors: float = 1.0, critical: float = 2.5) -
     """A judge with independent checkpoints of one standard error."""
     gain_T = tuple(Interval(gain, gain, gain) for gain in gains)
     error_TT = np.full((len(gains), len(gains)), errors) * (1 - np.eye(len(gains)))
-    return Series("q", "judge", "win_rate_judge", SET, gain_T, gain_T, error_TT, critical, 0)
+    return Series(
+        "q", "judge", "win_rate_judge", SET, gain_T, gain_T, error_TT, critical, 0, (0.0,) * len(gain_T)
+    )
 
 
 def test_of_several_judges_the_smallest_largest_shortfall_is_kept() -> None:

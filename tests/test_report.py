@@ -563,7 +563,7 @@ def _few_weights() -> object:
 
 def test_a_page_speaks_of_what_is_compared_with(frame: pd.DataFrame, tmp_path: Path) -> None:
     two = frame[frame["experiment"].isin(["fairness", "joint"])]
-    old = (two["scorer"] == "objects") & (two["experiment"] == "fairness")
+    old = two["scorer"].isin(["objects", "clip_judge", "gold_utility"]) & (two["experiment"] == "fairness")
     rows.write(two.assign(version=two["version"].mask(old, "11111111")), tmp_path / "all.csv")
     options = ["report", str(tmp_path / "all.csv"), "--out", str(tmp_path / "page.html")]
     refused = CliRunner().invoke(main, [*options, "--force"])
@@ -580,6 +580,8 @@ def test_a_page_speaks_of_what_is_compared_with(frame: pd.DataFrame, tmp_path: P
     assert not re.search(r"[Dd]ifferences? (to|from) the base|dashed line is the base|Base on the left", page)
     assert "‡1 Forced, what cannot be compared: " in page
     assert len(re.findall("‡1", page)) > 2
+    assert re.search(r"<td>clip_judge‡\d</td>", page), "among the judges"
+    assert re.search(r"by gold_utility‡\d", page), "above the pictures that it chose"
     assert "--against fairness --force</code>" in page
 
 
