@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 import prompts
-from evals import rows
-from evals.files import MARK, PICTURES, sync_folder
+from evals import layout, rows
+from evals.files import MARK, sync_folder
 
 KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
@@ -142,9 +142,9 @@ def gather(
     checks: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
-    """The comparison of two folders of pictures, `<prompt set>/<prompt id>/<index>.png`; every picture in it is opened once.
+    """The comparison of two folders of pictures, in either layout of `evals.layout`; every picture in it is opened once.
 
-    Without the first where `prompt_sets` names the one that they are of. .jpg, .jpeg and .webp do as well.
+    Without folders of prompt sets where `prompt_sets` names the one that they are of.
 
     Args:
         a: folder of one checkpoint's pictures.
@@ -164,16 +164,20 @@ def gather(
     texts = {name: {p.id for p in prompts.load(name)} for name in limits}
     found: dict[tuple[str, str], list[int]] = {}
     for name in limits:
-        for prompt_id, image in _matching(_of_set(a, name), _of_set(b, name)):
+        for prompt_id, image in _matching(a, b, name):
             if prompt_id not in texts[name]:
                 raise ValueError(
-                    f"{_of_set(a, name) / prompt_id}: the prompt set {name} has no prompt {prompt_id}"
+                    f"{layout.of_set(a, name) / prompt_id}: the prompt set {name} has no prompt {prompt_id}"
                 )
             found.setdefault((name, prompt_id), []).append(image)
     pairs = tuple(
-        Pair(*key, image, *(picture_hash(open_picture(path_of(folder, *key, image))) for folder in (a, b)))
+        Pair(
+            *key,
+            image,
+            *(picture_hash(open_picture(layout.path_of(folder, *key, image))) for folder in (a, b)),
+        )
         for key in _drawn(found, limits, at_most, seed)
-        for image in _first(found[key], images, _of_set(a, key[0]) / key[1])
+        for image in _first(found[key], images, layout.of_set(a, key[0]) / key[1])
     )
     return Comparison(
         a=_name(a),
@@ -216,18 +220,6 @@ def _drawn(
             drawn.append(key)
             taken[key[0]] += 1
     return sorted(drawn)
-
-
-def path_of(folder: Path, prompt_set: str, prompt_id: str, image: int) -> Path:
-    """Where a picture lies, or would if there were one."""
-    paths = [_of_set(folder, prompt_set) / prompt_id / f"{image}{suffix}" for suffix in PICTURES]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
-def _of_set(folder: Path, prompt_set: str) -> Path:
-    """Where the pictures of a prompt set lie: in a folder of its name, or, where there is none, straight in theirs."""
-    inside = folder / prompt_set
-    return inside if inside.is_dir() else folder
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -290,23 +282,23 @@ def _common(a: Path, b: Path) -> tuple[str, ...]:
     return tuple(sorted(held[0] & held[1]))
 
 
-def _matching(a: Path, b: Path) -> list[tuple[str, int]]:
+def _matching(a: Path, b: Path, prompt_set: str) -> list[tuple[str, int]]:
     """Prompt id and index of every picture of a prompt set, the same in both folders."""
-    held_a, held_b = _held(a), _held(b)
-    for mine, theirs, here, there in ((held_a, held_b, a, b), (held_b, held_a, b, a)):
-        if missing := sorted(mine - theirs):
+    here, there = (layout.of_set(folder, prompt_set) for folder in (a, b))
+    held = {folder: _held(folder, prompt_set) for folder in (here, there)}
+    for one, other in ((here, there), (there, here)):
+        if missing := sorted(held[one] - held[other]):
             prompt_id, image = missing[0]
             raise ValueError(
-                f"{there} lacks {len(missing)} of the {len(mine)} pictures of {here}, the first {prompt_id}/{image}.png: "
+                f"{other} lacks {len(missing)} of the {len(held[one])} pictures of {one}, the first {prompt_id}/{image}.png: "
                 "draw both on the same prompts and images"
             )
-    return sorted(held_a)
+    return sorted(held[here])
 
 
-def _held(folder: Path) -> set[tuple[str, int]]:
-    files = [path for path in folder.glob("*/*") if path.suffix in PICTURES]
-    found = {(path.parent.name, path.stem) for path in files}
-    held = {(prompt_id, int(stem)) for prompt_id, stem in found if re.fullmatch(r"0|[1-9][0-9]{0,8}", stem)}
+def _held(folder: Path, prompt_set: str) -> set[tuple[str, int]]:
+    of_prompts = layout.by_prompt(folder, prompt_set)
+    held = {(prompt_id, image) for prompt_id, where in of_prompts.items() for image in layout.numbered(where)}
     if not held:
         raise ValueError(f"{folder} holds no pictures, <prompt id>/<index>.png: score that checkpoint first")
     return held

@@ -16,7 +16,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import prompts
-from evals import rows
-from evals.checkpoints import Checkpoint, first_line, say
+from evals import layout, rows
+from evals.checkpoints import Checkpoint, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import MARK, PICTURES, write_bytes, write_text
+from evals.files import MARK, write_bytes, write_text
 from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -392,8 +392,7 @@ class Given:
     ) -> None:
         """Find every picture that the suite asks for, and look at its header.
 
-        `<prompt set>/<prompt id>/<index>.png`, without the first where the suite has one prompt set, indices from 0; or, for any of these folders of prompts, GenEval's
-        layout, `00000/metadata.jsonl` and `00000/samples/0000.png`, where the prompt is known by its text. .jpg, .jpeg and .webp do as well.
+        In either layout of `evals.layout`, indices from 0; without folders of prompt sets where the suite has one.
 
         Args:
             folder: of the pictures.
@@ -544,7 +543,7 @@ def _folders(folder: Path, suite: Suite, others: Sequence[str] = ()) -> dict[Par
         ValueError: a prompt set has no folder, or a folder is no prompt set's.
     """
     sets = [part.prompt_set for part in suite.parts]
-    there = _subfolders(folder)
+    there = layout.subfolders(folder)
     if len(sets) == 1 and sets[0] not in there:
         return {suite.parts[0]: folder}
     if lacking := [name for name in sets if name not in there]:
@@ -558,20 +557,14 @@ def _folders(folder: Path, suite: Suite, others: Sequence[str] = ()) -> dict[Par
     return {part: there[part.prompt_set] for part in suite.parts}
 
 
-def _subfolders(folder: Path) -> dict[str, Path]:
-    return {f.name: f for f in sorted(folder.iterdir()) if f.is_dir() and not f.name.startswith(".")}
-
-
 def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
     """The picture files of a part by prompt id and index.
 
     Raises:
         ValueError: see `Given`.
     """
-    asked, there = prompts.load(part.prompt_set), _subfolders(folder)
-    if any((one / GENEVAL).is_file() for one in there.values()):
-        there = _by_text(there, asked, part.prompt_set)
-    ids = [prompt.id for prompt in asked]
+    there = layout.by_prompt(folder, part.prompt_set)
+    ids = [prompt.id for prompt in prompts.load(part.prompt_set)]
     if unknown := sorted(there.keys() - {*ids}):
         raise ValueError(
             f"{there[unknown[0]]} is of no prompt of {part.prompt_set}: its prompts have ids such as {ids[0]}"
@@ -583,7 +576,7 @@ def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
     wanted, more = part.images_per_prompt, 0
     found: dict[tuple[str, int], Path] = {}
     for one in ids:
-        files = _numbered(there[one])
+        files = layout.numbered(there[one])
         if lacking := [i for i in range(wanted) if i not in files]:
             raise ValueError(
                 f"{there[one]} has no picture {lacking[0]}: {part.prompt_set} is to have {wanted} of each prompt, numbered from 0"
@@ -594,49 +587,6 @@ def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
         say(
             f"note: {more} of the {len(ids)} prompts of {part.prompt_set} have more than {wanted} pictures: the first {wanted} are scored"
         )
-    return found
-
-
-GENEVAL = "metadata.jsonl"
-
-
-def _by_text(there: Mapping[str, Path], asked: Sequence[Prompt], prompt_set: str) -> dict[str, Path]:
-    """Folders in GenEval's layout by prompt id. A text that several prompts have is theirs in the order of the set and of the folders.
-
-    Raises:
-        ValueError: a folder does not say its prompt, or it is none of the set's.
-    """
-    ids: dict[str, list[str]] = {}
-    for prompt in asked:
-        ids.setdefault(prompt.text.strip(), []).append(prompt.id)
-    found = {}
-    for folder in there.values():
-        path = folder / GENEVAL
-        try:
-            text = str(json.loads(path.read_text(encoding="utf-8"))["prompt"]).strip()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not say a prompt: {first_line(error)}") from error
-        if not ids.get(text):
-            raise ValueError(f"{path} is of the prompt {text!r}, which {prompt_set} has not, or not as often")
-        found[ids[text].pop(0)] = folder / "samples"
-    return found
-
-
-def _numbered(folder: Path) -> dict[int, Path]:
-    """The pictures of a prompt by their number.
-
-    Raises:
-        ValueError: a picture has no number, or that of another.
-    """
-    found: dict[int, Path] = {}
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in (f for f in files if f.suffix.lower() in PICTURES and not f.name.startswith(".")):
-        if not path.stem.isdecimal():
-            raise ValueError(f"{path} has no number for a name: a prompt's pictures are 0.png, 1.png, ...")
-        number = int(path.stem)
-        if number in found:
-            raise ValueError(f"{found[number]} and {path.name} are both picture {number}: keep one")
-        found[number] = path
     return found
 
 

@@ -28,7 +28,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import prompts
-from evals import asides, ballots, compare, fairness, metrics, panel, report_data, stats, svg, tables
+from evals import asides, compare, fairness, layout, metrics, panel, report_data, stats, svg, tables
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
@@ -85,7 +85,12 @@ class Pictures:
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
         """A picture as a data URI."""
         folder = self.given.get(run, self.folder / run)
-        path = ballots.path_of(folder, prompt_set, prompt_id, index)
+        try:
+            path = layout.path_of(folder, prompt_set, prompt_id, index)
+        except (
+            ValueError
+        ):  # no such layout any more: the page is of the scores, and says how many pictures it has not
+            path = folder
         inside = path.resolve().is_relative_to(self.given.get(run, self.folder).resolve())
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1

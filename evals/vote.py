@@ -27,7 +27,7 @@ from typing import Any, cast
 import jinja2
 
 import prompts
-from evals import ballots
+from evals import ballots, layout
 from evals.ballots import CHOICES, NOISE, Choice, Comparison, Log
 
 LOOPBACK = "127.0.0.1"
@@ -104,7 +104,7 @@ class Booth:
         pair = comparison.pairs[shown[position].pair]
         what = shown[position].left if side == "left" else shown[position].right
         whose = what.removesuffix(NOISE)
-        path = ballots.path_of(self.folders[whose], pair.prompt_set, pair.prompt_id, pair.image)
+        path = layout.path_of(self.folders[whose], pair.prompt_set, pair.prompt_id, pair.image)
         rgb = ballots.open_picture(path)
         if ballots.picture_hash(rgb) != (pair.a if whose == "A" else pair.b):
             raise ValueError(f"{path} is another picture than when the voting began: start the server again")

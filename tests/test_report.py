@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import prompts
 from evals import asides, compare, report, report_data, rows, svg
 from evals.__main__ import main
 from evals.compare import Comparison
@@ -223,6 +224,13 @@ def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) ->
     picture(tmp_path / "outside" / "0.png")
     shown = report.Pictures(tmp_path / "images", given=asides.folders([tmp_path / "b.csv", "x.csv.xz"]))
     assert shown.get("b-external-0", SCENES, "p0", 0, "x").data is not None
+    first = prompts.load(SCENES)[0]
+    picture(tmp_path / "theirs" / SCENES / "00000" / "samples" / "0000.png")
+    said = tmp_path / "theirs" / SCENES / "00000" / "metadata.jsonl"
+    said.write_text(json.dumps({"prompt": first.text}))
+    assert shown.get("b-external-0", SCENES, first.id, 0, "x").data is not None
+    said.write_text("[")
+    assert shown.get("b-external-0", SCENES, first.id, 0, "x").data is None
     assert shown.get("b-external-0", SCENES, "../outside", 0, "x").data is None
     assert shown.get("c-external-0", SCENES, "p0", 0, "x").data is None
 

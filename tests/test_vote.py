@@ -27,7 +27,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import ballots, compare, metrics, pictures, rows, stats, tally, vote
+from evals import ballots, compare, layout, metrics, pictures, rows, stats, tally, vote
 from evals.__main__ import main
 from evals.ballots import NOISE, Choice, Comparison, Log, Pair, Shown, Votes, schedule
 from tests import browser
@@ -147,7 +147,7 @@ def test_what_is_compared(folders: tuple[Path, Path]) -> None:
     assert [p.prompt_id for p in found.pairs] == sorted(p.id for p in list(prompts.load(SET))[:6])
     assert found.prompts == {SET: prompts.digest(prompts.load(SET))}
     first = found.pairs[0]
-    path = ballots.path_of(folders[0], SET, first.prompt_id, 0)
+    path = layout.path_of(folders[0], SET, first.prompt_id, 0)
     assert first.a == pictures.read(path).digest
 
 
@@ -179,10 +179,27 @@ def test_flat_folders_and_other_formats_are_taken_where_it_is_said_of_what(tmp_p
     found = ballots.gather(nested, flat, (SET,))
     assert (len(found.pairs), found.b) == (6, "flat")
     first = found.pairs[0]
-    path = ballots.path_of(flat, SET, first.prompt_id, 0)
+    path = layout.path_of(flat, SET, first.prompt_id, 0)
     assert (path.suffix, first.b) == (".webp", pictures.read(path).digest)
     with pytest.raises(ValueError, match=r"no prompt set in common: .* say of which: --prompt-set NAME"):
         ballots.gather(nested, flat)
+
+
+@pytest.mark.parametrize("below", ["", SET])
+def test_genevals_layout_is_voted_on(folders: tuple[Path, Path], tmp_path: Path, below: str) -> None:
+    """The same pairs as in folders of prompt ids, and the same pictures served."""
+    plain, theirs = ballots.gather(*folders), tmp_path / "theirs"
+    for number, pair in enumerate(plain.pairs):
+        samples = theirs / below / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        text = next(p.text for p in prompts.load(SET) if p.id == pair.prompt_id)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps({"prompt": text}))
+        layout.path_of(folders[1], SET, pair.prompt_id, 0).rename(samples / "0000.png")
+    found = ballots.gather(folders[0], theirs, (SET,))
+    assert found.pairs == plain.pairs
+    for pair in found.pairs:
+        path = layout.path_of(theirs, SET, pair.prompt_id, 0)
+        assert path.name == "0000.png" and pictures.read(path).digest == pair.b
 
 
 def test_votes_are_of_the_suite_that_drew_both_sides_or_on_given_pictures() -> None:
@@ -782,7 +799,7 @@ def test_the_pictures_are_those_of_the_schedule(server: vote.Server, ask: Client
         pair = comparison.pairs[shown.pair]
         for side, what in (("left", shown.left), ("right", shown.right)):
             content = ask(f"picture/{key}/{position}/{side}")[1]
-            path = ballots.path_of(booth.folders[what[0]], SET, pair.prompt_id, 0)
+            path = layout.path_of(booth.folders[what[0]], SET, pair.prompt_id, 0)
             same = np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(Image.open(path)))
             assert same == (not what.endswith(NOISE))
             noisy += not same
