@@ -597,7 +597,7 @@ def vote(
 ) -> None:
     """Let people vote, on a page on this machine, which of two checkpoints draws better.
 
-    A and B are folders of pictures under results/images. Blind, side by side, from the same prompt and noise; each rater sees
+    A and B are folders of pictures: results/images/RUN, or anybody's as `score --pictures` takes them. Blind, side by side, from the same prompt and noise; each rater sees
     each pair once. Given again, the command goes on where it was; Ctrl-C ends it and writes what there is.
     """
     import signal

@@ -161,10 +161,10 @@ def gather(
     """
     _refuse_folders(a, b)
     limits = _limits(prompt_sets) or dict.fromkeys(_common(a, b))
-    texts = {name: {p.id for p in prompts.load(name)} for name in limits}
+    texts, index = {name: {p.id for p in prompts.load(name)} for name in limits}, layout.Index()
     found: dict[tuple[str, str], list[int]] = {}
     for name in limits:
-        for prompt_id, image in _matching(a, b, name):
+        for prompt_id, image in _matching(a, b, name, index):
             if prompt_id not in texts[name]:
                 raise ValueError(
                     f"{layout.of_set(a, name) / prompt_id}: the prompt set {name} has no prompt {prompt_id}"
@@ -174,10 +174,10 @@ def gather(
         Pair(
             *key,
             image,
-            *(picture_hash(open_picture(layout.path_of(folder, *key, image))) for folder in (a, b)),
+            *(picture_hash(open_picture(index.path_of(folder, *key, image))) for folder in (a, b)),
         )
         for key in _drawn(found, limits, at_most, seed)
-        for image in _first(found[key], images, layout.of_set(a, key[0]) / key[1])
+        for image in _first(found[key], images, f"{a} holds {len(found[key])} of {key[1]}")
     )
     return Comparison(
         a=_name(a),
@@ -273,40 +273,37 @@ def _refuse_folders(a: Path, b: Path) -> None:
 
 def _common(a: Path, b: Path) -> tuple[str, ...]:
     """The prompt sets that both folders hold."""
-    held = [{path.name for path in folder.iterdir() if path.is_dir()} for folder in (a, b)]
-    if not held[0] & held[1]:
+    held = set(prompts.names()).intersection(*(layout.subfolders(folder) for folder in (a, b)))
+    if not held:
         raise ValueError(
-            f"{a} and {b} have pictures of no prompt set in common: score both on one suite, or, where they hold <prompt id>/<index>.png, "
+            f"{a} and {b} have pictures of no prompt set in common: score both on one suite, or, where they hold <prompt id>/<index>.png or are as GenEval has them, "
             "say of which: --prompt-set NAME"
         )
-    return tuple(sorted(held[0] & held[1]))
+    return tuple(sorted(held))
 
 
-def _matching(a: Path, b: Path, prompt_set: str) -> list[tuple[str, int]]:
+def _matching(a: Path, b: Path, prompt_set: str, index: layout.Index) -> list[tuple[str, int]]:
     """Prompt id and index of every picture of a prompt set, the same in both folders."""
-    here, there = (layout.of_set(folder, prompt_set) for folder in (a, b))
-    held = {folder: _held(folder, prompt_set) for folder in (here, there)}
-    for one, other in ((here, there), (there, here)):
+    held = {folder: index.of(folder, prompt_set).keys() for folder in (a, b)}
+    for folder in (a, b):
+        if not held[folder]:
+            where = layout.of_set(folder, prompt_set)
+            raise ValueError(
+                f"{where} holds no pictures, <prompt id>/<index>.png: score that checkpoint first"
+            )
+    for one, other in ((a, b), (b, a)):
         if missing := sorted(held[one] - held[other]):
             prompt_id, image = missing[0]
             raise ValueError(
-                f"{other} lacks {len(missing)} of the {len(held[one])} pictures of {one}, the first {prompt_id}/{image}.png: "
-                "draw both on the same prompts and images"
+                f"{layout.of_set(other, prompt_set)} lacks {len(missing)} of the {len(held[one])} pictures of {layout.of_set(one, prompt_set)}, "
+                f"the first picture {image} of {prompt_id}: draw both on the same prompts and images"
             )
-    return sorted(held[here])
+    return sorted(held[a])
 
 
-def _held(folder: Path, prompt_set: str) -> set[tuple[str, int]]:
-    of_prompts = layout.by_prompt(folder, prompt_set)
-    held = {(prompt_id, image) for prompt_id, where in of_prompts.items() for image in layout.numbered(where)}
-    if not held:
-        raise ValueError(f"{folder} holds no pictures, <prompt id>/<index>.png: score that checkpoint first")
-    return held
-
-
-def _first(indices: Sequence[int], images: int, where: Path) -> Sequence[int]:
+def _first(indices: Sequence[int], images: int, held: str) -> Sequence[int]:
     if len(indices) < images:
-        raise ValueError(f"--images {images}, but {where} holds {len(indices)}")
+        raise ValueError(f"--images {images}, but {held}")
     return indices[:images]
 
 

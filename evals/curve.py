@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -97,7 +97,9 @@ class Series:
     left_out: int
     """Prompts that some checkpoint has nothing applicable of: in no number."""
     missing_T: tuple[float, ...]
-    """Share of the images that the scorer does not apply to."""
+    """Share of the images that the scorer does not apply to, of the training seed that has most of them."""
+    unfit: frozenset[int] = frozenset()
+    """Checkpoints that this or another series of the run refuses: none of them is the best of anything, or where two part."""
 
     def is_refused(self, t: int) -> bool:
         """Whether so few images have a value that the checkpoint has no number: a run whose portraits lose their faces is not a fair one."""
@@ -105,8 +107,10 @@ class Series:
 
     @property
     def best(self) -> int:
-        """The checkpoint with the largest gain, of equal ones the earliest; one that is refused is none."""
-        return int(np.nanargmax([gain.value for gain in self.gain_T]))
+        """The checkpoint with the largest gain, of equal ones the earliest; of those that can be kept."""
+        return max(
+            (t for t in range(len(self.gain_T)) if t not in self.unfit), key=lambda t: self.gain_T[t].value
+        )
 
     def difference(self, one: int, other: int) -> Interval:
         """Gain of one checkpoint less that of another, with its simultaneous interval."""
@@ -145,6 +149,8 @@ class Curve:
     partings: tuple[Parting, ...]
     choice: Choice | None
     """None where no judge is held out."""
+    unfit: tuple[int, ...] = ()
+    """Checkpoints that some series refuses."""
     strata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of every prompt set that is looked at and resampled inside them."""
     remarks: tuple[str, ...] = ()
@@ -178,15 +184,22 @@ def curve(
         chosen: what is looked at; `chosen_metrics` unless given.
 
     Raises:
-        ValueError: where no reward of the run is scored, or rows are missing on a side.
+        ValueError: where no reward of the run is scored, rows are missing on a side, or the base's images have no value in all that is looked at.
     """
     order = [point.experiment for point in points]
     strata = strata_of(rows)
     resampler = Resampler(resamples, 0, strata.of)
-    found = [
-        _series(question, role, name, prompt_set, rows, order, resampler)
-        for question, role, name, prompt_set in chosen or chosen_metrics(rows)
-    ]
+    found, remarks = [], list[str]()
+    for question, role, name, prompt_set in chosen or chosen_metrics(rows):
+        one = _series(question, role, name, prompt_set, rows, order, resampler)
+        if one.is_refused(0):
+            remarks.append(f"{_title(one)} on {prompt_set} is left out: {_lost(one, 0, 'the base')}.")
+        else:
+            found.append(one)
+    if not found:
+        raise ValueError(remarks[0].rstrip("."))
+    unfit = frozenset(t for one in found for t in range(len(points)) if one.is_refused(t))
+    found = [replace(one, unfit=unfit) for one in found]
     partings = [
         parting(proxy, against)
         for proxy in found
@@ -200,8 +213,9 @@ def curve(
         series=tuple(found),
         partings=tuple(partings),
         choice=choose(judges) if judges else None,
+        unfit=tuple(sorted(unfit)),
         strata={name: of for name, of in strata.names().items() if name in looked_at},
-        remarks=strata.remarks,  # the divergence is of all sets
+        remarks=(*remarks, *strata.remarks),  # the divergence is of all sets
     )
 
 
@@ -246,12 +260,9 @@ def _series(
     metric = metrics.load(name)
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
     ids, values_TRPS = per_prompt(metric, mine, order)
-    missing_T = tuple(float(mine.loc[mine["experiment"] == one, "value"].isna().mean()) for one in order)
+    missing = mine["value"].isna().groupby([mine["experiment"], mine["seed"]]).mean().groupby(level=0).max()
+    missing_T = tuple(float(missing[one]) for one in order)
     refused_T = np.array(missing_T) > most_missing(name)
-    if refused_T[0]:
-        raise ValueError(
-            f"{prompt_set}: {100 * missing_T[0]:.1f} % of the base's images have no {metric.scorer}, so there is no {metric.title} to follow"
-        )
     # stands there as the base, so that no other loses a prompt by it; its numbers are taken out below
     values_TRPS = np.where(refused_T[:, None, None, None], values_TRPS[:1], values_TRPS)
     lost_P = np.asarray(np.isnan(values_TRPS).any(axis=(0, 1, 3)))
@@ -369,25 +380,26 @@ def simultaneous(draws_TN: Array, level: float = stats.LEVEL) -> tuple[Array, fl
 def parting(proxy: Series, against: Series) -> Parting:
     """Hold a proxy against a judge: see the head of this file."""
     best = against.best
-    later = range(best + 1, len(against.gain_T))
+    later = [t for t in range(best + 1, len(against.gain_T)) if t not in against.unfit]
     fallen = tuple(t for t in later if against.difference(t, best).high < 0)
     return Parting(proxy, against, fallen, tuple(t for t in fallen if proxy.difference(t, best).low > 0))
 
 
 def choose(judges: Sequence[Series]) -> Choice:
-    """The checkpoint that judges put first, and those not distinguished from it."""
+    """The checkpoint that judges put first, and those not distinguished from it; none that is unfit."""
     shortfall_T = np.max([_shortfall(judge) for judge in judges], axis=0)
-    kept = int(np.argmin(shortfall_T))
-    alike = [t for t in range(len(shortfall_T)) if all(j.difference(t, j.best).high >= 0 for j in judges)]
+    fit = [t for t in range(len(shortfall_T)) if t not in judges[0].unfit]
+    kept = min(fit, key=lambda t: float(shortfall_T[t]))
+    alike = [t for t in fit if all(j.difference(t, j.best).high >= 0 for j in judges)]
     return Choice(kept, tuple(t for t in alike if t != kept))
 
 
 def _shortfall(judge: Series) -> Array:
-    """How far each checkpoint is from the judge's best, in standard errors; one that is refused without end."""
+    """How far each checkpoint is from the judge's best, in standard errors."""
     gap_T = np.array([-judge.difference(t, judge.best).value for t in range(len(judge.gain_T))])
     with np.errstate(divide="ignore", invalid="ignore"):
         in_errors_T = gap_T / judge.error_TT[judge.best]
-    return np.where(np.isnan(gap_T), np.inf, np.where(gap_T > 0, in_errors_T, 0.0))
+    return np.where(gap_T > 0, in_errors_T, 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- printing
@@ -425,7 +437,9 @@ def _kept(found: Curve) -> str:
         if alike
         else "All others are distinguished from it."
     )
-    return f"**Keep iteration {found.points[choice.kept].iteration}**{which}. {others}"
+    unfit = ", ".join(str(found.points[t].iteration) for t in found.unfit)
+    refused = f" Not to be kept, as a metric is refused there: {unfit}." if unfit else ""
+    return f"**Keep iteration {found.points[choice.kept].iteration}**{which}. {others}{refused}"
 
 
 def _parted(found: Curve, p: Parting) -> str:
@@ -462,6 +476,14 @@ def _by_gold(found: Curve, gold: Series) -> str:
         else "; the one to keep has "
     )
     return f"Held to {_title(gold)} on {gold.prompt_set}, which had no say: its best is iteration {at[gold.best]}{link}{held}."
+
+
+def _lost(series: Series, t: int, what: str) -> str:
+    """Why a checkpoint has no number in a series."""
+    return (
+        f"{100 * series.missing_T[t]:.1f} % of the images of {what} have no {metrics.load(series.metric).scorer}, "
+        f"and the limit is {100 * most_missing(series.metric):.0f} %"
+    )
 
 
 def _title(series: Series) -> str:
@@ -526,8 +548,7 @@ def notes(found: Curve) -> list[str]:
             f"Prompts left out, since some checkpoint has nothing applicable there: {'; '.join(lost)}."
         )
     told += [
-        f"Refused: {100 * s.missing_T[t]:.1f} % of the images of iteration {point.iteration} on {s.prompt_set} have no {metrics.load(s.metric).scorer}, "
-        f"and the limit is {100 * most_missing(s.metric):.0f} %; it is nobody's best."
+        f"Refused on {s.prompt_set}: {_lost(s, t, f'iteration {point.iteration}')}; it is nobody's best, and nothing is seen to part there."
         for s in found.series
         for t, point in enumerate(found.points)
         if s.is_refused(t)
@@ -540,7 +561,7 @@ def tidy(found: Curve) -> pd.DataFrame:
 
     iteration, experiment, images, denoiser_evaluations: the checkpoint and what training had taken. kl, kl_low, kl_high: nats. question, role (proxy,
     judge, gold), metric, prompt_set: the series. value (as the metric has it), gain (over the base, more is better), each with _low and _high:
-    intervals of each checkpoint by itself. from_best: gain less that of the series' best, with the simultaneous interval. kept: 1 for the checkpoint
+    intervals of each checkpoint by itself, empty where it is refused. missing: share of its images that have no value. from_best: gain less that of the series' best, with the simultaneous interval. kept: 1 for the checkpoint
     to keep, alike: 1 for one not distinguished from it. apart: 1 where a proxy and this judge, or gold, have parted.
     """
     records: list[dict[str, Any]] = []
@@ -559,6 +580,7 @@ def tidy(found: Curve) -> pd.DataFrame:
                 "prompt_set": s.prompt_set,
                 **_columns("value", s.value_T[t]),
                 **_columns("gain", s.gain_T[t]),
+                "missing": s.missing_T[t],
                 **_columns("from_best", s.difference(t, s.best)),
                 "kept": int(found.choice is not None and t == found.choice.kept),
                 "alike": int(found.choice is not None and t in found.choice.alike),

@@ -80,15 +80,33 @@ def numbered(folder: Path) -> dict[int, Path]:
     return found
 
 
-def path_of(folder: Path, prompt_set: str, prompt_id: str, image: int) -> Path:
-    """Where a picture lies, or would if there were one.
+class Index:
+    """The pictures of some folders; a folder is looked through once."""
 
-    Raises:
-        ValueError: see `by_prompt` and `numbered`.
-    """
-    where = of_set(folder, prompt_set)
-    usual = where / prompt_id / f"{image}.png"
-    if usual.is_file() or not where.is_dir():
-        return usual
-    of_prompt = by_prompt(where, prompt_set).get(prompt_id)
-    return usual if of_prompt is None else numbered(of_prompt).get(image, usual)
+    def __init__(self) -> None:
+        self.found: dict[tuple[Path, str], dict[tuple[str, int], Path]] = {}
+
+    def of(self, folder: Path, prompt_set: str) -> dict[tuple[str, int], Path]:
+        """By prompt and number; none where there is no folder.
+
+        Raises:
+            ValueError: see `by_prompt` and `numbered`.
+        """
+        key, where = (folder, prompt_set), of_set(folder, prompt_set)
+        if key not in self.found:
+            of_prompts = by_prompt(where, prompt_set) if where.is_dir() else {}
+            self.found[key] = {
+                (prompt_id, number): path
+                for prompt_id, inside in of_prompts.items()
+                for number, path in numbered(inside).items()
+            }
+        return self.found[key]
+
+    def path_of(self, folder: Path, prompt_set: str, prompt_id: str, image: int) -> Path:
+        """Where a picture lies, or would if there were one.
+
+        Raises:
+            ValueError: see `of`.
+        """
+        usual = of_set(folder, prompt_set) / prompt_id / f"{image}.png"
+        return self.of(folder, prompt_set).get((prompt_id, image), usual)

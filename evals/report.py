@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -81,15 +82,15 @@ class Pictures:
     missing: dict[str, int] = field(default_factory=dict)
     given: Mapping[str, Path] = field(default_factory=dict)
     """Folders of pictures that were given, by run."""
+    index: layout.Index = field(default_factory=layout.Index)
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
         """A picture as a data URI."""
         folder = self.given.get(run, self.folder / run)
         try:
-            path = layout.path_of(folder, prompt_set, prompt_id, index)
-        except (
-            ValueError
-        ):  # no such layout any more: the page is of the scores, and says how many pictures it has not
+            path = self.index.path_of(folder, prompt_set, prompt_id, index)
+        except ValueError:
+            # in no layout any more: the page is of the scores, and says how many pictures it has not
             path = folder
         inside = path.resolve().is_relative_to(self.given.get(run, self.folder).resolve())
         if not inside or not path.is_file():
@@ -542,25 +543,11 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
     ids = {(e.experiment, e.metric, e.prompt_set): cell_id(e) for e in comparison.of(model=model)}
     trained = {(e.experiment, e.metric) for e in comparison.of(model=model, trained_on=True)}
     metric_of = {metrics.load(name).scorer: name for name in panel.judges()}
-
-    def told(scorer: str, prompt_set: str, experiments: Sequence[str], trained_on: bool) -> str:
-        """A judge with its marks, † and ‡."""
-        marks = tables.footmarks(comparison, model, prompt_set, experiments, scorer)
-        return scorer + ("†" if trained_on else "") + marks
-
-    def verdicts(flip: panel.Flip, of: Sequence[panel.Verdict], swapped: bool) -> str:
-        """Judges with the rate at which they prefer the checkpoint that they are for."""
-        ends = ((v, (1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate) for v in of)
-        return "; ".join(
-            f"{told(metrics.load(v.metric).scorer, flip.prompt_set, (flip.first, flip.second), v.trained_on)} "
-            f"{tables.interval(metrics.load(v.metric), stats.Interval(*rate))}"
-            for v, rate in ends
-        )
-
+    marked = partial(tables.judge, comparison, model)
     outcomes = [
         {
             "id": ids[o.experiment, o.metric, o.prompt_set],
-            "judge": told(metrics.load(o.metric).scorer, o.prompt_set, [o.experiment], o.trained_on),
+            "judge": marked(o.prompt_set, [o.experiment], metrics.load(o.metric).scorer, o.trained_on),
             "metric": o.metric,
             "prompt_set": o.prompt_set,
             "experiment": o.experiment,
@@ -581,7 +568,7 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "metrics": [metric_of[judge] for judge in a.judges],
             "judges": [
                 (
-                    told(judge, a.prompt_set, [a.experiment], (a.experiment, metric_of[judge]) in trained),
+                    marked(a.prompt_set, [a.experiment], judge, (a.experiment, metric_of[judge]) in trained),
                     ids.get((a.experiment, metric_of[judge], a.prompt_set), ""),
                 )
                 for judge in a.judges
@@ -599,8 +586,8 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
         {
             "prompt_set": f.prompt_set,
             "runs": [f.first, f.second],
-            "for_first": verdicts(f, f.for_first, swapped=False),
-            "for_second": verdicts(f, f.for_second, swapped=True),
+            "for_first": tables.verdicts(comparison, f, swapped=False),
+            "for_second": tables.verdicts(comparison, f, swapped=True),
         }
         for f in comparison.panel.flips
         if f.model == model
@@ -772,10 +759,13 @@ def _extremes(
         groups.append(
             {
                 "prompt_set": prompt_set,
-                "scorer": scorer
-                + ("†" if scorer in trained else "")
-                + tables.footmarks(
-                    comparison, str(part["model"].iloc[0]), str(prompt_set), [experiment], scorer
+                "scorer": tables.judge(
+                    comparison,
+                    str(part["model"].iloc[0]),
+                    str(prompt_set),
+                    [experiment],
+                    scorer,
+                    scorer in trained,
                 ),
                 "counts": f"{len(won):,} of {len(both):,} pictures won, "
                 + ", ".join(f"{n:,} {name}" for name, n in counts.items())
@@ -910,9 +900,8 @@ def _over(path: Path, experiment: str, table: pd.DataFrame) -> dict[str, Any]:
     for role, name, prompt_set in sorted(
         keys, key=lambda key: (ROLES.index(key[0]) if key[0] in ROLES else 3, key)
     ):
-        part = table[
-            (table["role"] == role) & (table["metric"] == name) & (table["prompt_set"] == prompt_set)
-        ]
+        of = (table["role"] == role) & (table["metric"] == name) & (table["prompt_set"] == prompt_set)
+        part = table[of & table["gain"].notna()]  # one that is refused has none
         metric = metrics.load(name)
         scale = 100.0 if metric.unit == "share" else 1.0
         gain, low, high = (

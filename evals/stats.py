@@ -56,7 +56,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 POWER = 0.8
 FEW = 5
-"""Fewer prompts than these that decide have too few different resamples for their shape to be one: two of two prompts, twenty of four."""
+"""Fewer prompts than these have too few different resamples for their shape to be one: two of two prompts, twenty of four."""
 ENUMERATED = 20
 """Up to so many prompts with a difference all 2^n patterns of signs are gone through."""
 
@@ -79,8 +79,8 @@ class Precision(NamedTuple):
     prompt_degrees: float
     of_bootstrap: float = 1.0
     """The variance over that of the pigeonhole bootstrap, which counts what seeds and prompts do together twice."""
-    deciding: float = math.inf
-    """How many prompts have any part in the variance."""
+    prompts: float = math.inf
+    """How many prompts have anything that the value is made of; 0 where no prompt differs from another."""
 
     def deviations(self, probability: npt.ArrayLike) -> Array:
         """How many standard errors a tail of that probability is away: the mean of Student's quantiles, weighted by variance.
@@ -335,7 +335,8 @@ def precision(influence_RP: Array, strata: Labels | None = None) -> Precision:
         seed_degrees=max(runs - 1, 1),
         prompt_degrees=_degrees(of_prompts_P, most=prompts - (1 if strata is None else len(set(strata)))),
         of_bootstrap=variance / pigeonhole if variance > 0 and pigeonhole > 0 else 1.0,
-        deciding=float(np.count_nonzero(of_prompts_P)),
+        # what a prompt without anything adds is rounding
+        prompts=float(np.count_nonzero(np.abs(of_prompts_P) > 1e-9 * np.abs(of_prompts_P).max())),
     )
 
 
@@ -371,16 +372,17 @@ def with_tails(value: float, draws_N: Array, known: Precision) -> Array:
     """The resamples with Student's tails: their distances from the value stretched by `Precision.deviations` against the normal's.
 
     A resampled mean of few seeds, or of many prompts of which few decide, is too sure of itself: its spread is an estimate. The map
-    is monotone and odd, so nothing changes its side of the value, and intervals and p agree at every level. Where fewer than `FEW` prompts decide, the
-    resamples' own shape is left out: what is stretched is the normal's, so that interval and p are those of Student's t.
+    is monotone and odd, so nothing changes its side of the value, and intervals and p agree at every level. Where there are fewer than `FEW` prompts, the
+    resamples' own shape is left out: what comes back are then as many values of the normal's, stretched, in rising order, so that interval and p are those of
+    Student's t.
     """
     finite_N = np.where(np.isfinite(draws_N), draws_N, np.nan)
     spread = float(np.nanstd(finite_N)) if np.isfinite(draws_N).any() else 0.0
     if not spread > 0 or math.isnan(known.standard_error):
         return draws_N
-    if known.deciding < FEW:
-        lower_M = -special.ndtri((np.arange(len(draws_N) // 2) + 0.5) / len(draws_N))
-        finite_N = value + spread * np.concatenate([-lower_M, lower_M])
+    if 0 < known.prompts < FEW:
+        upper_M = -special.ndtri((np.arange(len(draws_N) // 2) + 0.5) / len(draws_N))
+        finite_N = value + spread * np.concatenate([-upper_M, [0.0] * (len(draws_N) % 2), upper_M[::-1]])
     # beyond 8 deviations a probability says nothing any more, and must not become 0
     z_N = np.minimum(np.abs(finite_N - value) / spread, 8.0)
     stretched_N = known.deviations(special.ndtr(-z_N)) * spread * math.sqrt(known.of_bootstrap)

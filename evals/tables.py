@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate, Outcome, compare, most_missing
+from evals.compare import Comparison, Estimate, compare, most_missing
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
@@ -243,8 +243,10 @@ def _wins(comparison: Comparison, model: str) -> str:
         found, key=lambda o: (o.prompt_set, order.index(o.experiment), o.trained_on, *metric_order(o.metric))
     ):
         shares = [o.win, o.tie, o.loss, o.half_tie, o.ties_dropped]
+        scorer = metrics.load(o.metric).scorer
         lines.append(
-            [_judge(comparison, o), o.prompt_set, o.experiment]
+            [judge(comparison, model, o.prompt_set, [o.experiment], scorer, o.trained_on)]
+            + [o.prompt_set, o.experiment]
             + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
             + [f"{o.prompts_won} : {o.prompts_lost}", f"{o.sign_p:.2g}"]
         )
@@ -254,10 +256,18 @@ def _wins(comparison: Comparison, model: str) -> str:
     )
 
 
-def _judge(comparison: Comparison, o: Outcome) -> str:
-    scorer = metrics.load(o.metric).scorer
-    mark = footmarks(comparison, o.model, o.prompt_set, (o.experiment,), scorer)
-    return f"{scorer}{'†' if o.trained_on else ''}{mark}"
+def judge(
+    comparison: Comparison,
+    model: str,
+    prompt_set: str,
+    experiments: Sequence[str],
+    scorer: str,
+    trained_on: bool,
+) -> str:
+    """A judge of some runs with its marks: † where one was trained on it, ‡ where the comparison was forced."""
+    return (
+        scorer + ("†" if trained_on else "") + footmarks(comparison, model, prompt_set, experiments, scorer)
+    )
 
 
 def _agreement(comparison: Comparison, model: str) -> str:
@@ -268,8 +278,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
     lines = [["prompt set", "run", "judges", "Kendall's τ-b [95 %]", "pictures", "prompts"]]
     for a in found:
         names = " and ".join(
-            f"{scorer}{'†' if (a.experiment, scorer) in trained else ''}"
-            f"{footmarks(comparison, model, a.prompt_set, (a.experiment,), scorer)}"
+            judge(comparison, model, a.prompt_set, (a.experiment,), scorer, (a.experiment, scorer) in trained)
             for scorer in a.judges
         )
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
@@ -307,20 +316,20 @@ def _flips(comparison: Comparison, model: str) -> str:
                 f.prompt_set,
                 f.first,
                 f.second,
-                *(_verdicts(comparison, f, swapped) for swapped in (False, True)),
+                *(verdicts(comparison, f, swapped) for swapped in (False, True)),
             ]
         )
     return f"{told}\n\n{markdown_table(lines, padded=True)}\n"
 
 
-def _verdicts(comparison: Comparison, f: panel.Flip, swapped: bool) -> str:
+def verdicts(comparison: Comparison, f: panel.Flip, swapped: bool) -> str:
     """What the judges say that are for the first of two checkpoints, or, swapped, for the second."""
     told = []
     for v in f.for_second if swapped else f.for_first:
         metric = metrics.load(v.metric)
         rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
-        mark = footmarks(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer)
-        told.append(f"{metric.scorer}{'†' if v.trained_on else ''}{mark} {interval(metric, rate)}")
+        name = judge(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer, v.trained_on)
+        told.append(f"{name} {interval(metric, rate)}")
     return "; ".join(told)
 
 
@@ -388,7 +397,7 @@ def method_notes(comparison: Comparison) -> list[str]:
         f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
         "several; the resamples are stretched to Student's tails at the degrees of freedom that the few seeds, or the few prompts that decide, "
-        "leave. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image index, same noise.",
+        "leave; fewer than five prompts have Student's interval itself. The weights are shared by all cells of a prompt set, so differences are paired: same prompt, same image index, same noise.",
         "With one training seed an interval speaks of that run only, not of the method; with two or three it is "
         "still a rough statement about the method.",
         f"▲ better, ▼ worse, ◆ changed (not a quality), ≈ not distinguished from {the}: the interval of the "

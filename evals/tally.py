@@ -391,7 +391,7 @@ def _notes(tally: Tally) -> list[str]:
     shown = len(comparison.pairs) + comparison.checks
     unfinished = [r.rater for r in tally.raters if r.votes + r.checks < shown]
     notes = [
-        f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either; p: of no difference, ties half, from the same resamples.",
+        f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either, of fewer than five prompts Student's itself; p: of no difference, ties half, from the same resamples.",
         f"One is said to be preferred where the interval leaves out one half and the exact sign test over prompts has p of at most .05 too; here {overall.sign_p:.2g}.",
         "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
         f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",

@@ -62,6 +62,7 @@ class Booth:
         self.log, self.folders = log, folders
         names = log.comparison.prompts
         self._texts = {name: {p.id: p.text for p in prompts.load(name)} for name in names}
+        self._index = layout.Index()
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}  # by key
         for rater in log.raters():
@@ -104,7 +105,7 @@ class Booth:
         pair = comparison.pairs[shown[position].pair]
         what = shown[position].left if side == "left" else shown[position].right
         whose = what.removesuffix(NOISE)
-        path = layout.path_of(self.folders[whose], pair.prompt_set, pair.prompt_id, pair.image)
+        path = self._index.path_of(self.folders[whose], pair.prompt_set, pair.prompt_id, pair.image)
         rgb = ballots.open_picture(path)
         if ballots.picture_hash(rgb) != (pair.a if whose == "A" else pair.b):
             raise ValueError(f"{path} is another picture than when the voting began: start the server again")

@@ -18,10 +18,11 @@ from scipy import stats as scipy_stats
 
 import evals.curve
 import prompts
-from evals import compare, harness, metrics, suites
+from evals import compare, harness, suites
 from evals.__main__ import main
 from evals.curve import (
     Choice,
+    Chosen,
     Curve,
     Point,
     Series,
@@ -258,37 +259,83 @@ def test_strata_that_are_not_here_are_told_of(monkeypatch: pytest.MonkeyPatch) -
     assert f"- {SET} is resampled as a whole, not inside its strata: its file is not on this machine" in page
 
 
-def test_a_checkpoint_whose_portraits_lose_their_faces_is_refused_and_nobodys_best() -> None:
-    """Few faces are left at iteration 40, and those are as even as can be: by its number it would be the fairest."""
-    metric = metrics.load("parity_excess")
-    uneven, lost = [1.0] * 14 + [8.0] * 2, [np.nan] * 12 + [1.0, 5.0, 7.0, 9.0]
-    mixed = [1.0] * 8 + [5.0, 7.0, 9.0, 9.0] * 2
-    records = [
-        row(experiment=named(at), scorer=metric.scorer, trained_on=int(at > 0), value=tone, **where)
-        for at, tones in zip(AT, (uneven, mixed, lost), strict=False)
-        for prompt in range(12)
-        for image, tone in enumerate(tones if prompt else uneven)
-        for where in [{"prompt_set": SET, "prompt_id": f"p{prompt:03d}", "image": image}]
+def test_a_checkpoint_whose_portraits_lose_their_faces_is_refused_and_not_kept() -> None:
+    """Few faces are left at iteration 40, as even as can be, and the judge likes it best of all."""
+    uneven, mixed = [0.0] * 14 + [3.0] * 2, [0.0] * 8 + [1.0, 2.0, 3.0, 3.0] * 2
+    groups = {0: uneven, 20: mixed, 40: [np.nan] * 12 + [0.0, 1.0, 2.0, 3.0]}
+    records = []
+    for at, of_prompt in groups.items():
+        for prompt in range(12):
+            # of every third prompt no face is left at all
+            tones = [np.nan] * 16 if at == 40 and prompt % 3 == 0 else of_prompt
+            for image, tone in enumerate(tones):
+                where = {"prompt_set": SET, "prompt_id": f"p{prompt:03d}", "image": image}
+                trained = {"experiment": named(at), "trained_on": int(at > 0)}
+                records.append(row(scorer="skin_tone", value=tone, **trained, **where))
+                level = {0: 0.0, 20: 1.0 if prompt else -1.0, 40: 2.0}[at]
+                judged = {"experiment": named(at), "trained_on": 0}
+                records.append(row(scorer="clip_judge", value=level, **judged, **where))
+    rows = table(records)
+    chosen: list[Chosen] = [
+        ("fairness", "proxy", "parity_excess", SET),
+        ("preference", "judge", "win_rate_judge", SET),
     ]
-    rows, chosen = table(records), [("fairness", "judge", "parity_excess", SET)]
     found = curve(rows, points(3), resamples=200, chosen=chosen)
-    (only,) = found.series
-    assert [only.is_refused(t) for t in range(3)] == [False, False, True]
-    assert only.best == 1
-    assert found.choice == Choice(1, ())
-    assert np.isnan(only.gain_T[2].value)
-    page = markdown(found, "x", "y")
-    assert re.search(r"\| 40 +\|.*\| refused +\|", page)
-    assert "Refused: 68.8 % of the images of iteration 40 on miniature-preference-unseen have no" in page
-    assert np.isnan(tidy(found)["gain"].iloc[2])
-    # the others are as they were without it
-    without = curve(rows[rows["experiment"] != named(40)], points(2), resamples=200, chosen=chosen)
-    assert without.series[0].gain_T == only.gain_T[:2]
-    swapped = rows.assign(
-        experiment=rows["experiment"].map({named(0): named(40), named(40): named(0)}).fillna(named(20))
+    parity, judge = found.series
+    assert [parity.is_refused(t) for t in range(3)] == [False, False, True]
+    assert judge.gain_T[2].value > judge.gain_T[1].value
+    assert (judge.best, found.choice, found.unfit) == (1, Choice(1, ()), (2,))
+    told = markdown(found, "x", "y")
+    assert "**Keep iteration 20**. " in told
+    assert "Not to be kept, as a metric is refused there: 40." in told
+    assert re.search(r"\| 40 +\|.*\| refused +\|", told)
+    assert (
+        "Refused on miniature-preference-unseen: 83.3 % of the images of iteration 40 have no skin_tone"
+        in told
     )
-    with pytest.raises(ValueError, match=r"68.8 % of the base's images have no .*, so there is no parity"):
-        curve(swapped, points(3), resamples=200, chosen=chosen)
+    assert np.isnan(tidy(found)["gain"].iloc[2])
+    assert tidy(found)["missing"].tolist()[:3] == pytest.approx([0, 0, 5 / 6])
+    # the others are as they were without it, and no prompt is lost by it
+    without = curve(rows[rows["experiment"] != named(40)], points(2), resamples=200, chosen=chosen)
+    assert without.series[0].gain_T == parity.gain_T[:2]
+    assert parity.left_out == 0
+    # of a base without faces there is no parity to follow, but a judge all the same
+    other_way = {named(0): named(40), named(40): named(0)}
+    swapped = rows.assign(experiment=rows["experiment"].map(other_way).fillna(named(20)))
+    found = curve(swapped, points(3), resamples=200, chosen=chosen)
+    assert [s.metric for s in found.series] == ["win_rate_judge"]
+    assert "left out: 83.3 % of the images of the base have no skin_tone" in markdown(found, "x", "y")
+    with pytest.raises(ValueError, match=r"left out: 83.3 % of the images of the base"):
+        curve(swapped, points(3), resamples=200, chosen=chosen[:1])
+
+
+def test_one_training_seed_without_faces_refuses_a_checkpoint() -> None:
+    """Of three seeds a third is missing, which is not half; but of one all are."""
+    seeds = []
+    for seed in range(3):
+        records = [
+            row(
+                experiment=named(at),
+                scorer="skin_tone",
+                trained_on=int(at > 0),
+                value=np.nan if at == 40 and seed == 2 else float((image + at // 20) % 4 if image < 6 else 0),
+                prompt_set=SET,
+                prompt_id=f"p{prompt:03d}",
+                image=image,
+            )
+            for at in AT[:3]
+            for prompt in range(6)
+            for image in range(16)
+        ]
+        seeds.append(table(records).assign(seed=seed))
+    found = curve(
+        pd.concat(seeds, ignore_index=True),
+        points(3),
+        resamples=100,
+        chosen=[("fairness", "proxy", "parity_excess", SET)],
+    )
+    assert found.unfit == (2,)
+    assert found.series[0].missing_T == (0.0, 0.0, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------- several, and by chance

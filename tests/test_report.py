@@ -222,17 +222,27 @@ def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) ->
     (tmp_path / "b.json").write_text(json.dumps(told))
     picture(tmp_path / "theirs" / "p0" / "0.png")
     picture(tmp_path / "outside" / "0.png")
-    shown = report.Pictures(tmp_path / "images", given=asides.folders([tmp_path / "b.csv", "x.csv.xz"]))
-    assert shown.get("b-external-0", SCENES, "p0", 0, "x").data is not None
+    picture(tmp_path / "theirs" / "p1" / "01.webp")
+
+    def shown() -> report.Pictures:
+        return report.Pictures(
+            tmp_path / "images", given=asides.folders([tmp_path / "b.csv", tmp_path / "x.csv.xz"])
+        )
+
+    theirs = shown()
+    assert theirs.get("b-external-0", SCENES, "p0", 0, "x").data is not None
+    assert theirs.get("b-external-0", SCENES, "p1", 1, "x").data is not None
+    assert theirs.get("b-external-0", SCENES, "../outside", 0, "x").data is None
+    assert theirs.get("c-external-0", SCENES, "p0", 0, "x").data is None
+    # as GenEval has them
     first = prompts.load(SCENES)[0]
     picture(tmp_path / "theirs" / SCENES / "00000" / "samples" / "0000.png")
     said = tmp_path / "theirs" / SCENES / "00000" / "metadata.jsonl"
     said.write_text(json.dumps({"prompt": first.text}))
-    assert shown.get("b-external-0", SCENES, first.id, 0, "x").data is not None
+    assert shown().get("b-external-0", SCENES, first.id, 0, "x").data is not None
+    assert shown().get("b-external-0", SCENES, "../../outside", 0, "x").data is None
     said.write_text("[")
-    assert shown.get("b-external-0", SCENES, first.id, 0, "x").data is None
-    assert shown.get("b-external-0", SCENES, "../outside", 0, "x").data is None
-    assert shown.get("c-external-0", SCENES, "p0", 0, "x").data is None
+    assert shown().get("b-external-0", SCENES, first.id, 0, "x").data is None
 
 
 def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:

@@ -283,6 +283,12 @@ def test_an_interval_of_very_few_prompts_is_students(prompts: int) -> None:
     assert ours.low == pytest.approx(theirs.low, abs=0.01 * (theirs.high - theirs.low))
     assert ours.high == pytest.approx(theirs.high, abs=0.01 * (theirs.high - theirs.low))
     assert stats.resampled_p(found) == pytest.approx(test.pvalue, rel=0.03)
+    # prompts that have nothing are none
+    weight_NP = stats.weights(60, 10_000, 0, "prompts")
+    padded_P = np.concatenate([values_P, np.full(60 - prompts, np.nan)])
+    padded = stats.resampled(padded_P[None, :, None], first, one_NR, stats.Sample(weight_NP, None))
+    assert padded.known.prompts == prompts
+    weight_NP = stats.weights(prompts, 10_000, 0, "prompts")
     swapped = stats.resampled(-values_P[None, :, None], first, one_NR, stats.Sample(weight_NP, None))
     assert stats.interval(swapped) == (-ours.value, -ours.high, -ours.low)
 

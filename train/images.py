@@ -277,7 +277,8 @@ def _shards(pattern: str) -> list[Path]:
 
 def is_here(source: str) -> bool:
     """Whether a folder, a shard, or all shards of a pattern are on this machine."""
-    return all(Path(name).exists() for name in expand(source))
+    names = expand(source)
+    return bool(names) and all(Path(name).exists() for name in names)
 
 
 def expand(pattern: str) -> list[str]:
