@@ -52,9 +52,10 @@ class Machine:
         return f"{self.device}, {self.cores} cores, load {self.load}, {self.date}, torch {self.torch}, commit {self.commit[:12]}"
 
 
-def record_path(folder: Path, suffix: str = ".json") -> Path:
-    """Where the record of this device lies in a folder."""
-    return file_of(device_name(), folder).with_suffix(suffix)
+def record_path(folder: Path, ending: str = ".json") -> Path:
+    """Where the record of this device lies in a folder: its name, and what the file's ends in."""
+    named = file_of(device_name(), folder)
+    return named.with_name(named.stem + ending)
 
 
 def peak_mib(pid: int | str = "self") -> float | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from bench import check, growth, operations
+from bench import check, growth, machine, operations
 from bench.growth import Point
 from bench.machine import Machine, peak_mib
 from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
@@ -403,3 +406,49 @@ def test_the_race_to_trls_gold_says_what_came_of_it() -> None:
     assert line.endswith("6.0 times as fast (by processor time 6.0), goal 5: reached")
     short = fast | {"here": side([2, 5], [3.0, 3.1]), "times_as_fast": {"seconds": None, "cpu_seconds": None}}
     assert gain.told(short, "imagereward_draft").endswith("ends at 3.100 after 5 s, below that")
+
+
+def test_a_record_of_another_kind_lies_beside_a_devices(tmp_path: Path) -> None:
+    """A gain takes a quarter of an hour, and is kept at its end: its name must not fail there."""
+    plain = machine.record_path(tmp_path)
+    assert plain.parent == tmp_path
+    assert plain.suffix == ".json"
+    for ending in ("-gain.json", ".csv"):
+        assert machine.record_path(tmp_path, ending) == tmp_path / f"{plain.stem}{ending}"
+
+
+def test_a_race_to_a_gain_is_measured_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command from end to end, with trainers whose gold is known."""
+
+    class Known:
+        """Gold rises by .1 an iteration there, by .5 here; an iteration takes 10 s there, 5 here."""
+
+        def __init__(self, name: str, _folder: Path, _threads: int) -> None:
+            self.name, self.gold = name, 3.0
+
+        def __enter__(self) -> Known:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, what: str, **_: Any) -> list[dict[str, Any]]:
+            if what == "iterate":
+                there = self.name == "trl_ddpo"
+                self.gold += 0.1 if there else 0.5
+                return [{"seconds": 10.0 if there else 5.0, "cpu_seconds": 8.0, "gold_mean": self.gold}]
+            return [{}]
+
+    monkeypatch.setattr(gain, "Workers", Known)
+    monkeypatch.setattr(gain, "FOLDER", tmp_path)
+    told = CliRunner().invoke(gain.main, ["--experiment", "imagereward_nft", "--iterations", "30"])
+    assert told.exit_code == 0, told.output
+    (kept,) = (tmp_path / "peers").glob("*-gain.json")
+    (run,) = json.loads(kept.read_text())["runs"]
+    # the level of the last 480 pictures, of six iterations of 80 there
+    assert run["target"] == pytest.approx(3.0 + 0.1 * (30 - 2.5))
+    *before, last = run["here"]["level"]
+    assert last >= run["target"] > max(before)
+    here = len(before) + 1
+    assert run["times_as_fast"]["seconds"] == pytest.approx(300 / (5 * here))
+    assert "times as fast" in told.output
