@@ -260,8 +260,7 @@ def _series(
     metric = metrics.load(name)
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
     ids, values_TRPS = per_prompt(metric, mine, order)
-    missing = mine["value"].isna().groupby([mine["experiment"], mine["seed"]]).mean().groupby(level=0).max()
-    missing_T = tuple(float(missing[one]) for one in order)
+    missing_T = missing_shares(mine, order)
     refused_T = np.array(missing_T) > most_missing(name)
     # stands there as the base, so that no other loses a prompt by it; its numbers are taken out below
     values_TRPS = np.where(refused_T[:, None, None, None], values_TRPS[:1], values_TRPS)
@@ -302,6 +301,17 @@ def _series(
         left_out=int(lost_P.sum()),
         missing_T=missing_T,
     )
+
+
+def missing_shares(rows: pd.DataFrame, order: Sequence[str]) -> tuple[float, ...]:
+    """Share of each checkpoint's images that have no value, of the training seed that has most of them.
+
+    Args:
+        rows: of one scorer, on one prompt set.
+        order: experiments of the checkpoints.
+    """
+    missing = rows["value"].isna().groupby([rows["experiment"], rows["seed"]]).mean().groupby(level=0).max()
+    return tuple(float(missing[one]) for one in order)
 
 
 def _widening(influence_TRP: Array, strata: stats.Labels | None, level: float = stats.LEVEL) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -559,6 +560,40 @@ def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"held-out from 2,000 \(−\d\.\d+ \[.*\]\); gold from 2,000 \(−\d\.\d+ \[.*\]\)", told["greedy"]
     )
+
+
+def test_a_checkpoint_of_which_too_little_has_a_value_wins_no_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that loses what it is judged by has no number there, in whichever seed, and the page says so."""
+    rows_of = made_rows
+
+    def losing(experiment: str, seed: int, level: float, judge: float, prompt_count: int) -> list[rows.Row]:
+        lost = level == 3.0 and seed == 1
+        return [
+            row._replace(value=math.nan) if lost and row.scorer == "gold_utility" and row.image else row
+            for row in rows_of(experiment, seed, level, judge, prompt_count)
+        ]
+
+    monkeypatch.setattr(sys.modules[__name__], "made_rows", losing)
+    levels = {"ppo": (0.5, 1.0, 1.0), "nft": (0.5, 3.0, 0.6)}
+    allowed = made_standing(tmp_path / "allowed", levels)
+    assert not math.isnan(allowed.reaches["nft"].evaluations)
+    monkeypatch.setattr(metrics.load("gold_quality"), "most_missing", 0.4, raising=False)
+    found = made_standing(tmp_path / "refused", levels)
+    assert math.isnan(found.reaches["nft"].evaluations)
+    nft = next(track for track in found.tracks if track.label == "nft")
+    assert nft.missing["gold_quality"] == (0.0, 0.0, 0.5, 0.0)
+    at = {
+        n.role: n for n in found.numbers if n.label == "nft" and n.at == "checkpoint" and n.share == 0.666667
+    }
+    assert math.isnan(at["gold"].gain.value)
+    assert at["held-out"].gain.value > 2
+    pages.write(found, tmp_path / "methods-imagereward.md", "made up")
+    page = (tmp_path / "methods-imagereward.md").read_text()
+    assert "nft has no gold quality after 2,000 evaluations" in page
+    assert "50.0 % of the pictures there have no gold_utility, and the limit is 40 %" in page
+    assert "nan" not in (tmp_path / "methods-imagereward.svg").read_text()
 
 
 def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_b
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
 from evals import metrics, suites, svg
+from evals.compare import most_missing
 from evals.files import write_text
 from evals.stats import LEVEL, Array, Interval
 from evals.tables import heading, interval
@@ -389,7 +390,19 @@ def notes(standing: Standing) -> list[str]:
         + ", ".join(f"{part.images_per_prompt} of {part.prompt_set}" for part in suites.load(SUITE).parts)
         + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
     ]
-    return told + _measured(standing.tracks)
+    return told + _refused(standing.tracks) + _measured(standing.tracks)
+
+
+def _refused(tracks: Sequence[Track]) -> list[str]:
+    """Which checkpoints have no number in what, as too few of their pictures have a value."""
+    return [
+        f"{track.label} has no {metrics.load(name).title} after {evaluations:,.0f} evaluations: {100 * share:.1f} % of the pictures there have no "
+        f"{metrics.load(name).scorer}, and the limit is {100 * most_missing(name):.0f} %. Nothing reaches a gain there."
+        for track in tracks
+        for name, shares in track.missing.items()
+        for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)
+        if share > most_missing(name)
+    ]
 
 
 def _settings(tracks: Sequence[Track]) -> list[str]:
@@ -603,12 +616,14 @@ def _ribbon(standing: Standing, track: Track, role: str, axis_T: Array) -> svg.R
     found = [n for n in standing.numbers if (n.label, n.at, n.role) == (track.label, "checkpoint", role)]
     scale = _scale(metrics.load(found[0].metric))
     gains = [Interval(0.0, 0.0, 0.0), *(number.gain for number in found)]
+    # the line passes over a checkpoint that has no number
+    there = [t for t, gain in enumerate(gains) if math.isfinite(gain.value)]
     return svg.Ribbon(
-        x=axis_T.tolist(),
-        y=[scale * gain.value for gain in gains],
-        low=[scale * gain.low for gain in gains],
-        high=[scale * gain.high for gain in gains],
-        each=(scale * gains_RT(track, found[0].metric)).tolist(),
+        x=axis_T[there].tolist(),
+        y=[scale * gains[t].value for t in there],
+        low=[scale * gains[t].low for t in there],
+        high=[scale * gains[t].high for t in there],
+        each=(scale * gains_RT(track, found[0].metric)[:, there]).tolist(),
         colour=OWN_COLOUR,
     )
 

@@ -16,6 +16,7 @@ Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,8 @@ from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
-from evals.compare import beside_constant
-from evals.curve import Parting, Point, curve, per_prompt
+from evals.compare import beside_constant, most_missing
+from evals.curve import Parting, Point, curve, missing_shares, per_prompt
 from evals.metrics import first
 from evals.stats import Array, Interval, Resampled, Sample
 from train import methods
@@ -62,6 +63,8 @@ class Track:
     nats_TRP: Array
     """Divergence from the base, mean over the images of a prompt."""
     rows: pd.DataFrame
+    missing: dict[str, tuple[float, ...]]
+    """Share of a checkpoint's pictures without a value, by metric, of the seed that has most of them; above its `most_missing` a checkpoint has no number."""
     pictures: dict[str, int]
     """Pictures of a checkpoint and seed behind each metric."""
     records: tuple[dict[str, Any], ...]
@@ -209,10 +212,13 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         scores = _scores(
             {cell.seed: root / cell.key / SCORES for cell in cells}, experiments[0], cells[0].prompt_set
         )
-        statistics = {
-            name: per_prompt(metric, scores[scores["scorer"] == metric.scorer], experiments).statistics_TRPS
-            for name, metric in _metrics(question).items()
-        }
+        statistics, missing = {}, {}
+        for name, metric in _metrics(question).items():
+            mine = scores[scores["scorer"] == metric.scorer]
+            missing[name] = missing_shares(mine, experiments)
+            values_TRPS = per_prompt(metric, mine, experiments).statistics_TRPS.copy()
+            values_TRPS[np.array(missing[name]) > most_missing(name)] = np.nan
+            statistics[name] = values_TRPS
         nats_TRP = _nats(points)
     except (ValueError, OSError) as error:
         told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -236,6 +242,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         evaluations_RT=np.array([[p["denoiser_evaluations"] for p in of] for of in points], dtype=np.float64),
         seconds_RT=np.array([[p["seconds"] for p in of] for of in points], dtype=np.float64),
         statistics=statistics,
+        missing=missing,
         nats_TRP=nats_TRP,
         rows=scores,
         pictures=pictures,
@@ -393,7 +400,10 @@ def crossing(gain_T: Array, axis_T: Array, target: float) -> float:
     for t in range(1, len(gain_T)):
         if gain_T[t] >= target:
             low, high = gain_T[t - 1], gain_T[t]
-            part = 1.0 if high == low else min(max((target - low) / (high - low), 0.0), 1.0)
+            # from a checkpoint that has no number there is no line
+            part = (
+                1.0 if high == low or math.isnan(low) else min(max((target - low) / (high - low), 0.0), 1.0)
+            )
             return float(axis_T[t - 1] + part * (axis_T[t] - axis_T[t - 1]))
     return float("nan")
 
