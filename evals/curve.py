@@ -149,12 +149,15 @@ class Curve:
     partings: tuple[Parting, ...]
     choice: Choice | None
     """None where no judge is held out."""
-    unfit: tuple[int, ...] = ()
-    """Checkpoints that some series refuses."""
     strata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of every prompt set that is looked at and resampled inside them."""
     remarks: tuple[str, ...] = ()
     """A sentence for each set whose strata could not be had."""
+
+    @property
+    def unfit(self) -> tuple[int, ...]:
+        """Checkpoints that some series refuses."""
+        return tuple(sorted(self.series[0].unfit))
 
     def of(self, question: str, *roles: Role) -> list[Series]:
         """The series of a question, in order of their roles."""
@@ -193,7 +196,9 @@ def curve(
     for question, role, name, prompt_set in chosen or chosen_metrics(rows):
         one = _series(question, role, name, prompt_set, rows, order, resampler)
         if one.is_refused(0):
-            remarks.append(f"{_title(one)} on {prompt_set} is left out: {_lost(one, 0, 'the base')}.")
+            remarks.append(
+                f"{_title(one)} on {prompt_set} is left out: {lacking(name, one.missing_T[0], 'the images of the base')}."
+            )
         else:
             found.append(one)
     if not found:
@@ -213,7 +218,6 @@ def curve(
         series=tuple(found),
         partings=tuple(partings),
         choice=choose(judges) if judges else None,
-        unfit=tuple(sorted(unfit)),
         strata={name: of for name, of in strata.names().items() if name in looked_at},
         remarks=(*remarks, *strata.remarks),  # the divergence is of all sets
     )
@@ -488,12 +492,9 @@ def _by_gold(found: Curve, gold: Series) -> str:
     return f"Held to {_title(gold)} on {gold.prompt_set}, which had no say: its best is iteration {at[gold.best]}{link}{held}."
 
 
-def _lost(series: Series, t: int, what: str) -> str:
-    """Why a checkpoint has no number in a series."""
-    return (
-        f"{100 * series.missing_T[t]:.1f} % of the images of {what} have no {metrics.load(series.metric).scorer}, "
-        f"and the limit is {100 * most_missing(series.metric):.0f} %"
-    )
+def lacking(metric: str, share: float, what: str) -> str:
+    """Why a metric has no number of some images."""
+    return f"{100 * share:.1f} % of {what} have no {metrics.load(metric).scorer}, and the limit is {100 * most_missing(metric):.0f} %"
 
 
 def _title(series: Series) -> str:
@@ -558,7 +559,7 @@ def notes(found: Curve) -> list[str]:
             f"Prompts left out, since some checkpoint has nothing applicable there: {'; '.join(lost)}."
         )
     told += [
-        f"Refused on {s.prompt_set}: {_lost(s, t, f'iteration {point.iteration}')}; it is nobody's best, and nothing is seen to part there."
+        f"Refused on {s.prompt_set}: {lacking(s.metric, s.missing_T[t], f'the images of iteration {point.iteration}')}; it is nobody's best, and nothing is seen to part there."
         for s in found.series
         for t, point in enumerate(found.points)
         if s.is_refused(t)

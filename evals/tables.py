@@ -216,7 +216,7 @@ def _kept(comparison: Comparison, model: str) -> str:
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
         scorer = metrics.load(r.metric).scorer
-        mark = footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
+        mark = _footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
         ratios = [f"{percent(ratio)}{mark}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
@@ -266,7 +266,7 @@ def judge(
 ) -> str:
     """A judge of some runs with its marks: † where one was trained on it, ‡ where the comparison was forced."""
     return (
-        scorer + ("†" if trained_on else "") + footmarks(comparison, model, prompt_set, experiments, scorer)
+        scorer + ("†" if trained_on else "") + _footmarks(comparison, model, prompt_set, experiments, scorer)
     )
 
 
@@ -540,7 +540,7 @@ def _footmark(comparison: Comparison, e: Estimate) -> str:
     return f"‡{conflicts(comparison).index(e.conflict) + 1}" if e.conflict else ""
 
 
-def footmarks(
+def _footmarks(
     comparison: Comparison, model: str, prompt_set: str, experiments: Sequence[str], scorer: str
 ) -> str:
     """The ‡ of all cells that a number of several cells rests on, each once."""

@@ -16,6 +16,7 @@ from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
 from evals import metrics, suites, svg
 from evals.compare import most_missing
+from evals.curve import lacking
 from evals.files import write_text
 from evals.stats import LEVEL, Array, Interval
 from evals.tables import heading, interval
@@ -396,8 +397,8 @@ def notes(standing: Standing) -> list[str]:
 def _refused(tracks: Sequence[Track]) -> list[str]:
     """Which checkpoints have no number in what, as too few of their pictures have a value."""
     return [
-        f"{track.label} has no {metrics.load(name).title} after {evaluations:,.0f} evaluations: {100 * share:.1f} % of the pictures there have no "
-        f"{metrics.load(name).scorer}, and the limit is {100 * most_missing(name):.0f} %. Nothing reaches a gain there."
+        f"{track.label} has no {metrics.load(name).title} after {evaluations:,.0f} evaluations: {lacking(name, share, 'the pictures there')}. "
+        "Nothing reaches a gain there."
         for track in tracks
         for name, shares in track.missing.items()
         for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)

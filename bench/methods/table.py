@@ -216,7 +216,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
         for name, metric in _metrics(question).items():
             mine = scores[scores["scorer"] == metric.scorer]
             missing[name] = missing_shares(mine, experiments)
-            values_TRPS = per_prompt(metric, mine, experiments).statistics_TRPS.copy()
+            values_TRPS = per_prompt(metric, mine, experiments).statistics_TRPS
             values_TRPS[np.array(missing[name]) > most_missing(name)] = np.nan
             statistics[name] = values_TRPS
         nats_TRP = _nats(points)
