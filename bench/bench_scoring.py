@@ -1,12 +1,11 @@
 """What scoring costs beyond the calls of model and scorers that it cannot do without. `make bench`, or `pytest bench -s`.
 
 A part of the miniature's suite is drawn, kept and scored, and timed against the bare calls: the painter and every scorer on the same pictures in memory, in the same
-batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, and each scoring is divided by the mean of the bare calls
-before and after it, so that whatever else the machine does falls on both.
+batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, so that whatever else the machine does falls on both.
 
-Where other machines share the processor, two runs of the same calls differ by a tenth and more by the clock, so that of it no median of a few tells a twentieth. What is held to the
-goal are two numbers that this touches little: processor time of all threads, and what the record of the score rows finds outside the calls of the same run. The former does not see
-waiting, the latter not a call that is slower for what runs beside it.
+Where other machines share the processor, two runs of the same calls differ by a tenth and more, by the clock and by processor time, and always upwards: single ratios here went from
+.90 to 1.27, and no median of five tells a twentieth. What is held to the goal is the fastest of each, in which least of that is, and what the record of the score rows finds outside the
+calls of the same run, which does not see a call that is slower for what runs beside it. Single ratios, each to the mean of the bare calls before and after, are printed beside them.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(scope="module")
 def suite() -> Suite:
-    """The part with the most scorers, two pictures of each prompt."""
+    """The part with the most scorers."""
     if not (weights_folder("pipeline") / "model_index.json").is_file():
         pytest.skip("the miniature's weights are not here: the clone is incomplete")
-    part = replace(SUITE.parts[0], images_per_prompt=2)
-    return replace(SUITE, parts=(part,), name="miniature")
+    return replace(SUITE, parts=SUITE.parts[:1], name="miniature")
 
 
 class Spent(NamedTuple):
@@ -139,10 +137,13 @@ def test_scoring_costs_little_more_than_its_bare_calls(
         ]
         for by in (0, 1)
     )
-    overhead, inside = statistics.median(by_processor), 1 / (1 - statistics.median(outside))
+    fastest = Spent(*(min(column) for column in zip(*ours, strict=True)))
+    bare_fastest = Spent(*(min(column) for column in zip(*theirs, strict=True)))
+    overhead, inside = fastest.clock / bare_fastest.clock, 1 / (1 - statistics.median(outside))
     benchmark.extra_info |= {
-        "bare_seconds": statistics.median(one.clock for one in theirs),
+        "bare_seconds": bare_fastest.clock,
         "overhead": overhead,
+        "overhead_by_processor": fastest.processor / bare_fastest.processor,
         "by_processor": by_processor,
         "by_clock": by_clock,
         "over_its_own_calls": inside,
@@ -150,8 +151,9 @@ def test_scoring_costs_little_more_than_its_bare_calls(
         "threads": torch.get_num_threads(),
     }
     print(
-        f"\nscoring {statistics.median(one.clock for one in ours):.2f} s, bare calls {statistics.median(one.clock for one in theirs):.2f} s; "
-        f"ratio of processor time {overhead:.3f} ({min(by_processor):.3f} to {max(by_processor):.3f}), of the clock {statistics.median(by_clock):.3f} "
-        f"({min(by_clock):.3f} to {max(by_clock):.3f}), over the calls of the same run {inside:.3f}"
+        f"\nscoring {fastest.clock:.2f} s, bare calls {bare_fastest.clock:.2f} s, the fastest of {len(ours)} and {len(theirs)}: ratio {overhead:.3f} "
+        f"(processor time {fastest.processor / bare_fastest.processor:.3f}); over the calls of the same run {inside:.3f}; single ratios: median "
+        f"{statistics.median(by_clock):.3f} ({min(by_clock):.3f} to {max(by_clock):.3f}), of processor time {statistics.median(by_processor):.3f} "
+        f"({min(by_processor):.3f} to {max(by_processor):.3f})"
     )
     assert max(overhead, inside) <= ALLOWED, f"scoring takes {max(overhead, inside):.3f} times its bare calls"

@@ -688,13 +688,7 @@ def _check_votes(out: Path) -> None:
     multiple=True,
     help="Score files of a run and its base, or what --against names, on which ICC, ties and deviation are measured; repeatable.",
 )
-@click.option(
-    "--against",
-    default="base",
-    show_default=True,
-    metavar="EXPERIMENT",
-    help="Of --from: what the run is set beside.",
-)
+@AGAINST
 @click.option("--model", help="Of --from; the first unless given, and so with the next three.")
 @click.option("--experiment", help="Of --from, another than --against.")
 @click.option("--scorer", help="Of --from.")

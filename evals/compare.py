@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from evals import metrics, panel, stats, variety
@@ -75,7 +76,7 @@ class Estimate:
     @property
     def refused(self) -> bool:
         """Whether the scorer applies to so few images that the metric has no number of them."""
-        return self.missing_share > most_missing(self.metric)
+        return bool(refuses(self.metric, self.missing_share))
 
     @property
     def survives(self) -> bool:
@@ -121,6 +122,11 @@ class Retention:
 def most_missing(metric: str) -> float:
     """Share of images without a value above which a metric is refused: 1, never, for all but parity gaps."""
     return float(getattr(metrics.load(metric), "most_missing", 1.0))
+
+
+def refuses(metric: str, shares: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether a metric has no number where those shares of its images have no value."""
+    return np.asarray(shares) > most_missing(metric)
 
 
 OriginKey = tuple[str, str, str, str]

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import headlines_of, most_missing, strata_of
+from evals.compare import headlines_of, most_missing, refuses, strata_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.rows import BASE
@@ -103,7 +103,7 @@ class Series:
 
     def is_refused(self, t: int) -> bool:
         """Whether so few images have a value that the checkpoint has no number: a run whose portraits lose their faces is not a fair one."""
-        return self.missing_T[t] > most_missing(self.metric)
+        return bool(refuses(self.metric, self.missing_T[t]))
 
     @property
     def best(self) -> int:
@@ -265,7 +265,7 @@ def _series(
     mine = rows[(rows["scorer"] == metric.scorer) & (rows["prompt_set"] == prompt_set)]
     ids, values_TRPS = per_prompt(metric, mine, order)
     missing_T = missing_shares(mine, order)
-    refused_T = np.array(missing_T) > most_missing(name)
+    refused_T = refuses(name, missing_T)
     # stands there as the base, so that no other loses a prompt by it; its numbers are taken out below
     values_TRPS = np.where(refused_T[:, None, None, None], values_TRPS[:1], values_TRPS)
     lost_P = np.asarray(np.isnan(values_TRPS).any(axis=(0, 1, 3)))

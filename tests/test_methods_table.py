@@ -1344,6 +1344,19 @@ def test_a_second_try_stands_beside_the_first(tmp_path: Path, monkeypatch: pytes
             tune.second("nft", reward, budget)
 
 
+@pytest.mark.parametrize(
+    "again", ["update.lr=3e-5", ("update.lr=3e-5", "update.lr=1e-5"), (("update.lr=3e-5", 3),)]
+)
+def test_settings_that_lack_a_comma_are_told_with_their_file(
+    again: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.methods.nft.AGAIN", {"compositionality": again})
+    with pytest.raises(
+        ValueError, match=r"train/methods/nft\.py: AGAIN\['compositionality'\] has something that is no tuple"
+    ):
+        methods.second_try("nft", "compositionality")
+
+
 def test_second_tries_are_of_rewards_that_there_are() -> None:
     for name in methods.names():
         again = vars(importlib.import_module(f"train.methods.{name}")).get("AGAIN", {})

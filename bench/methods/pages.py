@@ -15,7 +15,7 @@ from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_b
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import KL, SHARES, At, Number, Reach, Standing, Track, gains_RT, goal_of
 from evals import metrics, suites, svg
-from evals.compare import most_missing
+from evals.compare import refuses
 from evals.curve import lacking
 from evals.files import write_text
 from evals.stats import LEVEL, Array, Interval
@@ -402,7 +402,7 @@ def _refused(tracks: Sequence[Track]) -> list[str]:
         for track in tracks
         for name, shares in track.missing.items()
         for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)
-        if share > most_missing(name)
+        if refuses(name, share)
     ]
 
 

@@ -29,7 +29,7 @@ from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
-from evals.compare import beside_constant, most_missing
+from evals.compare import beside_constant, refuses
 from evals.curve import Parting, Point, curve, missing_shares, per_prompt
 from evals.metrics import first
 from evals.stats import Array, Interval, Resampled, Sample
@@ -217,7 +217,7 @@ def read(question: Question, done: Sequence[tuple[Cell, dict[str, Any]]], root: 
             mine = scores[scores["scorer"] == metric.scorer]
             missing[name] = missing_shares(mine, experiments)
             values_TRPS = per_prompt(metric, mine, experiments).statistics_TRPS
-            values_TRPS[np.array(missing[name]) > most_missing(name)] = np.nan
+            values_TRPS[refuses(name, missing[name])] = np.nan
             statistics[name] = values_TRPS
         nats_TRP = _nats(points)
     except (ValueError, OSError) as error:

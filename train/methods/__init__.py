@@ -173,15 +173,39 @@ def tuning(name: str) -> tuple[tuple[str, ...], ...]:
         raise ValueError(
             f"train/methods/{name}.py has {len(tries)} settings in TUNING, but every method is tried with {TRIES}: tuples such as ('update.lr=3e-5',)"
         )
+    _check_settings(name, "TUNING", tries)
     return tries
 
 
 def second_try(name: str, experiment: str) -> tuple[tuple[str, ...], ...]:
-    """Settings that a method is tried with again on one experiment, beside those that it has for all; empty where it has none."""
+    """Settings that a method is tried with again on one experiment, beside those that it has for all; empty where it has none.
+
+    Raises:
+        ValueError: where one of them is no tuple of texts.
+    """
     again: dict[str, tuple[tuple[str, ...], ...]] = getattr(
         importlib.import_module(f"train.methods.{name}"), "AGAIN", {}
     )
-    return again.get(experiment, ())
+    tries = again.get(experiment, ())
+    _check_settings(name, f"AGAIN[{experiment!r}]", tries)
+    return tries
+
+
+def _check_settings(name: str, which: str, tries: object) -> None:
+    """Refuse what a missing comma makes of settings: a text in place of a tuple, whose letters would be settings.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    of_texts = (
+        [isinstance(one, tuple) and all(isinstance(setting, str) for setting in one) for one in tries]
+        if isinstance(tries, tuple)
+        else [False]
+    )
+    if not all(of_texts):
+        raise ValueError(
+            f"train/methods/{name}.py: {which} has something that is no tuple of settings; write tuples such as ('update.lr=3e-5',), with a comma also behind the last"
+        )
 
 
 def chosen(name: str, experiment: str) -> tuple[str, ...] | None:
