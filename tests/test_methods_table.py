@@ -549,6 +549,72 @@ def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> Non
     assert "has no finished run" in pages.markdown(none, "c", "methods-imagereward")
 
 
+def test_methods_are_told_apart_by_their_differences(tmp_path: Path) -> None:
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "same": (0.4, 1.0), "worse": (0.2, 0.3)})
+    assert [(c.label, c.other) for c in found.contrasts] == [
+        *(("ppo", "same"), ("ppo", "worse"), ("same", "worse"))
+    ]
+    alike, apart, _ = found.contrasts
+    assert alike.difference == (0.0, 0.0, 0.0)
+    assert (alike.p, alike.p_holm, alike.told) == (1.0, 1.0, False)
+    gains = {label: found.of(label, "evaluations", 1.0, "gold") for label in ("ppo", "worse")}
+    ours, theirs = (gains[label] for label in ("ppo", "worse"))
+    assert ours is not None
+    assert theirs is not None
+    assert apart.difference.value == pytest.approx(ours.gain.value - theirs.gain.value, abs=1e-12)
+    assert apart.told
+    assert apart.seeds == (0, 1, 2)
+    assert apart.prompts == 30
+    # Holm: the smallest p of three is taken three times, the largest once
+    assert apart.p_holm == pytest.approx(3 * apart.p)
+    table_ = {line[0]: line[1:] for line in pages.against(found)}
+    assert table_["row less column"] == ["ppo", "same", "worse"]
+    assert table_["ppo"][:2] == ["", "+0.000"]
+    assert table_["same"][0] == "+0.000"
+    assert table_["ppo"][2].startswith("▲ +0.")
+    assert table_["worse"][0] == table_["ppo"][2].replace("▲ +", "▼ −")
+    assert pages.told_apart(found).endswith("Of those that race ppo has most; same is not told from it.")
+
+
+def test_a_difference_is_of_the_seeds_that_both_have_and_negated_from_the_other_side(tmp_path: Path) -> None:
+    one, two, other = (
+        made_standing(tmp_path / name, {name: levels}, seeds=seeds).tracks[0]
+        for name, levels, seeds in (
+            ("ppo", (0.4, 1.0), (0, 1, 2)),
+            ("draft", (0.3, 0.8), (1, 2, 3)),
+            ("raft", (0.3, 0.8), (7,)),
+        )
+    )
+    estimate, name = table.Estimator(500), table.goal_of(QUESTION)
+
+    def end(track: table.Track) -> table.Contestant:
+        return table.Contestant(track.label, track, np.full(len(track.seeds), 2.0))
+
+    there, back = estimate.contrast(end(one), end(two), name), estimate.contrast(end(two), end(one), name)
+    assert there.seeds == back.seeds == (1, 2)
+    of_seeds = [
+        table.gains_RT(track, name)[seeds, 2].mean() for track, seeds in ((one, [1, 2]), (two, [0, 1]))
+    ]
+    assert there.difference.value == pytest.approx(of_seeds[0] - of_seeds[1], abs=1e-12)
+    assert back.difference == (-there.difference.value, -there.difference.high, -there.difference.low)
+    assert there.p == back.p
+    nobody = estimate.contrast(end(one), end(other), name)
+    assert math.isnan(nobody.p)
+    assert not nobody.told
+
+
+def test_what_both_share_is_in_no_difference(tmp_path: Path) -> None:
+    """Prompts differ by far more than methods do: gains overlap, and their difference is known all the same."""
+    found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "other": (0.3, 0.7)})
+    (pair,) = found.contrasts
+    width = pair.difference.high - pair.difference.low
+    alone = [
+        table.Estimator(500).gain(track, table.goal_of(QUESTION), np.full(3, 2.0))[0]
+        for track in found.tracks
+    ]
+    assert all(one.high - one.low > 1.5 * width for one in alone)
+
+
 def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
     found = made_standing(
         tmp_path,
@@ -620,7 +686,7 @@ def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) 
     ]
     each = [float(gain) for gain in str(ends.loc["ppo", "gain_by_seed"]).split()]
     assert np.mean(each) == pytest.approx(ends.loc["ppo", "gain"], abs=1e-5)
-    assert {*numbers["at"]} == {"checkpoint", "evaluations", "seconds", "reach"}
+    assert {*numbers["at"]} == {"checkpoint", "evaluations", "seconds", "reach", "difference"}
     drawing = ElementTree.parse(made[2]).getroot()
     svg = "{http://www.w3.org/2000/svg}"
     assert len(drawing.findall(f"{svg}g")) == 2 * 4

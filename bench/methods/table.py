@@ -10,6 +10,8 @@ seeds differ in their seconds.
   at most that. Where the interval of that gain has 0 in it there is nothing to race to: whoever stands still is there.
 - It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
   at once (`evals.curve`).
+- Two methods are *told apart* by the interval and p of their difference on the same prompts and seeds, after Holm's correction over all pairs. That two intervals of gains
+  overlap says nothing of it: what prompts and noise do to both is in both.
 
 Shape suffixes: T checkpoints, the base first; R training seeds; P prompts; S sufficient statistics of a metric.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -118,6 +121,31 @@ class Number(NamedTuple):
     """Of all prompts of a seed."""
 
 
+class Contrast(NamedTuple):
+    """One method less another in the goal, more being better."""
+
+    label: str
+    other: str
+    difference: Interval
+    p: float
+    """NaN where there is no difference: no seed that both have, or no number."""
+    p_holm: float
+    """After Holm's correction over all pairs of the reward."""
+    seeds: tuple[int, ...]
+    """That both have: compared seed by seed, which share prompts and noise."""
+    prompts: int
+
+    @property
+    def told(self) -> bool:
+        """Whether the two are told apart."""
+        return self.p_holm <= 1 - stats.LEVEL
+
+    @property
+    def told_alone(self) -> bool:
+        """Whether they would be if nobody had looked at the other pairs."""
+        return self.p <= 1 - stats.LEVEL
+
+
 class Reach(NamedTuple):
     """When a track reaches the paper method's final gain."""
 
@@ -148,6 +176,8 @@ class Standing:
     """That every run of those that race has taken."""
     seconds: float
     """Of their shortest training."""
+    contrasts: tuple[Contrast, ...]
+    """Of every pair, each once."""
     reaches: dict[str, Reach]
     partings: dict[str, tuple[Parting, ...]]
 
@@ -336,6 +366,25 @@ class Estimator:
         )
         return value, turned(stats.interval(own.less(theirs)), upwards)
 
+    def contrast(self, one: Contestant, other: Contestant, name: str) -> Contrast:
+        """A metric's difference between two, more being better; before Holm's correction."""
+        metric, seeds = metrics.load(name), tuple(s for s in one.track.seeds if s in other.track.seeds)
+        if not seeds:
+            return Contrast(one.label, other.label, NOTHING, math.nan, math.nan, seeds, 0)
+        sides = [side.statistics(name, seeds) for side in (one, other)]
+        lost_RP1 = np.asarray(np.isnan(np.stack(sides)).any(axis=(0, 3)))[..., None]
+        own, theirs = (
+            self._resampled(
+                np.where(lost_RP1, np.nan, side_RPS), metric.finish, one.track.question.prompt_set
+            )
+            for side_RPS in sides
+        )
+        found = own.less(theirs)
+        difference = turned(stats.interval(found), metric.higher_is_better is not False)
+        p = stats.resampled_p(found) if math.isfinite(difference.value) else math.nan
+        prompts = int((~lost_RP1).any(axis=(0, 2)).sum())
+        return Contrast(one.label, other.label, difference, p, p, seeds, prompts)
+
     def nats(self, track: Track, place_R: Array) -> Interval:
         """Exact KL divergence from the base."""
         here_RPS = at_places(track.nats_TRP[..., None], place_R)
@@ -370,6 +419,42 @@ class Estimator:
             )
         nats, prompts = self.nats(track, place_R), track.nats_TRP.shape[2]
         return [*found, Number(*told, KL, KL, prompt_set, nats, NOTHING, seeds, prompts, prompts)]
+
+
+AT_ITS_END = " at its end"
+"""Beside the label of the paper's method in full, which there has had more evaluations than those that race."""
+
+
+class Contestant(NamedTuple):
+    """A track at one place of it."""
+
+    label: str
+    track: Track
+    place_R: Array
+
+    def statistics(self, name: str, seeds: Sequence[int]) -> Array:
+        """Of a metric and some of its seeds, [R, P, S]."""
+        there = [self.track.seeds.index(seed) for seed in seeds]
+        return at_places(self.track.statistics[name], self.place_R)[there]
+
+
+def contrasts(tracks: Sequence[Track], evaluations: float, estimate: Estimator) -> tuple[Contrast, ...]:
+    """Every pair of those that race, at equal evaluations, and of the paper's method in full at its end, in the goal."""
+    found = [
+        Contestant(track.label, track, track.at_evaluations(evaluations))
+        if track.label != IN_FULL
+        else Contestant(
+            track.label + AT_ITS_END, track, np.full(len(track.seeds), len(track.iteration_T) - 1.0)
+        )
+        for track in tracks
+    ]
+    pairs = [
+        estimate.contrast(one, other, goal_of(one.track.question)) for one, other in combinations(found, 2)
+    ]
+    tested = [i for i, pair in enumerate(pairs) if not math.isnan(pair.p)]
+    for i, p in zip(tested, stats.holm([pairs[i].p for i in tested]), strict=True):
+        pairs[i] = pairs[i]._replace(p_holm=p)
+    return tuple(pairs)
 
 
 def turned(difference: Interval, upwards: bool) -> Interval:
@@ -476,6 +561,7 @@ def standing(
         numbers=tuple(numbers),
         evaluations=evaluations,
         seconds=seconds,
+        contrasts=contrasts(tracks, evaluations, estimate),
         reaches={},
         partings={track.label: partings(track, resamples) for track in tracks},
     )
