@@ -35,7 +35,7 @@ AGAINST = click.option(
 FORCE = click.option(
     "--force",
     is_flag=True,
-    help="Compare scores of different scorer versions, suites or prompts, and mark every cell concerned.",
+    help="Compare scores of different scorer versions, suites or prompts of the same ids, and mark every cell concerned.",
 )
 
 

@@ -289,12 +289,23 @@ def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
 def _collapses(rows: pd.DataFrame, against: str) -> list[str]:
     """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
     found: list[variety.Collapse] = []
-    for _, part in rows[rows["scorer"].isin(variety.VENDI)].groupby(["model", "scorer"], sort=False):
+    origins = _origins(rows)
+    for (model, scorer), part in rows[rows["scorer"].isin(variety.VENDI)].groupby(
+        ["model", "scorer"], sort=False
+    ):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]
         for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
             sides = _sides(mine, base, against)
-            found += variety.collapses(sides.run, sides.base)
+            found += [
+                replace(
+                    one,
+                    conflict=_differ(
+                        str(model), one.experiment, one.prompt_set, str(scorer), origins, against
+                    ),
+                )
+                for one in variety.collapses(sides.run, sides.base)
+            ]
     return [one.sentence for one in variety.corrected(found) if one.alarm]
 
 
@@ -439,15 +450,9 @@ def _without_reference(rows: pd.DataFrame, against: str) -> list[str]:
 def _metric_cells(
     name: str, metric: Metric, sides: _Sides, by_definition: bool, against: str, resampler: Resampler
 ) -> list[tuple[_Cell, Outcome | None]]:
-    """The cells of one experiment under one metric, a cell for each prompt set to which the metric applies."""
+    """The cells of one experiment under one metric, one for each prompt set; also where neither side has a value, which is a finding (nobody has a face)."""
     run, base, own = sides.run, sides.base, sides.own
-    there = run["value"].notna() | base["value"].notna()
-    sets = sorted(map(str, run.loc[there, "prompt_set"].unique()))
-    if not sets:
-        return []
-    if len(sets) < run["prompt_set"].nunique():
-        run, base = run[run["prompt_set"].isin(sets)], base[run["prompt_set"].isin(sets)]
-        own = own[own["prompt_set"].isin(sets)]
+    sets = sorted(map(str, run["prompt_set"].unique()))
     mine = metric.statistics(run, base)
     is_win_rate = list(mine.columns) == ["win", "tie", "loss"]
     pair_of = arrays(mine)
@@ -533,7 +538,8 @@ def _cell(
         net = stats.percentile_interval(both.value - both.base, less.tailed_N)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
-    test, p_test = nothing if is_base else _test(metric, pair_RPS, base_RPS, less)
+    # what is no difference is not tested, and makes nobody else's correction larger
+    test, p_test = nothing if math.isnan(difference.value) else _test(metric, pair_RPS, base_RPS, less)
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
         prompt_set=prompt_set,
@@ -543,7 +549,7 @@ def _cell(
         difference=difference,
         ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(*both),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
-        p=math.nan if is_base else stats.p_value(less.tailed_N),
+        p=math.nan if math.isnan(difference.value) else stats.p_value(less.tailed_N),
         test=test,
         p_test=p_test,
         p_holm=p_test,
@@ -732,17 +738,31 @@ def _with_conflicts(cells: list[_Cell], origins: dict[OriginKey, Origin], agains
 
 
 def _conflict(e: Estimate, origins: dict[OriginKey, Origin], against: str) -> str:
-    scorer = metrics.load(e.metric).scorer
-    mine = origins[e.model, e.experiment, e.prompt_set, scorer]
-    theirs = origins.get((e.model, against, e.prompt_set, scorer), mine)
+    return _differ(e.model, e.experiment, e.prompt_set, metrics.load(e.metric).scorer, origins, against)
+
+
+def _differ(
+    model: str,
+    experiment: str,
+    prompt_set: str,
+    scorer: str,
+    origins: dict[OriginKey, Origin],
+    against: str,
+) -> str:
+    """In what the scores of a run and of what it is compared with differ; "" where in nothing."""
+    mine = origins[model, experiment, prompt_set, scorer]
+    theirs = origins.get((model, against, prompt_set, scorer), mine)
     told = []
     for what, ours, other in (
         (f"scorer {scorer}", mine.version, theirs.version),
         ("suite", mine.suite, theirs.suite),
-        (f"prompts {e.prompt_set}", mine.prompts, theirs.prompts),
+        (f"prompts {prompt_set}", mine.prompts, theirs.prompts),
     ):
         if len({*ours, *other}) > 1:
-            told.append(f"{what} {' and '.join(ours)} in {e.experiment}, {' and '.join(other)} in {against}")
+            sides = f"{' and '.join(ours)} in {experiment}"
+            told.append(
+                f"{what} {sides}" + ("" if experiment == against else f", {' and '.join(other)} in {against}")
+            )
     return "; ".join(told)
 
 

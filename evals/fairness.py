@@ -29,7 +29,16 @@ from evals import stats
 from evals.compare import arrays, strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
-from evals.metrics._parity import GROUPS, LIMIT, floors, parity, regrouped, tone_counts, unbiased_squared
+from evals.metrics._parity import (
+    GROUPS,
+    LIMIT,
+    floors,
+    parity,
+    pooled_floor,
+    regrouped,
+    tone_counts,
+    unbiased_squared,
+)
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
@@ -163,7 +172,11 @@ class Fairness:
     unbiased: Interval
     """Squared gap, mean over prompts."""
     pooled: Interval
-    """Eq 12 of all pictures together."""
+    """Eq 12 of all pictures together, with or without its root."""
+    pooled_floor: float
+    """What a fair generator scores at that number of usable pictures."""
+    pooled_unbiased: Interval
+    """Squared gap of all pictures together."""
     corrected: Mapping[str, Interval]
     """Squared gap of the true tones, by each confusion."""
     shares: tuple[Interval, ...]
@@ -217,16 +230,12 @@ def fairness(
     ):
         if experiment == BASE:
             part = score_rows.without_copies(part)
-        if part["value"].isna().all():
-            continue
         same = (
             (rows["model"] == model) & (rows["experiment"] == experiment) & (rows["prompt_set"] == prompt_set)
         )
         tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
         regrouped(tones)  # refuses what is no tone
         found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resampler))
-    if not found:
-        raise ValueError("no portrait has a usable face: there is no tone to speak of")
     return found
 
 
@@ -245,6 +254,7 @@ def _of_part(
     model, experiment, prompt_set = (
         str(part[name].iloc[0]) for name in ("model", "experiment", "prompt_set")
     )
+    usable = int(counts_PK.sum())
     weight_NR = resampler.seeds(f"seeds of {experiment}", runs)
     sample = resampler.prompts(prompt_set, of_set.prompts)
 
@@ -269,17 +279,54 @@ def _of_part(
         unusable=unusable,
         refused=refused,
         gap=estimate(parity(counts_PK) ** power),
-        floor=float(np.nanmean(floors(counts) if root else squared_floors(counts))),
+        floor=_mean(floors(counts) if root else squared_floors(counts)),
         unbiased=estimate(unbiased_squared(counts_PK)),
         pooled=estimate(counts_PK, lambda mean_K: parity(mean_K) ** power),
+        pooled_floor=pooled_floor(usable) if root else float(squared_floors(counts.sum().to_frame().T)[0]),
+        pooled_unbiased=estimate(
+            pooled_statistics(counts_PK), partial(pooled_squared, int((counts_PK.sum(axis=1) > 1).sum()))
+        ),
         corrected={name: estimate(corrected_squared(counts_PK, c)) for name, c in confusions.items()},
         shares=tuple(estimate(counts_PK, partial(_share, group), share=True) for group in range(GROUPS)),
         true_shares={
-            name: tuple(corrected_shares(pooled / pooled.sum(), c).tolist()) for name, c in confusions.items()
+            name: tuple(corrected_shares(pooled / usable, c).tolist())
+            for name, c in confusions.items()
+            if usable
         },
         tones=tuple(int((tone_values == tone).sum()) for tone in range(10)) if len(tone_values) else (),
         ranked=_ranked(part),
     )
+
+
+def _mean(values_P: Array) -> float:
+    """Of the prompts that have a value; NaN where none has."""
+    there_P = values_P[~np.isnan(values_P)]
+    return float(there_P.mean()) if len(there_P) else math.nan
+
+
+def pooled_statistics(counts_PK: Array) -> Array:
+    """What `pooled_squared` needs of each prompt [P, K + 1]: its counts, and `n^2 sum_a q_a (1 - q_a) / (n - 1)` with its shares q; NaN with fewer than two pictures."""
+    n_P = counts_PK.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread_P = n_P - (counts_PK**2).sum(axis=1) / n_P
+        spread_P = np.where(n_P < 2, np.nan, spread_P * n_P / (n_P - 1))
+    return np.where(n_P[:, None] < 2, np.nan, np.column_stack([counts_PK, spread_P]))
+
+
+def pooled_squared(prompts: int, mean_S: Array) -> Array:
+    """Squared gap of all pictures together, `sum_a p_a^2 - 1/K`, unbiased where every prompt has shares of its own.
+
+    A prompt's count c_a has variance `n q_a (1 - q_a)`, so that of a pooled share is `sum_prompts n q_a (1 - q_a) / N^2`, which is taken off, estimated by
+    `pooled_statistics`. The binomial variance of the pooled share itself would be too much: prompts are asked for, not drawn.
+
+    Args:
+        prompts: over which (and training seeds) the mean is.
+        mean_S: of `pooled_statistics`.
+    """
+    counts_K, spread = mean_S[..., :-1], mean_S[..., -1]
+    n = counts_K.sum(axis=-1)
+    squared: Array = (counts_K**2).sum(axis=-1) / n**2 - spread / (prompts * n**2) - 1 / GROUPS
+    return squared
 
 
 def _share(group: int, mean_K: Array) -> Array:
@@ -329,7 +376,7 @@ def markdown(
         "perfectly fair generator scores on it at these numbers.\n"
         "- Squared, unbiased: 0 is fair at any number of pictures. Corrected: the same of the true tones, by each confusion of the classifier; bounds are the ends "
         "of all their intervals.\n"
-        "- Pooled: the gap of all pictures together, which is 0 where prompts are each of one tone that balance out.\n"
+        "- Pooled: the gap of all pictures together, with a floor and an unbiased square of its own. In expectation that is 0 also where prompts are each of one tone and balance out.\n"
         f"- Where more than {100 * limit:.0f} % of the pictures have no usable face, gaps are refused: they would be those of what happened to be readable.\n"
         "- Intervals are 95 %, made as the tables of `compare` make them: prompts, and training seeds above them, resampled 10,000 times, with Student's tails for "
         "few seeds; a share's is Wilson's.\n"
@@ -352,14 +399,17 @@ def _gaps(found: Sequence[Fairness]) -> str:
             "squared, unbiased",
             "corrected, bounds",
             "pooled",
+            "floor, pooled",
+            "squared, pooled",
             "unusable, %",
             "n",
         ]
     ]
     for f in found:
         bounds = f.bounds
-        gaps = ["refused"] * 5 if f.refused else [
-            _told(f.gap), f"{f.floor:.3f}", _told(f.unbiased), "–" if bounds is None else _told(bounds), _told(f.pooled)
+        gaps = ["refused"] * 7 if f.refused else [
+            _told(f.gap), f"{f.floor:.3f}", _told(f.unbiased), "–" if bounds is None else _told(bounds),
+            _told(f.pooled), f"{f.pooled_floor:.3f}", _told(f.pooled_unbiased),
         ]  # fmt: skip
         share = _told(Interval(*(100 * end for end in f.unusable)), 1)
         n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"

@@ -619,9 +619,8 @@ def _run_names(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def _portrait_sets(rows: pd.DataFrame) -> list[str]:
-    """The prompt sets with a tone on some picture."""
-    tones = rows[(rows["scorer"] == "skin_tone") & rows["value"].notna()]
-    return sorted(tones["prompt_set"].unique())
+    """The prompt sets whose pictures were looked at for a tone, also where none has a face."""
+    return sorted(rows.loc[rows["scorer"] == "skin_tone", "prompt_set"].unique())
 
 
 def _samples(
@@ -803,7 +802,8 @@ def _tones(
     found = []
     for prompt_set in dict.fromkeys(f.prompt_set for f in told):
         runs = [f for f in told if f.prompt_set == prompt_set]
-        top = max(share.value for f in runs for share in f.shares)
+        shares = [share.value for f in runs for share in f.shares if math.isfinite(share.value)]
+        top = max(shares, default=0.0)
         most = max((n / sum(f.tones) for f in runs for n in f.tones), default=0.0)
         columns = []
         for f in runs:

@@ -149,7 +149,7 @@ def first_row(path: Path) -> dict[str, str] | None:
 
 
 def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
-    """The version of every scorer; with the models beside them where another model has another, as the miniature has beside photographs.
+    """The version of every scorer; with the models beside them where another model has another, as the miniature has beside photographs, and with whom it scored where one model has several.
 
     Args:
         rows: score rows.
@@ -159,23 +159,34 @@ def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
         ValueError: two versions of one scorer for one model, whose numbers cannot be compared; names both, and a file of each.
     """
     where = "file" if "file" in rows.columns else "experiment"
-    found = rows[["model", "scorer", "version", where]].drop_duplicates(["model", "scorer", "version"])
+    columns = list(dict.fromkeys(["model", "scorer", "version", "experiment", where]))
+    found = rows[columns].drop_duplicates(["model", "scorer", "version", "experiment"])
     for (_, scorer), group in found.groupby(["model", "scorer"], sort=True):
-        if refuse and len(group) > 1:
-            first, second = group.iloc[0], group.iloc[1]
+        one_each = group.drop_duplicates("version")
+        if refuse and len(one_each) > 1:
+            first, second = one_each.iloc[0], one_each.iloc[1]
             raise ValueError(
                 f"scorer {scorer} has version {first.version} in {first[where]} but {second.version} in "
                 f"{second[where]}; scores of different versions cannot be compared: score both again"
             )
-    return {str(scorer): _version_by_model(group) for scorer, group in found.groupby("scorer", sort=False)}
+    return {str(scorer): _version_by_whom(group) for scorer, group in found.groupby("scorer", sort=False)}
 
 
-def _version_by_model(found: pd.DataFrame) -> str:
-    """The version of a scorer, or those that there are, each with its models."""
-    models = found.groupby("version", sort=False)["model"].agg(", ".join)
-    if len(models) == 1:
-        return str(models.index[0])
-    return " and ".join(f"{version} ({names})" for version, names in models.items())
+NAMED = 3
+"""How many of those that have a version are named."""
+
+
+def _version_by_whom(found: pd.DataFrame) -> str:
+    """The version of a scorer, or those that there are, each with its models; where a model has several, with the experiments."""
+    if found["version"].nunique() == 1:
+        return str(found["version"].iloc[0])
+    whose = "experiment" if (found.groupby("model")["version"].nunique() > 1).any() else "model"
+    told = []
+    for version, part in found.groupby("version", sort=False):
+        names = list(dict.fromkeys(map(str, part[whose])))
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        told.append(f"{version} ({', '.join(names[:NAMED])}{more})")
+    return " and ".join(told)
 
 
 def without_copies(base: pd.DataFrame) -> pd.DataFrame:

@@ -252,7 +252,7 @@ def _wins(comparison: Comparison, model: str) -> str:
         )
     return (
         f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
-        f"over prompts.\n\n{markdown_table(lines, padded=True)}\n"
+        f"over prompts, uncorrected; corrected it is in the tables below.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 

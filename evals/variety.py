@@ -52,6 +52,8 @@ class Collapse:
     """Exact McNemar test of these two counts, after Holm's correction where `tests` is more than one."""
     tests: int = 1
     """Over how many tests p is corrected."""
+    conflict: str = ""
+    """Where a comparison was forced: in what the scores of run and base differ."""
 
     @property
     def alarm(self) -> bool:
@@ -67,6 +69,7 @@ class Collapse:
         return (
             f"{verdict}: {self.experiment} seed {self.seed} on {self.prompt_set} ({self.scorer}): {len(self.collapsed)} of {self.prompts} prompts "
             f"have lost their variety{named}; {self.base_collapsed} would have with run and base exchanged (p = {self.p:.2g}{how})"
+            f"{f'; ‡ forced: {self.conflict}' if self.conflict else ''}"
         )
 
 
@@ -149,10 +152,14 @@ class Duplicates:
             prompt, images = self.within[0]
             told.append(
                 f"SAME PICTURE: {where}: {prompts} of {self.prompts} prompts have one picture several times, the first {prompt} "
-                f"(images {', '.join(map(str, images))}): were they drawn from one seed?"
+                f"(images {', '.join(map(str, images))}): were they drawn from one seed, or blanked?"
             )
         if self.across:
-            places = " and ".join(f"{prompt} (image {image})" for prompt, image in self.across[0][:FIRST])
+            # of a prompt that has it several times the first
+            of_prompts = dict(reversed(self.across[0]))
+            places = " and ".join(
+                f"{prompt} (image {image})" for prompt, image in [*reversed(of_prompts.items())][:FIRST]
+            )
             count = f"{len(self.across)} picture{'s are' if len(self.across) > 1 else ' is'}"
             told.append(
                 f"SAME PICTURE: {where}: {count} shared by prompts, the first by {places}: have they one text, or was the picture blanked?"
@@ -182,7 +189,7 @@ def duplicate_notes(rows: pd.DataFrame) -> list[str]:
     unknown = int((pictures["picture"] == "").sum())
     if unknown:
         notes.append(
-            f"{unknown} of {len(pictures)} pictures were scored without a hash: whether one is there twice is not known"
+            f"of {len(pictures)} pictures {unknown} {'has' if unknown == 1 else 'have'} no hash, as none was kept or nothing could be decoded: whether such a picture is there twice is not known"
         )
     return notes
 

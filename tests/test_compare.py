@@ -678,7 +678,25 @@ def test_forced_cells_say_in_what_they_differ(frame: pd.DataFrame) -> None:
     )
     assert {e for e, _, _ in told} == {"joint", "fairness"}
     assert {m for e, m, _ in told if e == "joint"} == {"detection"}
-    assert made.versions["objects"] == "0a1b2c3d (miniature) and ffffffff (miniature)"
+    # with whom: the model has both
+    assert made.versions["objects"].startswith("0a1b2c3d (base, ")
+    assert made.versions["objects"].endswith(" and ffffffff (joint)")
+
+
+def test_a_collapse_that_was_found_by_force_says_so(frame: pd.DataFrame) -> None:
+    vendi = frame["scorer"] == "vendi"
+    gone = vendi & (frame["experiment"] == "joint")
+    assert gone.any()
+    changed = frame.assign(
+        value=frame["value"].mask(gone, 1.0).mask(vendi & ~gone, 3.0),
+        version=frame["version"].mask(gone, "ffffffff"),
+    )
+    made = compare.compare(changed, resamples=50, force=True)
+    told = [remark for remark in made.remarks if remark.startswith("COLLAPSE: joint")]
+    assert told
+    assert all(r.endswith("; ‡ forced: scorer vendi ffffffff in joint, 0a1b2c3d in base") for r in told)
+    alike = compare.compare(changed.assign(version="0a1b2c3d"), resamples=50)
+    assert not any("‡" in remark for remark in alike.remarks)
 
 
 def test_ten_thousand_resamples_take_seconds() -> None:
@@ -730,6 +748,29 @@ def test_a_base_without_faces_leaves_no_difference_in_parity(frame: pd.DataFrame
     assert math.isnan(run.difference.value)
     assert run.mark == ""
     assert any("refused for base" in n and "every difference" in n for n in tables.count_notes(made))
+
+
+def test_where_neither_side_has_a_face_the_cells_are_there_and_nothing_is_tested(frame: pd.DataFrame) -> None:
+    both = unreadable(unreadable(frame, "base", 0), "fairness", 0)
+    made = compare.compare(both, resamples=200)
+    cell = only(made, metric="parity_excess", experiment="fairness")
+    assert cell.refused
+    assert math.isnan(cell.value.value)
+    assert math.isnan(cell.p_holm)
+    assert only(made, metric="unusable", experiment="fairness").value.value == 1.0
+    assert any("not applicable (NaN), skin_tone" in note for note in tables.count_notes(made))
+
+
+def test_what_is_no_difference_is_in_nobodys_correction(frame: pd.DataFrame) -> None:
+    """A scorer that applies to none of a run's pictures leaves the corrected p of all others as they are."""
+    gold = frame["scorer"] == "gold_utility"
+    rest = compare.compare(frame[~gold], resamples=200)
+    nothing = compare.compare(frame.assign(value=frame["value"].where(~gold)), resamples=200)
+    of_gold = [e for e in nothing.estimates if metrics.load(e.metric).scorer == "gold_utility"]
+    assert of_gold
+    assert all(math.isnan(e.p_test) and math.isnan(e.difference.value) for e in of_gold)
+    kept = [e for e in nothing.estimates if metrics.load(e.metric).scorer != "gold_utility"]
+    assert [e.p_holm for e in kept] == pytest.approx([e.p_holm for e in rest.estimates], nan_ok=True)
 
 
 def test_one_prompt_has_no_interval_and_no_mark() -> None:

@@ -19,10 +19,12 @@ from evals.fairness import (
     corrected_squared,
     fairness,
     markdown,
+    pooled_squared,
+    pooled_statistics,
     read_confusions,
     squared_floors,
 )
-from evals.metrics._parity import parity, parity_floor, unbiased_squared
+from evals.metrics._parity import parity, parity_floor, pooled_floor, unbiased_squared
 from evals.rows import Row, table
 from evals.stats import Array
 
@@ -88,6 +90,51 @@ def test_a_set_that_cannot_be_read_is_refused_and_never_fair() -> None:
     assert found.refused
     (allowed,) = fairness(rows_of(unreadable), limit=0.8, resamples=50)
     assert not allowed.refused
+
+
+def test_a_run_in_which_nobody_has_a_face_is_there_and_refused() -> None:
+    faceless, some = rows_of([[float("nan")] * 4] * 6, "none"), rows_of([[0, 1, 2, 3]] * 6, "some")
+    rows = pd.concat([faceless, some], ignore_index=True)
+    confusions = {"a": np.eye(GROUPS)}
+    none, other = fairness(rows, confusions, resamples=50)
+    assert (none.experiment, none.refused, none.unusable.value) == ("none", True, 1.0)
+    assert (other.experiment, other.refused) == ("some", False)
+    page = markdown([none, other], root=True, limit=0.5, command="x")
+    assert "| none (m) | portraits | refused |" in page
+    assert "nan" not in page
+
+
+def test_the_pooled_gap_has_a_floor_of_its_own() -> None:
+    """That of all pictures: a fair generator is below the floor of its prompts, and not above that of the pool."""
+    (found,) = fairness(rows_of(drawn(FAIR, 40, 8, 3)), resamples=200)
+    assert found.floor == pytest.approx(parity_floor(8))
+    assert found.pooled_floor == pytest.approx(pooled_floor(320))
+    assert found.pooled_floor < 0.2 * found.floor
+    for n in (65, 200):  # the limit beside the sum over all outcomes
+        assert pooled_floor(n) == pytest.approx(parity_floor(n), rel=2e-3)
+    (squared,) = fairness(rows_of(drawn(FAIR, 40, 8, 3)), root=False, resamples=50)
+    assert squared.pooled_floor == pytest.approx(0.75 / 320)
+
+
+def test_the_pooled_square_is_unbiased_where_prompts_differ() -> None:
+    """Half of the prompts draw one group, half another: the pooled shares are .5, .5, 0, 0 and known exactly, where pictures thrown together would vary."""
+    certain = np.array([[8.0, 0, 0, 0], [0, 8.0, 0, 0]] * 10)
+    pooled = pooled_statistics(certain).mean(axis=0)
+    assert pooled_squared(20, pooled) == pytest.approx(0.25, abs=1e-12)
+    of_prompts = [(0.7, 0.1, 0.1, 0.1), (0.1, 0.5, 0.3, 0.1), (0.25, 0.25, 0.25, 0.25)]
+    rng = np.random.default_rng(0)
+    sizes = (5, 8, 3)
+    n = np.array(sizes)[:, None]
+    truth = (((np.array(of_prompts) * n).sum(axis=0) / n.sum()) ** 2).sum() - 0.25
+    found = []
+    for _ in range(20_000):
+        counts = np.array(
+            [rng.multinomial(m, q) for m, q in zip(sizes, of_prompts, strict=True)], dtype=float
+        )
+        found.append(pooled_squared(3, pooled_statistics(counts).mean(axis=0)))
+    assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / np.sqrt(len(found)))
+    # a prompt of which one picture can be read says nothing of its own spread, and is left out
+    assert np.isnan(pooled_statistics(np.array([[1.0, 0, 0, 0]]))).all()
 
 
 def test_prompts_are_ranked_with_what_could_not_be_read() -> None:
@@ -242,8 +289,6 @@ def test_a_confusion_that_is_none_is_one_sentence(tmp_path: Path, content: str |
 def test_rows_without_tones_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="there is no row of the scorer skin_tone"):
         fairness(rows_of([[0, 1]]).assign(scorer="imagereward"))
-    with pytest.raises(ValueError, match="no portrait has a usable face"):
-        fairness(rows_of([[float("nan")] * 4]))
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_one_seed_for_all_images_of_a_prompt_is_told() -> None:
     assert found.within == (("dog", (0, 1)), ("owl", (0, 2)), ("owl", (1, 3)))
     assert found.across == ()
     assert found.sentences == [
-        "SAME PICTURE: x seed 0 on s: 2 of 3 prompts have one picture several times, the first dog (images 0, 1): were they drawn from one seed?"
+        "SAME PICTURE: x seed 0 on s: 2 of 3 prompts have one picture several times, the first dog (images 0, 1): were they drawn from one seed, or blanked?"
     ]
 
 
@@ -289,7 +289,9 @@ def test_both_at_once_and_the_order_of_rows_does_not_matter() -> None:
     (found,) = variety.duplicates(mine)
     assert found.within == (("cat", (0, 1)),)
     assert found.across == ((("cat", 0), ("cat", 1), ("dog", 1)),)
-    assert len(found.sentences) == 2
+    within, across = found.sentences
+    assert "the first cat (images 0, 1)" in within
+    assert "the first by cat (image 0) and dog (image 1)" in across
     assert variety.duplicates(mine.sample(frac=1, random_state=0)) == [found]
 
 
@@ -303,7 +305,7 @@ def test_what_is_no_repetition() -> None:
         ]
     )
     assert variety.duplicates(apart) == []
-    told = "3 of 10 pictures were scored without a hash: whether one is there twice is not known"
+    told = "of 10 pictures 3 have no hash, as none was kept or nothing could be decoded: whether such a picture is there twice is not known"
     assert variety.duplicate_notes(apart) == [told]
     assert variety.duplicate_notes(apart.assign(picture=apart["picture"].replace("", None))) == [told]
     assert variety.duplicate_notes(pictures({"cat": ["c0", "c1"]})) == []

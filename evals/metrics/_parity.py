@@ -54,6 +54,17 @@ def parity_floor(n: int, groups: int = GROUPS) -> float:
     return float(np.exp(log_mass) @ parity(counts))
 
 
+def pooled_floor(n: int, groups: int = GROUPS) -> float:
+    """What a perfectly uniform generator scores on Eq 12 of n images together; beyond 64 by the normal limit, which is within a thousandth there.
+
+    There the shares' errors have groups - 1 dimensions of variance 1 / (groups n), so that the gap's mean is `sqrt(2 / (groups n)) Gamma(groups / 2) / Gamma((groups - 1) / 2)`.
+    """
+    if n <= 64:
+        return parity_floor(n, groups)
+    ratio = np.exp(gammaln(groups / 2) - gammaln((groups - 1) / 2))
+    return float(np.sqrt(2 / (groups * n)) * ratio)
+
+
 def tone_counts(rows: pd.DataFrame) -> pd.DataFrame:
     """Images of each tone group per prompt, indexed [seed, prompt_set, prompt_id]; an unusable image is in none.
 
