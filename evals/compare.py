@@ -283,7 +283,18 @@ def compare(
 
 def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
-    return [*_without_reference(rows, against), *variety.duplicate_notes(rows), *_collapses(rows, against)]
+    return [
+        *_without_reference(rows, against),
+        *variety.duplicate_notes(rows),
+        *(
+            note
+            for _, of_model in rows.groupby("model", sort=False)
+            for note in variety.copies(
+                of_model[of_model["experiment"] != against], of_model[of_model["experiment"] == against]
+            )
+        ),
+        *_collapses(rows, against),
+    ]
 
 
 def _collapses(rows: pd.DataFrame, against: str) -> list[str]:

@@ -235,8 +235,30 @@ def fairness(
         )
         tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
         regrouped(tones)  # refuses what is no tone
+        _refuse_contradiction(part, tones)
         found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resampler))
     return found
+
+
+def _refuse_contradiction(groups: pd.DataFrame, tones: pd.DataFrame) -> None:
+    """Refuse a tone that is not of the group that the same picture is said to be of.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    key = ["seed", "prompt_id", "image"]
+    both = groups.merge(tones[[*key, "value"]], on=key, suffixes=("", "_tone")).dropna(
+        subset=["value", "value_tone"]
+    )
+    of_tone = np.array(TONE_GROUPS)[both["value_tone"].astype(int)]
+    wrong = both[of_tone != both["value"]]
+    if len(wrong):
+        first = wrong.iloc[0]
+        file = f" in {first['file']}" if "file" in wrong else ""
+        raise ValueError(
+            f"{GROUPED} is {first['value']:g} (Monk tones {NAMES[int(first['value'])]}) where {TONES} is {first['value_tone']:g} (tone {int(first['value_tone']) + 1}), "
+            f"for prompt {first['prompt_id']}, image {first['image']}{file}: the two are not of one reading, score both again"
+        )
 
 
 def _of_part(

@@ -394,6 +394,7 @@ def _notes(tally: Tally) -> list[str]:
         f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either, of fewer than five prompts Student's itself; p: of no difference, ties half, from the same resamples.",
         f"One is said to be preferred where the interval leaves out one half and the exact sign test over prompts has p of at most .05 too; here {overall.sign_p:.2g}.",
         "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
+        "The rates here are shares of votes. Where `python -m evals compare` reads the rows of these votes it takes the majority of each pair, as a judge has one verdict, so that its rate is another and its interval has prompts alone in it.",
         f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",
         f"{tally.unvoted} of {len(comparison.pairs)} pairs have no vote, {tally.same} are the same picture twice.",
     ]

@@ -194,6 +194,29 @@ def duplicate_notes(rows: pd.DataFrame) -> list[str]:
     return notes
 
 
+def copies(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[str]:
+    """A sentence for every run and prompt set whose pictures are all those of another, pixel by pixel, prompt by prompt: it was scored under two names, or is not trained.
+
+    Args:
+        rows: of runs.
+        base_rows: of what they are compared with.
+    """
+    key = ["prompt_set", "prompt_id", "image"]
+    of_base = _pictures(base_rows)[["experiment", *key, "picture"]].drop_duplicates()
+    mine = _pictures(rows)
+    both = mine.merge(of_base, on=[*key, "picture"], how="left", suffixes=("", "_base"))
+    both["same"] = both["experiment_base"].notna() & (both["picture"] != "")
+    told = []
+    for where, part in both.groupby(RUN, sort=True):
+        if part["same"].all():
+            experiment, _, seed, prompt_set = where
+            told.append(
+                f"SAME PICTURES: {experiment} seed {seed} on {prompt_set}: all {len(part)} are those of {part['experiment_base'].iloc[0]}, to the pixel: "
+                "was one checkpoint scored under two names, or the same folder given twice?"
+            )
+    return told
+
+
 def _pictures(rows: pd.DataFrame) -> pd.DataFrame:
     """Every picture once, however many scorers it has rows of; "" where its hash is not known."""
     columns = rows[[*RUN, "prompt_id", "image", "picture"]]

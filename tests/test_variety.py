@@ -311,6 +311,19 @@ def test_what_is_no_repetition() -> None:
     assert variety.duplicate_notes(pictures({"cat": ["c0", "c1"]})) == []
 
 
+def test_a_run_whose_pictures_are_all_the_bases_is_told() -> None:
+    base = pictures({"cat": ["c0", "c1"], "dog": ["d0", "d1"]}, experiment="base")
+    copy, other = base.assign(experiment="copy"), pictures({"cat": ["c0", "x"], "dog": ["d0", "d1"]})
+    assert variety.copies(pd.concat([copy, other]), base) == [
+        "SAME PICTURES: copy seed 0 on s: all 4 are those of base, to the pixel: was one checkpoint scored under two names, or the same folder given twice?"
+    ]
+    # the same pictures of other prompts are not the base's, and nothing is known without hashes
+    swapped = pictures({"cat": ["d0", "d1"], "dog": ["c0", "c1"]})
+    assert variety.copies(swapped, base) == []
+    unknown = base.assign(picture="")
+    assert variety.copies(unknown.assign(experiment="copy"), unknown) == []
+
+
 def test_every_run_and_set_has_its_own_sentence() -> None:
     same = pd.concat([pictures({"cat": ["c", "c"]}, experiment=name) for name in ("a", "b")])
     notes = variety.duplicate_notes(same)
