@@ -98,6 +98,7 @@ METHODS: dict[str, RewardGradient] = {
     "draft-k": draft_k.Method(truncate=2),
     "draft-all": draft_k.Method(truncate=4),
     "draft-seen": draft_k.Method(truncate=2, jitter=0.05, shift=0.1),
+    "draft-views": draft_k.Method(truncate=2, jitter=0.05, shift=0.1, views=3),
 }
 
 
@@ -195,8 +196,14 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
                 sampled = latents.detach()  # noqa: F841
         picture = policy.pipeline.vae.decode(latents / policy.pipeline.vae.config.scaling_factor).sample
         images = (picture / 2 + 0.5).clamp(0, 1)
-        images = method.seen(asked, repeat, 0, images, slice(0, len(images)))
-        rewards.append(2.0 * run.scorers[task.rewards[0].scorer](images, asked.prompts))
+        looks = [
+            2.0
+            * run.scorers[task.rewards[0].scorer](
+                method.seen(asked, repeat, 0, images, slice(0, len(images)), look), asked.prompts
+            )
+            for look in range(method.looks())
+        ]
+        rewards.append(torch.stack(looks).mean(0))
     reward_M = torch.cat(rewards)
     valid_M = reward_M[reward_M.isfinite()]
     loss = 1e-3 * (method.offset - valid_M).relu() if isinstance(method, refl.Method) else -valid_M
@@ -468,6 +475,13 @@ def changed(experiment: Experiment, field: str, value: Any) -> Experiment:
         ("draft", "method.noisings", 0, "method.noisings is 0"),
         ("draft-k", "method.jitter", -0.1, "method.jitter is -0.1"),
         ("draft-all", "method.shift", 0.5, r"method.shift is 0.5, .* in \[0, 0.5\)"),
+        ("draft-all", "method.views", 0, r"method.views is 0, but it must be at least 1"),
+        (
+            "draft-all",
+            "method.views",
+            2,
+            r"method.views is 2, but without method.jitter or method.shift all are ",
+        ),
     ],
 )
 def test_what_it_cannot_train_is_refused_before_anything_loads(
@@ -487,13 +501,14 @@ def test_what_the_reward_is_shown_belongs_to_the_picture() -> None:
     images_BCHW = torch.rand((4, 3, 20, 20), generator=torch.Generator().manual_seed(0))
     asked = Asked([Prompt(f"p{i}", f"text {i % 2}") for i in range(6)], list(range(6)), 5, slice(0, 6))
     method = draft_k.Method(jitter=0.1, shift=0.1)
-    together = method.seen(asked, 0, 2, images_BCHW, slice(0, 4))
-    alone = method.seen(asked, 0, 4, images_BCHW[3:], slice(1, 2))
+    together = method.seen(asked, 0, 2, images_BCHW, slice(0, 4), 0)
+    alone = method.seen(asked, 0, 4, images_BCHW[3:], slice(1, 2), 0)
     assert torch.equal(together[3:], alone)
-    assert not torch.equal(together, method.seen(asked, 1, 2, images_BCHW, slice(0, 4)))
+    assert not torch.equal(together, method.seen(asked, 1, 2, images_BCHW, slice(0, 4), 0))
+    assert not torch.equal(together, method.seen(asked, 0, 2, images_BCHW, slice(0, 4), 1))
     assert together.min() >= 0
     assert together.max() <= 1
-    assert draft_k.Method().seen(asked, 0, 2, images_BCHW, slice(0, 4)) is images_BCHW
+    assert draft_k.Method().seen(asked, 0, 2, images_BCHW, slice(0, 4), 0) is images_BCHW
 
     image_CHW = images_BCHW[0].requires_grad_()
     found = set()

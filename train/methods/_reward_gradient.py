@@ -97,7 +97,13 @@ class RewardGradient(Method):
         """How often they are taken, each time from another noising of what the sampler drew."""
         return 1
 
-    def seen(self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice) -> Tensor:
+    def looks(self) -> int:
+        """How often the reward looks at a picture; what is differentiated is the mean."""
+        return 1
+
+    def seen(
+        self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, look: int
+    ) -> Tensor:
         """What the reward is shown of some pictures, with a graph: themselves.
 
         Args:
@@ -106,6 +112,7 @@ class RewardGradient(Method):
             first: place in `asked` of the micro-batch's first.
             images_BCHW: on the device, in [0, 1].
             rows: of the micro-batch.
+            look: number of this look at them.
         """
         return images_BCHW
 
@@ -261,7 +268,10 @@ class RewardGradient(Method):
                     prompts_B = batch.asked.prompts[rows]
                     seen = partial(self.seen, batch.asked, repeat, rows.start)
                     found = agreed(
-                        run, partial(slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen)
+                        run,
+                        partial(
+                            slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen, self.looks()
+                        ),
                     )
                     run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
                 if not repeat:
@@ -379,9 +389,12 @@ def slopes(
     latents_BCHW: Tensor,
     prompts_B: Sequence[Prompt],
     loss: Callable[[Tensor], Tensor],
-    seen: Callable[[Tensor, slice], Tensor] = lambda images_BCHW, rows: images_BCHW,
+    seen: Callable[[Tensor, slice, int], Tensor] = lambda images_BCHW, rows, look: images_BCHW,
+    looks: int = 1,
 ) -> Slopes:
     """A loss of the reward of what latents decode to, and its gradient by the latents, `sampling.decode_batch` pictures at a time.
+
+    A reward is one of its picture alone, so that each look's gradient by the pictures is had by itself, and no look's graph is there beside another's.
 
     Args:
         run: with the policy.
@@ -389,7 +402,8 @@ def slopes(
         latents_BCHW: at most a micro-batch.
         prompts_B: theirs.
         loss: of the reward.
-        seen: what the reward is shown of pictures, and of which rows they are.
+        seen: what the reward is shown of pictures, given of which rows they are and which look this is.
+        looks: how often the reward looks; the loss is of the mean.
 
     Raises:
         RewardFailed: where a scorer failed, or its gradient is no number.
@@ -401,9 +415,19 @@ def slopes(
     for rows in micro_batches(len(latents_BCHW), sampling.decode_batch or len(latents_BCHW)):
         leaf_BCHW = latents_BCHW[rows].detach().requires_grad_()
         images_BCHW = pixels(vae, leaf_BCHW, sampling.decoder_precision)
-        reward_B = reward_of(run, task, seen(images_BCHW, rows), prompts_B[rows])
+        shown_BCHW = images_BCHW.detach().requires_grad_()
+        reward_B, by_image_BCHW = torch.zeros(len(shown_BCHW)).to(shown_BCHW), torch.zeros_like(shown_BCHW)
+        for look in range(looks):
+            look_B = reward_of(run, task, seen(shown_BCHW, rows, look), prompts_B[rows])
+            (slope_BCHW,) = torch.autograd.grad(look_B[look_B.isfinite()].sum(), shown_BCHW)
+            reward_B = reward_B + look_B.detach() / looks
+            by_image_BCHW += slope_BCHW / looks
+        reward_B.requires_grad_()
         loss_B, valid_B = loss(reward_B), reward_B.isfinite()
-        (slope_BCHW,) = torch.autograd.grad(loss_B[valid_B].sum(), leaf_BCHW)
+        (by_reward_B,) = torch.autograd.grad(loss_B[valid_B].sum(), reward_B)
+        (slope_BCHW,) = torch.autograd.grad(
+            images_BCHW, leaf_BCHW, by_reward_B.view(-1, 1, 1, 1) * by_image_BCHW
+        )
         slope_BCHW = slope_BCHW.where(valid_B.view(-1, 1, 1, 1), 0.0)
         number_B = slope_BCHW.flatten(1).isfinite().all(1)
         if not number_B.all():
