@@ -58,6 +58,7 @@ class Estimate:
     trained_on: bool
     """The metric's scorer was a reward of this experiment."""
     headline: bool
+    """The prompt set is there for this metric, whoever was trained on it: `evals.tables.left_out` says where that is no headline."""
     seeds: int
     prompts: int
     images: int

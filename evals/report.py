@@ -188,6 +188,7 @@ def render(
         method=tables.method_notes(comparison),
         against=comparison.against,
         the=_the(comparison),
+        conflicts=tables.conflicts(comparison),
         counted=[*_forced(comparison), *tables.count_notes(comparison), *counted],
         versions=sorted(comparison.versions.items()),
         extremes=EXTREMES,
@@ -263,9 +264,12 @@ def _model(
         "headline": headline(comparison, name),
         "sentences": [(e, gain(comparison, name, e), cost(comparison, name, e)) for e in tuned],
         "facts": _facts(comparison, name),
-        "goals": [_figure(comparison, name, *column, colours) for column in _goal_columns(comparison, name)],
+        "goals": [
+            _figure(comparison, name, *column, colours, glance=True)
+            for column in _goal_columns(comparison, name)
+        ],
         "tables": _tables(comparison, name, colours, list(asked)),
-        "retentions": [_kept(r) for r in comparison.retentions if r.model == name],
+        "retentions": [_kept(comparison, r) for r in comparison.retentions if r.model == name],
         "tags": tags,
         "samples": _samples(rows, experiments, pictures, asked),
         "strips": _strips(rows, experiments, pictures, asked),
@@ -315,19 +319,24 @@ def headline(comparison: Comparison, model: str) -> dict[str, str]:
 
 
 def gain(comparison: Comparison, model: str, experiment: str) -> str:
-    """The goals that an experiment distinguishably reaches, in a sentence; held-out measures where there are any."""
-    better = [_change(comparison, e) for e in _goals_of(comparison, model, experiment) if e.mark == "better"]
+    """The goals that an experiment reaches, after Holm's correction, in a sentence; held-out measures where there are any."""
+    better = [e for e in _goals_of(comparison, model, experiment) if e.mark == "better"]
+    told = _list([_change(comparison, e) for e in better if e.survives])
+    if not told:
+        headlines = comparison.of(model=model, experiment=experiment, headline=True)
+        told = Markup("no goal distinguishably")
+        told += " by a judge that it was not trained on" if any(map(tables.left_out, headlines)) else ""
+        told += ", after Holm's correction" if better else ""
     if comparison.against != BASE:  # which it did not come from: it has improved nothing
-        told = _list(better) if better else "no goal distinguishably"
         return Markup("is better than {} in {}.").format(comparison.against, told)
-    return Markup("improves {}.").format(_list(better)) if better else "improves no goal distinguishably."
+    return Markup("improves {}.").format(told)
 
 
 def cost(comparison: Comparison, model: str, experiment: str) -> str:
     """Everything that got distinguishably worse, in a sentence; of each metric the prompt set that lost most clearly."""
     worse = [e for e in comparison.of(model=model, experiment=experiment) if e.mark == "worse"]
     worst = {e.metric: e for e in sorted(worse, key=_strength)}
-    told = _list([Markup("{} on {}").format(_change(comparison, e), e.prompt_set) for e in worst.values()])
+    told = _list([_change(comparison, e) for e in worst.values()])
     if comparison.against != BASE:
         return Markup("It is worse in {}.").format(told or "nothing that was measured, distinguishably")
     return (
@@ -336,9 +345,13 @@ def cost(comparison: Comparison, model: str, experiment: str) -> str:
 
 
 def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estimate]:
-    """The headline cell of each specialist's goal: the first that the run was not trained on, or else the first."""
+    """The headline cell of each specialist's goal: the first that the run was not trained on, or else the first that is no judge."""
     cells = sorted(
-        comparison.of(model=model, experiment=experiment, headline=True),
+        (
+            e
+            for e in comparison.of(model=model, experiment=experiment, headline=True)
+            if not tables.left_out(e)
+        ),
         key=lambda e: tables.metric_order(e.metric),
     )
     chosen: dict[tuple[str | None, str], Estimate] = {}
@@ -373,8 +386,8 @@ def _change(comparison: Comparison, e: Estimate) -> Markup:
         told = after if metric.needs_base else f"{after} against {before}"
     else:
         told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
-    return Markup('{} <a class="cell" href="#{}">{}</a>{}').format(
-        metric.title, cell_id(e), told, _marks(comparison, e)
+    return Markup('{} <a class="cell" href="#{}">{}</a> {} on {}').format(
+        metric.title, cell_id(e), told, tables.sign(e) + _marks(comparison, e), e.prompt_set
     )
 
 
@@ -396,7 +409,10 @@ def _facts(comparison: Comparison, model: str) -> list[tuple[str, str]]:
     tuned = [e for e in cells if e.experiment != comparison.against]
     seeds = sorted({e.seeds for e in tuned}) or [0]
     sets = {e.prompt_set: max(c.prompts for c in cells if c.prompt_set == e.prompt_set) for e in cells}
-    images = {(e.experiment, e.prompt_set): e.seeds * e.images for e in cells}
+    images: dict[tuple[str, str], int] = {}
+    for e in cells:  # a metric of some of the prompts has not seen all of a set's images
+        key = (e.experiment, e.prompt_set)
+        images[key] = max(images.get(key, 0), e.seeds * e.images)
     return [
         (f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}", "training seeds per experiment"),
         (f"{sum(sets.values()):,}", f"prompts in {len(sets)} prompt set{'s' if len(sets) != 1 else ''}"),
@@ -421,15 +437,22 @@ def _goal_columns(comparison: Comparison, model: str) -> list[tuple[str, str]]:
 
 
 def _figure(
-    comparison: Comparison, model: str, name: str, prompt_set: str, colours: dict[str, str]
+    comparison: Comparison,
+    model: str,
+    name: str,
+    prompt_set: str,
+    colours: dict[str, str],
+    glance: bool = False,
 ) -> dict[str, Any]:
-    """One metric on one prompt set: a line with an interval bar for every experiment, on one scale."""
+    """One metric on one prompt set: a line with an interval bar for every experiment, on one scale; at a glance some have no number."""
     found = comparison.of(model=model, metric=name, prompt_set=prompt_set)
     metric = metrics.load(name)
-    ends = [end for e in found for end in e.value]
+    left_out = {e.experiment for e in found if glance and tables.left_out(e)}
+    ends = [end for e in found if e.experiment not in left_out for end in e.value]
     bases = [e.value.value for e in found if e.experiment == comparison.against]
     base = bases[0] if bases else (metric.reference if metric.reference is not None else math.nan)
     scale = svg.scale_of([*ends, base])
+    lines = [_line(comparison, e, base, scale, colours[e.experiment]) for e in found]
     return {
         "title": tables.heading(metric),
         "metric": name,
@@ -437,8 +460,14 @@ def _figure(
         "about": (getattr(metric, "__doc__", None) or "").split("\n\n")[0],
         "low": tables.number(metric, scale.low),
         "high": tables.number(metric, scale.high),
-        "lines": [_line(comparison, e, base, scale, colours[e.experiment]) for e in found],
+        "lines": [_without_number(line) if line["experiment"] in left_out else line for line in lines],
     }
+
+
+def _without_number(line: dict[str, Any]) -> dict[str, Any]:
+    """As the table at a glance has a judge that the run was trained on: the † is the link to its number."""
+    nothing = dict.fromkeys(("bar", "ends", "mark", "sign"), "")
+    return {**line, **nothing, "value": "†", "dagger": line["dagger"].removeprefix("†")}
 
 
 def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, colour: str) -> dict[str, Any]:
@@ -478,7 +507,7 @@ def _tables(
     return found
 
 
-def _kept(r: compare.Retention) -> dict[str, str]:
+def _kept(comparison: Comparison, r: compare.Retention) -> dict[str, str]:
     return {
         "experiment": r.experiment,
         "specialist": r.specialist,
@@ -489,6 +518,7 @@ def _kept(r: compare.Retention) -> dict[str, str]:
         "metric": metrics.load(r.metric).title,
         "raw": tables.percent(r.raw),
         "gain": tables.percent(r.gain),
+        "marks": tables.kept_marks(comparison, r),
     }
 
 
@@ -586,13 +616,23 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
         {
             "prompt_set": f.prompt_set,
             "runs": [f.first, f.second],
-            "for_first": tables.verdicts(comparison, f, swapped=False),
-            "for_second": tables.verdicts(comparison, f, swapped=True),
+            "verdicts": [_verdicts(comparison, f, ids, swapped) for swapped in (False, True)],
         }
         for f in comparison.panel.flips
         if f.model == model
     ]
     return {"outcomes": outcomes, "agreements": agreements, "flips": flips}
+
+
+def _verdicts(
+    comparison: Comparison, f: panel.Flip, ids: Mapping[tuple[str, str, str], str], swapped: bool
+) -> list[tuple[str, str, str]]:
+    """Each judge that is for one of two checkpoints, its win rate, and the cell in which it speaks of that one."""
+    favoured, told = (f.second, f.for_second) if swapped else (f.first, f.for_first)
+    return [
+        (*tables.verdict(comparison, f, v, swapped), ids.get((favoured, v.metric, f.prompt_set), ""))
+        for v in told
+    ]
 
 
 def _share(share: float) -> str:
@@ -931,9 +971,21 @@ def _over(path: Path, experiment: str, table: pd.DataFrame) -> dict[str, Any]:
         "experiment": experiment,
         "file": str(path),
         "kept": "" if kept.empty else f"{int(kept.iloc[0]):,}",
-        "apart": [f"{int(n):,}" for n in sorted(table.loc[table["apart"] == 1, "iteration"].unique())],
+        "apart": _apart(table),
         "series": series,
     }
+
+
+def _apart(table: pd.DataFrame) -> str:
+    """Where each role and the proxy have parted: gold has no say in what is kept, so a judge is never told of by it."""
+    told = []
+    for role in (role for role in ROLES if role in set(table["role"]) - {"proxy"}):
+        at = table.loc[(table["role"] == role) & (table["apart"] == 1), "iteration"]
+        places = ", ".join(f"{int(n):,}" for n in sorted(at.unique()))
+        told.append(
+            f"{'a judge' if role == 'judge' else role} {f'at iteration {places}' if places else 'nowhere'}"
+        )
+    return ", ".join(told)
 
 
 def _first(flags: np.ndarray[Any, np.dtype[np.bool_]]) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals import asides, metrics, panel, stats
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate, compare, most_missing
+from evals.compare import Comparison, Estimate, Outcome, Retention, compare, most_missing
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.metrics._geneval import TASKS
@@ -188,17 +188,20 @@ def glance(comparison: Comparison, model: str) -> list[list[str]]:
 def _glance(comparison: Comparison, e: Estimate | None) -> str:
     if e is None:
         return "–"
-    metric = metrics.load(e.metric)
-    if e.trained_on and metric.scorer in _judges():
+    if left_out(e):
         return f"†{_footmark(comparison, e)}"
     ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
     return f"{value_told(e)}{ratio} {marks}".strip()
 
 
-def _judges() -> set[str]:
-    """The scorers of the panel."""
-    return {metrics.load(name).scorer for name in panel.judges()}
+def left_out(e: Estimate) -> bool:
+    """Whether a cell has no number at a glance: a judge that the run was trained on would be read as what it won."""
+    return e.trained_on and metrics.load(e.metric).scorer in {_scorer(name) for name in panel.judges()}
+
+
+def _scorer(metric: str) -> str:
+    return metrics.load(metric).scorer
 
 
 def _experiments(comparison: Comparison, model: str) -> list[str]:
@@ -215,17 +218,29 @@ def _kept(comparison: Comparison, model: str) -> str:
         return ""
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
-        scorer = metrics.load(r.metric).scorer
-        mark = _footmarks(comparison, model, r.prompt_set, (r.experiment, r.specialist), scorer)
-        ratios = [f"{percent(ratio)}{mark}" for ratio in (r.raw, r.gain)]
+        marks = kept_marks(comparison, r)
+        ratios = [f"{percent(ratio)}{marks}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
         "### What the joint run keeps of each specialist\n\n"
         "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
         f"{_the(comparison)} (.84, .66, "
-        ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none.\n\n"
+        ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none. "
+        "† one of the two was trained on this very scorer.\n\n"
         f"{markdown_table(lines, padded=True)}\n"
     )
+
+
+def kept_marks(comparison: Comparison, r: Retention) -> str:
+    """Behind what a run keeps of a specialist: † where one of the two was trained on the scorer, ‡ where the comparison was forced."""
+    both = (r.experiment, r.specialist)
+    forced = _footmarks(comparison, r.model, r.prompt_set, both, _scorer(r.metric))
+    return ("†" if _kept_trained(comparison, r) else "") + forced
+
+
+def _kept_trained(comparison: Comparison, r: Retention) -> bool:
+    cells = comparison.of(model=r.model, prompt_set=r.prompt_set, metric=r.metric, trained_on=True)
+    return any(e.experiment in (r.experiment, r.specialist) for e in cells)
 
 
 def _the(comparison: Comparison) -> str:
@@ -324,13 +339,16 @@ def _flips(comparison: Comparison, model: str) -> str:
 
 def verdicts(comparison: Comparison, f: panel.Flip, swapped: bool) -> str:
     """What the judges say that are for the first of two checkpoints, or, swapped, for the second."""
-    told = []
-    for v in f.for_second if swapped else f.for_first:
-        metric = metrics.load(v.metric)
-        rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
-        name = judge(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer, v.trained_on)
-        told.append(f"{name} {interval(metric, rate)}")
-    return "; ".join(told)
+    told = (verdict(comparison, f, v, swapped) for v in (f.for_second if swapped else f.for_first))
+    return "; ".join(f"{name} {rate}" for name, rate in told)
+
+
+def verdict(comparison: Comparison, f: panel.Flip, v: panel.Verdict, swapped: bool) -> tuple[str, str]:
+    """One judge of two checkpoints, and its win rate of the first over the second, or, swapped, of the second over the first."""
+    metric = metrics.load(v.metric)
+    rate = Interval(1 - v.rate.value, 1 - v.rate.high, 1 - v.rate.low) if swapped else v.rate
+    name = judge(comparison, f.model, f.prompt_set, (f.first, f.second), metric.scorer, v.trained_on)
+    return name, interval(metric, rate)
 
 
 def _tax(comparison: Comparison, model: str) -> str:
@@ -544,12 +562,18 @@ def _footmarks(
     comparison: Comparison, model: str, prompt_set: str, experiments: Sequence[str], scorer: str
 ) -> str:
     """The ‡ of all cells that a number of several cells rests on, each once."""
-    cells = (
+    cells = _cells(comparison, model, prompt_set, experiments, [scorer])
+    return "".join(dict.fromkeys(_footmark(comparison, e) for e in cells))
+
+
+def _cells(
+    comparison: Comparison, model: str, prompt_set: str, experiments: Sequence[str], scorers: Sequence[str]
+) -> list[Estimate]:
+    return [
         e
         for e in comparison.of(model=model, prompt_set=prompt_set)
-        if e.experiment in experiments and metrics.load(e.metric).scorer == scorer
-    )
-    return "".join(dict.fromkeys(_footmark(comparison, e) for e in cells))
+        if e.experiment in experiments and metrics.load(e.metric).scorer in scorers
+    ]
 
 
 def _conflicts(comparison: Comparison) -> str:
@@ -685,10 +709,14 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "tie_margins": comparison.tie_margins,
         "strata": comparison.strata,
         "cells": [_machine_cell(comparison, e) for e in comparison.estimates],
-        "outcomes": [_known(o) for o in comparison.outcomes],
-        "retentions": [_known(r) for r in comparison.retentions],
-        "agreements": [_known(a) for a in comparison.panel.agreements],
-        "flips": [_known(f) for f in comparison.panel.flips],
+        "outcomes": [
+            _machine_of_cells(comparison, o, [o.experiment], [_scorer(o.metric)]) for o in comparison.outcomes
+        ],
+        "retentions": [_machine_retention(comparison, r) for r in comparison.retentions],
+        "agreements": [
+            _machine_of_cells(comparison, a, [a.experiment], a.judges) for a in comparison.panel.agreements
+        ],
+        "flips": [_machine_flip(comparison, f) for f in comparison.panel.flips],
         "tax": [_machine_tax(comparison, model) for model in comparison.models()],
         "conflicts": conflicts(comparison),
         "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},
@@ -718,6 +746,7 @@ def _machine_cell(comparison: Comparison, e: Estimate) -> dict[str, Any]:
         "n": n,
         "change": {"value": value, "unit": unit},
         "survives_holm": e.survives,
+        "left_out_at_a_glance": e.headline and left_out(e),
         "provenance": {
             "scorer": metric.scorer,
             "tie_margin": comparison.tie_margins.get(e.metric),
@@ -734,14 +763,35 @@ def _machine_tax(comparison: Comparison, model: str) -> dict[str, Any]:
     lines = []
     for name, prompt_set in _tax_lines(comparison, model):
         found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
-        cells = [
-            {**change(found[run])._asdict(), "mark": found[run].mark, "survives_holm": found[run].survives}
-            if run in found
-            else None
-            for run in runs
-        ]
+        cells = [_machine_change(found[run]) if run in found else None for run in runs]
         lines.append({"metric": name, "prompt_set": prompt_set, "cells": cells})
     return {"model": model, "runs": runs, "lines": lines}
+
+
+def _machine_change(e: Estimate) -> dict[str, Any]:
+    told = {name: getattr(e, name) for name in ("mark", "trained_on", "conflict")}
+    return {**change(e)._asdict(), **told, "survives_holm": e.survives}
+
+
+def _machine_of_cells(
+    comparison: Comparison,
+    of: Outcome | Retention | panel.Agreement | panel.Flip,
+    experiments: Sequence[str],
+    scorers: Sequence[str],
+) -> dict[str, Any]:
+    """What rests on several cells, with all their conflicts, each once."""
+    cells = _cells(comparison, of.model, of.prompt_set, experiments, scorers)
+    return {**_known(of), "conflict": "; ".join(dict.fromkeys(e.conflict for e in cells if e.conflict))}
+
+
+def _machine_retention(comparison: Comparison, r: Retention) -> dict[str, Any]:
+    told = _machine_of_cells(comparison, r, [r.experiment, r.specialist], [_scorer(r.metric)])
+    return {**told, "trained_on": _kept_trained(comparison, r)}
+
+
+def _machine_flip(comparison: Comparison, f: panel.Flip) -> dict[str, Any]:
+    scorers = [_scorer(v.metric) for v in (*f.for_first, *f.for_second)]
+    return _machine_of_cells(comparison, f, [f.first, f.second], scorers)
 
 
 def _known(of: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import asides, compare, report, report_data, rows, svg
+from evals import asides, compare, panel, report, report_data, rows, svg
 from evals.__main__ import main
 from evals.compare import Comparison
+from evals.stats import Interval
 from prompts import Prompt
 from tests.synthetic_rows import SETS, study
 
@@ -151,17 +153,103 @@ def test_the_same_numbers_make_the_same_page(frame: pd.DataFrame, tmp_path: Path
     assert first == second
 
 
-def test_the_headline_is_generated_from_the_numbers(frame: pd.DataFrame) -> None:
-    made = compare.compare(frame, resamples=200)
-    told = {k: re.sub("<[^>]*>", "", v) for k, v in report.headline(made, "miniature").items()}
+@pytest.fixture(scope="module")
+def enough() -> Comparison:
+    """Of so many prompts that differences survive Holm's correction."""
+    frame = study(prompts=14, images=3, seeds=(0, 1), experiments=("base", "imagereward", "joint"))
+    return compare.compare(frame, resamples=200)
+
+
+def plain(sentence: str) -> str:
+    return re.sub("<[^>]*>", "", sentence)
+
+
+def test_the_headline_is_generated_from_the_numbers(enough: Comparison) -> None:
+    made = enough
+    told = {k: plain(v) for k, v in report.headline(made, "miniature").items()}
     assert told["experiment"] == "joint"  # the run with the most rewards
     (gold,) = made.of(experiment="joint", metric="win_rate_gold", prompt_set=PREFERENCE)
-    assert f"win rate (gold) to {100 * gold.value.value:.1f} %" in told["gain"]
+    assert f"win rate (gold) to {100 * gold.value.value:.1f} % ▲ on {PREFERENCE}" in told["gain"]
     assert "detection" not in told["gain"]  # the run was trained on it, and a held-out measure is there
     assert re.search(
-        r"parity gap over its floor from 0\.\d+ to [−\d.]+†", told["gain"]
+        r"parity gap over its floor from 0\.\d+ to [−\d.]+ ▲†", told["gain"]
     )  # no held-out measure: marked
     assert "diversity" in told["cost"]
+
+
+def test_a_headline_survives_holm_and_a_cost_that_does_not_is_hollow(made: Comparison) -> None:
+    (gold,) = made.of(experiment="joint", metric="win_rate_gold", prompt_set=PREFERENCE)
+    assert gold.mark == "better" and not gold.survives  # seven prompts are too few
+    assert plain(report.gain(made, "miniature", "joint")) == (
+        "improves no goal distinguishably by a judge that it was not trained on, after Holm&#39;s correction."
+    )
+    assert re.search(
+        r"diversity \(Vendi\) from [\d.]+ to [\d.]+ ▽ on", plain(report.cost(made, "miniature", "joint"))
+    )
+
+
+def test_a_judge_that_a_run_was_trained_on_has_no_number_at_a_glance(
+    frame: pd.DataFrame, enough: Comparison
+) -> None:
+    figure, below = (
+        report._figure(
+            enough,
+            "miniature",
+            "win_rate_reward",
+            PREFERENCE,
+            dict.fromkeys(("base", "imagereward", "joint"), ""),
+            glance,
+        )
+        for glance in (True, False)
+    )
+    base, *runs = figure["lines"]
+    assert base["value"] == "50.0" and [line["experiment"] for line in runs] == ["imagereward", "joint"]
+    for line in runs:
+        assert (line["value"], line["bar"], line["ends"], line["sign"], line["dagger"]) == (
+            "†",
+            "",
+            "",
+            "",
+            "",
+        )
+        assert line["id"]
+    assert all(line["bar"] and line["dagger"] == "†" and line["value"] != "†" for line in below["lines"][1:])
+    assert (figure["low"], figure["high"]) == ("50.0", "50.0")  # no end of theirs is on the scale
+
+    some = frame[(frame["scorer"] == "imagereward") & frame["experiment"].isin(["base", "imagereward"])]
+    made = compare.compare(some, resamples=50)
+    told = "improves no goal distinguishably by a judge that it was not trained on."
+    assert plain(report.gain(made, "miniature", "imagereward")) == told
+
+
+def test_pictures_are_counted_where_all_of_them_were_scored(made: Comparison) -> None:
+    """A metric of some of the prompts comes last."""
+    some = [replace(e, images=4, prompts=1) for e in made.estimates if e.metric == "win_rate_gold"]
+    facts = {
+        what: value
+        for value, what in report._facts(replace(made, estimates=(*made.estimates, *some)), "miniature")
+    }
+    assert facts["pictures scored"] == f"{3 * 7 * 4 * (1 + 4 * 2):,}"
+
+
+def test_what_is_kept_names_its_set_and_has_the_marks_of_the_table(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    other = (frame["experiment"] == "joint") & (frame["scorer"] == "objects")
+    changed = frame.assign(version=frame["version"].where(~other, "ffffffff"))
+    made = compare.compare(changed, resamples=50, force=True)
+    page = report.render(changed, made, tmp_path, tmp_path, "x")
+    (table,) = re.findall('aria-label="Retention"><table>(.*?)</table>', page, re.DOTALL)
+    found = [[plain(cell) for cell in re.findall("<td>(.*?)</td>", line)] for line in table.split("<tr")[2:]]
+    marks = {
+        (metric, prompt_set): re.findall("[†‡].*", raw) + re.findall("[†‡].*", gain)
+        for _, _, metric, prompt_set, raw, gain in found
+    }
+    assert len(marks) == len(made.retentions)
+    assert marks["detection score", SCENES] == ["†‡1"] * 2
+    assert marks["reward model score", PREFERENCE] == ["†"] * 2
+    assert marks["win rate (gold)", PREFERENCE] == []
+    assert page.count('‡ forced, <a href="#counted">') >= 6 and '<h3 id="counted">' in page
 
 
 def test_nothing_gained_and_nothing_lost_is_said(frame: pd.DataFrame) -> None:
@@ -431,6 +519,29 @@ def test_what_can_be_filtered_by(frame: pd.DataFrame, made: Comparison) -> None:
     assert [sets for _, _, sets in suites.choices] == [[PREFERENCE, PORTRAITS], [SCENES]]
 
 
+def test_shares_of_wins_and_judges_that_order_two_lead_to_their_rows(
+    frame: pd.DataFrame, made: Comparison, tmp_path: Path
+) -> None:
+    verdicts = [
+        panel.Verdict(name, Interval(0.8, 0.7, 0.9), False) for name in ("win_rate_gold", "win_rate_judge")
+    ]
+    flip = panel.Flip("miniature", SCENES, "joint", "fairness", (verdicts[0],), (verdicts[1],))
+    made = replace(made, panel=replace(made.panel, flips=(flip,)))
+    page = report.render(frame, made, tmp_path, tmp_path, "x")
+    (table,) = re.findall('aria-label="Win, tie and loss"><table>(.*?)</table>', page, re.DOTALL)
+    for line in re.findall('<tr class="leaf".*?</tr>', table):
+        links = re.findall('href="#([^"]*)">[^<]', line)
+        assert len(links) == 5 and len(set(links)) == 1
+    (table,) = re.findall(
+        'aria-label="Checkpoints that judges order differently"><table>(.*?)</table>', page, re.DOTALL
+    )
+    assert re.findall('href="#([^"]*)">([^<]*)</a> ([^<;]*)', table) == [
+        (f"cell/miniature/{SCENES}/win_rate_gold/joint", "gold_utility", "80.0 [70.0, 90.0]"),
+        (f"cell/miniature/{SCENES}/win_rate_judge/fairness", "clip_judge", "20.0 [10.0, 30.0]"),
+    ]
+    parsed(page)
+
+
 # ----------------------------------------------------------------------------------------- over-optimisation
 
 
@@ -477,7 +588,7 @@ def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
     found, problems = report._over_optimisation(tmp_path / "runs", [], ["base", "joint"])
     assert problems == []
     (one,) = found
-    assert (one["experiment"], one["kept"], one["apart"]) == ("joint", "10", ["20"])
+    assert (one["experiment"], one["kept"], one["apart"]) == ("joint", "10", "a judge at iteration 20")
     proxy, judge = one["series"]
     assert proxy["title"].startswith("proxy") and judge["title"].endswith("points")
     for drawing in (*proxy["charts"], *judge["charts"]):
@@ -485,8 +596,18 @@ def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
     assert [chart.count('class="ring"') for chart in (*proxy["charts"], *judge["charts"])] == [0, 0, 1, 1]
     page = report.render(frame, made, tmp_path / "runs", tmp_path / "images", "x")
     parsed(page)
-    assert "keep iteration 10" in page and "a judge has fallen and the proxy risen: iteration 20." in page
+    assert "keep iteration 10" in page
+    assert "the proxy has risen and another has fallen: a judge at iteration 20." in page
     assert report._over_optimisation(tmp_path / "runs", [], ["base"]) == ([], [])
+
+
+def test_where_gold_alone_has_fallen_no_judge_is_said_to_have(tmp_path: Path) -> None:
+    path = curve_table(tmp_path)
+    table = pd.read_csv(path)
+    gold = table[table["role"] == "judge"].assign(role="gold", metric="win_rate_gold")
+    pd.concat([table.assign(apart=0), gold]).to_csv(path, index=False)
+    ((one,), _) = report._over_optimisation(tmp_path / "runs", [], ["joint"])
+    assert one["apart"] == "a judge nowhere, gold at iteration 20"
 
 
 def test_a_broken_table_of_curves_is_said(tmp_path: Path) -> None:

@@ -94,6 +94,21 @@ def test_the_first_judge_read_is_held_out_and_a_trained_one_has_no_number(compar
     )  # its number is below
 
 
+def test_what_is_kept_is_marked_where_one_of_the_two_was_trained_on_the_scorer(
+    comparison: Comparison,
+) -> None:
+    section = tables.markdown(comparison, "x").split("### What the joint run keeps")[1].split("###")[0]
+    assert "† one of the two was trained on this very scorer." in section
+    lines = [
+        [cell.strip() for cell in line.split("|")] for line in section.splitlines() if "| joint |" in line
+    ]
+    daggers = {line[3]: [cell.endswith("†") for cell in line[5:7]] for line in lines}
+    assert len(daggers) == len(comparison.retentions)
+    for title in ("reward model score", "win rate (reward model)", "detection score"):
+        assert daggers[title] == [True, True]
+    assert daggers["win rate (gold)"] == daggers["win rate (held-out judge)"] == [False, False]
+
+
 def test_a_judge_that_is_trained_on_stands_after_those_that_are_not(frame: pd.DataFrame) -> None:
     trained = frame["trained_on"].where(
         frame["scorer"] != "gold_utility", (frame["experiment"] == "joint") * 1
@@ -278,11 +293,41 @@ def test_the_json_has_every_cell_and_where_it_comes_from(frame: pd.DataFrame, tm
         assert cell["provenance"]["suites"] == ["miniature:012345"]
         assert cell["provenance"]["prompts"] == ["0123456789ab"]
         assert cell["provenance"]["files"] == [str(path)]
+    left_out = {(c["metric"], c["experiment"]) for c in told["cells"] if c["left_out_at_a_glance"]}
+    assert left_out == {(m, e) for m in ("reward_mean", "win_rate_reward") for e in ("imagereward", "joint")}
+    assert {c["left_out_at_a_glance"] for c in told["cells"] if not c["headline"]} == {False}
     (tax,) = told["tax"]
     assert tax["runs"] == ["imagereward", "compositionality", "fairness", "joint"]
     assert {len(line["cells"]) for line in tax["lines"]} == {4}
     assert told["agreements"]
     assert told["notes"]["counted"]
+
+
+def test_the_json_says_what_rests_on_rows_that_differ_and_on_what_was_trained_on(frame: pd.DataFrame) -> None:
+    other = (frame["experiment"] == "joint") & (frame["scorer"] == "imagereward")
+    changed = frame.assign(version=frame["version"].where(~other, "ffffffff"))
+    made = compare.compare(changed, resamples=50, force=True)
+    verdict = panel.Verdict("win_rate_reward", Interval(0.8, 0.7, 0.9), True)
+    flip = panel.Flip("miniature", SCENES, "joint", "fairness", (verdict,), (verdict,))
+    told = tables.machine(replace(made, panel=replace(made.panel, flips=(flip,))), "x")
+    (conflict,) = told["conflicts"]
+    assert told["flips"][0]["conflict"] == conflict
+    for kind in ("outcomes", "retentions", "agreements"):
+        for line in told[kind]:
+            scorers = line["judges"] if kind == "agreements" else [metrics.load(line["metric"]).scorer]
+            differs = line["experiment"] == "joint" and "imagereward" in scorers
+            assert line["conflict"] == (conflict if differs else ""), line
+    trained = {line["metric"] for line in told["retentions"] if line["trained_on"]}
+    assert {"reward_mean", "detection"} <= trained and not trained & {"win_rate_gold", "fully_right"}
+    (tax,) = told["tax"]
+    (line,) = [
+        line for line in tax["lines"] if (line["metric"], line["prompt_set"]) == ("reward_mean", PREFERENCE)
+    ]
+    cells = dict(zip(tax["runs"], line["cells"], strict=True))
+    assert {run: cell["trained_on"] for run, cell in cells.items()} == {
+        run: run in ("imagereward", "joint") for run in tax["runs"]
+    }
+    assert {run for run, cell in cells.items() if cell["conflict"]} == {"joint"}
 
 
 # ------------------------------------------------------------------------------------------------------ the foot
