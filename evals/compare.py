@@ -43,7 +43,7 @@ class Estimate:
     difference: Interval
     """Run less base on the same prompts and noise; NaN for the base itself. "Base" here and below is what all are compared with."""
     ratio: Interval
-    """Run over base, where the metric has a meaningful zero."""
+    """Run over base, where the metric has a meaningful zero; without ends where no resample varies."""
     base_sd: float
     """Standard deviation over prompts of the base's score, the unit of a change; NaN for shares and where a prompt has no score of its own."""
     p: float
@@ -114,9 +114,9 @@ class Retention:
     experiment: str
     specialist: str
     raw: Interval
-    """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %"."""
+    """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %". Without ends where no resample varies."""
     gain: Interval
-    """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none."""
+    """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none, without ends where no resample varies."""
 
 
 def most_missing(metric: str) -> float:
@@ -614,7 +614,13 @@ def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> In
     """Interval of value / base; nothing where the base may be 0, since a ratio has no meaning there."""
     if not (base_value > 0 and bool(np.all(base_N > 0))):
         return NOTHING
-    return stats.percentile_interval(value / base_value, draws_N / base_N)
+    return _varied(stats.percentile_interval(value / base_value, draws_N / base_N))
+
+
+def _varied(ratio: Interval) -> Interval:
+    """A ratio without ends where no resample varies: that every prompt says the same, of both or of each, is not certainty."""
+    same = math.isclose(ratio.low, ratio.high, rel_tol=1e-9)
+    return Interval(ratio.value, math.nan, math.nan) if same else ratio
 
 
 def _mark(metric: Metric, difference: Interval) -> Mark:
@@ -782,8 +788,10 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
             divide="ignore", invalid="ignore"
         ):  # a resample without the specialist's gain has no share of it
             share_N = (joint.draws_N - joint.base_draws_N) / (single.draws_N - single.base_draws_N)
-        gain = stats.percentile_interval(
-            joint.estimate.difference.value / single.estimate.difference.value, share_N
+        gain = _varied(
+            stats.percentile_interval(
+                joint.estimate.difference.value / single.estimate.difference.value, share_N
+            )
         )
     return Retention(
         model=joint.estimate.model,

@@ -55,7 +55,7 @@ class Verdict:
     """Half-tie win rate of the first over the second."""
     trained_on: bool
     """One of the two was trained on it."""
-    seeds: int
+    seeds: int = 1
     """Pairs of training seeds: of each seed with itself, or, where they are not the same on both sides, of every two."""
 
 

@@ -73,10 +73,11 @@ def signed(value: Interval) -> str:
 
 
 def percent(value: Interval) -> str:
-    """A ratio with its interval, in whole per cent; a dash where it has no meaning."""
+    """A ratio with its interval, in whole per cent, without ends where there are none; a dash where it has no meaning."""
     if math.isnan(value.value):
         return "–"
-    return f"{100 * value.value:.0f} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("-", "−")
+    ends = "" if math.isnan(value.low) else f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+    return f"{100 * value.value:.0f}{ends}".replace("-", "−")
 
 
 def heading(metric: Metric) -> str:

@@ -169,6 +169,9 @@ def test_a_rate_of_the_panel_is_the_cell_of_the_table_whatever_the_seeds(
         assert verdict.seeds == pairs
     (agreement,) = made.panel.agreements
     assert (agreement.pictures, agreement.seeds) == (pairs * 12 * 3, pairs)
+    told = tables.machine(made, "x")
+    assert told["agreements"][0]["seeds"] == pairs
+    assert {v["seeds"] for side in ("for_first", "for_second") for v in told["flips"][0][side]} == {pairs}
     assert f"| {pairs * 36} " in tables.markdown(made, "x").split("pairs of pictures")[1].split("###")[0]
 
 

@@ -175,7 +175,7 @@ def test_forced_judges_have_their_mark_wherever_they_speak(frame: pd.DataFrame) 
     made = compare.compare(
         frame.assign(version=frame["version"].where(~other, "ffffffff")), resamples=50, force=True
     )
-    verdict = panel.Verdict("win_rate_reward", Interval(0.8, 0.7, 0.9), True, 2)
+    verdict = panel.Verdict("win_rate_reward", Interval(0.8, 0.7, 0.9), True)
     flip = panel.Flip("miniature", SETS[1], "joint", "fairness", (verdict,), (verdict,))
     made = replace(made, panel=replace(made.panel, flips=(flip,)))
     text = tables.markdown(made, "x")
