@@ -43,7 +43,7 @@ class Estimate:
     difference: Interval
     """Run less base on the same prompts and noise; NaN for the base itself. "Base" here and below is what all are compared with."""
     ratio: Interval
-    """Run over base, where the metric has a meaningful zero."""
+    """Run over base, where the metric has a meaningful zero; without ends where no resample varies."""
     base_sd: float
     """Standard deviation over prompts of the base's score, the unit of a change; NaN for shares and where a prompt has no score of its own."""
     p: float
@@ -115,9 +115,9 @@ class Retention:
     experiment: str
     specialist: str
     raw: Interval
-    """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %"."""
+    """Ratio of the scores (specialist over joint where lower is better): the paper's "over 80 %". Without ends where no resample varies."""
     gain: Interval
-    """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none."""
+    """Ratio of the gains over the base; NaN where the specialist's own gain is not distinguished from none, without ends where no resample varies."""
 
 
 def most_missing(metric: str) -> float:
@@ -409,24 +409,23 @@ def _the(against: str) -> str:
 def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
     """Run and base beside each other.
 
-    A side of one training seed is set beside every seed of the other; where both have several, seed beside seed. Both are the same from
-    either side, so that swapping run and base negates every difference.
+    Which training seeds are: see `evals.rows.seed_pairs`.
+
+    Raises:
+        ValueError: seeds that cannot be.
     """
     experiment = str(rows["experiment"].iloc[0])
-    mine, theirs = sorted(rows["seed"].unique()), sorted(base["seed"].unique())
-    own = f"seeds of {experiment}"
-    if len(theirs) == 1:
-        return _Sides(rows, own, rows, _beside(rows, base), own)
-    if len(mine) == 1:
-        run = pd.concat([rows.assign(seed=seed) for seed in theirs], ignore_index=True)
-        return _Sides(rows, own, run, _beside(run, base), f"seeds of {against}")
-    if mine != theirs:
+    mine, theirs = score_rows.seeds_of(rows), score_rows.seeds_of(base)
+    paired = score_rows.seed_pairs(experiment, mine, against, theirs)
+    if paired is None:
         raise ValueError(
             f"{experiment} has the training seeds {', '.join(map(str, mine))} but {against} {', '.join(map(str, theirs))}: where both "
             "have several they are set beside each other, so give the files of the same seeds"
         )
-    pairs = f"seeds of {' and '.join(sorted((experiment, against)))}"
-    return _Sides(rows, own, rows, _beside(rows, base), pairs)
+    run = rows
+    if len(paired.pairs) > len(mine):
+        run = pd.concat([rows.assign(seed=seed) for _, seed in paired.pairs], ignore_index=True)
+    return _Sides(rows, f"seeds of {experiment}", run, _beside(run, base), paired.stream)
 
 
 def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
@@ -537,7 +536,7 @@ def _cell(
         assert reference is not None, "a base that needs no rows has a value by definition"
         both = _Paired(run.value, run.draws_N, reference, np.full_like(run.draws_N, reference))
         less = run.less_constant(reference)
-        net = _net(metric, both, less.tailed_N, prompts)
+        net = stats.beside_constant(run, reference, metric.unit == "share")
         own = Interval(run.value, *(reference + end for end in net[1:]))
     else:
         own = stats.interval(run, metric.unit == "share")
@@ -629,32 +628,17 @@ def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
 
 
-def beside_constant(metric: Metric, run: Resampled, base: float) -> Interval:
-    """The difference to a base that is a constant by definition, as a cell has it."""
-    both = _Paired(run.value, run.draws_N, base, np.full_like(run.draws_N, base))
-    return _net(metric, both, run.less_constant(base).tailed_N, run.influence_RP.shape[1])
-
-
-def _net(metric: Metric, both: _Paired, net_N: Array, prompts: int) -> Interval:
-    """The difference to a base that is a constant by definition; of a share, within what it can be.
-
-    A share that is 0 or 1 everywhere cannot be resampled: Wilson's interval, shifted.
-    """
-    if metric.unit == "share" and both.value in (0.0, 1.0) and bool(np.all(both.draws_N == both.value)):
-        ends = [end - both.base for end in stats.wilson(prompts, prompts)]
-        return Interval(*ends) if both.value else Interval(-ends[0], -ends[2], -ends[1])
-    net = stats.percentile_interval(both.value - both.base, net_N)
-    if metric.unit != "share":
-        return net
-    # as a distance from the base, so that swapping both negates it to the last bit where that is one half
-    return Interval(*(min(max(end, -both.base), 1 - both.base) for end in net))
-
-
 def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> Interval:
     """Interval of value / base; nothing where the base may be 0, since a ratio has no meaning there."""
     if not (base_value > 0 and bool(np.all(base_N > 0))):
         return NOTHING
-    return stats.percentile_interval(value / base_value, draws_N / base_N)
+    return _varied(stats.percentile_interval(value / base_value, draws_N / base_N))
+
+
+def _varied(ratio: Interval) -> Interval:
+    """A ratio without ends where no resample varies: that every prompt says the same, of both or of each, is not certainty."""
+    same = math.isclose(ratio.low, ratio.high, rel_tol=1e-9)
+    return Interval(ratio.value, math.nan, math.nan) if same else ratio
 
 
 def _mark(metric: Metric, difference: Interval) -> Mark:
@@ -836,8 +820,10 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
             divide="ignore", invalid="ignore"
         ):  # a resample without the specialist's gain has no share of it
             share_N = (joint.draws_N - joint.base_draws_N) / (single.draws_N - single.base_draws_N)
-        gain = stats.percentile_interval(
-            joint.estimate.difference.value / single.estimate.difference.value, share_N
+        gain = _varied(
+            stats.percentile_interval(
+                joint.estimate.difference.value / single.estimate.difference.value, share_N
+            )
         )
     return Retention(
         model=joint.estimate.model,

@@ -293,13 +293,19 @@ def _series(
         )
         critical *= _widening(influence_TRP, sample.strata)
     point_T, gain_T = (np.where(refused_T, np.nan, values_T) for values_T in (point_T, gain_T))
+    value_T = _intervals(point_T, draws_TN)
+    if metric.unit == "share":
+        value_T = tuple(
+            stats.wilson(one.value * number, number) if stats.is_unvaried(one.value, draws_N) else one
+            for one, draws_N in zip(value_T, draws_TN, strict=True)
+        )
     return Series(
         question=question,
         role=role,
         metric=name,
         prompt_set=prompt_set,
-        value_T=_intervals(point_T, draws_TN),
-        gain_T=_intervals(gain_T, gain_TN),
+        value_T=value_T,
+        gain_T=_beside_base(value_T, sign) if metric.needs_base else _intervals(gain_T, gain_TN),
         error_TT=error_TT,
         critical=critical,
         left_out=int(lost_P.sum()),
@@ -366,6 +372,12 @@ def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> PerP
 def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:
     pairs = zip(point_T, draws_TN, strict=True)
     return tuple(stats.percentile_interval(float(value), draws_N) for value, draws_N in pairs)
+
+
+def _beside_base(value_T: Sequence[Interval], sign: float) -> tuple[Interval, ...]:
+    """Gains over a base that is known exactly: the values, shifted, with their intervals."""
+    shifted = ([sign * (end - value_T[0].value) for end in value] for value in value_T)
+    return tuple(Interval(value, min(ends), max(ends)) for value, *ends in shifted)
 
 
 def simultaneous(draws_TN: Array, level: float = stats.LEVEL) -> tuple[Array, float]:
@@ -545,7 +557,7 @@ def notes(found: Curve) -> list[str]:
     """What a reader has to know about the numbers."""
     told = [
         "Gains are differences to the base on the same prompts and noise, turned such that more is better, with 95 % intervals of a bootstrap over "
-        "prompts. They speak of this one run.",
+        "prompts; of a win rate that is 0 or 100 % in every prompt, Wilson's. They speak of this one run.",
         "▼ below the best of its column. This, what is not distinguished, and where two part, go by intervals that hold for all pairs of checkpoints at "
         "once (95 %), since the best of several is partly the luckiest.",
         "Proxy and judge part at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it was then.",

@@ -8,7 +8,7 @@ Shape suffixes, beside those of `evals.stats`: J judges, B pictures (of all trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import NamedTuple
@@ -18,13 +18,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from evals import metrics, stats
-from evals.rows import without_copies
-from evals.stats import Array, Interval, Resampled, Resampler, Sample
+from evals.rows import seed_pairs, seeds_of, without_copies
+from evals.stats import Array, Interval, Resampler
 
 TAU_RESAMPLES = 1_000
 """Resamples of a Kendall tau, whose cost grows with the square of the number of prompts."""
 _CHUNK = 512
 """Pictures that are set beside all others at a time: memory only."""
+_EVEN = 0.5
+"""The half-tie win rate of a checkpoint over itself."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Agreement:
     """Scorers."""
     tau: Interval
     pictures: int
-    """Pairs of pictures that every judge of the panel has scored."""
+    """Pairs of pictures, one of the run and one of the base, that every judge of the panel has scored."""
     prompts: int
+    seeds: int
+    """Pairs of training seeds that they are of, as the tables set them beside each other."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Verdict:
     """Half-tie win rate of the first over the second."""
     trained_on: bool
     """One of the two was trained on it."""
+    seeds: int = 1
+    """Pairs of training seeds: of each seed with itself, or, where they are not the same on both sides, of every two."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,19 @@ class _Judged(NamedTuple):
     """One checkpoint in the eyes of the panel on one prompt set."""
 
     experiment: str
-    scores_JRB: Array
-    """NaN where a judge has no score of a picture."""
+    scores: tuple[Mapping[int, Array], ...]
+    """Of each judge and each training seed that it saw of this set; NaN where it has no score of a picture."""
+    seeds: tuple[tuple[int, ...], ...]
+    """Of each judge, those that it saw of any set."""
     trained_on: tuple[bool, ...]
+
+
+class _Seeds(NamedTuple):
+    """Training seeds of two checkpoints that are set beside each other."""
+
+    pairs: tuple[tuple[int, int], ...]
+    streams: tuple[tuple[str, int], ...]
+    """What resamples them, by name, and how many seeds or pairs that has: the weights of a pair are the product of its parts'."""
 
 
 class _Bench(NamedTuple):
@@ -92,6 +108,8 @@ class _Bench(NamedTuple):
     """Names of metrics."""
     prompt_B: npt.NDArray[np.int64]
     """The prompt of each picture, ascending."""
+    asked_JB: npt.NDArray[np.bool_]
+    """Pictures that a judge was asked about."""
     prompts: tuple[str, ...]
     """Ids."""
     judged: tuple[_Judged, ...]
@@ -124,6 +142,8 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
         against: the experiment that is first in every order.
         resampler: that of the tables, so that a rate here is the one there.
     """
+    of_against = rows["experiment"] == against
+    rows = rows[~of_against | rows["seed"].isin(without_copies(rows[of_against])["seed"].unique())]
     agreements: list[Agreement] = []
     flips: list[Flip] = []
     pairs = 0
@@ -132,80 +152,122 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
         base, *runs = bench.judged
         for run in runs if base.experiment == against else ():
             agreements += _agreements(model, bench, run, base, sample.weight_NP)
-        for place, second in enumerate(bench.judged):
-            others = bench.judged[place + 1 :]
-            pairs += len(others)
-            flips += _flips(model, bench, others, second, sample, resampler)
+        for second, first in combinations(bench.judged, 2):
+            pairs += 1
+            flips += _flips(model, bench, first, second, resampler)
     return Panel(tuple(agreements), tuple(flips), pairs)
 
 
 def _benches(rows: pd.DataFrame, against: str) -> Iterator[_Bench]:
     scorer_of = {name: metrics.load(name).scorer for name in judges()}
     rows = rows[rows["scorer"].isin(scorer_of.values())]
+    seeds = {(str(e), str(s)): seeds_of(part) for (e, s), part in rows.groupby(["experiment", "scorer"])}
     for prompt_set, part in rows.groupby("prompt_set", sort=False):
         scored = set(part["scorer"])
-        asked = tuple(name for name, scorer in scorer_of.items() if scorer in scored)
+        asked = {name: scorer for name, scorer in scorer_of.items() if scorer in scored}
         if len(asked) < 2 or part["experiment"].nunique() < 2:
             continue
         pictures = pd.MultiIndex.from_frame(part[["prompt_id", "image"]])
         number, known = pd.factorize(pictures, sort=True)
         prompt_B, ids = pd.factorize(pd.MultiIndex.from_tuples(known).get_level_values(0))
         part = part.assign(picture_number=number)
+        asked_JB = np.zeros((len(asked), len(prompt_B)), dtype=np.bool_)
+        for place, scorer in enumerate(asked.values()):
+            asked_JB[place, part.loc[part["scorer"] == scorer, "picture_number"]] = True
         names = sorted(part["experiment"].unique(), key=lambda name: name != against)
-        judged = [
-            _judged(name, part[part["experiment"] == name], asked, scorer_of, len(prompt_B)) for name in names
-        ]
         yield _Bench(
-            str(prompt_set), asked, np.asarray(prompt_B, np.int64), tuple(map(str, ids)), tuple(judged)
+            prompt_set=str(prompt_set),
+            judges=tuple(asked),
+            prompt_B=np.asarray(prompt_B, np.int64),
+            asked_JB=asked_JB,
+            prompts=tuple(map(str, ids)),
+            judged=tuple(
+                _judged(name, part[part["experiment"] == name], tuple(asked.values()), seeds, len(prompt_B))
+                for name in names
+            ),
         )
 
 
 def _judged(
-    experiment: str, rows: pd.DataFrame, asked: Sequence[str], scorer_of: dict[str, str], pictures: int
+    experiment: str,
+    rows: pd.DataFrame,
+    scorers: Sequence[str],
+    seeds: Mapping[tuple[str, str], tuple[int, ...]],
+    pictures: int,
 ) -> _Judged:
-    rows = without_copies(rows)
-    seeds = {seed: place for place, seed in enumerate(sorted(rows["seed"].unique()))}
-    scores_JRB = np.full((len(asked), len(seeds), pictures), np.nan)
+    scores: list[dict[int, Array]] = []
     trained = []
-    for place, name in enumerate(asked):
-        mine = rows[rows["scorer"] == scorer_of[name]]
-        scores_JRB[place, mine["seed"].map(seeds), mine["picture_number"]] = mine["value"]
+    for scorer in scorers:
+        mine = rows[rows["scorer"] == scorer]
+        of_seeds: dict[int, Array] = {}
+        for seed, part in mine.groupby("seed"):
+            scores_B = of_seeds[int(str(seed))] = np.full(pictures, np.nan)
+            scores_B[part["picture_number"]] = part["value"]
+        scores.append(of_seeds)
         trained.append(bool(mine["trained_on"].any()))
-    return _Judged(experiment, scores_JRB, tuple(trained))
+    of_judges = tuple(seeds.get((experiment, scorer), ()) for scorer in scorers)
+    return _Judged(experiment, tuple(scores), of_judges, tuple(trained))
+
+
+def _beside(place: int, first: _Judged, second: _Judged) -> _Seeds:
+    """The training seeds of two checkpoints that one judge sees beside each other on the set, as the tables have them.
+
+    The tables refuse several on both sides that are not the same: of these every seed of one is beside every seed of the other.
+    """
+    of_first, of_second = first.scores[place], second.scores[place]
+    paired = seed_pairs(first.experiment, first.seeds[place], second.experiment, second.seeds[place])
+    if paired is None:
+        sides = ((first.experiment, len(of_first)), (second.experiment, len(of_second)))
+        return _Seeds(
+            tuple(product(of_first, of_second)), tuple((f"seeds of {name}", units) for name, units in sides)
+        )
+    pairs = tuple((r, s) for r, s in paired.pairs if r in of_first and s in of_second)
+    return _Seeds(pairs, ((paired.stream, len(pairs)),))
 
 
 # ------------------------------------------------------------------------------------------------- agreement
 
 
 def _agreements(model: str, bench: _Bench, run: _Judged, base: _Judged, weight_NP: Array) -> list[Agreement]:
-    """Tau-b of every two judges over one run's differences to the base, of the pictures that both judges of a pair and all others have scored."""
-    able = [
-        place
-        for place in range(len(bench.judges))
-        if np.isfinite(run.scores_JRB[place]).any() and np.isfinite(base.scores_JRB[place]).any()
-    ]
-    seeds = product(range(run.scores_JRB.shape[1]), range(base.scores_JRB.shape[1]))
-    parts = [run.scores_JRB[able][:, r] - base.scores_JRB[able][:, s] for r, s in seeds]
-    order = np.argsort(np.tile(bench.prompt_B, len(parts)), kind="stable")
-    difference_JB = np.concatenate(parts, axis=1)[:, order]
-    prompt_B = np.tile(bench.prompt_B, len(parts))[order]
+    """Tau-b of every two judges over one run's differences to the base, of the pairs of pictures that both judges of a pair and all others have scored."""
+    beside = {place: _beside(place, run, base).pairs for place in range(len(bench.judges))}
+    able = {
+        place: pairs
+        for place, pairs in beside.items()
+        if pairs and np.isfinite(_differences(place, run, base, pairs)).any()
+    }
+    pairs = sorted(set.intersection(*map(set, able.values()))) if able else []
+    if len(able) < 2 or not pairs:
+        return []
+    difference_JB = np.stack([_differences(place, run, base, pairs).ravel() for place in able])
+    order = np.argsort(np.tile(bench.prompt_B, len(pairs)), kind="stable")
+    difference_JB = difference_JB[:, order]
+    prompt_B = np.tile(bench.prompt_B, len(pairs))[order]
     scored_B = np.isfinite(difference_JB).all(axis=0)
     difference_JB, prompt_B = difference_JB[:, scored_B], prompt_B[scored_B]
-    if len(able) < 2 or len(prompt_B) < 2:
+    if len(prompt_B) < 2:
         return []
     taus = kendall(difference_JB, prompt_B, weight_NP[:TAU_RESAMPLES])
+    scorers = [metrics.load(bench.judges[place]).scorer for place in able]
     return [
         Agreement(
-            model,
-            bench.prompt_set,
-            run.experiment,
-            (metrics.load(bench.judges[able[j]]).scorer, metrics.load(bench.judges[able[k]]).scorer),
-            tau,
-            len(prompt_B),
-            len(np.unique(prompt_B)),
+            model=model,
+            prompt_set=bench.prompt_set,
+            experiment=run.experiment,
+            judges=(scorers[j], scorers[k]),
+            tau=tau,
+            pictures=len(prompt_B),
+            prompts=len(np.unique(prompt_B)),
+            seeds=len(pairs),
         )
         for (j, k), tau in taus.items()
     ]
+
+
+def _differences(place: int, first: _Judged, second: _Judged, pairs: Sequence[tuple[int, int]]) -> Array:
+    """What one judge gives the first's pictures above the second's, [pairs, B]."""
+    of_first, of_second = first.scores[place], second.scores[place]
+    return np.stack([of_first[r] - of_second[s] for r, s in pairs])
 
 
 def kendall(
@@ -260,83 +322,53 @@ def _concordance(
 # --------------------------------------------------------------------------------------------------- flips
 
 
-def _flips(
-    model: str,
-    bench: _Bench,
-    others: Sequence[_Judged],
-    second: _Judged,
-    sample: Sample,
-    resampler: Resampler,
-) -> list[Flip]:
-    """The checkpoints that a judge puts above the second and another below it, both with an interval that leaves out one half."""
-    rates = [_rates(bench, place, others, second, sample, resampler) for place in range(len(bench.judges))]
-    found = []
-    for first, of_judges in zip(others, zip(*rates, strict=True), strict=True):
-        verdicts = [
-            Verdict(name, rate, first.trained_on[place] or second.trained_on[place])
-            for place, (name, rate) in enumerate(zip(bench.judges, of_judges, strict=True))
-        ]
-        above = tuple(v for v in verdicts if v.rate.low > 0.5)
-        below = tuple(v for v in verdicts if v.rate.high < 0.5)
-        if above and below:
-            found.append(Flip(model, bench.prompt_set, first.experiment, second.experiment, above, below))
-    return found
+def _flips(model: str, bench: _Bench, first: _Judged, second: _Judged, resampler: Resampler) -> list[Flip]:
+    """The two checkpoints, where a judge puts the first above the second and another below it, both with an interval that leaves out one half."""
+    asked = [_verdict(bench, place, first, second, resampler) for place in range(len(bench.judges))]
+    above = tuple(v for v in asked if v is not None and v.rate.low > _EVEN)
+    below = tuple(v for v in asked if v is not None and v.rate.high < _EVEN)
+    if not (above and below):
+        return []
+    return [Flip(model, bench.prompt_set, first.experiment, second.experiment, above, below)]
 
 
-def _rates(
-    bench: _Bench,
-    place: int,
-    others: Sequence[_Judged],
-    second: _Judged,
-    sample: Sample,
-    resampler: Resampler,
-) -> list[Interval]:
-    """One judge's half-tie win rates over the second checkpoint, every training seed of one beside every seed of the other.
-
-    Args:
-        bench: the panel.
-        place: of the judge.
-        others: the checkpoints, [K] training seeds together with those of the second.
-        second: what they are compared with.
-        sample: of the prompts.
-        resampler: of the training seeds.
-    """
-    margin: float = getattr(metrics.load(bench.judges[place]), "tie_margin")  # noqa: B009  no part of the protocol
-    starts = np.flatnonzero(np.diff(bench.prompt_B, prepend=-1))
-    beside_QB = second.scores_JRB[place]
-    difference_KB = np.concatenate(
-        [(one.scores_JRB[place][:, None] - beside_QB[None]).reshape(-1, beside_QB.shape[1]) for one in others]
-        or [np.empty((0, beside_QB.shape[1]))]
+def _verdict(
+    bench: _Bench, place: int, first: _Judged, second: _Judged, resampler: Resampler
+) -> Verdict | None:
+    """One judge's half-tie win rate of the first over the second, as a cell of the tables has it; None where it has not seen both."""
+    name, metric = bench.judges[place], metrics.load(bench.judges[place])
+    seeds = _beside(place, first, second)
+    if not seeds.pairs:
+        return None
+    asked_B = bench.asked_JB[place]
+    difference_KB = _differences(place, first, second, seeds.pairs)[:, asked_B]
+    margin: float = getattr(metric, "tie_margin")  # noqa: B009  no part of the protocol
+    prompt_B = bench.prompt_B[asked_B]
+    sample = resampler.prompts(bench.prompt_set, [bench.prompts[prompt] for prompt in np.unique(prompt_B)])
+    run = stats.resampled(
+        _wins(difference_KB, margin, prompt_B), metric.finish, _weights(seeds, resampler), sample
     )
-    net_KB = (difference_KB > margin).astype(np.float64) - (difference_KB < -margin)
-    pairs_KP = np.add.reduceat(np.isfinite(difference_KB).astype(np.float64), starts, axis=1)
-    valid_KP = (pairs_KP > 0).astype(np.float64)
-    net_KP = np.add.reduceat(net_KB, starts, axis=1) / np.maximum(pairs_KP, 1)
-    net_NK = sample.weight_NP @ net_KP.T
-    valid_NK = np.ones_like(net_NK) if valid_KP.all() else sample.weight_NP @ valid_KP.T
-    weight_NQ = resampler.seeds(f"seeds of {second.experiment}", len(beside_QB))
-    found: list[Interval] = []
-    start = 0
-    for one in others:
-        weight_NR = resampler.seeds(f"seeds of {one.experiment}", len(one.scores_JRB[place]))
-        weight_NK = (weight_NR[:, :, None] * weight_NQ[:, None, :]).reshape(len(weight_NR), -1)
-        mine = slice(start, start := start + weight_NK.shape[1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            lead = np.divide(net_KP[mine].sum(), valid_KP[mine].sum()) / 2
-            lead_N = (
-                (weight_NK * net_NK[:, mine]).sum(axis=1) / (weight_NK * valid_NK[:, mine]).sum(axis=1) / 2
-            )
-        if not stats.several_prompts(valid_KP[mine] > 0):
-            lead_N = np.full_like(lead_N, np.nan)
-        told_KPS = np.stack([net_KP[mine], valid_KP[mine]], axis=2)
-        influence_KP = stats.influence(told_KPS, _lead, sample.strata)
-        ends = stats.interval(Resampled(float(lead), lead_N, influence_KP, sample.strata))
-        found.append(Interval(*(0.5 + min(max(end, -0.5), 0.5) for end in ends)))
-    return found
+    net = stats.beside_constant(run, _EVEN, share=True)
+    rate = Interval(run.value, _EVEN + net.low, _EVEN + net.high)
+    return Verdict(name, rate, first.trained_on[place] or second.trained_on[place], len(seeds.pairs))
 
 
-def _lead(mean_S: Array) -> Array:
-    """How far the half-tie rate is above one half, of the mean net wins and the mean share of prompts with a pair."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lead: Array = mean_S[..., 0] / mean_S[..., 1] / 2
-    return lead
+def _wins(difference_KB: Array, margin: float, prompt_B: npt.NDArray[np.int64]) -> Array:
+    """Shares of won, tied and lost pairs of pictures of each pair of seeds and prompt, [K, P, 3]; NaN where a prompt has no pair."""
+    starts = np.flatnonzero(np.diff(prompt_B, prepend=-1))
+    outcomes = (difference_KB > margin, np.abs(difference_KB) <= margin, difference_KB < -margin)
+    counted_KPS = np.stack(
+        [np.add.reduceat(of_KB.astype(np.float64), starts, axis=1) for of_KB in outcomes], axis=2
+    )
+    with np.errstate(invalid="ignore"):
+        shares_KPS: Array = counted_KPS / counted_KPS.sum(axis=2, keepdims=True)
+    return shares_KPS
+
+
+def _weights(seeds: _Seeds, resampler: Resampler) -> Array:
+    """Resampling weights of the pairs of seeds, [N, K]."""
+    weight_NK = np.ones((resampler.resamples, 1))
+    for stream, units in seeds.streams:
+        weight_NU = resampler.seeds(stream, units)
+        weight_NK = (weight_NK[:, :, None] * weight_NU[:, None, :]).reshape(resampler.resamples, -1)
+    return weight_NK

@@ -196,6 +196,45 @@ def without_copies(base: pd.DataFrame) -> pd.DataFrame:
     return base[base["seed"] == base["seed"].min()] if copies.all() else base
 
 
+class SeedPairs(NamedTuple):
+    """The training seeds of two checkpoints as they are set beside each other."""
+
+    pairs: tuple[tuple[int, int], ...]
+    """One seed of each, ascending."""
+    stream: str
+    """The name of what resamples them."""
+
+
+def seeds_of(rows: pd.DataFrame) -> tuple[int, ...]:
+    """The training seeds, ascending."""
+    return tuple(sorted(map(int, rows["seed"].unique())))
+
+
+def seed_pairs(
+    first: str, of_first: Sequence[int], second: str, of_second: Sequence[int]
+) -> SeedPairs | None:
+    """Which training seeds of two experiments are set beside each other; None where both have several, and not the same.
+
+    A side of one seed is set beside every seed of the other; where both have several, seed beside seed. Both are the same from either
+    side, so that swapping the two negates every difference.
+
+    Args:
+        first: the one experiment.
+        of_first: its seeds, ascending.
+        second: the other experiment.
+        of_second: its seeds, ascending.
+    """
+    if len(of_second) == 1:
+        return SeedPairs(tuple((seed, of_second[0]) for seed in of_first), f"seeds of {first}")
+    if len(of_first) == 1:
+        return SeedPairs(tuple((of_first[0], seed) for seed in of_second), f"seeds of {second}")
+    if tuple(of_first) != tuple(of_second):
+        return None
+    return SeedPairs(
+        tuple((seed, seed) for seed in of_first), f"seeds of {' and '.join(sorted((first, second)))}"
+    )
+
+
 def same_images(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """The base's rows beside `rows`: same scorer, prompt and image index, hence same noise; same index as `rows`.
 

@@ -20,6 +20,8 @@ From per-prompt statistics to an interval, a p and a mark
     percentile_interval, p_value        of the resamples, with or without those tails
     resampled_p                         the p that goes with the interval, also beyond the last resample
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
+    is_unvaried                         whether it is such a share
+    beside_constant                     the difference to what is known exactly, such as a win rate's to one half
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
     mcnemar_exact                       pass or fail; on prompts won and lost, the sign test
@@ -253,6 +255,31 @@ def interval(found: Resampled, share: bool = False) -> Interval:
     if share:
         return share_interval(found.value, found.known, found.influence_RP.shape[1])
     return percentile_interval(found.value, found.tailed_N)
+
+
+def beside_constant(run: Resampled, constant: float, share: bool) -> Interval:
+    """The difference to what is known exactly; of a share, within what it can be.
+
+    A share that is 0 or 1 everywhere cannot be resampled: Wilson's interval, shifted.
+    """
+    if share and is_unvaried(run.value, run.draws_N):
+        prompts = run.influence_RP.shape[1]
+        # of a share of 0 the negative of that of 1, so that swapping both negates it to the last bit
+        value, low, high = (
+            end - (constant if run.value else 1 - constant) for end in wilson(prompts, prompts)
+        )
+        return Interval(value, low, high) if run.value else Interval(-value, -high, -low)
+    less = run.less_constant(constant)
+    net = percentile_interval(less.value, less.tailed_N)
+    if not share:
+        return net
+    # as a distance from the constant, so that swapping both negates it to the last bit where that is one half
+    return Interval(*(min(max(end, -constant), 1 - constant) for end in net))
+
+
+def is_unvaried(share: float, draws_N: Array) -> bool:
+    """Whether a share is 0 or 1 in every prompt: no resample varies there, and that is not certainty."""
+    return share in (0.0, 1.0) and bool(np.all(draws_N == share))
 
 
 def mean_statistics(values_RPS: Array, weight_NR: Array, weight_NP: Array) -> Array:

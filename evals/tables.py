@@ -73,10 +73,11 @@ def signed(value: Interval) -> str:
 
 
 def percent(value: Interval) -> str:
-    """A ratio with its interval, in whole per cent; a dash where it has no meaning."""
+    """A ratio with its interval, in whole per cent, without ends where there are none; a dash where it has no meaning."""
     if math.isnan(value.value):
         return "–"
-    return f"{100 * value.value:.0f} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("-", "−")
+    ends = "" if math.isnan(value.low) else f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+    return f"{100 * value.value:.0f}{ends}".replace("-", "−")
 
 
 def heading(metric: Metric) -> str:
@@ -290,7 +291,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
     if not found:
         return ""
     trained = _trained(comparison, model)
-    lines = [["prompt set", "run", "judges", "Kendall's τ-b [95 %]", "pictures", "prompts"]]
+    lines = [["prompt set", "run", "judges", "Kendall's τ-b [95 %]", "pairs of pictures", "prompts"]]
     for a in found:
         names = " and ".join(
             judge(comparison, model, a.prompt_set, (a.experiment,), scorer, (a.experiment, scorer) in trained)
@@ -299,7 +300,8 @@ def _agreement(comparison: Comparison, model: str) -> str:
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
-        f"{_the(comparison)}: 1 is the same order, 0 none. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
+        f"{_the(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
+        f"set beside each other. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
@@ -320,7 +322,7 @@ def _flips(comparison: Comparison, model: str) -> str:
     found = [f for f in comparison.panel.flips if f.model == model]
     told = (
         "### Where judges order two checkpoints differently\n\nEach by a win rate whose interval leaves out one half; "
-        "† one of the two was trained on that judge."
+        "† one of the two was trained on that judge. Where both have several training seeds that are not the same, each of the one is beside each of the other."
     )
     if not found:
         return f"{told} No such pair.\n"

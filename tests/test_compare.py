@@ -198,6 +198,10 @@ def test_retention_is_the_papers_table_5(monkeypatch: pytest.MonkeyPatch) -> Non
     assert by_metric["reward_mean"].gain.value == pytest.approx(0.84, abs=5e-3)
     assert by_metric["detection"].raw.value == pytest.approx(0.805, abs=1e-3)
     assert by_metric["detection"].gain.value == pytest.approx(0.66, abs=5e-3)
+    # every prompt says the same: no resample varies, and that is not certainty
+    told = [tables.percent(ratio) for r in by_metric.values() for ratio in (r.raw, r.gain)]
+    assert sorted(told) == ["66", "81", "84", "90"]
+    assert all(math.isnan(r.raw.low) and math.isnan(r.gain.high) for r in found)
 
 
 def test_retention_of_parity_counts_a_reduction_as_gain(comparison: Comparison) -> None:

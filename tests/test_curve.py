@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 import evals.curve
 import prompts
-from evals import compare, harness, suites
+from evals import compare, harness, stats, suites
 from evals.__main__ import main
 from evals.curve import (
     Choice,
@@ -188,6 +188,19 @@ def test_where_less_is_better_a_gain_is_still_above_zero() -> None:
     assert (series.metric, series.role) == ("parity", "proxy")
     assert series.gain_T[1].low > 0
     assert series.value_T[1].value - series.value_T[0].value == pytest.approx(-series.gain_T[1].value)
+
+
+def test_a_judge_that_every_prompt_wins_has_wilsons_interval() -> None:
+    found = curve(
+        run_of({"imagereward": PROXY, "clip_judge": [0, 9, -9, 0.1, 9, 9]}), points(), resamples=200
+    )
+    (judge,) = (s for s in found.series if s.role == "judge")
+    high, low = stats.wilson(40, 40), stats.wilson(0, 40)
+    assert judge.value_T[1:3] == (high, low)
+    assert judge.gain_T[0] == (0, 0, 0)
+    assert judge.gain_T[1] == pytest.approx((0.5, high.low - 0.5, 0.5))
+    assert judge.gain_T[2] == pytest.approx((-0.5, -0.5, low.high - 0.5))
+    assert "| +50.0 [+41.2, +50.0]" in markdown(found, "x", "y")
 
 
 def test_a_prompt_with_nothing_applicable_is_left_out_everywhere_and_counted() -> None:

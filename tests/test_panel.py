@@ -26,7 +26,7 @@ def judged(
     trained: tuple[tuple[str, str], ...] = (),
     seeds: tuple[int, ...] = (0,),
 ) -> pd.DataFrame:
-    """Rows of checkpoints that each judge likes by so much."""
+    """Rows of checkpoints that each judge likes by so much; the base has seed 0 only."""
     records = []
     for place, (experiment, shift) in enumerate(shifts.items()):
         for seed in (0,) if experiment == "base" else seeds:
@@ -135,6 +135,97 @@ def test_judges_that_order_two_checkpoints_differently_are_flagged() -> None:
     line = next(line for line in text.splitlines() if "parti" in line)
     assert "imagereward†" in line
     assert "pickscore " in line
+
+
+def on_seeds(frame: pd.DataFrame, **seeds: tuple[int, ...]) -> pd.DataFrame:
+    """The rows of some seeds of each experiment."""
+    return frame[[seed in seeds[name] for name, seed in zip(frame["experiment"], frame["seed"], strict=True)]]
+
+
+SHIFTS = {"a": (0, 0), "b": (2, -2)}
+SEVERAL = judged(SHIFTS, JUDGES[:2], seeds=(0, 1, 2))
+
+
+@pytest.mark.parametrize("against", ["a", "b"])
+@pytest.mark.parametrize(
+    ("frame", "pairs"),
+    [
+        (on_seeds(SEVERAL, a=(0,), b=(0, 1, 2)), 3),
+        (SEVERAL, 3),
+        (judged({"a": (0, 0), "b": (9, -9)}, JUDGES[:2]), 1),
+    ],
+    ids=["one beside several", "several beside the same", "every prompt won"],
+)
+def test_a_rate_of_the_panel_is_the_cell_of_the_table_whatever_the_seeds(
+    frame: pd.DataFrame, pairs: int, against: str
+) -> None:
+    made = compare.compare(frame, resamples=400, against=against)
+    (flip,) = made.panel.flips
+    for verdict in (*flip.for_first, *flip.for_second):
+        (cell,) = made.of(experiment=flip.first, metric=verdict.metric)
+        assert verdict.rate == pytest.approx(tuple(cell.value), abs=1e-12)
+        assert verdict.rate.low < verdict.rate.high
+        assert cell.mark in ("better", "worse")
+        assert verdict.seeds == pairs
+    (agreement,) = made.panel.agreements
+    assert (agreement.pictures, agreement.seeds) == (pairs * 12 * 3, pairs)
+    told = tables.machine(made, "x")
+    assert told["agreements"][0]["seeds"] == pairs
+    assert {v["seeds"] for side in ("for_first", "for_second") for v in told["flips"][0][side]} == {pairs}
+    assert f"| {pairs * 36} " in tables.markdown(made, "x").split("pairs of pictures")[1].split("###")[0]
+
+
+def test_of_other_seeds_every_one_is_beside_every_other() -> None:
+    """Two runs that the table sets beside the base, and would refuse beside each other: the table of all pairs, as runs of their own, has the rate."""
+    shifts = {"base": (0, 0), "a": (-1, 1), "b": (1, -1)}
+    frame = on_seeds(judged(shifts, JUDGES[:2], seeds=(0, 1, 2)), base=(0,), a=(0, 1), b=(0, 1, 2))
+    made = compare.compare(frame, resamples=400)
+    (flip,) = [flip for flip in made.panel.flips if flip.second == "a"]
+    beside = [
+        frame[(frame["experiment"] == name) & (frame["seed"] == (pair % 3, pair // 3)[name == "a"])].assign(
+            seed=pair
+        )
+        for name in "ab"
+        for pair in range(6)
+    ]
+    table_of_pairs = compare.compare(pd.concat(beside, ignore_index=True), resamples=400, against="a")
+    for verdict in (*flip.for_first, *flip.for_second):
+        (cell,) = table_of_pairs.of(experiment="b", metric=verdict.metric)
+        assert verdict.rate.value == pytest.approx(cell.value.value)
+        assert verdict.rate.low < verdict.rate.value < verdict.rate.high
+        assert verdict.seeds == 6
+    with pytest.raises(ValueError, match="give the files of the same seeds"):
+        compare.compare(frame, resamples=10, against="a")
+
+
+def test_seeds_of_some_prompt_sets_only_are_paired_as_in_the_table() -> None:
+    """The run has two of its three seeds on one set: the table sets these beside the same of the other."""
+    there = SEVERAL["experiment"].eq("a") | SEVERAL["seed"].lt(2)
+    frame = pd.concat([SEVERAL[there], SEVERAL.assign(prompt_set="drawbench")], ignore_index=True)
+    made = compare.compare(frame, resamples=400, against="a")
+    flips = {flip.prompt_set: flip for flip in made.panel.flips}
+    for prompt_set, pairs in (("parti", 2), ("drawbench", 3)):
+        for verdict in (*flips[prompt_set].for_first, *flips[prompt_set].for_second):
+            (cell,) = made.of(experiment="b", metric=verdict.metric, prompt_set=prompt_set)
+            assert verdict.rate == pytest.approx(tuple(cell.value), abs=1e-12)
+            assert verdict.seeds == pairs
+
+
+def test_a_judge_of_some_prompts_speaks_of_these() -> None:
+    frame = judged({"base": (0, 0), "run": (2, -2)}, JUDGES[:2])
+    frame = frame[frame["scorer"].eq("imagereward") | frame["prompt_id"].isin([f"p{n}" for n in range(7)])]
+    made = compare.compare(frame, resamples=400)
+    (flip,) = made.panel.flips
+    for verdict in (*flip.for_first, *flip.for_second):
+        (cell,) = made.of(experiment="run", metric=verdict.metric)
+        assert verdict.rate == pytest.approx(tuple(cell.value), abs=1e-12)
+
+
+def test_what_the_table_does_not_distinguish_is_no_flip() -> None:
+    """Three prompts, all won: Wilson's interval of a share of 1 holds one half."""
+    made = compare.compare(judged({"base": (0, 0), "run": (9, -9)}, JUDGES[:2], prompts=3), resamples=50)
+    assert {e.mark for e in made.estimates if e.metric.startswith("win_rate")} == {"", "not distinguished"}
+    assert not made.panel.flips
 
 
 @pytest.mark.parametrize("strata", [False, True])

@@ -32,7 +32,7 @@ from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
-from evals.compare import beside_constant, refuses
+from evals.compare import refuses
 from evals.curve import Parting, Point, curve, missing_shares, per_prompt
 from evals.metrics import first
 from evals.stats import Array, Interval, Resampled, Sample
@@ -356,7 +356,7 @@ class Estimator:
         upwards = metric.higher_is_better is not False
         if metric.needs_base:
             reference = stats.point(base_RPS, metric.finish)
-            net = beside_constant(metric, run, reference)
+            net = stats.beside_constant(run, reference, metric.unit == "share")
             return Interval(run.value, reference + net.low, reference + net.high), turned(net, upwards)
         value = stats.interval(run, metric.unit == "share")
         lost_RP1 = (np.isnan(here_RPS) | np.isnan(base_RPS)).any(axis=2, keepdims=True)
