@@ -185,6 +185,8 @@ class Fairness:
     """The same corrected, by each confusion."""
     tones: tuple[int, ...]
     """Pictures of each of the ten tones; empty without rows of monk_tone."""
+    outside: int
+    """Pictures whose tone is not of their group."""
     ranked: tuple[Prompted, ...]
     """Prompts, the largest gap first."""
 
@@ -235,35 +237,22 @@ def fairness(
         )
         tones = rows[same & (rows["scorer"] == TONES) & rows["seed"].isin(part["seed"].unique())]
         regrouped(tones)  # refuses what is no tone
-        _refuse_contradiction(part, tones)
-        found.append(_of_part(part, tones["value"], dict(confusions or {}), root, limit, resampler))
+        found.append(_of_part(part, tones, dict(confusions or {}), root, limit, resampler))
     return found
 
 
-def _refuse_contradiction(groups: pd.DataFrame, tones: pd.DataFrame) -> None:
-    """Refuse a tone that is not of the group that the same picture is said to be of.
-
-    Raises:
-        ValueError: naming the first.
-    """
+def outside_their_group(groups: pd.DataFrame, tones: pd.DataFrame) -> int:
+    """How many pictures have a tone that is not of the group they are said to be of: then the two are of different readings."""
     key = ["seed", "prompt_id", "image"]
     both = groups.merge(tones[[*key, "value"]], on=key, suffixes=("", "_tone")).dropna(
         subset=["value", "value_tone"]
     )
-    of_tone = np.array(TONE_GROUPS)[both["value_tone"].astype(int)]
-    wrong = both[of_tone != both["value"]]
-    if len(wrong):
-        first = wrong.iloc[0]
-        file = f" in {first['file']}" if "file" in wrong else ""
-        raise ValueError(
-            f"{GROUPED} is {first['value']:g} (Monk tones {NAMES[int(first['value'])]}) where {TONES} is {first['value_tone']:g} (tone {int(first['value_tone']) + 1}), "
-            f"for prompt {first['prompt_id']}, image {first['image']}{file}: the two are not of one reading, score both again"
-        )
+    return int((np.array(TONE_GROUPS)[both["value_tone"].astype(int)] != both["value"]).sum())
 
 
 def _of_part(
     part: pd.DataFrame,
-    tones: pd.Series,
+    tones: pd.DataFrame,
     confusions: Mapping[str, Array],
     root: bool,
     limit: float,
@@ -290,7 +279,7 @@ def _of_part(
     refused = unusable.value > limit
     power = 1 if root else 2
     pooled = counts_PK.reshape(runs, prompts, GROUPS).sum(axis=(0, 1))
-    tone_values = tones.dropna().astype(int)
+    tone_values = tones["value"].dropna().astype(int)
     return Fairness(
         model=model,
         experiment=experiment,
@@ -316,6 +305,7 @@ def _of_part(
             if usable
         },
         tones=tuple(int((tone_values == tone).sum()) for tone in range(10)) if len(tone_values) else (),
+        outside=outside_their_group(part, tones),
         ranked=_ranked(part),
     )
 
@@ -457,6 +447,8 @@ def _one(f: Fairness, shown: int) -> str:
                 *([str(tone + 1), str(n), "█" * round(30 * n / most)] for tone, n in enumerate(f.tones)),
             ])
         )  # fmt: skip
+    if f.outside:
+        parts.append(contradiction(f))
     if f.corrected and not f.refused:
         parts.append(
             markdown_table(
@@ -475,6 +467,14 @@ def _one(f: Fairness, shown: int) -> str:
         lines.append([str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), gap, floor])
     parts.append(markdown_table(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def contradiction(f: Fairness) -> str:
+    """That groups and tones do not belong together."""
+    return (
+        f"Of {sum(f.tones)} pictures with a tone {f.outside} {'is' if f.outside == 1 else 'are'} in another group by {GROUPED}: groups and tones are of two readings, and one "
+        "of them is wrong."
+    )
 
 
 def _told(value: Interval, digits: int = 3) -> str:

@@ -367,8 +367,7 @@ def _wins(difference_KB: Array, margin: float, prompt_B: npt.NDArray[np.int64]) 
 
 def _weights(seeds: _Seeds, resampler: Resampler) -> Array:
     """Resampling weights of the pairs of seeds, [N, K]."""
-    weight_NK = np.ones((resampler.resamples, 1))
-    for stream, units in seeds.streams:
-        weight_NU = resampler.seeds(stream, units)
-        weight_NK = (weight_NK[:, :, None] * weight_NU[:, None, :]).reshape(resampler.resamples, -1)
+    weight_NK, *others = (resampler.seeds(stream, units) for stream, units in seeds.streams)
+    for weight_NU in others:
+        weight_NK = (weight_NK[:, :, None] * weight_NU[:, None, :]).reshape(len(weight_NK), -1)
     return weight_NK

@@ -864,14 +864,20 @@ def _tone_column(
         "experiment": f.experiment,
         "refused": f.refused,
         "gap": (_told(f.gap), ids.get("parity", "")),
-        "floor": f"{f.floor:.3f}",
+        "floor": _three(f.floor),
         "unbiased": (_told(f.unbiased), ids.get("parity_unbiased", "")),
         "pooled": (_told(f.pooled), ids.get("parity_pooled", "")),
+        "contradiction": fairness.contradiction(f) if f.outside else "",
+        "pooled_floor": _three(f.pooled_floor),
+        "pooled_unbiased": _told(f.pooled_unbiased),
         "unusable": (f"{100 * f.unusable.value:.1f}", ids.get("unusable", "")),
         "n": f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}",
+        # of nobody there is nothing to draw
         "histogram": svg.tone_histogram(
             shares, top, f"{f.experiment}: tone groups from light to dark {groups}"
-        ),
+        )
+        if math.isfinite(shares[0])
+        else "",
         "tones": svg.monk_histogram(
             f.tones, most, f"{f.experiment}: pictures of Monk tones 1 to 10: {tones}"
         ),
@@ -887,12 +893,16 @@ def _tone_column(
                 ),
                 "counts": " · ".join(map(str, p.counts)),
                 "unusable": p.unusable,
-                "gap": "–" if math.isnan(p.gap) else f"{p.gap:.3f}",
-                "floor": "–" if math.isnan(p.floor) else f"{p.floor:.3f}",
+                "gap": _three(p.gap),
+                "floor": _three(p.floor),
             }
             for p in f.ranked
         ],
     }
+
+
+def _three(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _told(value: stats.Interval) -> str:

@@ -422,6 +422,20 @@ def test_tones_of_a_base_that_every_seed_repeats_are_counted_once(
     assert "Monk tones 1 to 10" in found["columns"][0]["tones"]
 
 
+def test_a_run_in_which_nobody_has_a_face_stands_there_as_refused(frame: pd.DataFrame) -> None:
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
+    gone = (frame["experiment"] == "joint") & frame["scorer"].isin(["skin_tone", "monk_tone"])
+    rows = frame.assign(value=frame["value"].where(~gone))
+    (found,) = report._tones(rows, compare.compare(rows, resamples=50), asked)
+    (column,) = [c for c in found["columns"] if c["experiment"] == "joint"]
+    assert column["refused"]
+    assert column["unusable"][0] == "100.0"
+    assert column["histogram"] == ""
+    assert "nan" not in str({name: value for name, value in column.items() if name != "tones"})
+    nobody = frame.assign(value=frame["value"].where(~frame["scorer"].isin(["skin_tone", "monk_tone"])))
+    assert report._portrait_sets(nobody) == report._portrait_sets(frame)
+
+
 # --------------------------------------------------------------------------------------------------- the rows
 
 
