@@ -31,17 +31,17 @@ _TEN = (
     "ema.decay=0.9",
 )
 _FIVE = ("sampling.steps=5", "method.truncate=5", "update.max_grad_norm=1", *_SEEN)
+_PLAIN = ("tasks.batch=48", "update.lr=2e-4", *_TEN, "update.betas=0.9,0.999")
 TUNING = (
     ("tasks.batch=96", "update.lr=2e-4", *_TEN),
     ("tasks.batch=96", "update.lr=2e-4", *_TEN, *_SEEN),
     ("tasks.batch=48", "update.lr=1e-4", "ema.decay=0.97", *_FIVE),
-    ("tasks.batch=48", "update.lr=2e-4", *_TEN, "update.betas=0.9,0.999", *_SEEN),
+    (*_PLAIN, *_SEEN),
 )
-_MANY = ("tasks.batch=48", "update.lr=2e-4", *_TEN, "update.betas=0.9,0.999", "method.views=8")
 AGAIN = {
     "imagereward": (
-        (*_MANY, "method.jitter=0.2", "method.shift=0.05"),
-        (*_MANY, "method.jitter=0.15", "method.shift=0.1"),
+        (*_PLAIN, "method.jitter=0.2", "method.shift=0.05", "method.views=8"),
+        (*_PLAIN, "method.jitter=0.15", "method.shift=0.1", "method.views=8"),
     )
 }
 """A gradient that is averaged over more of what the reward might be shown, where one noised picture's is as noisy as it is smooth."""
