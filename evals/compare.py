@@ -478,7 +478,7 @@ def _metric_cells(
             part = part[part["prompt_id"].isin(pair.prompts)]
         sides_of = (own_of[prompt_set], pair, base_of.get(prompt_set))
         cell = _cell(name, metric, part, sides, sides_of, against, resampler)
-        is_run = cell.estimate.experiment != against
+        is_run = cell.estimate.experiment != against and math.isfinite(cell.estimate.value.value)
         made.append((cell, _outcome(cell.estimate, pair.values_RPS) if is_run and is_win_rate else None))
     return made
 

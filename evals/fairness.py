@@ -174,9 +174,9 @@ class Fairness:
     pooled: Interval
     """Eq 12 of all pictures together, with or without its root."""
     pooled_floor: float
-    """What a fair generator scores at that number of usable pictures."""
-    pooled_unbiased: Interval
-    """Squared gap of all pictures together."""
+    """What a fair generator scores at that number of usable pictures, drawn independently; those of several seeds share their noise and are not quite."""
+    pooled_unbiased: float
+    """Squared gap of all pictures of a seed together, mean over seeds."""
     corrected: Mapping[str, Interval]
     """Squared gap of the true tones, by each confusion."""
     shares: tuple[Interval, ...]
@@ -294,9 +294,7 @@ def _of_part(
         unbiased=estimate(unbiased_squared(counts_PK)),
         pooled=estimate(counts_PK, lambda mean_K: parity(mean_K) ** power),
         pooled_floor=pooled_floor(usable) if root else float(squared_floors(counts.sum().to_frame().T)[0]),
-        pooled_unbiased=estimate(
-            pooled_statistics(counts_PK), partial(pooled_squared, int((counts_PK.sum(axis=1) > 1).sum()))
-        ),
+        pooled_unbiased=_mean(np.array([pooled_squared(of_seed_PK) for of_seed_PK in of_set.values_RPS])),
         corrected={name: estimate(corrected_squared(counts_PK, c)) for name, c in confusions.items()},
         shares=tuple(estimate(counts_PK, partial(_share, group), share=True) for group in range(GROUPS)),
         true_shares={
@@ -316,29 +314,20 @@ def _mean(values_P: Array) -> float:
     return float(there_P.mean()) if len(there_P) else math.nan
 
 
-def pooled_statistics(counts_PK: Array) -> Array:
-    """What `pooled_squared` needs of each prompt [P, K + 1]: its counts, and `n^2 sum_a q_a (1 - q_a) / (n - 1)` with its shares q; NaN with fewer than two pictures."""
-    n_P = counts_PK.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread_P = n_P - (counts_PK**2).sum(axis=1) / n_P
-        spread_P = np.where(n_P < 2, np.nan, spread_P * n_P / (n_P - 1))
-    return np.where(n_P[:, None] < 2, np.nan, np.column_stack([counts_PK, spread_P]))
+def pooled_squared(counts_PK: Array) -> float:
+    """Squared gap of all pictures of a seed together, `sum_a p_a^2 - 1/K`, unbiased where every prompt has shares of its own; NaN where no prompt has two pictures.
 
-
-def pooled_squared(prompts: int, mean_S: Array) -> Array:
-    """Squared gap of all pictures together, `sum_a p_a^2 - 1/K`, unbiased where every prompt has shares of its own.
-
-    A prompt's count c_a has variance `n q_a (1 - q_a)`, so that of a pooled share is `sum_prompts n q_a (1 - q_a) / N^2`, which is taken off, estimated by
-    `pooled_statistics`. The binomial variance of the pooled share itself would be too much: prompts are asked for, not drawn.
-
-    Args:
-        prompts: over which (and training seeds) the mean is.
-        mean_S: of `pooled_statistics`.
+    A prompt's count c_a has variance `n q_a (1 - q_a)`, so that of a pooled share is `sum_prompts n q_a (1 - q_a) / N^2`. It is taken off, estimated with
+    `n^2 q_a (1 - q_a) / (n - 1)` of a prompt's own shares q; the binomial variance of the pooled share would be too much, for prompts are asked for, not drawn. So
+    resampled prompts say nothing of its error, and it has no interval. A prompt with a single usable picture says nothing of its spread, and is left out.
     """
-    counts_K, spread = mean_S[..., :-1], mean_S[..., -1]
-    n = counts_K.sum(axis=-1)
-    squared: Array = (counts_K**2).sum(axis=-1) / n**2 - spread / (prompts * n**2) - 1 / GROUPS
-    return squared
+    counts_PK = counts_PK[counts_PK.sum(axis=1) > 1]
+    if not len(counts_PK):
+        return math.nan
+    n_P = counts_PK.sum(axis=1)
+    spread_P = n_P * (n_P - (counts_PK**2).sum(axis=1) / n_P) / (n_P - 1)
+    pooled_K, n = counts_PK.sum(axis=0), n_P.sum()
+    return float(((pooled_K**2).sum() - spread_P.sum()) / n**2 - 1 / GROUPS)
 
 
 def _share(group: int, mean_K: Array) -> Array:
@@ -388,7 +377,8 @@ def markdown(
         "perfectly fair generator scores on it at these numbers.\n"
         "- Squared, unbiased: 0 is fair at any number of pictures. Corrected: the same of the true tones, by each confusion of the classifier; bounds are the ends "
         "of all their intervals.\n"
-        "- Pooled: the gap of all pictures together, with a floor and an unbiased square of its own. In expectation that is 0 also where prompts are each of one tone and balance out.\n"
+        "- Pooled: the gap of all pictures together, with the floor of that many independent pictures (those of several training seeds share their noise, and are not quite). Squared, pooled: without bias, "
+        "of each seed's pictures, of prompts with two usable ones or more; 0 is balance of all together, also where prompts are each of one tone. It has no interval: prompts are asked for, not drawn.\n"
         f"- Where more than {100 * limit:.0f} % of the pictures have no usable face, gaps are refused: they would be those of what happened to be readable.\n"
         "- Intervals are 95 %, made as the tables of `compare` make them: prompts, and training seeds above them, resampled 10,000 times, with Student's tails for "
         "few seeds; a share's is Wilson's.\n"
@@ -420,8 +410,8 @@ def _gaps(found: Sequence[Fairness]) -> str:
     for f in found:
         bounds = f.bounds
         gaps = ["refused"] * 7 if f.refused else [
-            _told(f.gap), f"{f.floor:.3f}", _told(f.unbiased), "–" if bounds is None else _told(bounds),
-            _told(f.pooled), f"{f.pooled_floor:.3f}", _told(f.pooled_unbiased),
+            _told(f.gap), three(f.floor), _told(f.unbiased), "–" if bounds is None else _told(bounds),
+            _told(f.pooled), three(f.pooled_floor), three(f.pooled_unbiased),
         ]  # fmt: skip
         share = _told(Interval(*(100 * end for end in f.unusable)), 1)
         n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"
@@ -462,9 +452,9 @@ def _one(f: Fairness, shown: int) -> str:
     lines = [["rank", "prompt", *NAMES, "unusable", "gap", "floor"]]
     for p in told:
         rank = f.ranked.index(p) + 1
-        gap = "–" if math.isnan(p.gap) else f"{p.gap:.3f}"
-        floor = "–" if math.isnan(p.floor) else f"{p.floor:.3f}"
-        lines.append([str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), gap, floor])
+        lines.append(
+            [str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), three(p.gap), three(p.floor)]
+        )
     parts.append(markdown_table(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -475,6 +465,11 @@ def contradiction(f: Fairness) -> str:
         f"Of {sum(f.tones)} pictures with a tone {f.outside} {'is' if f.outside == 1 else 'are'} in another group by {GROUPED}: groups and tones are of two readings, and one "
         "of them is wrong."
     )
+
+
+def three(value: float) -> str:
+    """To three decimals; a dash where there is no value."""
+    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
 
 
 def _told(value: Interval, digits: int = 3) -> str:

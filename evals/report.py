@@ -627,8 +627,10 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
 def _verdicts(
     comparison: Comparison, f: panel.Flip, ids: Mapping[tuple[str, str, str], str], swapped: bool
 ) -> list[tuple[str, str, str]]:
-    """Each judge that is for one of two checkpoints, its win rate, and the cell in which it speaks of that one."""
-    favoured, told = (f.second, f.for_second) if swapped else (f.first, f.for_first)
+    """Each judge that is for one of two checkpoints, its win rate, and the cell in which it speaks of that one; of what all is compared with the other's, as its own is one half."""
+    favoured, other, told = (f.second, f.first, f.for_second) if swapped else (f.first, f.second, f.for_first)
+    if favoured == comparison.against:
+        favoured = other
     return [
         (*tables.verdict(comparison, f, v, swapped), ids.get((favoured, v.metric, f.prompt_set), ""))
         for v in told
@@ -864,12 +866,12 @@ def _tone_column(
         "experiment": f.experiment,
         "refused": f.refused,
         "gap": (_told(f.gap), ids.get("parity", "")),
-        "floor": _three(f.floor),
+        "floor": fairness.three(f.floor),
         "unbiased": (_told(f.unbiased), ids.get("parity_unbiased", "")),
         "pooled": (_told(f.pooled), ids.get("parity_pooled", "")),
         "contradiction": fairness.contradiction(f) if f.outside else "",
-        "pooled_floor": _three(f.pooled_floor),
-        "pooled_unbiased": _told(f.pooled_unbiased),
+        "pooled_floor": fairness.three(f.pooled_floor),
+        "pooled_unbiased": fairness.three(f.pooled_unbiased),
         "unusable": (f"{100 * f.unusable.value:.1f}", ids.get("unusable", "")),
         "n": f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}",
         # of nobody there is nothing to draw
@@ -893,16 +895,12 @@ def _tone_column(
                 ),
                 "counts": " · ".join(map(str, p.counts)),
                 "unusable": p.unusable,
-                "gap": _three(p.gap),
-                "floor": _three(p.floor),
+                "gap": fairness.three(p.gap),
+                "floor": fairness.three(p.floor),
             }
             for p in f.ranked
         ],
     }
-
-
-def _three(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _told(value: stats.Interval) -> str:

@@ -183,7 +183,13 @@ def _version_by_whom(found: pd.DataFrame) -> str:
     whose = "experiment" if (found.groupby("model")["version"].nunique() > 1).any() else "model"
     told = []
     for version, part in found.groupby("version", sort=False):
-        names = list(dict.fromkeys(map(str, part[whose])))
+        several = whose == "experiment" and found["model"].nunique() > 1
+        names = [
+            f"{one} ({model})" if several else str(one)
+            for one, model in part[[whose, "model"]]
+            .drop_duplicates(whose if not several else None)
+            .to_numpy()
+        ]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         told.append(f"{version} ({', '.join(names[:NAMED])}{more})")
     return " and ".join(told)

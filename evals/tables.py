@@ -465,7 +465,7 @@ def count_notes(comparison: Comparison) -> list[str]:
     for (model, scorer, prompt_set), total in _missing_by(comparison).items():
         notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
     for e in comparison.estimates:
-        if e.unpaired:
+        if e.unpaired and e.experiment != comparison.against:
             notes.append(
                 f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
                 f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."

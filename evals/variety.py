@@ -195,7 +195,7 @@ def duplicate_notes(rows: pd.DataFrame) -> list[str]:
 
 
 def copies(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[str]:
-    """A sentence for every run and prompt set whose pictures are all those of another, pixel by pixel, prompt by prompt: it was scored under two names, or is not trained.
+    """A sentence for every run and prompt set whose pictures are all those of another, pixel by pixel, prompt by prompt: it was scored under two names, or nothing of it was trained.
 
     Args:
         rows: of runs.
@@ -212,7 +212,7 @@ def copies(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[str]:
             experiment, _, seed, prompt_set = where
             told.append(
                 f"SAME PICTURES: {experiment} seed {seed} on {prompt_set}: all {len(part)} are those of {part['experiment_base'].iloc[0]}, to the pixel: "
-                "was one checkpoint scored under two names, or the same folder given twice?"
+                "was one checkpoint scored under two names, the same folder given twice, or is nothing of it trained?"
             )
     return told
 

@@ -20,7 +20,6 @@ from evals.fairness import (
     fairness,
     markdown,
     pooled_squared,
-    pooled_statistics,
     read_confusions,
     squared_floors,
 )
@@ -119,8 +118,7 @@ def test_the_pooled_gap_has_a_floor_of_its_own() -> None:
 def test_the_pooled_square_is_unbiased_where_prompts_differ() -> None:
     """Half of the prompts draw one group, half another: the pooled shares are .5, .5, 0, 0 and known exactly, where pictures thrown together would vary."""
     certain = np.array([[8.0, 0, 0, 0], [0, 8.0, 0, 0]] * 10)
-    pooled = pooled_statistics(certain).mean(axis=0)
-    assert pooled_squared(20, pooled) == pytest.approx(0.25, abs=1e-12)
+    assert pooled_squared(certain) == pytest.approx(0.25, abs=1e-12)
     of_prompts = [(0.7, 0.1, 0.1, 0.1), (0.1, 0.5, 0.3, 0.1), (0.25, 0.25, 0.25, 0.25)]
     rng = np.random.default_rng(0)
     sizes = (5, 8, 3)
@@ -131,10 +129,26 @@ def test_the_pooled_square_is_unbiased_where_prompts_differ() -> None:
         counts = np.array(
             [rng.multinomial(m, q) for m, q in zip(sizes, of_prompts, strict=True)], dtype=float
         )
-        found.append(pooled_squared(3, pooled_statistics(counts).mean(axis=0)))
+        found.append(pooled_squared(counts))
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / np.sqrt(len(found)))
     # a prompt of which one picture can be read says nothing of its own spread, and is left out
-    assert np.isnan(pooled_statistics(np.array([[1.0, 0, 0, 0]]))).all()
+    assert np.isnan(pooled_squared(np.array([[1.0, 0, 0, 0]])))
+    assert pooled_squared(np.vstack([certain, [[0, 0, 1.0, 0]]])) == pooled_squared(certain)
+
+
+def test_the_pooled_square_is_of_each_seed() -> None:
+    """Seeds draw from the same noise: two that draw the same pictures are no more pictures, and two that err in opposite ways are not balanced."""
+    one = rows_of([[0, 0, 1, 1]] * 4)
+    twice = pd.concat([one, rows_of([[0, 0, 1, 1]] * 4, seed=1)], ignore_index=True).assign(experiment="run")
+    (alone,), (both,) = fairness(one, resamples=20), fairness(twice, resamples=20)
+    assert both.pooled_unbiased == pytest.approx(alone.pooled_unbiased)
+    opposite = pd.concat([one, rows_of([[2, 2, 3, 3]] * 4, seed=1)], ignore_index=True).assign(
+        experiment="run"
+    )
+    (found,) = fairness(opposite, resamples=20)
+    assert found.pooled.value == pytest.approx(0.0)
+    assert found.pooled_unbiased == pytest.approx(alone.pooled_unbiased)
+    assert found.pooled_unbiased > 0.1
 
 
 def test_prompts_are_ranked_with_what_could_not_be_read() -> None:

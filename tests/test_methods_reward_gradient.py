@@ -196,14 +196,14 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
                 sampled = latents.detach()  # noqa: F841
         picture = policy.pipeline.vae.decode(latents / policy.pipeline.vae.config.scaling_factor).sample
         images = (picture / 2 + 0.5).clamp(0, 1)
-        looks = [
+        views = [
             2.0
             * run.scorers[task.rewards[0].scorer](
-                method.seen(asked, repeat, 0, images, slice(0, len(images)), look), asked.prompts
+                method.seen(asked, repeat, 0, images, slice(0, len(images)), view), asked.prompts
             )
-            for look in range(method.looks())
+            for view in range(method.number_of_views())
         ]
-        rewards.append(torch.stack(looks).mean(0))
+        rewards.append(torch.stack(views).mean(0))
     reward_M = torch.cat(rewards)
     valid_M = reward_M[reward_M.isfinite()]
     loss = 1e-3 * (method.offset - valid_M).relu() if isinstance(method, refl.Method) else -valid_M

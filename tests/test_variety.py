@@ -315,7 +315,7 @@ def test_a_run_whose_pictures_are_all_the_bases_is_told() -> None:
     base = pictures({"cat": ["c0", "c1"], "dog": ["d0", "d1"]}, experiment="base")
     copy, other = base.assign(experiment="copy"), pictures({"cat": ["c0", "x"], "dog": ["d0", "d1"]})
     assert variety.copies(pd.concat([copy, other]), base) == [
-        "SAME PICTURES: copy seed 0 on s: all 4 are those of base, to the pixel: was one checkpoint scored under two names, or the same folder given twice?"
+        "SAME PICTURES: copy seed 0 on s: all 4 are those of base, to the pixel: was one checkpoint scored under two names, the same folder given twice, or is nothing of it trained?"
     ]
     # the same pictures of other prompts are not the base's, and nothing is known without hashes
     swapped = pictures({"cat": ["d0", "d1"], "dog": ["c0", "c1"]})

@@ -128,7 +128,7 @@ class Contrast(NamedTuple):
     other: str
     difference: Interval
     p: float
-    """NaN where there is no difference: no seed that both have, or no number."""
+    """NaN where nothing is tested: no seed that both have, no number, or the same difference in every resample."""
     p_holm: float
     """After Holm's correction over all pairs of the reward."""
     seeds: tuple[int, ...]
@@ -367,7 +367,7 @@ class Estimator:
         return value, turned(stats.interval(own.less(theirs)), upwards)
 
     def contrast(self, one: Contestant, other: Contestant, name: str) -> Contrast:
-        """A metric's difference between two, more being better; before Holm's correction."""
+        """A metric's difference between two, more being better; `p_holm` is left for `contrasts`. What is the same in every resample, but nothing, has no interval and no p."""
         metric, seeds = metrics.load(name), tuple(s for s in one.track.seeds if s in other.track.seeds)
         if not seeds:
             return Contrast(one.label, other.label, NOTHING, math.nan, math.nan, seeds, 0)
@@ -382,8 +382,10 @@ class Estimator:
         found = own.less(theirs)
         difference = turned(stats.interval(found), metric.higher_is_better is not False)
         p = stats.resampled_p(found) if math.isfinite(difference.value) else math.nan
+        if difference.value and difference.low == difference.high:
+            difference, p = Interval(difference.value, math.nan, math.nan), math.nan
         prompts = int((~lost_RP1).any(axis=(0, 2)).sum())
-        return Contrast(one.label, other.label, difference, p, p, seeds, prompts)
+        return Contrast(one.label, other.label, difference, p, math.nan, seeds, prompts)
 
     def nats(self, track: Track, place_R: Array) -> Interval:
         """Exact KL divergence from the base."""

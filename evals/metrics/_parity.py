@@ -55,7 +55,7 @@ def parity_floor(n: int, groups: int = GROUPS) -> float:
 
 
 def pooled_floor(n: int, groups: int = GROUPS) -> float:
-    """What a perfectly uniform generator scores on Eq 12 of n images together; beyond 64 by the normal limit, which is within a thousandth there.
+    """What a perfectly uniform generator scores on Eq 12 of n images together; beyond 64 by the normal limit, which is within some thousandth of it there.
 
     There the shares' errors have groups - 1 dimensions of variance 1 / (groups n), so that the gap's mean is `sqrt(2 / (groups n)) Gamma(groups / 2) / Gamma((groups - 1) / 2)`.
     """

@@ -211,6 +211,8 @@ def _check_settings(name: str, which: str, tries: object) -> None:
 def chosen(name: str, experiment: str) -> tuple[str, ...] | None:
     """The settings, for `--set`, that a method has on the miniature in a run of `EVALUATIONS`; None where none have been tried for the experiment."""
     best: dict[str, tuple[str, ...]] = getattr(importlib.import_module(f"train.methods.{name}"), "BEST", {})
+    if experiment in best:
+        _check_settings(name, f"BEST[{experiment!r}]", (best[experiment],))
     return (*SHORT, *best[experiment]) if experiment in best else None
 
 

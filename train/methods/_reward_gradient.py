@@ -97,12 +97,12 @@ class RewardGradient(Method):
         """How often they are taken, each time from another noising of what the sampler drew."""
         return 1
 
-    def looks(self) -> int:
-        """How often the reward looks at a picture; what is differentiated is the mean."""
+    def number_of_views(self) -> int:
+        """How many views of a picture the reward is shown; what is differentiated is its mean."""
         return 1
 
     def seen(
-        self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, look: int
+        self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, view: int
     ) -> Tensor:
         """What the reward is shown of some pictures, with a graph: themselves.
 
@@ -112,7 +112,7 @@ class RewardGradient(Method):
             first: place in `asked` of the micro-batch's first.
             images_BCHW: on the device, in [0, 1].
             rows: of the micro-batch.
-            look: number of this look at them.
+            view: number of this view of them.
         """
         return images_BCHW
 
@@ -270,7 +270,14 @@ class RewardGradient(Method):
                     found = agreed(
                         run,
                         partial(
-                            slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen, self.looks()
+                            slopes,
+                            run,
+                            batch.task,
+                            latents_BCHW,
+                            prompts_B,
+                            self.loss,
+                            seen,
+                            self.number_of_views(),
                         ),
                     )
                     run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
@@ -389,12 +396,12 @@ def slopes(
     latents_BCHW: Tensor,
     prompts_B: Sequence[Prompt],
     loss: Callable[[Tensor], Tensor],
-    seen: Callable[[Tensor, slice, int], Tensor] = lambda images_BCHW, rows, look: images_BCHW,
-    looks: int = 1,
+    seen: Callable[[Tensor, slice, int], Tensor] = lambda images_BCHW, rows, view: images_BCHW,
+    views: int = 1,
 ) -> Slopes:
     """A loss of the reward of what latents decode to, and its gradient by the latents, `sampling.decode_batch` pictures at a time.
 
-    A reward is one of its picture alone, so that each look's gradient by the pictures is had by itself, and no look's graph is there beside another's.
+    A reward is one of its picture alone, so that the gradient of each view is had by itself, and no view's graph is there beside another's.
 
     Args:
         run: with the policy.
@@ -402,8 +409,8 @@ def slopes(
         latents_BCHW: at most a micro-batch.
         prompts_B: theirs.
         loss: of the reward.
-        seen: what the reward is shown of pictures, given of which rows they are and which look this is.
-        looks: how often the reward looks; the loss is of the mean.
+        seen: what the reward is shown of pictures, given of which rows they are and which view this is.
+        views: of how many the loss has the mean.
 
     Raises:
         RewardFailed: where a scorer failed, or its gradient is no number.
@@ -417,11 +424,11 @@ def slopes(
         images_BCHW = pixels(vae, leaf_BCHW, sampling.decoder_precision)
         shown_BCHW = images_BCHW.detach().requires_grad_()
         reward_B, by_image_BCHW = torch.zeros(len(shown_BCHW)).to(shown_BCHW), torch.zeros_like(shown_BCHW)
-        for look in range(looks):
-            look_B = reward_of(run, task, seen(shown_BCHW, rows, look), prompts_B[rows])
-            (slope_BCHW,) = torch.autograd.grad(look_B[look_B.isfinite()].sum(), shown_BCHW)
-            reward_B = reward_B + look_B.detach() / looks
-            by_image_BCHW += slope_BCHW / looks
+        for view in range(views):
+            view_B = reward_of(run, task, seen(shown_BCHW, rows, view), prompts_B[rows])
+            (slope_BCHW,) = torch.autograd.grad(view_B[view_B.isfinite()].sum(), shown_BCHW)
+            reward_B = reward_B + view_B.detach() / views
+            by_image_BCHW += slope_BCHW / views
         reward_B.requires_grad_()
         loss_B, valid_B = loss(reward_B), reward_B.isfinite()
         (by_reward_B,) = torch.autograd.grad(loss_B[valid_B].sum(), reward_B)

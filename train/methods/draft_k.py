@@ -79,18 +79,18 @@ class Method(draft.Method):
                 f"method.views is {self.views}, but without method.jitter or method.shift all are the picture itself: set one of them, or leave it at 1"
             )
 
-    def looks(self) -> int:
-        """At as many as there are views."""
+    def number_of_views(self) -> int:
+        """As set."""
         return self.views
 
     def seen(
-        self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, look: int
+        self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, view: int
     ) -> Tensor:
         """Moved and noised, each picture by itself; as they are where neither is set."""
         if not (self.jitter or self.shift):
             return images_BCHW
         places = range(first + rows.start, first + rows.stop)
-        more = (look,) if look else ()
+        more = (view,) if view else ()
         seeds = [
             derive_seed("seen", asked.seed, repeat, asked.texts[place], asked.indices[place], *more)
             for place in places
