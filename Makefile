@@ -30,6 +30,7 @@ RESULTS ?= results
 DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
 comma := ,
+$(if $(filter command,$(firstword $(origin HOSTS))),$(error HOSTS is for train/hosts.sh: make trains on this host alone))
 # Names are made of these, so what is no name is refused before anything is made of it.
 refuse = $(if $(shell printf '%s\n' '$(strip $1)' | tr ' ' '\n' | grep -vxE '$2'),$(error $3))
 $(if $(SEEDS),$(call refuse,$(SEEDS),0|[1-9][0-9]{0$(comma)17},SEEDS="$(SEEDS)" must be whole numbers$(comma) such as SEEDS="0 1 2"))
@@ -65,7 +66,7 @@ SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 # bench, train and the rest are folders too, and a folder would count as made
-.PHONY: help pack demo test check parity peers bench bench-check methods eval compare report reproduce miniature lock venv clean always
+.PHONY: help pack demo test train check parity peers bench bench-check methods eval compare report reproduce miniature lock venv clean always
 .PHONY: $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%) $(EXPERIMENTS:%=reproduce-%) $(BESIDE:%=reproduce-%)
 # A run that was stopped is state to resume from, so nothing is deleted: not as intermediate, not on a signal. There is no
 # .DELETE_ON_ERROR, because every file here is written whole, beside its place, and then renamed.
@@ -99,6 +100,9 @@ test: $(VENV)
 
 ##@ From prompts to the table
 ## train-<experiment> | trains it; the same command again resumes
+train:
+	@echo "make train-<experiment>: choose from $(EXPERIMENTS:%=train-%)" >&2; exit 2
+
 $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs/%-$(ON)-$(seed)/run.json)
 
 # make train-x SET=...: the trainer is always called, as it knows whether the run that is there was made with these settings.
@@ -160,7 +164,9 @@ reproduce: $(VENV)
 ## methods | training methods at equal compute: a page of each reward in results (ARGS=--dry-run: cost)
 space := $(subst ,, )
 methods: $(VENV)
-	$(PY) -m bench.methods$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
+	$(if $(strip $(SET)),$(error make methods takes no SET: a method's settings are in its file of train/methods))
+	$(if $(filter-out miniature,$(if $(ON_IS_GIVEN),$(ON))),$(error make methods is on the miniature$(comma) not on ON=$(ON)))
+	$(PY) -m bench.methods$(if $(filter-out results,$(RESULTS)), --out $(RESULTS) --root $(RESULTS)/methods)$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
 
 ##@ Upkeep
 # numpy's products with one thread: with more they feel what else a machine does, and the plain Python beside which they are timed does not.

@@ -775,6 +775,9 @@ def test_what_is_no_difference_is_in_nobodys_correction(frame: pd.DataFrame) -> 
     assert all(math.isnan(e.p_test) and math.isnan(e.difference.value) for e in of_gold)
     kept = [e for e in nothing.estimates if metrics.load(e.metric).scorer != "gold_utility"]
     assert [e.p_holm for e in kept] == pytest.approx([e.p_holm for e in rest.estimates], nan_ok=True)
+    assert not [o for o in nothing.outcomes if o.metric == "win_rate_gold"]
+    assert rest.outcomes
+    assert not any("base, gold quality" in note for note in tables.count_notes(nothing))
 
 
 def test_one_prompt_has_no_interval_and_no_mark() -> None:

@@ -141,6 +141,22 @@ def test_methods_are_given_seeds_and_options(sandbox: Sandbox) -> None:
     assert sandbox.calls("methods") == ["-m bench.methods"]
     called = sandbox.calls("methods", "SEEDS=0 3", "ARGS=--methods ppo,nft --jobs 2")
     assert called == ["-m bench.methods --seeds 0,3 --methods ppo,nft --jobs 2"]
+    called = sandbox.calls("methods", "RESULTS=mine", "ON=miniature")
+    assert called == ["-m bench.methods --out mine --root mine/methods"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("methods", "SET=update.lr=1e-5"), "make methods takes no SET"),
+        (("methods", "ON=sd2"), "make methods is on the miniature, not on ON=sd2"),
+        (("train-joint", "HOSTS=a b"), "HOSTS is for train/hosts.sh"),
+        (("train",), "make train-<experiment>: choose from train-base train-fairness train-joint"),
+    ],
+)
+def test_what_means_nothing_is_refused(sandbox: Sandbox, given: tuple[str, ...], told: str) -> None:
+    assert told in sandbox.make(*given, fails=True)
+    assert not (sandbox.folder / "calls").exists()
 
 
 # help

@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -573,7 +574,36 @@ def test_methods_are_told_apart_by_their_differences(tmp_path: Path) -> None:
     assert table_["same"][0] == "+0.000"
     assert table_["ppo"][2].startswith("▲ +0.")
     assert table_["worse"][0] == table_["ppo"][2].replace("▲ +", "▼ −")
-    assert pages.told_apart(found).endswith("Of those that race ppo has most; same is not told from it.")
+    assert pages.told_apart(found).endswith(
+        "Of those that race ppo and same have most; told to have less: worse."
+    )
+    # whoever has no number is not said to be beaten
+    nobody = found.contrasts[1]._replace(p=math.nan, p_holm=math.nan)
+    unknown = pages.told_apart(replace(found, contrasts=(alike, nobody, found.contrasts[2])))
+    assert unknown.endswith("have most; without a difference that could be tested: worse.")
+
+
+def test_marks_of_few_seeds_say_how_far_they_hold(tmp_path: Path) -> None:
+    levels = {"ppo": (0.4, 1.0), "other": (0.3, 0.8)}
+    (one,) = pages._paired(made_standing(tmp_path / "one", levels, seeds=(0,)))
+    (three,) = pages._paired(made_standing(tmp_path / "three", levels))
+    assert one.startswith("With one seed marks of method against method speak of these runs")
+    assert three.startswith("Marks of method against method rest on few seeds. In simulation")
+    assert pages._paired(made_standing(tmp_path / "alone", {"ppo": (0.4, 1.0)})) == []
+
+
+def test_a_difference_that_never_varies_is_not_certain() -> None:
+    estimate, name = table.Estimator(50), "fully_right"
+
+    def track(label: str, share: float) -> Any:
+        statistics = {name: np.full((2, 2, 6, 1), share)}
+        return SimpleNamespace(label=label, seeds=(0, 1), statistics=statistics, question=QUESTION)
+
+    ends = [table.Contestant(t.label, t, np.ones(2)) for t in (track("all", 1.0), track("none", 0.0))]
+    found = estimate.contrast(*ends, name)
+    assert found.difference.value == 1.0
+    assert math.isnan(found.difference.low)
+    assert math.isnan(found.p)
 
 
 def test_a_difference_is_of_the_seeds_that_both_have_and_negated_from_the_other_side(tmp_path: Path) -> None:
@@ -604,7 +634,7 @@ def test_a_difference_is_of_the_seeds_that_both_have_and_negated_from_the_other_
 
 
 def test_what_both_share_is_in_no_difference(tmp_path: Path) -> None:
-    """Prompts differ by far more than methods do: gains overlap, and their difference is known all the same."""
+    """Prompts differ by far more than methods do: values overlap, and their difference is known all the same."""
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0), "other": (0.3, 0.7)})
     (pair,) = found.contrasts
     width = pair.difference.high - pair.difference.low
@@ -612,7 +642,7 @@ def test_what_both_share_is_in_no_difference(tmp_path: Path) -> None:
         table.Estimator(500).gain(track, table.goal_of(QUESTION), np.full(3, 2.0))[0]
         for track in found.tracks
     ]
-    assert all(one.high - one.low > 1.5 * width for one in alone)
+    assert all(one.high - one.low > 1.5 * width for one in alone)  # of the values: gains have lost it too
 
 
 def test_over_optimisation_is_found_over_seeds(tmp_path: Path) -> None:
@@ -1421,6 +1451,9 @@ def test_settings_that_lack_a_comma_are_told_with_their_file(
         ValueError, match=r"train/methods/nft\.py: AGAIN\['compositionality'\] has something that is no tuple"
     ):
         methods.second_try("nft", "compositionality")
+    monkeypatch.setattr("train.methods.nft.BEST", {"compositionality": ("update.lr=3e-5")})
+    with pytest.raises(ValueError, match=r"train/methods/nft\.py: BEST\['compositionality'\] has something"):
+        methods.chosen("nft", "compositionality")
 
 
 def test_second_tries_are_of_rewards_that_there_are() -> None:

@@ -554,6 +554,16 @@ def test_shares_of_wins_and_judges_that_order_two_lead_to_their_rows(
         (f"cell/miniature/{SCENES}/win_rate_judge/fairness", "clip_judge", "20.0 [10.0, 30.0]"),
     ]
     parsed(page)
+    # the base's own cell is one half by definition: a judge that is for it speaks in the other's
+    flip = panel.Flip("miniature", SCENES, "joint", "base", (verdicts[0],), (verdicts[1],))
+    made = replace(made, panel=replace(made.panel, flips=(flip,)))
+    page = report.render(frame, made, tmp_path, tmp_path, "x")
+    (table,) = re.findall(
+        'aria-label="Checkpoints that judges order differently"><table>(.*?)</table>', page, re.DOTALL
+    )
+    assert re.findall('href="#([^"]*)">', table) == [
+        f"cell/miniature/{SCENES}/{metric}/joint" for metric in ("win_rate_gold", "win_rate_judge")
+    ]
 
 
 # ----------------------------------------------------------------------------------------- over-optimisation

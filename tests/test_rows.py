@@ -395,3 +395,16 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="No space") as error:
         rows.write(study(prompts=1, images=1), tmp_path / "scores.csv")
     assert error.value.filename == str(tmp_path / "scores.csv")
+
+
+def test_of_two_versions_it_is_said_whom_each_scored() -> None:
+    one = study()[["model", "scorer", "version", "experiment"]].drop_duplicates()
+    one = one[one["scorer"] == "objects"].assign(version="v1")
+    two = one.assign(model="other", version="v2")
+    assert rows.versions(one)["objects"] == "v1"
+    assert rows.versions(pd.concat([one, two]))["objects"] == "v1 (miniature) and v2 (other)"
+    mixed = one.assign(version=one["version"].where(one["experiment"] != "joint", "v2"))
+    assert rows.versions(mixed, refuse=False)["objects"].endswith(" and v2 (joint)")
+    both = rows.versions(pd.concat([mixed, two]), refuse=False)["objects"]
+    assert both.startswith("v1 (base (miniature), ")
+    assert " and v2 (joint (miniature), base (other), " in both
