@@ -212,6 +212,31 @@ def test_impossible_geometry_is_refused_with_the_nearest_that_works(
     refused(run(*[f"--set={setting}" for setting in settings]), *parts)
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("lora.rank=4", "lora is set, but this experiment trains nothing: leave it out"),
+        ("ema.decay=.5", "ema is set, but this experiment trains nothing: leave it out"),
+        ("pretraining.source=miniature", "pretraining is set, but this experiment trains nothing: leave it out"),
+        ("update.lr=1e-3", "update.lr is 0.001, but this experiment trains nothing: leave it at 2e-06"),
+    ],
+)  # fmt: skip
+def test_the_base_takes_no_settings_of_training(setting: str, sentence: str) -> None:
+    result = CliRunner().invoke(main, ["base", "--set", setting, "--dry-run"])
+    refused(result, f"error: {sentence}")
+
+
+def test_every_variant_of_the_base_can_be_handed_over() -> None:
+    for variant in experiments.models("base").values():
+        check(variant, 1)
+        check(override(variant, ["update.sharding=fsdp2", "update.micro_batch=1"]), 8)
+
+
+def test_a_revision_of_a_folder_is_refused_in_the_plan(run: Run, tiny_pipeline_dir: Path) -> None:
+    for words in (["--dry-run"], []):
+        refused(run("--set=revision=main", *words), f"revision is main, but {tiny_pipeline_dir} is a folder")
+
+
 @pytest.mark.parametrize(("batch", "processes", "nearest"), [(8, 3, 6), (10, 4, 8), (8, 5, 10), (2, 2, 4)])
 def test_batches_that_processes_cannot_share_are_refused(batch: int, processes: int, nearest: int) -> None:
     experiment = toy.toy_experiment("base", "prompts")

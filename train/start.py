@@ -22,7 +22,7 @@ from torch import Tensor
 import prompts
 from evals import decoder
 from evals.arithmetic import exact_device
-from evals.checkpoints import SNAPSHOTS, load_pipeline
+from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
 from evals.scorers import weights_of
 from train import card, grids, trackers
@@ -199,11 +199,13 @@ def check_out(out: Path) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse prompt sets and scorers that are not there, and rewards that are not for their task, while nothing is fetched or loaded.
+    """Refuse prompt sets and scorers that are not there, rewards that are not for their task, and a revision of a folder, while nothing is fetched or loaded.
 
     Raises:
         ValueError: naming the choices.
     """
+    if experiment.revision is not None:
+        refuse_revision(find_base(experiment.base), experiment.revision)
     own_prompts(task.prompts for task in experiment.tasks)
     check_rewards(experiment, load_scorers(experiment.scorers, "cpu", experiment.domain))
 
