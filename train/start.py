@@ -32,7 +32,7 @@ from train.data import pretraining_source
 from train.gates import transition_gate
 from train.plan import refuse_steps
 from train.policy import Policy
-from train.rewards import check_rewards, load_scorers
+from train.rewards import check_prompts, check_rewards, load_scorers
 from train.run import Run, on_main_process
 
 HANDING_OVER = ".handing-over.tmp"
@@ -199,15 +199,17 @@ def check_out(out: Path) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse prompt sets and scorers that are not there, rewards that are not for their task, and a revision of a folder, while nothing is fetched or loaded.
+    """Refuse prompt sets and scorers that are not there, rewards that are not for their task, prompts of one's own that a scorer cannot answer for, and a revision of a folder, while nothing is fetched or loaded.
 
     Raises:
         ValueError: naming the choices.
     """
     if experiment.revision is not None:
         refuse_revision(find_base(experiment.base), experiment.revision)
-    own_prompts(task.prompts for task in experiment.tasks)
-    check_rewards(experiment, load_scorers(experiment.scorers, "cpu", experiment.domain))
+    own = own_prompts(task.prompts for task in experiment.tasks)
+    loaded = load_scorers(experiment.scorers, "cpu", experiment.domain)
+    check_rewards(experiment, loaded)
+    check_prompts(experiment, loaded, own)
 
 
 def named_inputs(
