@@ -82,6 +82,23 @@ def find_base(base: str) -> str:
     raise ValueError(f"base: there is no {'file' if is_file_name else 'folder'} {base}")
 
 
+def refuse_revision(found: str, revision: str | None) -> None:
+    """Refuse a revision of what is on this machine.
+
+    Args:
+        found: from `find_base`.
+        revision: as given, if any.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    if revision is not None and (path := Path(found)).exists():
+        kind = "folder" if path.is_dir() else "file"
+        raise ValueError(
+            f"revision is {revision}, but {found} is a {kind}, which has none: leave it out, or `--set revision=none`"
+        )
+
+
 def refuse_pickle(path: Path) -> None:
     """Refuse a checkpoint that could run code when it is opened.
 
@@ -116,11 +133,7 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
         library.disable_progress_bar()
     found = find_base(base)
     path = Path(found)
-    if revision is not None and path.exists():
-        kind = "folder" if path.is_dir() else "file"
-        raise ValueError(
-            f"revision is {revision}, but {found} is a {kind}, which has none: leave it out, or `--set revision=none`"
-        )
+    refuse_revision(found, revision)
     try:
         with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
             pipeline = open_single_file(path) if path.is_file() else _open(found, revision, unet)

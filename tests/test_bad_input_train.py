@@ -22,6 +22,7 @@ from evals import scorers
 from evals.checkpoints import resolve
 from evals.diffusion import Sampling, Schedule
 from evals.signals import STOPS
+from prompts import Prompt
 from tests import toy
 from train import experiments
 from train.__main__ import main, run_name
@@ -210,6 +211,31 @@ def test_impossible_geometry_is_refused_with_the_nearest_that_works(
     run: Run, settings: list[str], parts: list[str]
 ) -> None:
     refused(run(*[f"--set={setting}" for setting in settings]), *parts)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("lora.rank=4", "lora is set, but this experiment trains nothing: leave it out"),
+        ("ema.decay=.5", "ema is set, but this experiment trains nothing: leave it out"),
+        ("pretraining.source=miniature", "pretraining is set, but this experiment trains nothing: leave it out"),
+        ("update.lr=1e-3", "update.lr is 0.001, but this experiment trains nothing: leave it at 2e-06"),
+    ],
+)  # fmt: skip
+def test_the_base_takes_no_settings_of_training(setting: str, sentence: str) -> None:
+    result = CliRunner().invoke(main, ["base", "--set", setting, "--dry-run"])
+    refused(result, f"error: {sentence}")
+
+
+def test_every_variant_of_the_base_can_be_handed_over() -> None:
+    for variant in experiments.models("base").values():
+        check(variant, 1)
+        check(override(variant, ["update.sharding=fsdp2", "update.micro_batch=1"]), 8)
+
+
+def test_a_revision_of_a_folder_is_refused_in_the_plan(run: Run, tiny_pipeline_dir: Path) -> None:
+    for words in (["--dry-run"], []):
+        refused(run("--set=revision=main", *words), f"revision is main, but {tiny_pipeline_dir} is a folder")
 
 
 @pytest.mark.parametrize(("batch", "processes", "nearest"), [(8, 3, 6), (10, 4, 8), (8, 5, 10), (2, 2, 4)])
@@ -836,6 +862,51 @@ def test_a_broken_reward_stops_the_run_with_its_state_saved(
     completed = 2 if scorer == "raising" else 0
     assert checkpoint.name == f"{completed:06d}-0"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * completed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "tasks.redness.monitors=tone,of_groups"], "leave it out of tasks.redness.monitors, --set tasks.redness.monitors=tone"),
+        (["--set", "tasks.redness.monitors=of_groups"], "--set tasks.redness.monitors=none"),
+        (["--reward", "redness=of_groups"], "tasks.redness.rewards needs it, so give tasks.redness.prompts that it can answer for"),
+    ],
+)  # fmt: skip
+def test_prompts_that_a_scorer_cannot_answer_for_are_refused_in_the_plan(
+    run: Run, toy_prompts: Path, arguments: list[str], told: str
+) -> None:
+    refused(
+        run(*arguments, "--dry-run"),
+        f"of_groups cannot answer for {toy_prompts}: prompt 'p0' has no group",
+        told,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "tasks.redness.monitors=refusing"], "leave it out of tasks.redness.monitors, --set tasks.redness.monitors=none"),
+        (["--reward", "redness=refusing"], "tasks.redness.rewards needs it"),
+    ],
+)  # fmt: skip
+def test_a_scorer_that_refuses_its_prompts_is_not_said_to_be_mended_by_the_same_command(
+    run: Run, arguments: list[str], told: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "scorer refusing failed with ValueError: these prompts have no group" in message
+    assert told in message
+    assert "another --out" in message
+    assert "resumes" not in message
+
+
+def test_the_miniatures_gold_says_which_prompts_it_cannot_answer_for() -> None:
+    gold = LOAD("gold_utility", domain="miniature")
+    known = [Prompt("a", "a nurse", expect={"occupation": "nurse"})]
+    gold.check_prompts(known)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="prompt 'b' is not of the miniature world"):
+        gold.check_prompts([*known, Prompt("b", "a cat")])  # type: ignore[attr-defined]
 
 
 def test_a_mended_reward_goes_on_where_it_stopped(

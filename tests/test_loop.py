@@ -416,7 +416,7 @@ def test_global_generators_are_left_alone(make_run: MakeRun) -> None:
 
 
 def test_the_base_is_handed_over_as_it_is(make_run: MakeRun, tiny_pipeline_dir: Path) -> None:
-    run = make_run(tasks=(), iterations=0)
+    run = make_run(tasks=(), iterations=0, update=Update())
     train(run)
     hand_over(run, "base-toy-0")
     card = json.loads((run.out / "run.json").read_text())

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prompts import digest, load
 from tests import toy
 from train import state as states
-from train.start import refuse_other_rewards
+from train.start import refuse_other_prompts, refuse_other_rewards
 
 ITERATIONS = 4
 
@@ -312,6 +313,43 @@ def test_a_reward_that_changed_is_refused_and_a_monitor_or_an_old_state_is_not(o
     path.write_text(json.dumps(record))
     assert one("changed") == [0]
     assert_same(one.result("changed"), one.result("straight"))
+
+
+def test_prompts_that_changed_under_their_name_are_refused_and_an_old_state_is_not(
+    one: Runner, tmp_path: Path
+) -> None:
+    """Of a run that was stopped, and of one that is finished."""
+    file = toy.write_prompts(tmp_path / "mine.jsonl")
+    runner = Runner(one.environment | {"TOY_PROMPTS": str(file)}, tmp_path, 1, ("ema.decay=0.9",))
+    before, as_it_was = digest(load(file)), file.read_text()
+    assert runner("asked", "term:3") == [143]
+    checkpoint = states.latest(tmp_path / "asked" / "state")
+    assert checkpoint is not None
+    path = checkpoint / "progress.json"
+    record = json.loads(path.read_text())
+    assert record["progress"]["prompt_versions"] == {str(file): before}
+    file.write_text(as_it_was.replace("nurse", "baker"))
+    assert runner("asked") == [2]
+    file.write_text(as_it_was)
+    assert runner("asked") == [0]
+    assert runner("asked") == [0]
+    file.write_text(as_it_was.replace("nurse", "baker"))
+    assert runner("asked") == [2]
+    (tmp_path / "asked" / "run.json").unlink()
+    assert runner("asked") == [2]
+    last = states.latest(tmp_path / "asked" / "state")
+    assert last is not None
+    record = json.loads((last / "progress.json").read_text())
+    del record["progress"]["prompt_versions"]
+    (last / "progress.json").write_text(json.dumps(record))
+    assert runner("asked") == [0]
+
+
+def test_prompts_that_changed_are_told_with_run_and_both_digests() -> None:
+    told = r"^runs/a was trained on the prompts mine.txt with the digest 0a, which is now 0b: choose another --out, or bring back the prompts of before$"
+    with pytest.raises(ValueError, match=told):
+        refuse_other_prompts(Path("runs/a"), {"mine.txt": "0a"}, {"mine.txt": "0b"})
+    refuse_other_prompts(Path("runs/a"), {"others.txt": "0a"}, {"mine.txt": "0b"})
 
 
 def test_ctrl_c_saves_and_exits_130(one: Runner) -> None:

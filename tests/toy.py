@@ -183,6 +183,22 @@ class Raising(Redness):
         return super().__call__(images_BCHW, prompts)
 
 
+class OfGroups(Redness):
+    """Answers for prompts with a group only."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if "group" not in prompt.expect:
+                raise ValueError(f"prompt {prompt.id!r} has no group")
+
+
+class Refusing(Redness):
+    """Finds out when it is asked."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        raise ValueError("these prompts have no group")
+
+
 class AllNan(Redness):
     """Applies to nothing."""
 
@@ -248,6 +264,8 @@ SCORERS: dict[str, type[Redness]] = {
     "redness": Redness,
     "tone": Tone,
     "raising": Raising,
+    "of_groups": OfGroups,
+    "refusing": Refusing,
     "all_nan": AllNan,
     "mostly_nan": MostlyNan,
     "wrong_shape": WrongShape,

@@ -248,6 +248,7 @@ def check(experiment: Experiment, processes: int) -> None:
     Raises:
         ValueError: one sentence that names the field and the nearest value that works.
     """
+    _refuse_of_training(experiment)
     for task in experiment.tasks:
         _check_task(task, processes)
     names = [task.name for task in experiment.tasks]
@@ -271,6 +272,21 @@ def check(experiment: Experiment, processes: int) -> None:
         raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
     if experiment.lora is not None:
         _check_lora(experiment.lora)
+
+
+def _refuse_of_training(experiment: Experiment) -> None:
+    """Refuse what only training reads, where there is none: the base would carry adapters that nothing has taught, or settings that say what it is not."""
+    if experiment.tasks:
+        return
+    for section in ("pretraining", "lora", "ema"):
+        if getattr(experiment, section) is not None:
+            raise ValueError(f"{section} is set, but this experiment trains nothing: leave it out")
+    for field in fields(Update):
+        name, value = f"update.{field.name}", getattr(experiment.update, field.name)
+        if name not in MEMORY_FIELDS and value != field.default:
+            raise ValueError(
+                f"{name} is {value}, but this experiment trains nothing: leave it at {field.default}"
+            )
 
 
 def _check_mixing(experiment: Experiment) -> None:

@@ -30,7 +30,7 @@ from train.gates import Diverged, GateBroken
 from train.mixing import turns
 from train.objective import denoising_loss
 from train.policy import local
-from train.rewards import RewardFailed
+from train.rewards import CannotAnswer, RewardFailed, advice
 from train.run import Run, accumulated, gather, on_main_process, synchronised
 
 
@@ -68,6 +68,11 @@ def train(run: Run) -> None:
         ) from reason
     except DataFailed as reason:  # in the middle of an iteration, which no state can describe
         raise Stopped(f"{reason}; the state saved before is intact, and the same command resumes") from reason
+    except CannotAnswer as reason:
+        save(run)
+        raise Stopped(
+            f"{reason}, and would again: {advice(experiment, reason.scorer)}; the state before this update is saved"
+        ) from reason
     except (RewardFailed, GateBroken) as reason:
         save(run)
         raise Stopped(

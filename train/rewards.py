@@ -23,6 +23,14 @@ class RewardFailed(Exception):
     """A reward cannot be trusted; the message is one sentence that names the scorer."""
 
 
+class CannotAnswer(RewardFailed):
+    """A scorer refused what it was given, and would do so again."""
+
+    def __init__(self, message: str, scorer: str) -> None:
+        super().__init__(message)
+        self.scorer = scorer
+
+
 @dataclass(frozen=True)
 class Shaped:
     """Rewards of a task's whole batch."""
@@ -77,6 +85,45 @@ def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
                 )
 
 
+def check_prompts(
+    experiment: Experiment, loaded: Mapping[str, Any], own: Mapping[str, Sequence[Prompt]]
+) -> None:
+    """Refuse prompts that a scorer of their task says it cannot answer for.
+
+    Args:
+        experiment: with tasks.
+        loaded: their scorers by name.
+        own: prompts to be looked at, by set or file.
+
+    Raises:
+        ValueError: naming the task's field and what to set.
+    """
+    for task in experiment.tasks:
+        for name in task.scorers:
+            if task.prompts in own and (check := getattr(loaded[name], "check_prompts", None)) is not None:
+                try:
+                    check(own[task.prompts])
+                except ValueError as error:
+                    raise ValueError(
+                        f"scorer {name} cannot answer for {task.prompts}: {error}: {what_to_do(task, name)}"
+                    ) from error
+
+
+def what_to_do(task: Task, name: str) -> str:
+    """With a scorer that cannot answer for its task's prompts: a reward is needed, a monitor is not."""
+    where = f"tasks.{task.name}"
+    if name in (term.scorer for term in task.rewards):
+        return f"{where}.rewards needs it, so give {where}.prompts that it can answer for, or train on another scorer"
+    others = ",".join(monitor for monitor in task.monitors if monitor != name)
+    return f"leave it out of {where}.monitors, --set {where}.monitors={others or 'none'}"
+
+
+def advice(experiment: Experiment, name: str) -> str:
+    """`what_to_do` in every task that names a scorer; other settings are another run."""
+    told = [what_to_do(task, name) for task in experiment.tasks if name in task.scorers]
+    return f"{', and '.join(told)}, and choose another --out"
+
+
 def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
     """A pointwise reward is made larger."""
     where, name = f"tasks.{task.name}", term.scorer
@@ -114,7 +161,26 @@ def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Promp
     try:
         return scorers.ask(name, scorer, images_BCHW, prompts_B, lambda i: f"prompt {prompts_B[i].id}")
     except scorers.ScorerFailed as failure:
-        raise RewardFailed(str(failure)) from failure
+        raise failed(name, failure) from failure
+
+
+def differentiated(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:
+    """float32 [B] from a scorer with their graph, where the pictures are.
+
+    Raises:
+        RewardFailed: where the scorer raises, or answers with another shape, with infinity or without a graph.
+    """
+    try:
+        return scorers.ask_differentiable(name, scorer, images_BCHW, prompts_B)
+    except scorers.ScorerFailed as failure:
+        raise failed(name, failure) from failure
+
+
+def failed(name: str, failure: scorers.ScorerFailed) -> RewardFailed:
+    """What stops the run: a ValueError of a scorer is of what it was given, which is the same the next time."""
+    if isinstance(failure.__cause__, ValueError):
+        return CannotAnswer(str(failure), name)
+    return RewardFailed(str(failure))
 
 
 def check_validity(task: Task, score_BK: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 import prompts
 from evals import decoder
 from evals.arithmetic import exact_device
-from evals.checkpoints import SNAPSHOTS, load_pipeline
+from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
 from evals.scorers import weights_of
 from train import card, grids, trackers
@@ -32,7 +32,7 @@ from train.data import pretraining_source
 from train.gates import transition_gate
 from train.plan import refuse_steps
 from train.policy import Policy
-from train.rewards import check_rewards, load_scorers
+from train.rewards import check_prompts, check_rewards, load_scorers
 from train.run import Run, on_main_process
 
 HANDING_OVER = ".handing-over.tmp"
@@ -83,6 +83,8 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
 def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None:
     """run.json of a run that is already finished, or None.
 
+    Of prompts those in files of one's own are compared: only they can be changed under a run, and no others are fetched for a run that has no more use of them.
+
     Raises:
         ValueError: where it is damaged, or that of another run.
     """
@@ -92,9 +94,12 @@ def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stored = states.Identity(record["experiment"], record["model"], record["seed"])
+        digests = {**record.get("prompt_sets", {})}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is no run card of this project ({error!r})") from None
     refuse_another_run(out, stored, identity)
+    own = own_prompts(task["prompts"] for task in identity.experiment["tasks"])
+    refuse_other_prompts(out, digests, prompt_versions(own))
     return dict(record)
 
 
@@ -138,6 +143,41 @@ def refuse_other_rewards(
             )
 
 
+def refuse_other_prompts(out: Path, stored: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with prompts that are not what they were under the same name.
+
+    Args:
+        out: run directory.
+        stored: digests in the checkpoint or run.json, by set or file; one that is not there is not compared.
+        now: digests as they are.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    for name, digest in now.items():
+        before = stored.get(name, digest)
+        if before != digest:
+            raise ValueError(
+                f"{out} was trained on the prompts {name} with the digest {before}, which is now {digest}: "
+                "choose another --out, or bring back the prompts of before"
+            )
+
+
+def prompt_versions(prompt_sets: Mapping[str, Sequence[prompts.Prompt]]) -> dict[str, str]:
+    """Digests of prompt sets, by name."""
+    return {name: prompts.digest(prompt_set) for name, prompt_set in prompt_sets.items()}
+
+
+def own_prompts(names: Iterable[str]) -> dict[str, Sequence[prompts.Prompt]]:
+    """Of prompt sets those in files of one's own, by name; no other is fetched.
+
+    Raises:
+        ValueError: for a name that is neither a set nor a file that can be read.
+    """
+    known = prompts.names()
+    return {name: prompts.load(name) for name in names if name not in known}
+
+
 def check_out(out: Path) -> None:
     """Refuse a folder that is something else.
 
@@ -159,16 +199,17 @@ def check_out(out: Path) -> None:
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse prompt sets and scorers that are not there, and rewards that are not for their task, while nothing is fetched or loaded.
+    """Refuse prompt sets and scorers that are not there, rewards that are not for their task, prompts of one's own that a scorer cannot answer for, and a revision of a folder, while nothing is fetched or loaded.
 
     Raises:
         ValueError: naming the choices.
     """
-    known = prompts.names()
-    for task in experiment.tasks:
-        if task.prompts not in known:  # a file of one's own, or none
-            prompts.load(task.prompts)
-    check_rewards(experiment, load_scorers(experiment.scorers, "cpu", experiment.domain))
+    if experiment.revision is not None:
+        refuse_revision(find_base(experiment.base), experiment.revision)
+    own = own_prompts(task.prompts for task in experiment.tasks)
+    loaded = load_scorers(experiment.scorers, "cpu", experiment.domain)
+    check_rewards(experiment, loaded)
+    check_prompts(experiment, loaded, own)
 
 
 def named_inputs(
@@ -222,6 +263,9 @@ def prepare(
     versions = {name: scorer.version for name, scorer in scorers.items()}
     refuse_other_rewards(out, experiment, progress.scorer_versions, versions)
     progress.scorer_versions = versions
+    asked = prompt_versions(prompt_sets)
+    refuse_other_prompts(out, progress.prompt_versions, asked)
+    progress.prompt_versions = asked
 
     for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
         for weights in weights_of(scorer):

@@ -53,6 +53,8 @@ class Progress:
     """What the run has checked about itself: see `gates`."""
     scorer_versions: dict[str, str] = field(default_factory=dict)
     """Of rewards and monitors, by name; none in a state stored before there was this field."""
+    prompt_versions: dict[str, str] = field(default_factory=dict)
+    """Digests of the tasks' prompts, by set or file; none in a state stored before there was this field."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the method remembers from iteration to iteration, as JSON holds it."""
 
@@ -162,8 +164,9 @@ def _check_counts(progress: Progress, identity: Identity) -> None:
             raise ValueError(f"{name} is {value!r}, but must lie between 0 and {most}")
     if not isinstance(progress.metrics_bytes, int) or progress.metrics_bytes < 0:
         raise ValueError(f"metrics_bytes is {progress.metrics_bytes!r}")
-    if not isinstance(progress.scorer_versions, dict):
-        raise ValueError(f"scorer_versions is {progress.scorer_versions!r}")
+    for name in ("scorer_versions", "prompt_versions"):
+        if not isinstance(versions := getattr(progress, name), dict):
+            raise ValueError(f"{name} is {versions!r}")
 
 
 def read_tensors(folder: Path, also: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:

@@ -61,7 +61,8 @@ class Scorer(Protocol):
     # pictures need not be in memory all at once: `features(images_BCHW) -> Tensor [B, D]`, of each picture by itself, and
     # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both; and in scope "image", where an answer has
     # a gradient, `differentiable(images_BCHW, prompts) -> Tensor [B]`, the values of `__call__` with a graph to the images, on any device. What a scorer
-    # rounds on the way (pictures to 8 bit) stays rounded in the value, and the gradient passes as if it were not.
+    # rounds on the way (pictures to 8 bit) stays rounded in the value, and the gradient passes as if it were not. Where it raises for prompts that lack
+    # something, `check_prompts(prompts)` raises the same ValueError before there are pictures.
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None

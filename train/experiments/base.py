@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.diffusion import Sampling
-from train.config import Experiment
+from train.config import Experiment, Update
 from train.experiments._stable_diffusion import variants
 
 MINIATURE_PIPELINE = "evals/miniature/weights/pipeline"
@@ -20,5 +20,5 @@ MODELS = {
     "miniature": Experiment(
         base=MINIATURE_PIPELINE, domain="miniature", iterations=0, sampling=MINIATURE_SAMPLING
     ),
-    **{name: replace(paper, iterations=0, lora=None) for name, paper in variants().items()},
+    **{name: replace(paper, iterations=0, lora=None, update=Update()) for name, paper in variants().items()},
 }

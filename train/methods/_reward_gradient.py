@@ -33,7 +33,7 @@ from train.data import draw_steps, prompts_of
 from train.gates import GateBroken, check_part
 from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
-from train.rewards import RewardFailed, score
+from train.rewards import RewardFailed, differentiated, score
 from train.run import Run, accumulated, gather, synchronised
 
 if TYPE_CHECKING:
@@ -378,14 +378,10 @@ def reward_of(run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Pro
     Raises:
         RewardFailed: where a scorer failed.
     """
-    try:
-        terms = [
-            term.weight
-            * scorers.ask_differentiable(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
-            for term in task.rewards
-        ]
-    except scorers.ScorerFailed as failure:
-        raise RewardFailed(str(failure)) from failure
+    terms = [
+        term.weight * differentiated(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
+        for term in task.rewards
+    ]
     reward_B: Tensor = torch.stack(terms).sum(0)
     return reward_B
 

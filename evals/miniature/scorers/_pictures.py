@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,16 @@ class PixelScorer:
     def value(self, prompt: Prompt, picture: Picture) -> float:
         """The score of one picture; NaN where the measure does not apply."""
         raise NotImplementedError
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that the measure raises for: it asks the same of a prompt whatever the picture shows, so one without anything will do.
+
+        Raises:
+            ValueError: as a call would.
+        """
+        nothing: Picture = np.zeros((64, 64, 3), np.float32)
+        for prompt in {json.dumps(prompt.expect, sort_keys=True): prompt for prompt in prompts}.values():
+            self.value(prompt, nothing)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
