@@ -25,8 +25,19 @@ from bench.activations import (
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
 from train import experiments, records
 from train.config import Experiment, Lora, override
+from train.plan import plan
 from train.records import Case, Record, nearest
-from train.resources import DECODING, GIB, UPDATE, _counted, _decoder_told, memory, moments, time_needed
+from train.resources import (
+    DECODING,
+    GIB,
+    UPDATE,
+    _counted,
+    _decoder_told,
+    _seconds,
+    memory,
+    moments,
+    time_needed,
+)
 
 SMALL = {
     "block_out_channels": (32, 64),
@@ -193,6 +204,42 @@ def test_a_gpu_of_24_gb_differentiates_a_reward_but_for_sdxl(method: str) -> Non
     for model in ("sd15", "sd2", "sdxl"):
         held = moments(experiments.load(f"imagereward_{method}", f"{model}_1gpu"), 1)[UPDATE]
         assert (sum(held.values()) / GIB < 20) == (model != "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "settings", "accumulated"),
+    [
+        ("nft", "sd2_1gpu", [], "162 x 4"),  # 72 images, each noised nine times
+        ("awm", "sd2_1gpu", [], "108 x 4"),  # six times
+        ("nft", "miniature", ["method.noisings=4", "method.timesteps=training"], "4 x 48"),
+        ("raft", "miniature", [], "1 x 48"),  # twelve accepted of 288
+        ("raft", "sd2_1gpu", [], "2 x 4"),  # five of 128
+        ("draft", "sd2_1gpu", ["tasks.batch=18", "update.micro_batch=4"], "15 x 4"),  # three times five
+        ("grpo", "sd2_1gpu", [], "16 x 4"),
+    ],
+)
+def test_a_gradient_is_accumulated_over_every_row(
+    name: str, model: str, settings: list[str], accumulated: str
+) -> None:
+    told = plan(override(experiments.load(f"imagereward_{name}", model), settings), 1)
+    assert f"gradients accumulated over {accumulated}\n" in told
+
+
+def test_accepted_images_are_shared_out_rounded_up() -> None:
+    accepts_five = experiments.load("imagereward_raft", "sd2_1gpu")
+    (task,) = accepts_five.tasks
+    assert [accepts_five.method.rows(task, processes) for processes in (1, 2, 4)] == [5, 3, 2]
+
+
+def test_micro_batches_of_an_update_take_the_time_of_full_ones() -> None:
+    """Five accepted images that of eight, four at a time; of draft's eighteen those of twenty, three times."""
+    case = Case("sd2", "bf16", lora=True, gradient_checkpointing=True, compiled=False, micro_batch=4)
+    slow = Record(case, 0.0, 0.5, 0.0, 1.0, 1.0, "one", None, 1.0, 0.0, 0.0, "2026-01-01", "unknown", "2")
+    raft = experiments.load("imagereward_raft", "sd2_1gpu")
+    assert _seconds(raft, 1, slow) == 8 * 0.5
+    settings = ["tasks.batch=18", "update.micro_batch=4"]
+    draft = override(experiments.load("imagereward_draft", "sd2_1gpu"), settings)
+    assert _seconds(draft, 1, slow) == 3 * 20 * draft.sampling.branches * 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------------ count

@@ -48,7 +48,8 @@ def plan(experiment: Experiment, processes: int) -> str:
 
 def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
     sampling, update = experiment.sampling, experiment.update
-    share, steps = task.batch // processes, experiment.method.optimiser_steps(experiment)
+    share, rows = task.batch // processes, experiment.method.rows(task, processes)
+    steps = experiment.method.optimiser_steps(experiment)
     parts = task.parts if isinstance(task, Pool) else (task,)
     drawn = " and ".join(
         f"{part.prompts_per_iteration} prompts x {part.images_per_prompt} images" for part in parts
@@ -58,13 +59,13 @@ def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
         f"  {task.name}{mixed}: {drawn}, "
         f"{sum(experiment.method.evaluations(experiment, task))} denoiser evaluations and {steps} optimiser steps an iteration; "
         f"on a process {share} images, drawn in {_parts(share, sampling.micro_batch)}, "
-        f"gradients accumulated over {_parts(share, update.micro_batch)}"
+        f"gradients accumulated over {_parts(rows, update.micro_batch, experiment.method.repeats())}"
     )
 
 
-def _parts(count: int, size: int) -> str:
-    """`3 x 48`: so many micro-batches of so many, the last one padded."""
-    return f"{math.ceil(count / size)} x {size}"
+def _parts(count: int, size: int, repeats: int = 1) -> str:
+    """`3 x 48`: so many micro-batches of so many, the last one padded, each of them `repeats` times."""
+    return f"{math.ceil(count / size) * repeats} x {size}"
 
 
 def evaluations(experiment: Experiment) -> int:

@@ -145,9 +145,11 @@ def _seconds(experiment: Experiment, processes: int, record: Record) -> float:
     sampling, update = experiment.sampling, experiment.update
     total = 0.0
     for task in turns(experiment):
-        share, asked = task.batch // processes, experiment.method.evaluations(experiment, task)
+        method = experiment.method
+        share, asked = task.batch // processes, method.evaluations(experiment, task)
         drawn = _padded(share, sampling.micro_batch) * asked.drawn / task.batch
-        trained = _padded(share, update.micro_batch) * asked.trained / task.batch
+        rows = _padded(method.rows(task, processes), update.micro_batch)
+        trained = rows * asked.trained / method.rows(task, 1)
         total += (
             drawn * record.rollout_seconds + trained * record.update_seconds + share * record.decoder_seconds
         )
