@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from bench.activations import (
     ways,
 )
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
+from tests import toy
 from train import experiments, records
 from train.config import Experiment, Lora, override
 from train.plan import plan
+from train.policy import Policy
 from train.records import Case, Record, nearest
 from train.resources import (
     DECODING,
@@ -38,6 +41,7 @@ from train.resources import (
     moments,
     time_needed,
 )
+from train.start import new_accelerator
 
 SMALL = {
     "block_out_channels": (32, 64),
@@ -126,6 +130,57 @@ def test_weights_that_a_method_keeps_are_counted() -> None:
     for moment, held in moments(of_all, 1).items():
         assert sum(held.values()) - sum(moments(without, 1)[moment].values()) == held["old policy"]
         assert held["old policy"] == held["865.9 M trained weights"]
+
+
+def adapters_told(parts: dict[str, float]) -> float:
+    """Numbers in the adapters, from their bytes."""
+    (size,) = (size for name, size in parts.items() if name.endswith(" adapters"))
+    return size / 4
+
+
+@pytest.mark.parametrize("rank", [2, 7])
+def test_adapters_are_counted_as_they_are_made(tiny_pipeline_dir: Path, rank: int) -> None:
+    """From the headers of the base's files, which has cross attention."""
+    experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts", lora=Lora(rank=rank))
+    policy = Policy(toy.build_tiny_pipeline(), experiment, new_accelerator(), seed=0)
+    (parts,) = moments(experiment, 1).values()
+    assert adapters_told(parts) == sum(weight.numel() for weight in policy.weights.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [("sd15", "6.4 M adapters"), ("sd2", "6.6 M adapters"), ("sdxl", "46.4 M adapters")],
+)
+def test_adapters_of_published_architectures_are_counted_without_weights(model: str, told: str) -> None:
+    """At rank 32: of SDXL .69 GiB with gradients and both moments, 32 times as much at rank 1024."""
+    plain = replace(experiments.load("imagereward", model), lora=Lora())
+    held = moments(plain, 1)
+    size = held[UPDATE][told]
+    assert held[UPDATE]["gradients"] == size
+    assert held[UPDATE]["AdamW"] == held[DECODING]["AdamW"] == 2 * size
+    assert "gradients" not in held[DECODING]
+    wide = moments(override(plain, ["lora.rank=1024"]), 1)[UPDATE]
+    assert wide["gradients"] == 32 * size
+    if model == "sdxl":
+        assert 4 * size / GIB == pytest.approx(0.69, abs=0.005)
+
+
+def test_an_average_and_an_old_policy_of_adapters_are_counted() -> None:
+    released = experiments.load("imagereward_nft", "sd2")
+    assert released.lora is not None
+    assert released.ema is not None
+    held = moments(released, 1)[UPDATE]
+    assert held["average"] == held["old policy"] == held["6.6 M adapters"]
+    without = moments(replace(released, ema=None), 1)[UPDATE]
+    assert "average" not in without
+
+
+def test_the_plan_says_where_adapters_are_not_counted() -> None:
+    plain = experiments.load("imagereward", "sd2_1gpu")
+    assert "not counted" not in memory(plain, 1)[0]
+    (told,) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
+    assert "on top: adapters (not counted for these lora.targets), " in told
+    assert "M adapters" not in told
 
 
 def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
