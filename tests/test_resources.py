@@ -297,6 +297,27 @@ def test_micro_batches_of_an_update_take_the_time_of_full_ones() -> None:
     assert _seconds(draft, 1, slow) == 3 * 20 * draft.sampling.branches * 0.5
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["update.warmup=5000"], "update.warmup is 5000 of 400 optimiser steps: the rate rises to 8 % of"),
+        (["update.warmup=401"], "update.warmup is 401 of 400 optimiser steps: the rate rises to 99.8 % of"),
+        # it falls before it has risen
+        (["update.warmup=500", "update.decay=linear"], "the rate rises to 44.5 % of update.lr at most"),
+        (["update.warmup=400"], None),
+        (["update.warmup=0"], None),
+    ],
+)
+def test_the_plan_says_where_a_run_ends_before_its_warm_up(
+    tiny_pipeline_dir: Path, settings: list[str], told: str | None
+) -> None:
+    """400 optimiser steps: two tasks of two, a hundred times."""
+    experiment = override(toy.toy_experiment(tiny_pipeline_dir, "prompts", iterations=100), settings)
+    lines = [line for line in plan(experiment, 1).splitlines() if "warmup" in line]
+    assert len(lines) == (told is not None)
+    assert told is None or told in lines[0]
+
+
 # ------------------------------------------------------------------------------------------------------------------ count
 
 
