@@ -5,6 +5,7 @@ For what has to be known or tried before anything is downloaded: memory, and spe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,17 @@ class Architecture:
             **{name: kind(CLIPTextConfig(**config)).eval() for name, kind, config in encoders},
         }
 
-    def weights(self) -> dict[str, int]:
-        """Number of weights of each model."""
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Shape of every weight by name, of each model."""
         with torch.device("meta"):
             return {
-                name: sum(weight.numel() for weight in model.parameters())
+                name: {weight: tuple(p.shape) for weight, p in model.named_parameters()}
                 for name, model in self.models().items()
             }
+
+    def weights(self) -> dict[str, int]:
+        """Number of weights of each model."""
+        return {name: sum(map(math.prod, shapes.values())) for name, shapes in self.shapes().items()}
 
 
 _UNET = {

@@ -231,7 +231,7 @@ def test_what_is_handed_over_is_the_average(runs: dict[str, Any]) -> None:
 def test_the_plan_counts_a_share(
     tiny_pipeline_dir: Path, toy_prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.resources._denoiser_weights", lambda _: 2**30)
+    monkeypatch.setattr("train.resources._denoiser_shapes", lambda _: {"weight": (2**30,)})
     whole = "trained weights 4.0, gradients 4.0, AdamW 8.0, average 4.0"
     share = "trained weights 1.0, gradients 1.0, AdamW 2.0, average 1.0"
     for sharding, gib, parts in (("none", "20.0", whole), ("fsdp2", "5.0", share)):

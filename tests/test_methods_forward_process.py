@@ -27,6 +27,7 @@ from train.methods import _forward_process as family
 from train.methods import awm, nft, only_heeded, raft, reward_weighted
 from train.methods._forward_process import Batch, ForwardProcess, accumulate, answers_beside, noised_rows
 from train.objective import denoising_loss
+from train.plan import plan
 from train.run import Run
 from train.start import new_accelerator, prepare
 
@@ -449,6 +450,17 @@ def test_costs_are_the_denoisers_calls(make_run: MakeRun, name: str) -> None:
     asked = run.experiment.method.evaluations(run.experiment, task)
     assert (count[False], count[True]) == tuple(asked)
     assert run.experiment.method.optimiser_steps(run.experiment) == run.policy.steps_taken == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_plan_says_over_how_many_micro_batches_a_gradient_is_accumulated(
+    make_run: MakeRun, name: str
+) -> None:
+    """The last one may be padded."""
+    run = make_run(name)
+    update = replace(run.experiment.update, micro_batch=3)
+    run.experiment = replace(run.experiment, update=update)
+    assert f"gradients accumulated over {toy.backward_passes(run)} x 3" in plan(run.experiment, 1)
 
 
 def test_regression_draws_from_the_base_and_nft_from_the_old_policy(make_run: MakeRun) -> None:

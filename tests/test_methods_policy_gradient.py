@@ -31,6 +31,7 @@ from train.methods import ddpo, grpo, kl_region, ppo, ratio_norm, window
 from train.methods._policy_gradient import Batch, policy_gradient
 from train.mixing import added, mixed, turns
 from train.objective import clipped_surrogate
+from train.plan import plan
 from train.rewards import Shaped
 from train.run import Run
 from train.start import new_accelerator, prepare
@@ -471,6 +472,17 @@ def test_evaluations_are_counted_as_they_are_made(make_run: MakeRun, name: str) 
     run.experiment.method.update(run, collected(run), on_policy=True)
     assert tuple(run.experiment.method.evaluations(run.experiment, task)) == (made[False], made[True])
     assert made[True] == 8 * 2 * 2  # images, trained steps, branches
+
+
+@pytest.mark.parametrize("name", ["ppo", *RELATIVES])
+def test_the_plan_says_over_how_many_micro_batches_a_gradient_is_accumulated(
+    make_run: MakeRun, name: str
+) -> None:
+    """The last one may be padded."""
+    run = make_run(name)
+    update = replace(run.experiment.update, micro_batch=3)
+    run.experiment = replace(run.experiment, update=update)
+    assert f"gradients accumulated over {toy.backward_passes(run)} x 3" in plan(run.experiment, 1)
 
 
 @pytest.mark.parametrize("name", RELATIVES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +24,24 @@ from bench.activations import (
     ways,
 )
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
+from tests import toy
 from train import experiments, records
 from train.config import Experiment, Lora, override
+from train.plan import plan
+from train.policy import Policy
 from train.records import Case, Record, nearest
-from train.resources import DECODING, GIB, UPDATE, _counted, _decoder_told, memory, moments, time_needed
+from train.resources import (
+    DECODING,
+    GIB,
+    UPDATE,
+    _counted,
+    _decoder_told,
+    _seconds,
+    memory,
+    moments,
+    time_needed,
+)
+from train.start import new_accelerator
 
 SMALL = {
     "block_out_channels": (32, 64),
@@ -117,6 +132,57 @@ def test_weights_that_a_method_keeps_are_counted() -> None:
         assert held["old policy"] == held["865.9 M trained weights"]
 
 
+def adapters_told(parts: dict[str, float]) -> float:
+    """Numbers in the adapters, from their bytes."""
+    (size,) = (size for name, size in parts.items() if name.endswith(" adapters"))
+    return size / 4
+
+
+@pytest.mark.parametrize("rank", [2, 7])
+def test_adapters_are_counted_as_they_are_made(tiny_pipeline_dir: Path, rank: int) -> None:
+    """From the headers of the base's files, which has cross attention."""
+    experiment = toy.toy_experiment(tiny_pipeline_dir, "prompts", lora=Lora(rank=rank))
+    policy = Policy(toy.build_tiny_pipeline(), experiment, new_accelerator(), seed=0)
+    (parts,) = moments(experiment, 1).values()
+    assert adapters_told(parts) == sum(weight.numel() for weight in policy.weights.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [("sd15", "6.4 M adapters"), ("sd2", "6.6 M adapters"), ("sdxl", "46.4 M adapters")],
+)
+def test_adapters_of_published_architectures_are_counted_without_weights(model: str, told: str) -> None:
+    """At rank 32: of SDXL .69 GiB with gradients and both moments, 32 times as much at rank 1024."""
+    plain = replace(experiments.load("imagereward", model), lora=Lora())
+    held = moments(plain, 1)
+    size = held[UPDATE][told]
+    assert held[UPDATE]["gradients"] == size
+    assert held[UPDATE]["AdamW"] == held[DECODING]["AdamW"] == 2 * size
+    assert "gradients" not in held[DECODING]
+    wide = moments(override(plain, ["lora.rank=1024"]), 1)[UPDATE]
+    assert wide["gradients"] == 32 * size
+    if model == "sdxl":
+        assert 4 * size / GIB == pytest.approx(0.69, abs=0.005)
+
+
+def test_an_average_and_an_old_policy_of_adapters_are_counted() -> None:
+    released = experiments.load("imagereward_nft", "sd2")
+    assert released.lora is not None
+    assert released.ema is not None
+    held = moments(released, 1)[UPDATE]
+    assert held["average"] == held["old policy"] == held["6.6 M adapters"]
+    without = moments(replace(released, ema=None), 1)[UPDATE]
+    assert "average" not in without
+
+
+def test_the_plan_says_where_adapters_are_not_counted() -> None:
+    plain = experiments.load("imagereward", "sd2_1gpu")
+    assert "not counted" not in memory(plain, 1)[0]
+    (told,) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
+    assert "on top: adapters (not counted for these lora.targets), " in told
+    assert "M adapters" not in told
+
+
 def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
     """Decoder and denoiser hold their activations at once, of every step that has a gradient."""
     drafted = override(experiments.load("imagereward_draft", "sd2"), ["method.noisings=1"])
@@ -193,6 +259,63 @@ def test_a_gpu_of_24_gb_differentiates_a_reward_but_for_sdxl(method: str) -> Non
     for model in ("sd15", "sd2", "sdxl"):
         held = moments(experiments.load(f"imagereward_{method}", f"{model}_1gpu"), 1)[UPDATE]
         assert (sum(held.values()) / GIB < 20) == (model != "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "settings", "accumulated"),
+    [
+        ("nft", "sd2_1gpu", [], "162 x 4"),  # 72 images, each noised nine times
+        ("awm", "sd2_1gpu", [], "108 x 4"),  # six times
+        ("nft", "miniature", ["method.noisings=4", "method.timesteps=training"], "4 x 48"),
+        ("raft", "miniature", [], "1 x 48"),  # twelve accepted of 288
+        ("raft", "sd2_1gpu", [], "2 x 4"),  # five of 128
+        ("draft", "sd2_1gpu", ["tasks.batch=18", "update.micro_batch=4"], "15 x 4"),  # three times five
+        ("grpo", "sd2_1gpu", [], "16 x 4"),
+    ],
+)
+def test_a_gradient_is_accumulated_over_every_row(
+    name: str, model: str, settings: list[str], accumulated: str
+) -> None:
+    told = plan(override(experiments.load(f"imagereward_{name}", model), settings), 1)
+    assert f"gradients accumulated over {accumulated}\n" in told
+
+
+def test_accepted_images_are_shared_out_rounded_up() -> None:
+    accepts_five = experiments.load("imagereward_raft", "sd2_1gpu")
+    (task,) = accepts_five.tasks
+    assert [accepts_five.method.rows(task, processes) for processes in (1, 2, 4)] == [5, 3, 2]
+
+
+def test_micro_batches_of_an_update_take_the_time_of_full_ones() -> None:
+    """Five accepted images that of eight, four at a time; of draft's eighteen those of twenty, three times."""
+    case = Case("sd2", "bf16", lora=True, gradient_checkpointing=True, compiled=False, micro_batch=4)
+    slow = Record(case, 0.0, 0.5, 0.0, 1.0, 1.0, "one", None, 1.0, 0.0, 0.0, "2026-01-01", "unknown", "2")
+    raft = experiments.load("imagereward_raft", "sd2_1gpu")
+    assert _seconds(raft, 1, slow) == 8 * 0.5
+    settings = ["tasks.batch=18", "update.micro_batch=4"]
+    draft = override(experiments.load("imagereward_draft", "sd2_1gpu"), settings)
+    assert _seconds(draft, 1, slow) == 3 * 20 * draft.sampling.branches * 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["update.warmup=5000"], "update.warmup is 5000 of 400 optimiser steps: the rate rises to 8 % of"),
+        (["update.warmup=401"], "update.warmup is 401 of 400 optimiser steps: the rate rises to 99.8 % of"),
+        # it falls before it has risen
+        (["update.warmup=500", "update.decay=linear"], "the rate rises to 44.5 % of update.lr at most"),
+        (["update.warmup=400"], None),
+        (["update.warmup=0"], None),
+    ],
+)
+def test_the_plan_says_where_a_run_ends_before_its_warm_up(
+    tiny_pipeline_dir: Path, settings: list[str], told: str | None
+) -> None:
+    """400 optimiser steps: two tasks of two, a hundred times."""
+    experiment = override(toy.toy_experiment(tiny_pipeline_dir, "prompts", iterations=100), settings)
+    lines = [line for line in plan(experiment, 1).splitlines() if "warmup" in line]
+    assert len(lines) == (told is not None)
+    assert told is None or told in lines[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------ count

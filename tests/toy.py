@@ -20,6 +20,7 @@ from evals.diffusion import Sampling
 from prompts import Prompt
 from train.config import Experiment, Reward, Task, Update
 from train.launch import free_port
+from train.run import Run
 
 TOKENS = 12
 TEXTS = ("red", "blue", "star", "nurse", "pilot", "a circle", "square")
@@ -335,6 +336,22 @@ def assert_same_on_gpu(
         on_gpu = scorer_on("cuda")(images, prompts)
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4, equal_nan=True)
     assert on_cpu[~on_cpu.isnan()].std() > 0
+
+
+def backward_passes(run: Run) -> int:
+    """How many micro-batches an optimiser step of the first task accumulates its gradient over, as it does so."""
+    made, backward, method = 0, run.policy.backward, run.experiment.method
+
+    def counted(loss: Tensor) -> None:
+        nonlocal made
+        made += 1
+        backward(loss)
+
+    run.policy.backward = counted  # type: ignore[method-assign]
+    method.update(run, method.collect(run, run.experiment.tasks[0], 0), True)
+    each, rest = divmod(made, method.optimiser_steps(run.experiment))
+    assert not rest
+    return each
 
 
 # ------------------------------------------------------------------------------------------------------------- processes

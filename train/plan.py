@@ -17,6 +17,7 @@ from train.config import Experiment, Task, as_json
 from train.images import is_here
 from train.mixing import Pool, turns
 from train.objective import drawable_steps, step_weights
+from train.policy import learning_rate
 from train.resources import memory, time_needed
 
 
@@ -42,13 +43,18 @@ def plan(experiment: Experiment, processes: int) -> str:
         lines.append(
             f"{evaluations(experiment)} denoiser evaluations and {experiment.optimiser_steps} optimiser steps in all"
         )
-        lines += [*memory(experiment, processes), *time_needed(experiment, processes)]
+        lines += [
+            *_of_warmup(experiment),
+            *memory(experiment, processes),
+            *time_needed(experiment, processes),
+        ]
     return "\n".join(lines)
 
 
 def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
     sampling, update = experiment.sampling, experiment.update
-    share, steps = task.batch // processes, experiment.method.optimiser_steps(experiment)
+    share, rows = task.batch // processes, experiment.method.rows(task, processes)
+    steps = experiment.method.optimiser_steps(experiment)
     parts = task.parts if isinstance(task, Pool) else (task,)
     drawn = " and ".join(
         f"{part.prompts_per_iteration} prompts x {part.images_per_prompt} images" for part in parts
@@ -58,13 +64,24 @@ def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
         f"  {task.name}{mixed}: {drawn}, "
         f"{sum(experiment.method.evaluations(experiment, task))} denoiser evaluations and {steps} optimiser steps an iteration; "
         f"on a process {share} images, drawn in {_parts(share, sampling.micro_batch)}, "
-        f"gradients accumulated over {_parts(share, update.micro_batch)}"
+        f"gradients accumulated over {_parts(rows, update.micro_batch, experiment.method.repeats())}"
     )
 
 
-def _parts(count: int, size: int) -> str:
-    """`3 x 48`: so many micro-batches of so many, the last one padded."""
-    return f"{math.ceil(count / size)} x {size}"
+def _of_warmup(experiment: Experiment) -> list[str]:
+    """A line where the run is over before the rate has risen, which is asked for and never reached."""
+    update, steps = experiment.update, experiment.optimiser_steps
+    if not 0 < steps < update.warmup:
+        return []
+    most = max(learning_rate(update, taken, steps) for taken in range(steps)) / update.lr
+    return [
+        f"update.warmup is {update.warmup} of {steps} optimiser steps: the rate rises to {100 * most:.3g} % of update.lr at most"
+    ]
+
+
+def _parts(count: int, size: int, repeats: int = 1) -> str:
+    """`3 x 48`: so many micro-batches of so many, the last one padded, each of them `repeats` times."""
+    return f"{math.ceil(count / size) * repeats} x {size}"
 
 
 def evaluations(experiment: Experiment) -> int:

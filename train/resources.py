@@ -13,13 +13,15 @@ from evals.checkpoints import find_base, weight_files
 from evals.families import UNET
 from evals.miniature import weights_folder
 from train import records
-from train.config import Experiment
+from train.config import Experiment, Lora
 from train.mixing import turns
 from train.records import Case, Record
 
 GIB = 2**30
 BYTES = 4
 """Weights, gradients, moments and average are float32."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of a model's weights, by name."""
 UPDATE, DECODING = "in the update", "while it decodes"
 
 
@@ -40,6 +42,8 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
         on_top.insert(0, "text encoders and decoder")
     if not any(name.startswith("activations") for name in held[UPDATE]):
         on_top.insert(0, "the update's activations")
+    if experiment.lora is not None and not _counts_adapters(experiment.lora):
+        on_top.insert(0, "adapters (not counted for these lora.targets)")
     return [f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}"]
 
 
@@ -50,15 +54,16 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     for each is much. A method that differentiates the reward has both at once, and needs the decoder's activations too. All were counted of published
     architectures, the update's in bf16 and for all weights; a rollout's pass needs less than an update's of as many images.
     """
-    count, known = _denoiser_weights(experiment), REPOSITORIES.get(experiment.base)
-    if count is None and known is not None:
-        count = ARCHITECTURES[known].weights()["unet"]
-    if count is None:
+    shapes, known = _denoiser_shapes(experiment), REPOSITORIES.get(experiment.base)
+    published = ARCHITECTURES[known].shapes() if known is not None else {}
+    if shapes is None:
+        shapes = published.get("unet")
+    if shapes is None:
         return {}
-    update = _of_training(experiment, count, processes)
+    update = _of_training(experiment, shapes, processes)
     if known is None:
         return {UPDATE: update}
-    others = sum(n for name, n in ARCHITECTURES[known].weights().items() if name != "unet")
+    others = sum(_numbers(of_model) for name, of_model in published.items() if name != "unet")
     update["text encoders and decoder"] = others * BYTES
     decoding = {name: size for name, size in update.items() if name != "gradients"}
     if (passes := _of_update(experiment, known)) is not None:
@@ -76,15 +81,35 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _of_training(experiment: Experiment, count: int, processes: int) -> dict[str, float]:
+def _of_training(experiment: Experiment, shapes: Shapes, processes: int) -> dict[str, float]:
     """Bytes of the denoiser and of what its training keeps beside it."""
     shares = processes if experiment.update.sharding == "fsdp2" else 1
+    count, lora = _numbers(shapes), experiment.lora
+    if lora is None:
+        return _of_trained(experiment, "trained weights", count, shares)
+    frozen = {f"{count / 1e6:.1f} M frozen weights": count * BYTES / shares}
+    if not _counts_adapters(lora):
+        return frozen
+    return frozen | _of_trained(experiment, "adapters", _adapters(lora, shapes), shares)
+
+
+def _of_trained(experiment: Experiment, what: str, count: int, shares: int) -> dict[str, float]:
+    """Bytes of so many numbers that are trained, and of what is kept for each of them."""
     size = count * BYTES / shares
-    if experiment.lora is not None:
-        return {f"{count / 1e6:.1f} M frozen weights": size}  # adapters are a hundredth of them
     beside = {"average": experiment.ema is not None, "old policy": experiment.method.needs_old}
     copies = {name: size for name, there in beside.items() if there}
-    return {f"{count / 1e6:.1f} M trained weights": size, "gradients": size, "AdamW": 2 * size, **copies}
+    return {f"{count / 1e6:.1f} M {what}": size, "gradients": size, "AdamW": 2 * size, **copies}
+
+
+def _counts_adapters(lora: Lora) -> bool:
+    """Whether the adapters lie where they usually do: these modules are linear, and have one name in every layout of a checkpoint."""
+    return set(lora.targets) == set(Lora().targets)
+
+
+def _adapters(lora: Lora, shapes: Shapes) -> int:
+    """Numbers in the adapters of linear modules: A is rank x inputs, B outputs x rank."""
+    endings = tuple(f".{target}.weight" for target in lora.targets)
+    return lora.rank * sum(sum(shape) for name, shape in shapes.items() if name.endswith(endings))
 
 
 def _of_update(experiment: Experiment, known: str) -> float | None:
@@ -145,9 +170,11 @@ def _seconds(experiment: Experiment, processes: int, record: Record) -> float:
     sampling, update = experiment.sampling, experiment.update
     total = 0.0
     for task in turns(experiment):
-        share, asked = task.batch // processes, experiment.method.evaluations(experiment, task)
+        method = experiment.method
+        share, asked = task.batch // processes, method.evaluations(experiment, task)
         drawn = _padded(share, sampling.micro_batch) * asked.drawn / task.batch
-        trained = _padded(share, update.micro_batch) * asked.trained / task.batch
+        rows = _padded(method.rows(task, processes), update.micro_batch)
+        trained = rows * asked.trained / method.rows(task, 1)
         total += (
             drawn * record.rollout_seconds + trained * record.update_seconds + share * record.decoder_seconds
         )
@@ -163,19 +190,25 @@ def _padded(count: int, size: int) -> int:
     return math.ceil(count / size) * size
 
 
-def _denoiser_weights(experiment: Experiment) -> int | None:
-    """Number of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
+def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
+    """Shapes of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
     base = Path(find_base(experiment.base))
     try:
         if base.is_file():
-            return _count(base, UNET)
-        return sum(map(_count, weight_files(base, "unet")[1]))
+            return _shapes(base, UNET)
+        files = weight_files(base, "unet")[1]
+        return {name: shape for file in files for name, shape in _shapes(file).items()}
     except (OSError, SafetensorError, ValueError):
         return None  # loading it says why
 
 
-def _count(file: Path, beginning: str = "") -> int:
-    """Numbers in a file's tensors, of those whose names begin so."""
+def _shapes(file: Path, beginning: str = "") -> Shapes:
+    """Shapes of a file's tensors by name, of those whose names begin so."""
     with safe_open(file, "pt") as tensors:
         names = [name for name in tensors.keys() if name.startswith(beginning)]  # noqa: SIM118
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+
+
+def _numbers(shapes: Shapes) -> int:
+    """How many there are in tensors of these shapes."""
+    return sum(map(math.prod, shapes.values()))

@@ -112,6 +112,14 @@ class Method:
         """Denoising steps that lie behind each other in one pass of the update."""
         return 1
 
+    def rows(self, task: Task, processes: int) -> int:
+        """What an optimiser step goes through on each process, a micro-batch at a time: its images, where none is left out and none is there more than once."""
+        return task.batch // processes
+
+    def repeats(self) -> int:
+        """How often an optimiser step goes through these rows, each time in micro-batches of their own."""
+        return 1
+
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
         """What an iteration of a task costs."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ Shapes: B images of all processes (or of this one, where a docstring says local)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -83,8 +84,12 @@ class ForwardProcess(Method):
     def averaged(self, images: int) -> int:
         return images * self.noisings
 
+    def rows(self, task: Task, processes: int) -> int:
+        """Every noising of the images that are trained on, which are shared out, rounded up, where they are fewer than those drawn."""
+        return math.ceil(self.trained_images(task) / processes) * self.noisings
+
     def evaluations(self, experiment: Experiment, task: Task) -> Evaluations:
-        sampling, rows = experiment.sampling, self.trained_images(task) * self.noisings
+        sampling, rows = experiment.sampling, self.rows(task, 1)
         drawn = task.batch * sampling.branches * sampling.steps
         compared = rows * len(self.beside()) * (1 if self.same_noise else self.updates)
         return Evaluations(drawn + compared, rows * self.updates)

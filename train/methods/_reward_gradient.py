@@ -93,10 +93,6 @@ class RewardGradient(Method):
         """The steps that have a gradient, as a sampler of their own."""
         raise NotImplementedError
 
-    def repeats(self) -> int:
-        """How often they are taken, each time from another noising of what the sampler drew."""
-        return 1
-
     def number_of_views(self) -> int:
         """How many views of a picture the reward is shown; what is differentiated is its mean."""
         return 1
