@@ -907,7 +907,7 @@ def test_the_miniatures_gold_says_which_prompts_it_cannot_answer_for() -> None:
     known = [Prompt("a", "a nurse", expect={"occupation": "nurse"})]
     gold.check_prompts(known)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="prompt 'b' is not of the miniature world"):
-        gold.check_prompts([*known, Prompt("b", "a cat")])  # type: ignore[attr-defined]
+        gold.check_prompts([*known, Prompt("b", "a cat"), Prompt("c", "a dog")])  # type: ignore[attr-defined]
 
 
 def test_a_mended_reward_goes_on_where_it_stopped(

@@ -51,7 +51,10 @@ class PixelScorer:
             ValueError: as a call would.
         """
         nothing: Picture = np.zeros((64, 64, 3), np.float32)
-        for prompt in {json.dumps(prompt.expect, sort_keys=True): prompt for prompt in prompts}.values():
+        distinct: dict[str, Prompt] = {}
+        for prompt in prompts:
+            distinct.setdefault(json.dumps(prompt.expect, sort_keys=True), prompt)
+        for prompt in distinct.values():
             self.value(prompt, nothing)
 
     def __call__(
