@@ -278,11 +278,11 @@ def compare(
         against=against,
         origins=origins,
         strata=strata.names(),
-        remarks=(*strata.remarks, *_remarks(rows, against)),
+        remarks=(*strata.remarks, *_remarks(rows, against, origins)),
     )
 
 
-def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
+def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
     return [
         *_without_reference(rows, against),
@@ -294,14 +294,13 @@ def _remarks(rows: pd.DataFrame, against: str) -> list[str]:
                 of_model[of_model["experiment"] != against], of_model[of_model["experiment"] == against]
             )
         ),
-        *_collapses(rows, against),
+        *_collapses(rows, against, origins),
     ]
 
 
-def _collapses(rows: pd.DataFrame, against: str) -> list[str]:
+def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
     """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
     found: list[variety.Collapse] = []
-    origins = _origins(rows)
     for (model, scorer), part in rows[rows["scorer"].isin(variety.VENDI)].groupby(
         ["model", "scorer"], sort=False
     ):

@@ -27,7 +27,6 @@ from train.methods import _forward_process as family
 from train.methods import awm, nft, only_heeded, raft, reward_weighted
 from train.methods._forward_process import Batch, ForwardProcess, accumulate, answers_beside, noised_rows
 from train.objective import denoising_loss
-from train.plan import plan
 from train.run import Run
 from train.start import new_accelerator, prepare
 
@@ -457,10 +456,7 @@ def test_the_plan_says_over_how_many_micro_batches_a_gradient_is_accumulated(
     make_run: MakeRun, name: str
 ) -> None:
     """The last one may be padded."""
-    run = make_run(name)
-    update = replace(run.experiment.update, micro_batch=3)
-    run.experiment = replace(run.experiment, update=update)
-    assert f"gradients accumulated over {toy.backward_passes(run)} x 3" in plan(run.experiment, 1)
+    toy.assert_accumulated_as_planned(make_run(name))
 
 
 def test_regression_draws_from_the_base_and_nft_from_the_old_policy(make_run: MakeRun) -> None:

@@ -31,7 +31,6 @@ from train.methods import ddpo, grpo, kl_region, ppo, ratio_norm, window
 from train.methods._policy_gradient import Batch, policy_gradient
 from train.mixing import added, mixed, turns
 from train.objective import clipped_surrogate
-from train.plan import plan
 from train.rewards import Shaped
 from train.run import Run
 from train.start import new_accelerator, prepare
@@ -479,10 +478,7 @@ def test_the_plan_says_over_how_many_micro_batches_a_gradient_is_accumulated(
     make_run: MakeRun, name: str
 ) -> None:
     """The last one may be padded."""
-    run = make_run(name)
-    update = replace(run.experiment.update, micro_batch=3)
-    run.experiment = replace(run.experiment, update=update)
-    assert f"gradients accumulated over {toy.backward_passes(run)} x 3" in plan(run.experiment, 1)
+    toy.assert_accumulated_as_planned(make_run(name))
 
 
 @pytest.mark.parametrize("name", RELATIVES)

@@ -24,7 +24,6 @@ from train.config import Experiment, Pretraining, Reward, Task, check
 from train.loop import Stopped, iterate, train
 from train.methods import OF_SOME, _reward_gradient, draft, draft_k, refl
 from train.methods._reward_gradient import RewardGradient, part, renoised, to_original
-from train.plan import plan
 from train.run import Run
 from train.start import new_accelerator, prepare
 
@@ -351,10 +350,7 @@ def test_the_plan_says_over_how_many_micro_batches_a_gradient_is_accumulated(
     make_run: MakeRun, name: str
 ) -> None:
     """The last one may be padded."""
-    run = make_run(METHODS[name])
-    update = replace(run.experiment.update, micro_batch=3)
-    run.experiment = replace(run.experiment, update=update)
-    assert f"gradients accumulated over {toy.backward_passes(run)} x 3" in plan(run.experiment, 1)
+    toy.assert_accumulated_as_planned(make_run(METHODS[name]))
 
 
 @pytest.mark.parametrize("name", METHODS)

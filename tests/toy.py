@@ -20,6 +20,7 @@ from evals.diffusion import Sampling
 from prompts import Prompt
 from train.config import Experiment, Reward, Task, Update
 from train.launch import free_port
+from train.plan import plan
 from train.run import Run
 
 TOKENS = 12
@@ -352,6 +353,12 @@ def backward_passes(run: Run) -> int:
     each, rest = divmod(made, method.optimiser_steps(run.experiment))
     assert not rest
     return each
+
+
+def assert_accumulated_as_planned(run: Run) -> None:
+    """The plan's micro-batches, of three images each, are those of a real update."""
+    run.experiment = replace(run.experiment, update=replace(run.experiment.update, micro_batch=3))
+    assert f"gradients accumulated over {backward_passes(run)} x 3" in plan(run.experiment, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- processes
