@@ -46,7 +46,7 @@ SETTING = Setting(
     lora=False,
 )
 """The miniature's, with guidance; a batch that takes seconds."""
-CASES = ("full", "lora", "processes")
+CASES = ("full", "lora", "processes", "compiled")
 NAMES = {"ours": "here", "trl_ddpo": "trl"}
 ALIKE = 4.0
 """Standard errors by which the mean rewards of the base's pictures may differ, one trainer's from the other's: else they draw differently."""
@@ -258,10 +258,10 @@ def told_gradient(who: str, found: Mapping[str, Any]) -> str:
     "--case",
     "cases",
     multiple=True,
-    default=CASES,
+    default=CASES[:3],
     show_default=True,
     type=click.Choice(CASES),
-    help="All weights, adapters, what two processes do; may be given several times.",
+    help="All weights, adapters, what two processes do, all weights with the denoiser compiled here; may be given several times.",
 )
 @click.option("--threads", default=torch.get_num_threads(), show_default=True, type=click.IntRange(1))
 @click.option(
@@ -304,7 +304,7 @@ def main(
     record: dict[str, Any] = {
         "command": " ".join(["python -m bench.peers", *sys.argv[1:]]),
         "machine": asdict(machine),
-        "setting": {name: value for name, value in asdict(setting).items() if name != "lora"},
+        "setting": {name: value for name, value in asdict(setting).items() if name not in ("lora", "compile")},
         "rounds": rounds,
         "cases": {},
         "two_processes": {},
@@ -318,7 +318,8 @@ def main(
                 small = replace(setting, batch=4 * trained_steps, micro_batch=2, precision="fp32")
                 record["two_processes"] = two_processes(small, folder)
                 continue
-            found = measured(replace(setting, lora=case == "lora"), rounds, threads, folder)
+            one = replace(setting, lora=case == "lora", compile=case == "compiled")
+            found = measured(one, rounds, threads, folder)
             record["cases"][case] = found
             print("\n".join(told_speed(case, found, goal)), flush=True)
     for who, told in record["two_processes"].items():

@@ -112,6 +112,7 @@ def experiment_of(setting: Setting) -> Any:
         max_grad_norm=setting.MAX_GRAD_NORM,
         trained_steps=setting.trained_steps,
         micro_batch=setting.micro_batch,
+        compile=setting.compile,
     )
     sampling = replace(
         paper.sampling,

@@ -39,6 +39,8 @@ class Setting:
     lora: bool
     """Adapters of the rank that trl has fixed, or all weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    """Here only: trl's trainer has no such option."""
     lr: float = 6e-5
     clip: float = 3.2e-3
     seed: int = 0
