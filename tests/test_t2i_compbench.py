@@ -291,7 +291,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(folder, monkeypatch)
+    use(folder, monkeypatch, BLIP_VQA)
 
 
 @torch.no_grad()

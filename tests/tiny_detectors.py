@@ -31,6 +31,7 @@ from evals import weights as the_weights
 from evals.miniature import weights_folder
 from evals.scorers._clip import OPENAI_VIT_L_14
 from evals.scorers._detectors import GROUNDING_DINO, MASK2FORMER, OWLV2, Mask2Former
+from evals.weights import Weights
 
 CLIP = "tiny-geneval"
 
@@ -151,8 +152,10 @@ def save_all(root: Path) -> None:
         assert all((root / weights.repository / file).is_file() for file in weights.files)
 
 
-def use(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have scorers find them, and nothing elsewhere; all terms are accepted for the time of a test."""
+def use(root: Path, monkeypatch: pytest.MonkeyPatch, *more: Weights) -> None:
+    """Have scorers find them and those in `more`, whatever hashes are expected, and nothing elsewhere; all terms are accepted for the time of a test."""
+    for weights in (OWLV2, GROUNDING_DINO, *more):
+        monkeypatch.setitem(vars(weights), "sha256", ())
     monkeypatch.setenv("T2I_WEIGHTS_DIR", str(root))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(the_weights, "_accepted", {MASK2FORMER.repository, OPENAI_VIT_L_14.repository})

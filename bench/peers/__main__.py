@@ -304,7 +304,9 @@ def main(
     record: dict[str, Any] = {
         "command": " ".join(["python -m bench.peers", *sys.argv[1:]]),
         "machine": asdict(machine),
-        "setting": {name: value for name, value in asdict(setting).items() if name not in ("lora", "compile")},
+        "setting": {
+            name: value for name, value in asdict(setting).items() if name not in ("lora", "compile")
+        },
         "rounds": rounds,
         "cases": {},
         "two_processes": {},

@@ -44,7 +44,16 @@ OWLV2 = Weights(
     ),
     licence="Apache-2.0",
     free=True,
-    revision="7c77fc1316a353da3109f81d80ae118dd58fd55b",
+    revision="cfd3195ba4ea9592eec887ded089f4c08eff231d",
+    sha256=(
+        "ba9df8c25a4b8461887dd0a93d9252c9cd84697fe8d49a9d8794ce409af9acb2",
+        "e1e130b9e404cf91a75ad45644c1da9d7fa5284085eecc864266a6923efb99e7",
+        "cf3e396635b797ee1a464e1b2836e98748f8edac19e89aaa2c93b55ac15b0064",
+        "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
+        "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a",
+        "d6e2b9cf664efbad2d22998b8d3da986abcbeed3e0825ad33605c9401f9cf73e",
+        "b55cda6198e152ded427c8a9b3faf1cccf27a7fa080697a62f6ff143f511f44f",
+    ),
 )
 GROUNDING_DINO = Weights(
     repository="IDEA-Research/grounding-dino-base",
@@ -57,7 +66,14 @@ GROUNDING_DINO = Weights(
     ),
     licence="Apache-2.0",
     free=True,
-    revision="a062f8edaf7f3aa52714a8f80cb8db7de1e5e170",
+    revision="12bdfa3120f3e7ec7b434d90674b3396eccf88eb",
+    sha256=(
+        "eda416dae6f49419ff831b1c190ec430a060b19aae688dbaf2425a075b650608",
+        "5548f844c928c4b6f411fa8cbcc2bfa8dbbba437cb1d513975519f93c2a9ed21",
+        "8454179ba95e2ad22947835aad7b45862a601fc0055ab88bf1ee70892d3aea60",
+        "d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66",
+        "d40ab645b68211910b9170d22433d43186a6ec8ee6fd10ba170524b25bf4fb56",
+    ),
 )
 MASK2FORMER = Weights(
     repository="facebook/mask2former-swin-small-coco-instance",

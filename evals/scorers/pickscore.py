@@ -103,6 +103,7 @@ class Scorer(ClipScorer):
             licence="MIT, that of the authors' code yuvalkirstain/PickScore, with which the model is released; its own page names none",
             free=True,
             revision="a4e4367c6dfa7288a00c550414478f865b875800",
+            sha256=("ef31ef6fc5ff4d9bb90dd232df4e145887ba62c5a03aa2841415f8c25f18d52e",),
         ),
     )
     kind = TransformersClip

@@ -22,6 +22,13 @@ BLIP_VQA = Weights(
     files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     licence="BSD-3-Clause",
     free=True,
+    revision="787b3d35d57e49572baabd22884b3d5a05acf072",
+    sha256=(
+        "689a09e2a9980b7fcad329271c032254fde23b1ee7a90c67b003e1867dc9c098",
+        "33786eed34def0c95fa948128cb4386be9b9219aa2c2e25f1c9c744692121bb7",
+        "d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66",
+        "48d1c9120fe61c9741286050189b030e936f23797a65fd0a179078661e1c43bb",
+    ),
 )
 
 
