@@ -47,7 +47,7 @@ class Sampling:
     precision: Precision = "fp32"
     """Arithmetic of the denoiser's matrix products. Weights, latents, transition and log-probability are float32 in all of them."""
     decode_batch: int | None = None
-    """Images that the decoder holds at a time, None for as many as the denoiser: memory only, as `micro_batch` (ours)."""
+    """Images that the decoder holds at a time, None for as many as the denoiser, and never more than fit (`evals.decoder.at_a_time`): memory only, as `micro_batch` (ours)."""
     decoder_precision: DecoderPrecision = "fp32"
     """Arithmetic of the decoder's convolutions and matrix products (ours): float32, TF32 (float32 with 10 bits of mantissa, on NVIDIA's GPUs from Ampere on), or
     bf16; its weights stay float32. fp16 is no choice: SDXL's decoder overflows in it."""

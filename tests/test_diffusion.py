@@ -13,9 +13,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import nn
 
-from evals import conditioning
+from evals import conditioning, decoder
 from evals.conditioning import Conditioning, PromptEncoder
-from evals.decoder import decode
 from evals.diffusion import (
     Painter,
     Sampling,
@@ -403,19 +402,21 @@ def test_embedding_cache_is_bounded(tiny_pipeline: Any, monkeypatch: pytest.Monk
 
 def test_decoding_is_batch_size_independent(tiny_pipeline: Any) -> None:
     latents = randn(5, 4, 4, 4)
-    assert torch.equal(decode(tiny_pipeline.vae, latents, 2)[4:], decode(tiny_pipeline.vae, latents[4:], 2))
+    assert torch.equal(
+        decoder.decode(tiny_pipeline.vae, latents, 2)[4:], decoder.decode(tiny_pipeline.vae, latents[4:], 2)
+    )
 
 
 def test_decoder_holds_as_many_as_it_is_told_and_paints_the_same(
     tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SDXL's decoder takes far more memory for a picture than its denoiser for a latent."""
-    texts, indices, decoder = list("abcde"), range(5), tiny_pipeline.vae.decode
+    texts, indices, decode = list("abcde"), range(5), tiny_pipeline.vae.decode
     held: list[int] = []
 
     def watched(z: torch.Tensor, **options: Any) -> Any:
         held.append(len(z))
-        return decoder(z, **options)
+        return decode(z, **options)
 
     monkeypatch.setattr(tiny_pipeline.vae, "decode", watched)
     sampling = Sampling(steps=2, guidance=None, micro_batch=4)
@@ -427,6 +428,32 @@ def test_decoder_holds_as_many_as_it_is_told_and_paints_the_same(
         assert set(held) == sizes
         torch.testing.assert_close(images[-1], images[0], rtol=0, atol=1e-6)
     assert repr(replace(sampling, decode_batch=1)) == repr(sampling)  # pictures that are kept stay
+
+
+def test_no_more_pictures_are_decoded_at_a_time_than_fit(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pictures, fewer at a time; one where not even that fits, and in bf16 as many as asked, as its rounding depends on it."""
+    latents = torch.randn(5, *Painter.of(tiny_pipeline, Sampling(steps=2)).latent_shape)
+    whole = decoder.decode(tiny_pipeline.vae, latents, 4)
+    each = decoder.bytes_of_a_picture(tiny_pipeline.vae, *latents.shape[2:])
+    held, decode = list[int](), tiny_pipeline.vae.decode
+    monkeypatch.setattr(
+        tiny_pipeline.vae, "decode", lambda z, **options: (held.append(len(z)), decode(z, **options))[1]
+    )
+    for memory, precision, size in (
+        (2.5 * each / decoder.SHARE, "fp32", 2),
+        (0.1 * each, "fp32", 1),
+        (9.5 * each / decoder.SHARE, "fp32", 4),
+        (0.1 * each, "bf16", 4),
+    ):
+        monkeypatch.setattr(decoder, "memory_of", lambda _, memory=memory: memory)
+        held.clear()
+        images = decoder.decode(tiny_pipeline.vae, latents, 4, precision)
+        assert set(held) == {size}
+        assert images.shape == whole.shape
+        if precision == "fp32":
+            torch.testing.assert_close(images, whole, rtol=0, atol=1e-6)
 
 
 def test_a_decoder_in_bf16_paints_nearly_the_same_and_keeps_its_weights(tiny_pipeline: Any) -> None:
@@ -464,7 +491,7 @@ def test_tf32_is_the_decoders_alone_and_refused_without_a_gpu(
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for precision in ("fp32", "tf32", "bf16"):
-        decode(Watched(), randn(1, 4, 4, 4), 1, precision)
+        decoder.decode(Watched(), randn(1, 4, 4, 4), 1, precision)
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert seen == [(False, False), (True, True), (False, False)]

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evals import decoder
 from evals.diffusion import Sampling, Schedule, add_noise, derive_seed, noise
 from prompts import Prompt
 from tests import toy
@@ -257,6 +258,25 @@ def test_the_gradient_depends_on_no_size_of_part(make_run: MakeRun, name: str) -
         found, _ = updated(run)
         assert of_decoder.gradient_checkpointing is checkpointing
         assert_same_gradient(found, wanted)
+
+
+def test_a_gradient_goes_through_as_many_pictures_at_a_time_as_fit(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(METHODS["draft"])
+    wanted, _ = updated(run)
+    vae, latents = run.policy.painter.vae, run.policy.painter.latent_shape
+    each = decoder.bytes_of_a_picture(vae, *latents[1:], "everything")
+    monkeypatch.setattr(decoder, "memory_of", lambda _: 2.5 * each / decoder.SHARE)
+    held = list[int]()
+    monkeypatch.setattr(
+        _reward_gradient,
+        "pixels",
+        lambda vae, z, precision: (held.append(len(z)), decoder.pixels(vae, z, precision))[1],
+    )
+    found, _ = updated(run)
+    assert max(held) == 2
+    assert_same_gradient(found, wanted)
 
 
 def test_a_gradient_goes_through_a_decoder_in_bf16_too(make_run: MakeRun) -> None:

@@ -24,6 +24,7 @@ from bench.activations import (
     ways,
 )
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
+from evals.decoder import Kept, bytes_of_a_picture
 from tests import toy
 from train import experiments, records
 from train.config import Experiment, Lora, override
@@ -178,7 +179,7 @@ def test_an_average_and_an_old_policy_of_adapters_are_counted() -> None:
 def test_the_plan_says_where_adapters_are_not_counted() -> None:
     plain = experiments.load("imagereward", "sd2_1gpu")
     assert "not counted" not in memory(plain, 1)[0]
-    (told,) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
+    (told, _) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
     assert "on top: adapters (not counted for these lora.targets), " in told
     assert "M adapters" not in told
 
@@ -200,13 +201,13 @@ def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
 
 
 def test_the_plan_names_the_moment_at_which_most_is_held() -> None:
-    (told,) = memory(sd2(checkpointing=True, lora=False), 1)
+    (told, _) = memory(sd2(checkpointing=True, lora=False), 1)
     assert (
         "GiB while it decodes (865.9 M trained weights 3.2, AdamW 6.5, text encoders and decoder 1.6, 16 pictures 19.0), "
         in told
     )
     assert told.endswith(" in the update; on top: the scorers imagereward, hpsv2")
-    (told,) = memory(sd2(checkpointing=False, lora=False), 1)
+    (told, _) = memory(sd2(checkpointing=False, lora=False), 1)
     assert (
         "GiB in the update (865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5, text encoders and decoder 1.6, activations of 16 images "
         in told
@@ -219,6 +220,29 @@ def test_pictures_are_decoded_as_many_at_a_time_as_the_plan_says() -> None:
     few = replace(paper, sampling=replace(paper.sampling, decode_batch=4))
     assert moments(few, 1)[DECODING]["4 pictures"] * 4 == moments(paper, 1)[DECODING]["16 pictures"]
     assert " GiB in the update (" in memory(few, 1)[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_a_decoder_holds_of_a_picture_is_what_was_counted(name: str) -> None:
+    with torch.device("meta"):
+        vae = ARCHITECTURES[name].models()["vae"]
+    side = ARCHITECTURES[name].pixels // 8
+    ways: dict[Kept, str] = {
+        "nothing": "decoder",
+        "checkpoints": "decoder_checkpointing",
+        "everything": "decoder_plain",
+    }
+    for kept, way in ways.items():
+        counted = _counted(name)[way]["bytes_per_picture"]
+        assert bytes_of_a_picture(vae, side, side, kept) == pytest.approx(counted, rel=0.01)
+
+
+def test_the_plan_says_which_gpus_decode_fewer_pictures_at_a_time() -> None:
+    paper = sd2(checkpointing=True, lora=False)
+    told = "decoder: a GPU of less than 48 GiB decodes fewer than 16 pictures at a time"
+    assert told in memory(paper, 1)
+    for setting in ("sampling.decode_batch=1", "sampling.decoder_precision=bf16"):
+        assert not any(line.startswith("decoder:") for line in memory(override(paper, [setting]), 1))
 
 
 def test_a_decoder_in_bf16_is_told_to_hold_less() -> None:
@@ -235,7 +259,7 @@ def test_a_decoder_in_bf16_is_told_to_hold_less() -> None:
 
 def test_in_float32_the_update_was_not_counted_and_the_plan_says_so() -> None:
     paper = sd2(checkpointing=True, lora=False)
-    (told,) = memory(replace(paper, sampling=replace(paper.sampling, precision="fp32")), 1)
+    (told, _) = memory(replace(paper, sampling=replace(paper.sampling, precision="fp32")), 1)
     assert told.endswith(" in the update; on top: the update's activations, the scorers imagereward, hpsv2")
 
 

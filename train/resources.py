@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base, weight_files
+from evals.decoder import SHARE
 from evals.families import UNET
 from evals.miniature import weights_folder
 from train import records
@@ -44,7 +45,22 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
         on_top.insert(0, "the update's activations")
     if experiment.lora is not None and not _counts_adapters(experiment.lora):
         on_top.insert(0, "adapters (not counted for these lora.targets)")
-    return [f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}"]
+    return [
+        f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}",
+        *_fewer_pictures(experiment),
+    ]
+
+
+def _fewer_pictures(experiment: Experiment) -> list[str]:
+    """A line on the GPUs that decode fewer pictures at a time than was counted, where the decoder is known."""
+    known = REPOSITORIES.get(experiment.base)
+    pictures = experiment.sampling.decode_batch or experiment.sampling.micro_batch
+    if known is None or pictures == 1 or experiment.sampling.decoder_precision == "bf16":
+        return []
+    needed = _of_decoder(known, "decoder", pictures) / SHARE / GIB
+    return [
+        f"decoder: a GPU of less than {math.ceil(needed)} GiB decodes fewer than {pictures} pictures at a time"
+    ]
 
 
 def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float]]:

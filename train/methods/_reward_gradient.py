@@ -25,7 +25,7 @@ from torch import Tensor
 from evals import scorers
 from evals.arithmetic import micro_batches, padded
 from evals.conditioning import Conditioning
-from evals.decoder import pixels
+from evals.decoder import Kept, at_a_time, pixels
 from evals.diffusion import Schedule, derive_seed, noise, predict, transition
 from train.batches import Asked, ask, judge, mean_of, reward_report
 from train.config import Experiment, Task
@@ -391,7 +391,7 @@ def slopes(
     seen: Callable[[Tensor, slice, int], Tensor] = lambda images_BCHW, rows, view: images_BCHW,
     views: int = 1,
 ) -> Slopes:
-    """A loss of the reward of what latents decode to, and its gradient by the latents, `sampling.decode_batch` pictures at a time.
+    """A loss of the reward of what latents decode to, and its gradient by the latents, `sampling.decode_batch` pictures at a time, or as many as fit.
 
     A reward is one of its picture alone, so that the gradient of each view is had by itself, and no view's graph is there beside another's.
 
@@ -408,10 +408,15 @@ def slopes(
         RewardFailed: where a scorer failed, or its gradient is no number.
     """
     vae, sampling = run.policy.painter.vae, run.experiment.sampling
+    kept: Kept = "everything"
     if run.experiment.update.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
+        kept = "checkpoints"
     found = []
-    for rows in micro_batches(len(latents_BCHW), sampling.decode_batch or len(latents_BCHW)):
+    asked = sampling.decode_batch or len(latents_BCHW)
+    for rows in micro_batches(
+        len(latents_BCHW), at_a_time(vae, latents_BCHW, asked, sampling.decoder_precision, kept)
+    ):
         leaf_BCHW = latents_BCHW[rows].detach().requires_grad_()
         images_BCHW = pixels(vae, leaf_BCHW, sampling.decoder_precision)
         shown_BCHW = images_BCHW.detach().requires_grad_()
