@@ -63,7 +63,7 @@ def memory_of(device: torch.device) -> int:
 def bytes_of_a_picture(vae: Any, rows: int, columns: int, kept: Kept = "nothing") -> float:
     """What the decoder holds of a picture of so many rows and columns of latents, in float32."""
     channels: Sequence[int] = vae.config.block_out_channels
-    size = rows * columns * 4 ** (len(channels) - 1)
+    size: int = rows * columns * 4 ** (len(channels) - 1)
     return 4 * NUMBERS[kept] * max(channels[:2]) * size
 
 
