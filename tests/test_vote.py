@@ -136,6 +136,28 @@ def test_what_is_no_name(name: object) -> None:
 
 def test_a_name_is_one_however_it_is_typed() -> None:
     assert ballots.rater_name(" Zoe\u0308 B. ") == ballots.rater_name("zo\u00eb b.") == "zo\u00eb b."
+    assert ballots.rater_name("O’Neil") == ballots.rater_name("O'Neil")
+    assert ballots.rater_name("\u01f0") == ballots.rater_name("\u01f0".casefold()) == "\u01f0"
+
+
+@pytest.mark.parametrize("name", ["İlker", "हिन्दी", "தமிழ்", "สมชาย", "李雷"])
+def test_names_of_many_scripts_are_names(name: str) -> None:
+    """Vowels of some are marks, which are no letters by themselves."""
+    kept = ballots.rater_name(name)
+    assert kept == ballots.rater_name(kept)
+    with pytest.raises(ValueError, match="a name is 1 to 40"):
+        ballots.rater_name("\u093f" + name)
+    with pytest.raises(ValueError, match="a name is 1 to 40"):
+        ballots.rater_name(f"{name}{chr(0x93F) * 40}")
+
+
+def test_counts_that_come_to_more_than_all_prompts_are_refused(tmp_path: Path) -> None:
+    """They were cut to --prompts, whose default is not in the command, without a word."""
+    both = tuple(draw(draw(tmp_path / name, 4), 3, prompt_set=OTHER) for name in (A, B))
+    with pytest.raises(ValueError, match="come to 6 prompts, but --prompts is 5: give --prompts 6"):
+        ballots.gather(*both, [f"{SET}=9", f"{OTHER}=2"], at_most=5)  # there are four of the first
+    assert len(ballots.gather(*both, [f"{SET}=3", f"{OTHER}=2"], at_most=5).pairs) == 5
+    assert len(ballots.gather(*both, [f"{SET}=3", OTHER], at_most=5).pairs) == 5
 
 
 # ------------------------------------------------------------------------------------------------- pictures
