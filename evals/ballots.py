@@ -42,7 +42,9 @@ TITLE = "# Human votes: "
 NOISE = " under noise"
 GRAIN = 0.8
 """Share of noise in a spoilt picture: what it shows can be guessed at, but nobody takes it for the better one."""
-_RATER = re.compile(r"[\w][\w .'-]{0,39}")
+LONGEST = 40
+"""Characters of a rater's name."""
+_RATER = re.compile(r"\w[\w .'-]*")
 
 
 class Pair(NamedTuple):
@@ -124,9 +126,14 @@ def rater_name(given: object) -> str:
     Raises:
         ValueError: it is none.
     """
-    name = unicodedata.normalize("NFC", given).strip().casefold() if isinstance(given, str) else ""
-    if not _RATER.fullmatch(name):
-        raise ValueError("a name is 1 to 40 letters, digits, spaces, dots, dashes or underscores")
+    name = given.replace("’", "'") if isinstance(given, str) else ""
+    # again after folding, which takes some letters apart; marks, as the vowels of many scripts are, belong to their letters
+    name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+    letters = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
+    if len(name) > LONGEST or name[:1] != letters[:1] or not _RATER.fullmatch(letters):
+        raise ValueError(
+            f"a name is 1 to {LONGEST} letters, digits, spaces, dots, dashes, apostrophes or underscores, and begins with a letter, digit or underscore"
+        )
     return name
 
 
@@ -170,6 +177,7 @@ def gather(
                     f"{layout.of_set(a, name) / prompt_id}: the prompt set {name} has no prompt {prompt_id}"
                 )
             found.setdefault((name, prompt_id), []).append(image)
+    _refuse_more(found, limits, at_most)
     pairs = tuple(
         Pair(
             *key,
@@ -206,6 +214,16 @@ def _limit(given: str) -> tuple[str, int | None]:
     if equals and not re.fullmatch(r"[1-9][0-9]{0,8}", count):
         raise ValueError(f"--prompt-set {given}: after = comes how many prompts, a whole number from 1 on")
     return name, int(count) if equals else None
+
+
+def _refuse_more(keys: Iterable[tuple[str, str]], limits: Mapping[str, int | None], at_most: int) -> None:
+    """Refuse counts of prompt sets that come to more than all prompts that are asked about: some would be left out, and nobody had said which."""
+    there = Counter(name for name, _ in keys)
+    wanted = sum(min(limit, there[name]) for name, limit in limits.items() if limit is not None)
+    if wanted > at_most:
+        raise ValueError(
+            f"the counts of --prompt-set come to {wanted} prompts, but --prompts is {at_most}: give --prompts {wanted}, or smaller counts"
+        )
 
 
 def _drawn(

@@ -15,7 +15,8 @@ All is fixed here before anything is scored:
 
 The best of several checkpoints is partly the luckiest, so differences between checkpoints have simultaneous intervals: a bootstrap's
 standard errors times the 95 % quantile, over resamples, of the largest studentised difference among all pairs (as Tukey's range, for
-correlated estimates of any scale). They hold for all pairs at once, whichever is looked at.
+correlated estimates of any scale). They hold for all pairs at once, whichever is looked at. Resamples take the standard errors for known: of 20 prompts
+that held in 89 of 100 samples, of 8 in 74. So the quantile is Student's of as many prompts, far out as it is (95 and 93).
 
 Several runs that differ in their training seed alone are one curve: seeds are resampled above the prompts, and what few of them leave unknown widens the
 simultaneous intervals by Student's quantile over the normal's.
@@ -287,11 +288,15 @@ def _series(
     sign = 1.0 if metric.higher_is_better else -1.0
     gain_T, gain_TN = sign * (point_T - point_T[0]), sign * (draws_TN - draws_TN[0])
     error_TT, critical = simultaneous(gain_TN)
+    if number < stats.FEW:
+        critical = _bonferroni(len(order))
     if seeds > 1:
         influence_TRP = np.stack(
             [stats.influence(values_RPS, metric.finish, sample.strata) for values_RPS in kept_TRPS]
         )
         critical *= _widening(influence_TRP, sample.strata)
+    else:
+        critical = _students(critical, number - (1 if sample.strata is None else len(set(sample.strata))))
     point_T, gain_T = (np.where(refused_T, np.nan, values_T) for values_T in (point_T, gain_T))
     value_T = _intervals(point_T, draws_TN)
     if metric.unit == "share":
@@ -322,6 +327,16 @@ def missing_shares(rows: pd.DataFrame, order: Sequence[str]) -> tuple[float, ...
     """
     missing = rows["value"].isna().groupby([rows["experiment"], rows["seed"]]).mean().groupby(level=0).max()
     return tuple(float(missing[one]) for one in order)
+
+
+def _bonferroni(checkpoints: int, level: float = stats.LEVEL) -> float:
+    """The normal's quantile for all pairs of checkpoints: the few different resamples of few prompts have no shape that could tell it."""
+    return float(-special.ndtri((1 - level) / (checkpoints * (checkpoints - 1))))
+
+
+def _students(critical: float, degrees: int) -> float:
+    """What Student's t exceeds as seldom as the normal exceeds that."""
+    return float(-special.stdtrit(max(degrees, 1), special.ndtr(-critical)))
 
 
 def _widening(influence_TRP: Array, strata: stats.Labels | None, level: float = stats.LEVEL) -> float:

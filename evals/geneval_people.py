@@ -263,12 +263,21 @@ def cohen_kappa(cases: Array) -> Array:
     return stats.cohen_kappa(cases.reshape(*cases.shape[:-1], 2, 2))
 
 
-def with_interval(frame: pd.DataFrame, share: Any) -> Interval:
-    """`agreement` or `cohen_kappa` of some pictures, with the 95 % interval of resampled prompts: pictures of a prompt are no independent observations."""
+def with_interval(frame: pd.DataFrame, measure: Any) -> Interval:
+    """`agreement` or `cohen_kappa` of some pictures, with the 95 % interval of resampled prompts: pictures of a prompt are no independent observations.
+
+    Agreement is a share, and has a share's interval. A kappa of 1 has no ends: no resample can vary, and that is not certainty.
+    """
     cases_PS = frame.groupby("prompt_id")[list(CONFUSION)].sum().to_numpy(dtype=np.float64)
     weight_NP = stats.weights(len(cases_PS), stats.RESAMPLES, 0, "calibrate geneval")
     once = np.ones((stats.RESAMPLES, 1))  # there is nothing above the prompts
-    return stats.interval(stats.resampled(cases_PS[None], share, once, stats.Sample(weight_NP, None)))
+    found = stats.resampled(cases_PS[None], measure, once, stats.Sample(weight_NP, None))
+    if measure is agreement:
+        return stats.interval(found, share=True)
+    kappa, low, high = stats.interval(found)
+    if kappa > 1 - 1e-12:
+        return Interval(1.0, np.nan, np.nan)
+    return Interval(kappa, max(low, -1.0), min(high, 1.0))  # Student's tails know of no bound
 
 
 # the report
@@ -349,7 +358,10 @@ def _of_detector(part: pd.DataFrame) -> list[str]:
 def _of_people(part: pd.DataFrame) -> list[str]:
     right, raters = _votes(part)
     shares = (one_against_the_others, pair_agreement, unanimous)
-    return [*(f"{100 * share(right, raters):.1f}" for share in shares), f"{fleiss_kappa(right, raters):.3f}"]
+    return [
+        *(f"{100 * share(right, raters):.1f}" for share in shares),
+        _number(fleiss_kappa(right, raters), 3),
+    ]
 
 
 def _votes(part: pd.DataFrame) -> tuple[Array, Array]:
@@ -357,8 +369,12 @@ def _votes(part: pd.DataFrame) -> tuple[Array, Array]:
 
 
 def _cell(interval: Interval, scale: float, digits: int) -> str:
-    value, low, high = (f"{scale * end:.{digits}f}" for end in interval)
-    return f"{value} [{low}, {high}]"
+    value, low, high = (_number(scale * end, digits) for end in interval)
+    return value if np.isnan(interval.low) else f"{value} [{low}, {high}]"
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def write(images: str, out: Path, command: str) -> str:

@@ -318,7 +318,7 @@ def _over_splits(
     best = stats.best_split(budget, assumption.icc, prompt_cost, most_prompts)
     lines = [["prompts", "images of each", "half-width", "smallest effect", ""]]
     for m in sorted({*IMAGES, images, best[1]}):
-        n = min(int(budget / (m + prompt_cost)), most_prompts or int(budget))
+        n = min(int(stats.affordable(budget, m, prompt_cost)), most_prompts or int(budget))
         if n < 2:
             continue
         error = _error(assumption, n, m)

@@ -33,7 +33,7 @@ Agreement
     fleiss_kappa, cohen_kappa           of several raters, of two
 Before the run
     variance_components, intraclass_correlation
-    design_effect, standard_error, half_width, smallest_detectable, win_rate_deviation, best_split
+    design_effect, standard_error, half_width, smallest_detectable, win_rate_deviation, affordable, best_split
 
 Shape suffixes: N resamples, R training seeds, P prompts, S sufficient statistics of a metric.
 """
@@ -662,6 +662,12 @@ def win_rate_deviation(ties: float = 0.0) -> float:
     return math.sqrt(1 - ties) / 2
 
 
+def affordable(budget: float, images: npt.ArrayLike, prompt_cost: float) -> Array:
+    """How many prompts a budget reaches for with so many images of each; one that is short by rounding is reached for."""
+    cost = np.asarray(images, dtype=np.float64) + prompt_cost
+    return np.asarray(np.floor(budget / cost * (1 + 1e-12)), dtype=np.float64)
+
+
 def best_split(
     budget: float, icc: float, prompt_cost: float = 0.0, most_prompts: int | None = None
 ) -> tuple[int, int]:
@@ -684,7 +690,7 @@ def best_split(
         raise ValueError(
             f"a budget of {budget:g} images does not reach for two prompts, without which there is no interval"
         )
-    prompts_M = np.floor(budget / (images_M + prompt_cost))
+    prompts_M = affordable(budget, images_M, prompt_cost)
     if most_prompts is not None:
         prompts_M = np.minimum(prompts_M, most_prompts)
     variance_M = (1 + (images_M - 1) * icc) / (prompts_M * images_M)

@@ -29,7 +29,8 @@ from evals.stats import Array, Interval
 
 SCORER = "human_votes"
 OUTCOMES = ("A", "tie", "B")
-_RUN = re.compile(r"(?P<experiment>[A-Za-z0-9_.]+)-(?P<model>[A-Za-z0-9_.]+)-(?P<seed>[0-9]{1,18})")
+_RUN = re.compile(r"(?P<experiment>[A-Za-z0-9_.]+(@[0-9]+)?)-(?P<model>[A-Za-z0-9_.]+)-(?P<seed>[0-9]{1,18})")
+"""What folders of pictures are called; those of a snapshot have its iteration: joint@40-miniature-0."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,16 @@ def prompt_weights(prompt_sets: Sequence[str], resamples: int, seed: int) -> Arr
     """Weights [N, P] of prompts resampled inside their prompt set; a prompt set keeps its share of the prompts.
 
     Args:
-        prompt_sets: that of each prompt, equal ones next to each other.
+        prompt_sets: that of each prompt, none of a single one beside others (`evals.stats.merged_strata`).
         resamples: N.
         seed: of the resampling.
     """
-    sizes = Counter(prompt_sets)
-    parts = [
-        size / len(prompt_sets) * stats.weights(size, resamples, seed, f"prompts of {name}")
-        for name, size in sizes.items()
-    ]
-    return np.concatenate(parts, axis=1)
+    sets_P = np.asarray(prompt_sets)
+    weight_NP = np.empty((resamples, len(sets_P)))
+    for name, size in Counter(prompt_sets).items():
+        drawn_NP = stats.weights(size, resamples, seed, f"prompts of {name}")
+        weight_NP[:, sets_P == name] = size / len(sets_P) * drawn_NP
+    return weight_NP
 
 
 def precision(influence_RP: Array, strata: stats.Labels) -> stats.Precision:
@@ -166,7 +167,7 @@ def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMP
     values_RPS = counts_RPS(choices)
     raters, prompts, _ = values_RPS.shape
     weight_NR = stats.weights(raters, resamples, seed, "raters")
-    sets = [name for name, _ in sorted(set(choices["prompt"]))]
+    sets = stats.merged_strata([str(name) for name, _ in sorted(set(choices["prompt"]))])
     sample = stats.Sample(prompt_weights(sets, resamples, seed), sets)
 
     def tailed(rate: Callable[[Array], Array]) -> tuple[float, Array]:
@@ -175,8 +176,12 @@ def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMP
 
     def interval(rate: Callable[[Array], Array]) -> Interval:
         value, tailed_N = tailed(rate)
+        # those of which there is a rate: without ties, where all is tied there is none
+        counted = int(np.isfinite(rate(np.nansum(values_RPS, axis=0))).sum())
+        if counted < 2:  # nothing is known of another prompt
+            return Interval(value, math.nan, math.nan)
         if value in (0.0, 1.0):  # no resample can vary
-            return stats.wilson(value * prompts, prompts)
+            return stats.wilson(value * counted, counted)
         ends = stats.percentile_interval(value, tailed_N)
         return Interval(*(min(max(end, 0.0), 1.0) for end in ends))
 
@@ -441,7 +446,7 @@ def _percent(interval: Interval) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _count(number: int, noun: str) -> str:

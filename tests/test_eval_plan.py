@@ -133,6 +133,18 @@ def test_the_budget_is_split_and_the_best_marked() -> None:
     assert "where a prompt costs 24 more, best spent on 1,000 prompts × 6:" in shown
 
 
+@pytest.mark.parametrize(("prompts", "images", "prompt_cost"), [(7, 4, 0.7), (2, 3, 0.1), (30, 12, 1.1)])
+def test_a_design_is_among_the_splits_of_what_it_costs(prompts: int, images: int, prompt_cost: float) -> None:
+    """Rounding of the costs took a prompt away: of 7 prompts with 4 images at .7 there were 6."""
+    shown = run("--prompts", prompts, "--images", images, "--prompt-cost", prompt_cost).output
+    splits = shown.split("A budget of")[1].splitlines()[2:]
+    assert [str(prompts), str(images)] in [one.split()[:2] for one in splits]
+    for number in range(2, 200):
+        budget = number * (images + prompt_cost)
+        assert stats.affordable(budget, images, prompt_cost) == number
+        assert stats.affordable(budget - 1e-6, images, prompt_cost) == number - 1
+
+
 def test_an_effect_that_no_win_rate_can_have_is_not_printed() -> None:
     assert line(run("--prompts", 4).output, "smallest detectable effect")[0] == "none"
 

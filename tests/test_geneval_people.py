@@ -277,13 +277,25 @@ def test_agreement_and_kappa_are_their_definitions():
 
 def test_a_detector_that_says_what_most_people_say_agrees_wholly():
     frame = table(PEOPLE, [float(p.majority) for p in PEOPLE])
-    assert with_interval(frame, agreement) == (1, 1, 1)
-    assert with_interval(frame, cohen_kappa) == (1, 1, 1)
+    assert with_interval(frame, agreement) == stats.wilson(6, 6)  # prompts: none of their pictures differs
+    kappa = with_interval(frame, cohen_kappa)
+    assert kappa.value == 1 and math.isnan(kappa.low) and math.isnan(kappa.high)
     assert math.isnan(float(cohen_kappa(np.array([4.0, 0, 0, 0]))))
     told = markdown(frame, 3, "a friend", "a command")
     assert glance(frame) in told
     assert "48 pictures, 240 answers; 3 judged pictures were not there" in told
     assert told.count("| two_object |") == 3
+
+
+def test_no_interval_goes_beyond_what_there_can_be():
+    """One picture of 48 is read otherwise: Student's tails went beyond 100 %, and beyond a kappa of 1."""
+    frame = table(PEOPLE, [float(p.majority) for p in PEOPLE[:-1]] + [float(not PEOPLE[-1].majority)])
+    for measure in (agreement, cohen_kappa):
+        interval = with_interval(frame, measure)
+        assert interval.low < interval.value < interval.high <= 1
+    one_prompt = table(PEOPLE[:4], [1.0, 1.0, 1.0, 1.0])
+    told = markdown(one_prompt, 0, "a friend", "a command")
+    assert "nan" not in told and "[" not in told.split("## Confusion")[0].split("| all |")[1]
 
 
 def pictures_in(folder: Path, people: list[Judged]) -> None:
@@ -332,7 +344,7 @@ def test_the_command_writes_what_it_prints(world: Path):
     )
     line = next(line for line in told.splitlines() if line.startswith("| all |"))
     assert line in done.output
-    assert "100.0 [100.0, 100.0] | 1.000 [1.000, 1.000]" in line
+    assert "| 100.0 [61.0, 100.0] | 1.000 |" in line
     frame = pd.read_csv(out.with_suffix(".csv"))
     assert list(frame) == ["model", "prompt_id", "image", "task", "raters", "right", "detector"]
     assert len(frame) == 47

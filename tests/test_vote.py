@@ -136,6 +136,28 @@ def test_what_is_no_name(name: object) -> None:
 
 def test_a_name_is_one_however_it_is_typed() -> None:
     assert ballots.rater_name(" Zoe\u0308 B. ") == ballots.rater_name("zo\u00eb b.") == "zo\u00eb b."
+    assert ballots.rater_name("O’Neil") == ballots.rater_name("O'Neil")
+    assert ballots.rater_name("\u01f0") == ballots.rater_name("\u01f0".casefold()) == "\u01f0"
+
+
+@pytest.mark.parametrize("name", ["İlker", "हिन्दी", "தமிழ்", "สมชาย", "李雷"])
+def test_names_of_many_scripts_are_names(name: str) -> None:
+    """Vowels of some are marks, which are no letters by themselves."""
+    kept = ballots.rater_name(name)
+    assert kept == ballots.rater_name(kept)
+    with pytest.raises(ValueError, match="a name is 1 to 40"):
+        ballots.rater_name("\u093f" + name)
+    with pytest.raises(ValueError, match="a name is 1 to 40"):
+        ballots.rater_name(f"{name}{chr(0x93F) * 40}")
+
+
+def test_counts_that_come_to_more_than_all_prompts_are_refused(tmp_path: Path) -> None:
+    """They were cut to --prompts, whose default is not in the command, without a word."""
+    both = tuple(draw(draw(tmp_path / name, 4), 3, prompt_set=OTHER) for name in (A, B))
+    with pytest.raises(ValueError, match="come to 6 prompts, but --prompts is 5: give --prompts 6"):
+        ballots.gather(*both, [f"{SET}=9", f"{OTHER}=2"], at_most=5)  # there are four of the first
+    assert len(ballots.gather(*both, [f"{SET}=3", f"{OTHER}=2"], at_most=5).pairs) == 5
+    assert len(ballots.gather(*both, [f"{SET}=3", OTHER], at_most=5).pairs) == 5
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -555,6 +577,36 @@ def test_one_prompt_has_votes_and_no_interval() -> None:
     assert math.isnan(counted.results[-1].half_tie.low)
     assert "are not distinguished**" in tally.verdict(counted)
     assert "nan" not in tally.markdown(counted, "x")
+    everywhere = choose(made_up(1), {r: lambda p: "A" for r in "abc"})
+    counted = tally.tally(everywhere, resamples=100)
+    assert counted.results[-1].half_tie.value == 1
+    assert all(
+        math.isnan(getattr(counted.results[-1], rate).low)
+        for rate in ("half_tie", "ties_dropped", "positive")
+    )
+    assert "A wins 100.0 % of 3 votes" in tally.verdict(counted)
+
+
+def test_a_set_of_one_prompt_is_resampled_with_others() -> None:
+    """By itself it cannot be: two sets of one prompt each had an interval without width."""
+    one, other = made_up(1), made_up(1, prompt_set=OTHER)
+    both = Comparison(A, B, ("s", "s"), {**one.prompts, **other.prompts}, (*one.pairs, *other.pairs), 0, 0)
+    votes = choose(both, {"anna": lambda p: "A" if p.prompt_set == SET else "tie"})
+    overall = tally.tally(votes, resamples=1000).results[-1]
+    assert overall.half_tie.value == 0.75
+    assert overall.half_tie.low < 0.1 and overall.half_tie.high == 1
+    weight_NP = tally.prompt_weights(["x+z", "y", "y", "x+z"], 50, 0)
+    np.testing.assert_allclose(weight_NP[:, [0, 3]].sum(axis=1), 0.5)
+
+
+def test_without_ties_only_prompts_with_a_decided_vote_are_counted() -> None:
+    """Two prompts of a hundred are decided, for A: no more is known of it than two say."""
+    votes = choose(made_up(100), {r: lambda p: "A" if p.prompt_id < "p002" else "tie" for r in "abc"})
+    found = tally.tally(votes, resamples=100).results[0]
+    assert found.ties_dropped == stats.wilson(2, 2)
+    assert found.half_tie.value == pytest.approx(0.51)
+    votes = choose(made_up(100), {r: lambda p: "A" if p.prompt_id < "p001" else "tie" for r in "abc"})
+    assert math.isnan(tally.tally(votes, resamples=100).results[0].ties_dropped.low)
 
 
 def test_a_against_a_is_exactly_half_and_not_distinguished() -> None:
@@ -618,6 +670,8 @@ def test_the_histogram_and_what_was_not_voted_on() -> None:
     counted = tally.tally(votes, resamples=20)
     assert counted.unvoted == 3
     assert "One rater" in tally.markdown(counted, "x") and "One prompt" in tally.markdown(counted, "x")
+    votes = choose(made_up(2), {"anna": lambda p: "A", "bo": lambda p: "B"})
+    assert "| −1.000 |" in tally.markdown(tally.tally(votes, resamples=20), "x")
     with pytest.raises(ValueError, match="nobody has voted"):
         tally.tally(Votes(made_up(4)))
 
@@ -701,6 +755,20 @@ def test_a_folder_that_is_no_runs_is_an_experiment_of_that_name() -> None:
         Comparison("photos of x", B, ("", ""), {SET: "0" * 12}, made_up(2).pairs, 0, 0), {"a": lambda p: "A"}
     )
     assert set(tally.rows_of(votes)["experiment"]) == {"photos of x", "base"}
+
+
+def test_votes_on_a_snapshot_are_its_runs(tmp_path: Path) -> None:
+    """Its pictures lie in joint@40-miniature-0, and its scores are of joint@40: votes are compared beside them."""
+    votes = choose(
+        Comparison("joint@40-miniature-0", A, ("s", "s"), {SET: "0" * 12}, made_up(4).pairs, 0, 0),
+        {"a": lambda p: "A"},
+    )
+    tally.write(votes, tmp_path / "votes.csv", "x")
+    found = rows.read([tmp_path / "votes.csv"])
+    runs = found[["experiment", "model", "seed"]].drop_duplicates()
+    assert runs.to_numpy().tolist() == [["joint@40", "miniature", 0], ["joint", "miniature", 0]]
+    cells = compare.compare(found, resamples=50, against="joint")
+    assert cells.of(experiment="joint@40")[0].value.value == 1
 
 
 # ----------------------------------------------------------------------------------------------------- HTTP
