@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from scipy import special
 
 from evals import metrics, stats
 from evals import rows as score_rows
@@ -27,6 +28,8 @@ PROMPTS = (100, 200, 553, 1632, 3200)
 """Of the table: 553 is GenEval, 1,632 PartiPrompts, 3,200 HPSv2's."""
 IMAGES = (1, 2, 4, 8, 16)
 MOST_IMAGES = 10_000_000
+MANY = 30
+"""Prompts of which Student's quantile is within a twentieth of the normal's."""
 OF_A_SET = (
     "A metric of a set of images (parity, diversity) keeps its number of images a prompt, whatever the split."
 )
@@ -254,6 +257,7 @@ def design(
         f"  half-width of the 95 % interval    {_number(stats.half_width(error))}",
         f"  smallest detectable effect         {_effect(assumption, error)}   (80 % power, two-sided 5 %)",
         f"  worth as many independent images   {alone:,.0f} of {prompts * images:,}",
+        *_of_few(prompts),
         "",
         _over_prompts(assumption, prompts, images),
         "",
@@ -263,6 +267,16 @@ def design(
         OF_ONE_RUN,
     ]
     return "\n".join(parts)
+
+
+def _of_few(prompts: int) -> list[str]:
+    """A line on intervals of few prompts, which the tables make wider than the closed forms here."""
+    if prompts >= MANY:
+        return []
+    wider = special.stdtrit(prompts - 1, (1 + stats.LEVEL) / 2) / special.ndtri((1 + stats.LEVEL) / 2)
+    return [
+        f"  these are the normal's: of {prompts} prompts the tables have Student's, {wider:.2f} times as wide"
+    ]
 
 
 def _check(

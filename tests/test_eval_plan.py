@@ -59,6 +59,13 @@ def test_more_prompts_beat_more_images(prompts: int, images: int, half: float) -
     assert line(shown, "half-width of the 95 % interval") == [f"{half:.3f}"]
 
 
+def test_few_prompts_are_told_to_have_wider_intervals() -> None:
+    """By hand: Student's .975 quantile of 9 degrees is 2.262, the normal's 1.960."""
+    told = "  these are the normal's: of 10 prompts the tables have Student's, 1.15 times as wide"
+    assert told in run("--prompts", 10).output.splitlines()
+    assert "Student" not in run("--prompts", 30).output
+
+
 def test_the_smallest_detectable_effect_is_found_in_80_of_100_and_none_in_5() -> None:
     generator = np.random.default_rng(0)
     prompts, images, icc = 80, 4, 0.4
