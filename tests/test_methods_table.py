@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -504,7 +504,14 @@ def test_a_prompt_without_a_score_is_left_out_where_it_has_none() -> None:
 def test_where_a_gain_is_first_reached() -> None:
     axis = np.array([0.0, 100.0, 200.0, 300.0])
     assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 2.0) == 150.0
-    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 0.5) == 50.0
+    # before the first checkpoint nothing is known, nor before one that comes after one without a number
+    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 0.5) == 100.0
+    assert crossing(np.array([0.0, math.nan, 3.0, 2.0]), axis, 0.5) == 200.0
+    bounds = [
+        table.is_bound(np.array([0.0, one, 3.0, 2.0]), target)
+        for one, target in ((1.0, 0.5), (1.0, 2.0), (math.nan, 0.5), (1.0, 4.0))
+    ]
+    assert bounds == [True, False, True, False]
     assert crossing(np.array([0.0, 1.0, 1.0, 2.0]), axis, 1.0) == 100.0
     assert np.isnan(crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 3.1))
 
@@ -721,6 +728,49 @@ def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) 
     svg = "{http://www.w3.org/2000/svg}"
     assert len(drawing.findall(f"{svg}g")) == 2 * 4
     assert len(drawing.findall(f".//{svg}polygon")) == 4 + 2 * 4  # the paper's stands behind the other
+
+
+def without_gold(monkeypatch: pytest.MonkeyPatch, lost: Callable[[int, float, str], bool]) -> None:
+    """Made-up rows have no gold where seed, level and prompt are such."""
+    rows_of = made_rows
+
+    def losing(experiment: str, seed: int, level: float, judge: float, prompt_count: int) -> list[rows.Row]:
+        return [
+            row._replace(value=math.nan)
+            if row.scorer == "gold_utility" and experiment != "base" and lost(seed, level, row.prompt_id)
+            else row
+            for row in rows_of(experiment, seed, level, judge, prompt_count)
+        ]
+
+    monkeypatch.setattr(sys.modules[__name__], "made_rows", losing)
+
+
+def test_whoever_loses_prompts_is_raced_by_those_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less the base on the same prompts, in the race as in the grid: without its worst prompts anyone has a higher mean."""
+    worst = sorted(range(30), key=lambda prompt: np.random.default_rng(prompt).normal(size=2).mean())[:8]
+    lost = {f"p{prompt:03d}" for prompt in worst}
+    without_gold(monkeypatch, lambda seed, level, prompt: level == 0.9 and seed != 1 and prompt in lost)
+    found = made_standing(tmp_path, {"ppo": (0.5, 1.2), "nft": (0.4, 0.9)})
+    end = found.of("nft", "checkpoint", 1.0, "gold")
+    assert end is not None
+    assert 0.7 < end.gain.value < found.target.value
+    assert math.isnan(found.reaches["nft"].evaluations)
+    assert gains_RT(found.tracks[1], "gold_quality")[:, -1] == pytest.approx(np.full(3, 0.9), abs=0.25)
+    assert table.gains_T(found.tracks[1], "gold_quality")[-1] == pytest.approx(end.gain.value, abs=1e-12)
+
+
+def test_after_a_checkpoint_without_a_number_what_is_reached_is_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gold(monkeypatch, lambda _seed, level, _prompt: level == 0.3)
+    monkeypatch.setattr(metrics.load("gold_quality"), "most_missing", 0.4, raising=False)
+    found = made_standing(tmp_path, {"ppo": (0.5, 0.8, 1.0), "nft": (0.3, 1.6, 1.7)})
+    assert (found.reaches["nft"].evaluations, found.reaches["nft"].at_most) == (2000.0, True)
+    assert found.reaches["nft"].seeds == (2000.0,) * 3
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert "**nft**, after at most 0.67 of its evaluations (goal: 0.1, not known)" in page
 
 
 @pytest.mark.parametrize("reward", QUESTIONS)

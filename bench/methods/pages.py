@@ -480,7 +480,7 @@ def notes(standing: Standing) -> list[str]:
             "%", " %"
         ),
         "Between two checkpoints a curve is taken to be straight. Rates that fall do so over the whole budget, so that a run of a tenth of the length would stand elsewhere than this one after a tenth.",
-        "A method reaches that gain where the mean of its seeds first does; ≤: at its first checkpoint already. The seeds beside it are counted each by itself, and the noise of scoring "
+        "A method reaches that gain where the mean of its seeds first does; ≤: at its first checkpoint already, or after one without a number. The seeds beside it are counted each by itself, and the noise of scoring "
         "helps the lucky.",
         "It over-optimises from where held-out or gold is below its best while the proxy has risen since, both with intervals that hold for all pairs of checkpoints at once (`evals curve`).",
         "Diversity is the Vendi score of the pictures of a prompt, at "
@@ -611,7 +611,7 @@ def tidy(standing: Standing) -> pd.DataFrame:
             | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target.value}
             | {
                 "gain_by_seed": " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds),
-                "note": "at most: at the first checkpoint already" if reach.at_most else "",
+                "note": "at most: nothing is known of it before" if reach.at_most else "",
             }
             | _of_track(tracks[method])
         )
