@@ -544,14 +544,16 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
 def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (-0.4, -0.8)})
     assert found.reaches == {}
-    assert "which is not told apart from no gain, so there is nothing to race to" in pages.markdown(
+    assert "which is a loss, so there is nothing to race to" in pages.markdown(
         found, "c", "methods-imagereward"
     )
     # a gain whose interval has 0 in it is not told apart either: whoever stands still would be there
     little = made_standing(tmp_path / "little", {"ppo": (0.1, 0.02), "fast": (0.4, 0.8)})
     assert little.target.low < 0 < little.target.value + 0.2
     assert little.reaches == {}
-    assert "so there is nothing to race to" in pages.markdown(little, "c", "methods-imagereward")
+    assert "not told apart from no gain, so there is nothing to race to" in pages.markdown(
+        little, "c", "methods-imagereward"
+    )
     assert "reach" not in set(pages.tidy(little)["at"])
     none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
     assert "has no finished run" in pages.markdown(none, "c", "methods-imagereward")
@@ -828,6 +830,63 @@ def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     assert "- wild, seed 1: training stopped by itself: the weights diverged" in page
     assert "- wild: not run with seed 2." in page
     assert pages.tidy(found).query("at == 'stopped'")["note"].tolist() == ["the weights diverged"]
+
+
+def test_a_seed_that_stopped_by_itself_has_reached_nothing(tmp_path: Path) -> None:
+    made_standing(tmp_path, {"ppo": (0.4, 0.8)}, seeds=(0, 1))
+    made_standing(tmp_path, {"wild": (0.5, 1.5)}, seeds=(0, 1))
+    cells_of = [replace(papers_cell(), method=m, seed=s) for m in ("ppo", "wild") for s in (0, 1)]
+    stopped = replace(papers_cell(), method="wild", seed=2)
+    told = {"sentence": "the weights diverged", "experiment": as_json(stopped.experiment)}
+    (tmp_path / stopped.key).mkdir()
+    (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps(told))
+    found = standing(QUESTION, [*cells_of, stopped], [], tmp_path, resamples=200)
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert re.search(r"\| wild \(2 seeds, 1 stopped\) .*\| 2 of 3 ", page)
+    assert "in 2 of 3 seeds by themselves" in page
+    assert "- Numbers of wild are of the seeds that were trained to their end, and so too good" in page
+    assert "| ppo (2 seeds) " in page
+    whole = standing(QUESTION, cells_of, [], tmp_path, resamples=200)
+    assert "too good" not in pages.markdown(whole, "c", "methods-imagereward")
+
+
+def test_a_short_run_of_the_papers_method_is_not_what_is_raced_to(tmp_path: Path) -> None:
+    """A command that was stopped leaves it without the long one, which is trained last; another method's page then has it."""
+    (papers,) = [cell for cell in only_cells(plan(["ppo"], ["imagereward"], [0])) if not cell.in_full]
+    other = replace(papers, method="nft")
+    for cell, levels in ((papers, (0.4, 0.8)), (other, (0.5, 1.5))):
+        made_cell(tmp_path, cell, levels, levels, 1.0)
+    found = standing(QUESTION, [papers, other], [], tmp_path, resamples=200)
+    assert (found.papers, found.reaches) == ("ppo in full", {})
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert "The paper's method, ppo in full, has no finished run, so there is no gain to reach." in page
+    assert "ppo in full is the paper's method with the length and the settings" in page
+    assert "ppo in full is" not in pages.markdown(
+        made_standing(tmp_path / "own", {"ppo": (0.4, 0.8)}), "c", "methods-imagereward"
+    )
+
+
+def test_nobody_is_asked_beyond_the_end_of_a_training(tmp_path: Path) -> None:
+    """Nor is the paper's method in full, where the others are as long and slower."""
+    racing = replace(papers_cell(), method="nft")
+    made_cell(tmp_path, replace(papers_cell(), in_full=True), (0.4, 0.8), (0.4, 0.8), 1.0)
+    made_cell(tmp_path, racing, (0.5, 1.5), (0.5, 1.5), 3.0)
+    found = standing(QUESTION, [replace(papers_cell(), in_full=True), racing], [], tmp_path, resamples=50)
+    assert found.seconds == 2.0
+    assert {round(n.seconds, 6) for n in found.numbers if n.at == "seconds" and n.share == 1} == {2.0}
+
+
+def test_large_budgets_are_told_whole(tmp_path: Path) -> None:
+    """Else the same command would be refused its own page, as one of another length."""
+    found = made_standing(tmp_path / "root", {"ppo": (0.4, 1.0)})
+    (track,) = found.tracks
+    refusal = Refusal("imagereward", "refusing", "no")
+    long = replace(found, tracks=(replace(track, budget=1_234_567),), refusals=(refusal,))
+    page = pages.page_of(tmp_path, "imagereward")
+    pages.write(long, page, "c")
+    pages.write(long, page, "c")
+    held = pages._held_runs(page.with_suffix(".csv"))
+    assert {extent.budget for extent in held.values()} == {1_234_567}
 
 
 def test_seeds_are_one_curve(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
+from bench.methods.cells import IN_FULL, Cell, Refusal, in_order, own_budget_of
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
@@ -175,7 +175,7 @@ class Standing:
     evaluations: float
     """That every run of those that race has taken."""
     seconds: float
-    """Of their shortest training."""
+    """Of the shortest training of all."""
     contrasts: tuple[Contrast, ...]
     """Of every pair, each once."""
     reaches: dict[str, Reach]
@@ -196,6 +196,10 @@ class Standing:
     def machines(self) -> frozenset[str]:
         """On which its runs were trained."""
         return frozenset().union(*(track.machines() for track in self.tracks))
+
+    def stopped_seeds(self, label: str) -> int:
+        """How many trainings of a method stopped by themselves: they are in none of its means."""
+        return sum(cell.label == label for cell, _ in self.stopped)
 
     def goal_track(self) -> Track | None:
         """The track that is raced to; None where it has not been run."""
@@ -541,7 +545,7 @@ def standing(
     tracks, estimate = tracks_of(question, cells, root), Estimator(resamples)
     racing = [track for track in tracks if track.label != IN_FULL] or tracks
     evaluations = min((float(track.evaluations_RT[:, -1].min()) for track in racing), default=float("nan"))
-    seconds = min((float(track.seconds_RT[:, -1].min()) for track in racing), default=float("nan"))
+    seconds = min((float(track.seconds_RT[:, -1].min()) for track in tracks), default=float("nan"))
     numbers: list[Number] = []
     for track in tracks:
         for share in SHARES:
@@ -553,7 +557,9 @@ def standing(
         for t in range(1, len(mean_T)):
             share = float(mean_T[t] / mean_T[-1])
             numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
-    papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
+    # by their length, not by what is there: a short run of the paper's method is no stand-in for the one in full that has not been run
+    own = own_budget_of(question.reward)
+    papers = IN_FULL if any(cell.in_full or cell.budget < own for cell in cells) else methods.PAPERS
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     found = Standing(
         question=question,
