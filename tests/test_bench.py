@@ -303,6 +303,19 @@ def test_what_is_flat_and_then_steep_is_told() -> None:
     assert "STEEPER" in growth.told(of)
 
 
+@pytest.mark.parametrize(("power", "code"), [(1.0, 0), (1.6, 1)])
+def test_the_exit_code_is_what_the_lines_say(
+    power: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(axis: str, size: int) -> Point:
+        return Point(axis, size, 2e-4 + 1e-12 * size**power, 1.0)
+
+    monkeypatch.setattr(growth, "measured", measured)
+    monkeypatch.setattr(sys, "argv", ["growth", "--axis", "prompts"])
+    assert growth.main() == code
+    assert ("STEEPER" in capsys.readouterr().out) == bool(code)
+
+
 def test_constant_and_slope_of_a_line() -> None:
     constant, slope = growth.line_of(points("batch", 1.0), growth.UNITS["MiB"])
     assert (constant, slope) == pytest.approx((100.0, 1.0))

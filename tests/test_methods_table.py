@@ -1504,6 +1504,22 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     assert path.read_bytes() == before
 
 
+def test_where_all_tries_stop_by_themselves_there_is_no_best(tmp_path: Path) -> None:
+    """A sentence, after what came of them is kept."""
+    root, path = tmp_path / "root", tmp_path / "tuning.csv"
+    for cell in tune.tries("ppo", "imagereward", 21_600):
+        (root / cell.key).mkdir(parents=True)
+        told = {"sentence": "the weights diverged", "experiment": as_json(cell.experiment)}
+        (root / cell.key / work.STOPPED).write_text(json.dumps(told))
+    asked = ["tune", "ppo", "--reward", "imagereward", "--root", str(root), "--out", str(path)]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2, result.output
+    assert "error: none of the settings of ppo on imagereward has a held-out gain" in result.output
+    held = pd.read_csv(path)
+    assert held["best"].tolist() == [0] * methods.TRIES
+    assert held["note"].tolist() == ["stopped by itself: the weights diverged"] * methods.TRIES
+
+
 def test_a_second_try_stands_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reward, budget = tmp_path / "tuning.csv", "compositionality", 9_600
     again = tune.second("nft", reward, budget)
