@@ -366,6 +366,23 @@ print(before, after, peak_mib())
 """
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is that of the GPU")
+def test_a_benchmarks_peak_is_its_own() -> None:
+    """Not that of whatever ran in the process before, which would hide that memory grows."""
+    if peak_mib() is None:
+        pytest.skip("this system does not say a process's peak memory")
+    of_benchmark = PEAKS.replace(
+        "bench.machine import forget_peak, peak_mib",
+        "bench.bench_overhead import forget_peak_memory as forget_peak, peak_memory_mib as peak_mib",
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", of_benchmark], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, block, after = (float(number) for number in told.stdout.split())
+    assert block > before + 60
+    assert after < block - 40
+
+
 def test_the_peak_is_that_since_it_was_forgotten() -> None:
     """In a process of its own: one that has run other tests may have room for the block already."""
     if peak_mib() is None:

@@ -773,6 +773,7 @@ def test_after_a_checkpoint_without_a_number_what_is_reached_is_a_bound(
     assert found.reaches["nft"].seeds == (2000.0,) * 3
     page = pages.markdown(found, "c", "methods-imagereward")
     assert "**nft**, after at most 0.67 of its evaluations (goal: 0.1, not known)" in page
+    assert "Nothing reaches a gain there, and what is first reached at the next is ≤ as well." in page
 
 
 @pytest.mark.parametrize("reward", QUESTIONS)

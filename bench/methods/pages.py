@@ -488,7 +488,7 @@ def notes(standing: Standing) -> list[str]:
             "%", " %"
         ),
         "Between two checkpoints a curve is taken to be straight. Rates that fall do so over the whole budget, so that a run of a tenth of the length would stand elsewhere than this one after a tenth.",
-        "A method reaches that gain where the mean of its seeds first does; ≤: at its first checkpoint already, or after one without a number. The seeds beside it are counted each by itself, and the noise of scoring "
+        "A method reaches that gain where the mean of its seeds first does; ≤: at its first checkpoint already. The seeds beside it are counted each by itself, and the noise of scoring "
         "helps the lucky.",
         "It over-optimises from where held-out or gold is below its best while the proxy has risen since, both with intervals that hold for all pairs of checkpoints at once (`evals curve`).",
         "Diversity is the Vendi score of the pictures of a prompt, at "
@@ -528,7 +528,7 @@ def _refused(tracks: Sequence[Track]) -> list[str]:
     """Which checkpoints have no number in what, as too few of their pictures have a value."""
     return [
         f"{track.label} has no {metrics.load(name).title} after {evaluations:,.0f} evaluations: {lacking(name, share, 'the pictures there')}. "
-        "Nothing reaches a gain there."
+        "Nothing reaches a gain there, and what is first reached at the next is ≤ as well."
         for track in tracks
         for name, shares in track.missing.items()
         for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)
