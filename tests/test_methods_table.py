@@ -592,6 +592,22 @@ def test_methods_are_told_apart_by_their_differences(tmp_path: Path) -> None:
     assert unknown.endswith("have most; without a difference that could be tested: worse.")
 
 
+def test_whoever_has_most_may_have_less_on_the_seeds_of_another(tmp_path: Path) -> None:
+    """Means are of all seeds of each, and a pair of those that both have."""
+    made = []
+    for method, seed, level in (("ppo", 0, 0.3), ("ppo", 1, 1.5), ("ppo", 2, 1.5), ("other", 0, 0.9)):
+        cell = replace(papers_cell(), method=method, seed=seed)
+        made_cell(tmp_path, cell, (0.2, level), (0.2, level), 1.0)
+        made.append(cell)
+    found = standing(QUESTION, made, [], tmp_path, resamples=500)
+    (pair,) = found.contrasts
+    assert (pair.label, pair.seeds, pair.told) == ("ppo", (0,), True)
+    assert pair.difference.high < 0
+    assert pages.told_apart(found).endswith(
+        "Of those that race ppo has most; told to have more on the seeds that both have: other."
+    )
+
+
 def test_marks_of_few_seeds_say_how_far_they_hold(tmp_path: Path) -> None:
     levels = {"ppo": (0.4, 1.0), "other": (0.3, 0.8)}
     (one,) = pages._paired(made_standing(tmp_path / "one", levels, seeds=(0,)))

@@ -369,13 +369,21 @@ def told_apart(standing: Standing) -> str:
         if leaders[0] in pair[:2]
     }
     level = [label for label in rest if not math.isnan(of_leader[label].p) and not of_leader[label].told]
-    below = [label for label in rest if of_leader[label].told]
+    told_labels = [label for label in rest if of_leader[label].told]
+    # the leader has most over all its seeds, and pairs are of the seeds that both have
+    above = [
+        label
+        for label in told_labels
+        if (of_leader[label].difference.value > 0) == (of_leader[label].label == label)
+    ]
+    below = [label for label in told_labels if label not in above]
     unknown = [label for label in rest if math.isnan(of_leader[label].p)]
     has = "has" if len(leaders) == 1 else "have"
     sentences = [
         f"Of those that race {' and '.join(leaders)} {has} most",
         *([f"not told from it: {', '.join(level)}"] if level else []),
         *([f"told to have less: {', '.join(below)}"] if below else []),
+        *([f"told to have more on the seeds that both have: {', '.join(above)}"] if above else []),
         *([f"without a difference that could be tested: {', '.join(unknown)}"] if unknown else []),
     ]
     return f"{told} {'; '.join(sentences)}."
