@@ -3,8 +3,8 @@
 Each point is an iteration of the miniature after a first one, in a process of its own, so that its peak memory is its own; of the prompt set it is what an iteration asks of it, and
 what holding it takes. The batch grows in micro-batches of one size. With two processes each has one thread, as one has there.
 
-An axis is straight or better where its exponent, the slope of log(cost) over log(size) from least squares, is at most `STRAIGHT`: 1 is a straight line through the
-origin, less is one with a constant, or a curve that flattens. Written to `results/bench/growth`, a CSV and a picture for each hardware.
+An axis is straight or better where its exponent, the slope of log(cost) over log(size) from least squares, is at most `STRAIGHT`, and that of its two largest sizes too: 1 is a straight
+line through the origin, less is one with a constant, or a curve that flattens. Written to `results/bench/growth`, a CSV and a picture for each hardware.
 """
 
 from __future__ import annotations
@@ -193,14 +193,18 @@ def line_of(points: Sequence[Point], value: Callable[[Point], float]) -> tuple[f
     return (sum(values) - slope * sum(sizes)) / len(points), slope
 
 
+def is_steep(points: Sequence[Point], value: Callable[[Point], float]) -> bool:
+    """Whether it grows faster than a straight line, or does at its end: a flat beginning hides that."""
+    return max(exponent(points, value), exponent(points[-2:], value)) > STRAIGHT
+
+
 def told(points: Sequence[Point]) -> str:
     """A line on an axis, for a reader."""
     parts = []
     for unit, value in units(points).items():
         power, (constant, slope) = exponent(points, value), line_of(points, value)
-        # a flat beginning hides a steep end
         end = exponent(points[-2:], value)
-        shape = "straight or better" if max(power, end) <= STRAIGHT else "STEEPER than straight"
+        shape = "STEEPER than straight" if is_steep(points, value) else "straight or better"
         parts.append(
             f"{constant:.3g} {unit} + {slope:.3g} {unit} each, exponent {power:.2f} ({end:.2f} at its end), {shape}"
         )
@@ -289,7 +293,7 @@ def main() -> int:
     for axis in dict.fromkeys(point.axis for point in points):
         of = [point for point in points if point.axis == axis]
         print(told(of))
-        steep |= any(exponent(of, value) > STRAIGHT for value in units(of).values())
+        steep |= any(is_steep(of, value) for value in units(of).values())
     if not (given.quick or given.axis):
         path = record_path(FOLDER / "growth", ".csv")
         path.parent.mkdir(parents=True, exist_ok=True)

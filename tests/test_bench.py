@@ -303,6 +303,19 @@ def test_what_is_flat_and_then_steep_is_told() -> None:
     assert "STEEPER" in growth.told(of)
 
 
+@pytest.mark.parametrize(("power", "code"), [(1.0, 0), (1.6, 1)])
+def test_the_exit_code_is_what_the_lines_say(
+    power: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(axis: str, size: int) -> Point:
+        return Point(axis, size, 2e-4 + 1e-12 * size**power, 1.0)
+
+    monkeypatch.setattr(growth, "measured", measured)
+    monkeypatch.setattr(sys, "argv", ["growth", "--axis", "prompts"])
+    assert growth.main() == code
+    assert ("STEEPER" in capsys.readouterr().out) == bool(code)
+
+
 def test_constant_and_slope_of_a_line() -> None:
     constant, slope = growth.line_of(points("batch", 1.0), growth.UNITS["MiB"])
     assert (constant, slope) == pytest.approx((100.0, 1.0))
@@ -351,6 +364,23 @@ del block
 forget_peak()
 print(before, after, peak_mib())
 """
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is that of the GPU")
+def test_a_benchmarks_peak_is_its_own() -> None:
+    """Not that of whatever ran in the process before, which would hide that memory grows."""
+    if peak_mib() is None:
+        pytest.skip("this system does not say a process's peak memory")
+    of_benchmark = PEAKS.replace(
+        "bench.machine import forget_peak, peak_mib",
+        "bench.bench_overhead import forget_peak_memory as forget_peak, peak_memory_mib as peak_mib",
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", of_benchmark], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    before, block, after = (float(number) for number in told.stdout.split())
+    assert block > before + 60
+    assert after < block - 40
 
 
 def test_the_peak_is_that_since_it_was_forgotten() -> None:

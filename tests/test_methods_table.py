@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -504,7 +504,14 @@ def test_a_prompt_without_a_score_is_left_out_where_it_has_none() -> None:
 def test_where_a_gain_is_first_reached() -> None:
     axis = np.array([0.0, 100.0, 200.0, 300.0])
     assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 2.0) == 150.0
-    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 0.5) == 50.0
+    # before the first checkpoint nothing is known, nor before one that comes after one without a number
+    assert crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 0.5) == 100.0
+    assert crossing(np.array([0.0, math.nan, 3.0, 2.0]), axis, 0.5) == 200.0
+    bounds = [
+        table.is_bound(np.array([0.0, one, 3.0, 2.0]), target)
+        for one, target in ((1.0, 0.5), (1.0, 2.0), (math.nan, 0.5), (1.0, 4.0))
+    ]
+    assert bounds == [True, False, True, False]
     assert crossing(np.array([0.0, 1.0, 1.0, 2.0]), axis, 1.0) == 100.0
     assert np.isnan(crossing(np.array([0.0, 1.0, 3.0, 2.0]), axis, 3.1))
 
@@ -537,14 +544,16 @@ def test_the_race_to_the_papers_final_gain(tmp_path: Path) -> None:
 def test_where_there_is_no_gain_there_is_nothing_to_reach(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (-0.4, -0.8)})
     assert found.reaches == {}
-    assert "which is not told apart from no gain, so there is nothing to race to" in pages.markdown(
+    assert "which is a loss, so there is nothing to race to" in pages.markdown(
         found, "c", "methods-imagereward"
     )
     # a gain whose interval has 0 in it is not told apart either: whoever stands still would be there
     little = made_standing(tmp_path / "little", {"ppo": (0.1, 0.02), "fast": (0.4, 0.8)})
     assert little.target.low < 0 < little.target.value + 0.2
     assert little.reaches == {}
-    assert "so there is nothing to race to" in pages.markdown(little, "c", "methods-imagereward")
+    assert "not told apart from no gain, so there is nothing to race to" in pages.markdown(
+        little, "c", "methods-imagereward"
+    )
     assert "reach" not in set(pages.tidy(little)["at"])
     none = made_standing(tmp_path / "other", {"fast": (0.4, 0.8)})
     assert "has no finished run" in pages.markdown(none, "c", "methods-imagereward")
@@ -581,6 +590,22 @@ def test_methods_are_told_apart_by_their_differences(tmp_path: Path) -> None:
     nobody = found.contrasts[1]._replace(p=math.nan, p_holm=math.nan)
     unknown = pages.told_apart(replace(found, contrasts=(alike, nobody, found.contrasts[2])))
     assert unknown.endswith("have most; without a difference that could be tested: worse.")
+
+
+def test_whoever_has_most_may_have_less_on_the_seeds_of_another(tmp_path: Path) -> None:
+    """Means are of all seeds of each, and a pair of those that both have."""
+    made = []
+    for method, seed, level in (("ppo", 0, 0.3), ("ppo", 1, 1.5), ("ppo", 2, 1.5), ("other", 0, 0.9)):
+        cell = replace(papers_cell(), method=method, seed=seed)
+        made_cell(tmp_path, cell, (0.2, level), (0.2, level), 1.0)
+        made.append(cell)
+    found = standing(QUESTION, made, [], tmp_path, resamples=500)
+    (pair,) = found.contrasts
+    assert (pair.label, pair.seeds, pair.told) == ("ppo", (0,), True)
+    assert pair.difference.high < 0
+    assert pages.told_apart(found).endswith(
+        "Of those that race ppo has most; told to have more on the seeds that both have: other."
+    )
 
 
 def test_marks_of_few_seeds_say_how_far_they_hold(tmp_path: Path) -> None:
@@ -723,6 +748,50 @@ def test_the_page_says_what_it_is_made_of_and_is_the_same_twice(tmp_path: Path) 
     assert len(drawing.findall(f".//{svg}polygon")) == 4 + 2 * 4  # the paper's stands behind the other
 
 
+def without_gold(monkeypatch: pytest.MonkeyPatch, lost: Callable[[int, float, str], bool]) -> None:
+    """Made-up rows have no gold where seed, level and prompt are such."""
+    rows_of = made_rows
+
+    def losing(experiment: str, seed: int, level: float, judge: float, prompt_count: int) -> list[rows.Row]:
+        return [
+            row._replace(value=math.nan)
+            if row.scorer == "gold_utility" and experiment != "base" and lost(seed, level, row.prompt_id)
+            else row
+            for row in rows_of(experiment, seed, level, judge, prompt_count)
+        ]
+
+    monkeypatch.setattr(sys.modules[__name__], "made_rows", losing)
+
+
+def test_whoever_loses_prompts_is_raced_by_those_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less the base on the same prompts, in the race as in the grid: without its worst prompts anyone has a higher mean."""
+    worst = sorted(range(30), key=lambda prompt: np.random.default_rng(prompt).normal(size=2).mean())[:8]
+    lost = {f"p{prompt:03d}" for prompt in worst}
+    without_gold(monkeypatch, lambda seed, level, prompt: level == 0.9 and seed != 1 and prompt in lost)
+    found = made_standing(tmp_path, {"ppo": (0.5, 1.2), "nft": (0.4, 0.9)})
+    end = found.of("nft", "checkpoint", 1.0, "gold")
+    assert end is not None
+    assert 0.7 < end.gain.value < found.target.value
+    assert math.isnan(found.reaches["nft"].evaluations)
+    assert gains_RT(found.tracks[1], "gold_quality")[:, -1] == pytest.approx(np.full(3, 0.9), abs=0.25)
+    assert table.gains_T(found.tracks[1], "gold_quality")[-1] == pytest.approx(end.gain.value, abs=1e-12)
+
+
+def test_after_a_checkpoint_without_a_number_what_is_reached_is_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gold(monkeypatch, lambda _seed, level, _prompt: level == 0.3)
+    monkeypatch.setattr(metrics.load("gold_quality"), "most_missing", 0.4, raising=False)
+    found = made_standing(tmp_path, {"ppo": (0.5, 0.8, 1.0), "nft": (0.3, 1.6, 1.7)})
+    assert (found.reaches["nft"].evaluations, found.reaches["nft"].at_most) == (2000.0, True)
+    assert found.reaches["nft"].seeds == (2000.0,) * 3
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert "**nft**, after at most 0.67 of its evaluations (goal: 0.1, not known)" in page
+    assert "Nothing reaches a gain there, and what is first reached at the next is ≤ as well." in page
+
+
 @pytest.mark.parametrize("reward", QUESTIONS)
 def test_the_page_in_the_repository_is_that_of_the_cells_beside_it(reward: str) -> None:
     results = Path(__file__).parents[1] / "results"
@@ -778,6 +847,63 @@ def test_what_is_missing_or_stopped_is_said(tmp_path: Path) -> None:
     assert "- wild, seed 1: training stopped by itself: the weights diverged" in page
     assert "- wild: not run with seed 2." in page
     assert pages.tidy(found).query("at == 'stopped'")["note"].tolist() == ["the weights diverged"]
+
+
+def test_a_seed_that_stopped_by_itself_has_reached_nothing(tmp_path: Path) -> None:
+    made_standing(tmp_path, {"ppo": (0.4, 0.8)}, seeds=(0, 1))
+    made_standing(tmp_path, {"wild": (0.5, 1.5)}, seeds=(0, 1))
+    cells_of = [replace(papers_cell(), method=m, seed=s) for m in ("ppo", "wild") for s in (0, 1)]
+    stopped = replace(papers_cell(), method="wild", seed=2)
+    told = {"sentence": "the weights diverged", "experiment": as_json(stopped.experiment)}
+    (tmp_path / stopped.key).mkdir()
+    (tmp_path / stopped.key / work.STOPPED).write_text(json.dumps(told))
+    found = standing(QUESTION, [*cells_of, stopped], [], tmp_path, resamples=200)
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert re.search(r"\| wild \(2 seeds, 1 stopped\) .*\| 2 of 3 ", page)
+    assert "in 2 of 3 seeds by themselves" in page
+    assert "- Numbers of wild are of the seeds that were trained to their end, and so too good" in page
+    assert "| ppo (2 seeds) " in page
+    whole = standing(QUESTION, cells_of, [], tmp_path, resamples=200)
+    assert "too good" not in pages.markdown(whole, "c", "methods-imagereward")
+
+
+def test_a_short_run_of_the_papers_method_is_not_what_is_raced_to(tmp_path: Path) -> None:
+    """A command that was stopped leaves it without the long one, which is trained last; another method's page then has it."""
+    (papers,) = [cell for cell in only_cells(plan(["ppo"], ["imagereward"], [0])) if not cell.in_full]
+    other = replace(papers, method="nft")
+    for cell, levels in ((papers, (0.4, 0.8)), (other, (0.5, 1.5))):
+        made_cell(tmp_path, cell, levels, levels, 1.0)
+    found = standing(QUESTION, [papers, other], [], tmp_path, resamples=200)
+    assert (found.papers, found.reaches) == ("ppo in full", {})
+    page = pages.markdown(found, "c", "methods-imagereward")
+    assert "The paper's method, ppo in full, has no finished run, so there is no gain to reach." in page
+    assert "ppo in full is the paper's method with the length and the settings" in page
+    assert "ppo in full is" not in pages.markdown(
+        made_standing(tmp_path / "own", {"ppo": (0.4, 0.8)}), "c", "methods-imagereward"
+    )
+
+
+def test_nobody_is_asked_beyond_the_end_of_a_training(tmp_path: Path) -> None:
+    """Nor is the paper's method in full, where the others are as long and slower."""
+    racing = replace(papers_cell(), method="nft")
+    made_cell(tmp_path, replace(papers_cell(), in_full=True), (0.4, 0.8), (0.4, 0.8), 1.0)
+    made_cell(tmp_path, racing, (0.5, 1.5), (0.5, 1.5), 3.0)
+    found = standing(QUESTION, [replace(papers_cell(), in_full=True), racing], [], tmp_path, resamples=50)
+    assert found.seconds == 2.0
+    assert {round(n.seconds, 6) for n in found.numbers if n.at == "seconds" and n.share == 1} == {2.0}
+
+
+def test_large_budgets_are_told_whole(tmp_path: Path) -> None:
+    """Else the same command would be refused its own page, as one of another length."""
+    found = made_standing(tmp_path / "root", {"ppo": (0.4, 1.0)})
+    (track,) = found.tracks
+    refusal = Refusal("imagereward", "refusing", "no")
+    long = replace(found, tracks=(replace(track, budget=1_234_567),), refusals=(refusal,))
+    page = pages.page_of(tmp_path, "imagereward")
+    pages.write(long, page, "c")
+    pages.write(long, page, "c")
+    held = pages._held_runs(page.with_suffix(".csv"))
+    assert {extent.budget for extent in held.values()} == {1_234_567}
 
 
 def test_seeds_are_one_curve(tmp_path: Path) -> None:
@@ -1393,6 +1519,22 @@ def test_tries_are_kept_and_the_held_out_judge_decides(
     assert "error: out of luck" in result.output
     assert "(best)" not in result.output
     assert path.read_bytes() == before
+
+
+def test_where_all_tries_stop_by_themselves_there_is_no_best(tmp_path: Path) -> None:
+    """A sentence, after what came of them is kept."""
+    root, path = tmp_path / "root", tmp_path / "tuning.csv"
+    for cell in tune.tries("ppo", "imagereward", 21_600):
+        (root / cell.key).mkdir(parents=True)
+        told = {"sentence": "the weights diverged", "experiment": as_json(cell.experiment)}
+        (root / cell.key / work.STOPPED).write_text(json.dumps(told))
+    asked = ["tune", "ppo", "--reward", "imagereward", "--root", str(root), "--out", str(path)]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2, result.output
+    assert "error: none of the settings of ppo on imagereward has a held-out gain" in result.output
+    held = pd.read_csv(path)
+    assert held["best"].tolist() == [0] * methods.TRIES
+    assert held["note"].tolist() == ["stopped by itself: the weights diverged"] * methods.TRIES
 
 
 def test_a_second_try_stands_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

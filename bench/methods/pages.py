@@ -240,10 +240,8 @@ def verdict(standing: Standing) -> str:
     }
     target = interval(metric, Interval(standing.target.value, math.nan, math.nan), signed=True)
     if not standing.is_race:
-        return (
-            f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below), which is not told apart from no gain, so there is nothing "
-            "to race to."
-        )
+        what = "a loss" if standing.target.high < 0 else "not told apart from no gain"
+        return f"The paper's method ends at {target} in {metric.title} (95 % interval in the table below), which is {what}, so there is nothing to race to."
     if len(standing.tracks) == 1:
         return f"The paper's method ends at {target} in {metric.title}; no other method has been run."
     if not others:
@@ -254,13 +252,18 @@ def verdict(standing: Standing) -> str:
     reliable = sum(not math.isnan(e) for e in others[best].seeds)
     return (
         f"The paper's method ends at {target} in {metric.title}. The first to reach that is **{best}**, after {_most(others[best])}{share:.2f} of its evaluations "
-        f"(goal: {GOAL:g}, {outcome}), in {reliable} of {len(others[best].seeds)} seeds by themselves."
+        f"(goal: {GOAL:g}, {outcome}), in {reliable} of {_trained(standing, best, others[best])} seeds by themselves."
     )
 
 
 def _mean_end(axis_RT: Array) -> float:
     """What a track has taken at its end, mean over seeds."""
     return float(axis_RT[:, -1].mean())
+
+
+def _trained(standing: Standing, label: str, reach: Reach) -> int:
+    """Seeds that were trained: one that stopped by itself has reached nothing."""
+    return len(reach.seeds) + standing.stopped_seeds(label)
 
 
 def _most(reach: Reach) -> str:
@@ -285,7 +288,7 @@ def race(standing: Standing) -> list[list[str]]:
     for track in standing.tracks:
         last = standing.of(track.label, "checkpoint", 1.0, standing.question.goal)
         assert last is not None, "every track has an end"
-        line = [_named(track), interval(metric, last.gain, signed=True)]
+        line = [_named(standing, track), interval(metric, last.gain, signed=True)]
         reach = standing.reaches.get(track.label)
         if reach is None or goal_track is None or math.isnan(reach.evaluations):
             line += ["–"] * 4
@@ -301,7 +304,9 @@ def race(standing: Standing) -> list[list[str]]:
                 f"{at_most}{reach.seconds / _mean_end(goal_track.seconds_RT):.2f}" if alike else "–",
             ]
         line.append(
-            "–" if reach is None else f"{sum(not math.isnan(e) for e in reach.seeds)} of {len(reach.seeds)}"
+            "–"
+            if reach is None
+            else f"{sum(not math.isnan(e) for e in reach.seeds)} of {_trained(standing, track.label, reach)}"
         )
         lines.append([*line, over_optimises(standing, track)])
     return lines
@@ -334,7 +339,7 @@ def grid(standing: Standing, at: At, share: float) -> list[list[str]]:
     head += ["exact KL, nats", "denoiser evaluations" if at == "seconds" else "seconds"]
     lines = [head]
     for track in standing.tracks:
-        line = [_named(track)]
+        line = [_named(standing, track)]
         for role in (*question.roles(), *BESIDE, KL):
             number = standing.of(track.label, at, share, role)
             assert number is not None, "every track has every number"
@@ -364,13 +369,21 @@ def told_apart(standing: Standing) -> str:
         if leaders[0] in pair[:2]
     }
     level = [label for label in rest if not math.isnan(of_leader[label].p) and not of_leader[label].told]
-    below = [label for label in rest if of_leader[label].told]
+    told_labels = [label for label in rest if of_leader[label].told]
+    # the leader has most over all its seeds, and pairs are of the seeds that both have
+    above = [
+        label
+        for label in told_labels
+        if (of_leader[label].difference.value > 0) == (of_leader[label].label == label)
+    ]
+    below = [label for label in told_labels if label not in above]
     unknown = [label for label in rest if math.isnan(of_leader[label].p)]
     has = "has" if len(leaders) == 1 else "have"
     sentences = [
         f"Of those that race {' and '.join(leaders)} {has} most",
         *([f"not told from it: {', '.join(level)}"] if level else []),
         *([f"told to have less: {', '.join(below)}"] if below else []),
+        *([f"told to have more on the seeds that both have: {', '.join(above)}"] if above else []),
         *([f"without a difference that could be tested: {', '.join(unknown)}"] if unknown else []),
     ]
     return f"{told} {'; '.join(sentences)}."
@@ -435,9 +448,10 @@ def _cell(number: Number) -> str:
     return value if number.role == "drift" else f"{value} ({interval(metric, number.gain, signed=True)})"
 
 
-def _named(track: Track) -> str:
-    few = f" ({len(track.seeds)} seed{'s' if len(track.seeds) > 1 else ''})"
-    return f"{track.label}{few}"
+def _named(standing: Standing, track: Track) -> str:
+    few = f"{len(track.seeds)} seed{'s' if len(track.seeds) > 1 else ''}"
+    stopped = standing.stopped_seeds(track.label)
+    return f"{track.label} ({few}{f', {stopped} stopped' if stopped else ''})"
 
 
 def _busy(track: Track) -> str:
@@ -474,7 +488,9 @@ def notes(standing: Standing) -> list[str]:
         "Every method starts from the same base, trains on the same prompts and reward, and may take the same number of "
         "denoiser evaluations: of one latent, with or without a gradient, guided branches and comparisons with other weights included.",
         *_settings(standing.tracks),
-        f"{IN_FULL} is the paper's method with the length and the settings of its experiment: what it ends at is the gain to be reached.",
+        f"{IN_FULL} is the paper's method with the length and the settings of its experiment: what it ends at is the gain to be reached."
+        if standing.papers == IN_FULL
+        else f"The gain to be reached is what {standing.papers}, the paper's method, ends at with the evaluations that all have.",
         f"Gains are differences to the base on the same prompts and noise (suite {SUITE}, prompts that no training holds), turned such that more is better, with {LEVEL:.0%} intervals over prompts and "
         "training seeds, stretched to Student's tails: with three seeds they are wide, and a rough statement about the method. ▲ ▼ the interval leaves 0 out. † what the run was trained on.".replace(
             "%", " %"
@@ -487,7 +503,19 @@ def notes(standing: Standing) -> list[str]:
         + ", ".join(f"{part.images_per_prompt} of {part.prompt_set}" for part in suites.load(SUITE).parts)
         + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
     ]
-    return told + _paired(standing) + _refused(standing.tracks) + _measured(standing.tracks)
+    return (
+        told + _without(standing) + _paired(standing) + _refused(standing.tracks) + _measured(standing.tracks)
+    )
+
+
+def _without(standing: Standing) -> list[str]:
+    """Whose means lack a seed that stopped by itself."""
+    lacking_some = [track.label for track in standing.tracks if standing.stopped_seeds(track.label)]
+    if not lacking_some:
+        return []
+    return [
+        f"Numbers of {', '.join(lacking_some)} are of the seeds that were trained to their end, and so too good; one whose training stopped by itself counts among those that reach nothing."
+    ]
 
 
 def _paired(standing: Standing) -> list[str]:
@@ -508,7 +536,7 @@ def _refused(tracks: Sequence[Track]) -> list[str]:
     """Which checkpoints have no number in what, as too few of their pictures have a value."""
     return [
         f"{track.label} has no {metrics.load(name).title} after {evaluations:,.0f} evaluations: {lacking(name, share, 'the pictures there')}. "
-        "Nothing reaches a gain there."
+        "Nothing reaches a gain there, and what is first reached at the next is ≤ as well."
         for track in tracks
         for name, shares in track.missing.items()
         for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)
@@ -611,7 +639,7 @@ def tidy(standing: Standing) -> pd.DataFrame:
             | {"evaluations": reach.evaluations, "seconds": reach.seconds, "gain": standing.target.value}
             | {
                 "gain_by_seed": " ".join(f"{evaluations:.6g}" for evaluations in reach.seeds),
-                "note": "at most: at the first checkpoint already" if reach.at_most else "",
+                "note": "at most: nothing is known of it before" if reach.at_most else "",
             }
             | _of_track(tracks[method])
         )
@@ -629,7 +657,8 @@ def tidy(standing: Standing) -> pd.DataFrame:
         _key(c.reward, c.label, "stopped") | {"seeds": str(c.seed), "note": sentence}
         for c, sentence in standing.stopped
     ]
-    return pd.DataFrame(records, columns=COLUMNS)
+    # whole: six digits of a large one would be another run's
+    return pd.DataFrame(records, columns=COLUMNS).astype({"budget": "Int64"})
 
 
 COLUMNS = (

@@ -6,8 +6,8 @@ seeds differ in their seconds.
 
 - *Equal evaluations* are shares of what every run of the reward has taken at its end, that of the paper's method in full aside.
 - *Equal wall time* are shares of the shortest training of any of them, so that no track is asked beyond its end.
-- A method *reaches* the gain that the paper's method ends at, in full, where the mean of its seeds first does. Before the first checkpoint nothing is known: then it is
-  at most that. Where the interval of that gain has 0 in it there is nothing to race to: whoever stands still is there.
+- A method *reaches* the gain that the paper's method ends at, in full, where the mean of its seeds first does. Before the first checkpoint, and before one that comes after
+  one without a number, nothing is known: then it is at most that. Where the interval of that gain has 0 in it there is nothing to race to: whoever stands still is there.
 - It *over-optimises* from where held-out or gold is below its best and the proxy has risen since, both with intervals that hold for all pairs of checkpoints
   at once (`evals.curve`).
 - Two methods are *told apart* by the interval and p of their difference on the same prompts and seeds, after Holm's correction over all pairs. That two intervals of gains
@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import IN_FULL, Cell, Refusal, in_order
+from bench.methods.cells import IN_FULL, Cell, Refusal, in_order, own_budget_of
 from bench.methods.questions import BESIDE, Question
 from bench.methods.work import DONE, SCORES, record_of, refuse_other_scores, stopped_of
 from evals import metrics, rows, stats
@@ -153,9 +153,9 @@ class Reach(NamedTuple):
     """NaN where it does not."""
     seconds: float
     at_most: bool
-    """It is there at the first checkpoint already: no more is known."""
+    """It is there at the first checkpoint already, or the one before has no number: no more is known."""
     seeds: tuple[float, ...]
-    """Evaluations of each seed by itself, NaN where it does not."""
+    """Evaluations of each seed by itself, NaN where it does not; in these a bound is not marked."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Standing:
     evaluations: float
     """That every run of those that race has taken."""
     seconds: float
-    """Of their shortest training."""
+    """Of the shortest training of all."""
     contrasts: tuple[Contrast, ...]
     """Of every pair, each once."""
     reaches: dict[str, Reach]
@@ -196,6 +196,10 @@ class Standing:
     def machines(self) -> frozenset[str]:
         """On which its runs were trained."""
         return frozenset().union(*(track.machines() for track in self.tracks))
+
+    def stopped_seeds(self, label: str) -> int:
+        """How many trainings of a method stopped by themselves: they are in none of its means."""
+        return sum(cell.label == label for cell, _ in self.stopped)
 
     def goal_track(self) -> Track | None:
         """The track that is raced to; None where it has not been run."""
@@ -331,6 +335,12 @@ def at_places(values_TRPS: Array, place_R: Array) -> Array:
     return np.stack(found)
 
 
+def both_have(one_RPS: Array, other_RPS: Array) -> tuple[Array, Array]:
+    """Two sides of a difference without what either lacks: whoever loses its worst prompts has gained nothing by it."""
+    lost_RP1 = (np.isnan(one_RPS) | np.isnan(other_RPS)).any(axis=2, keepdims=True)
+    return np.where(lost_RP1, np.nan, one_RPS), np.where(lost_RP1, np.nan, other_RPS)
+
+
 @dataclass
 class Estimator:
     """Intervals of a track's numbers; weights of seeds and prompts are made once, and the same for every track."""
@@ -359,10 +369,8 @@ class Estimator:
             net = stats.beside_constant(run, reference, metric.unit == "share")
             return Interval(run.value, reference + net.low, reference + net.high), turned(net, upwards)
         value = stats.interval(run, metric.unit == "share")
-        lost_RP1 = (np.isnan(here_RPS) | np.isnan(base_RPS)).any(axis=2, keepdims=True)
         own, theirs = (
-            self._resampled(np.where(lost_RP1, np.nan, side_RPS), metric.finish, prompts)
-            for side_RPS in (here_RPS, base_RPS)
+            self._resampled(side_RPS, metric.finish, prompts) for side_RPS in both_have(here_RPS, base_RPS)
         )
         return value, turned(stats.interval(own.less(theirs)), upwards)
 
@@ -371,20 +379,16 @@ class Estimator:
         metric, seeds = metrics.load(name), tuple(s for s in one.track.seeds if s in other.track.seeds)
         if not seeds:
             return Contrast(one.label, other.label, NOTHING, math.nan, math.nan, seeds, 0)
-        sides = [side.statistics(name, seeds) for side in (one, other)]
-        lost_RP1 = np.asarray(np.isnan(np.stack(sides)).any(axis=(0, 3)))[..., None]
+        sides = both_have(one.statistics(name, seeds), other.statistics(name, seeds))
         own, theirs = (
-            self._resampled(
-                np.where(lost_RP1, np.nan, side_RPS), metric.finish, one.track.question.prompt_set
-            )
-            for side_RPS in sides
+            self._resampled(side_RPS, metric.finish, one.track.question.prompt_set) for side_RPS in sides
         )
         found = own.less(theirs)
         difference = turned(stats.interval(found), metric.higher_is_better is not False)
         p = stats.resampled_p(found) if math.isfinite(difference.value) else math.nan
         if difference.value and difference.low == difference.high:
             difference, p = Interval(difference.value, math.nan, math.nan), math.nan
-        prompts = int((~lost_RP1).any(axis=(0, 2)).sum())
+        prompts = int((~np.isnan(sides[0]).any(axis=2)).any(axis=0).sum())
         return Contrast(one.label, other.label, difference, p, math.nan, seeds, prompts)
 
     def nats(self, track: Track, place_R: Array) -> Interval:
@@ -464,17 +468,18 @@ def turned(difference: Interval, upwards: bool) -> Interval:
     return difference if upwards else Interval(-difference.value, -difference.high, -difference.low)
 
 
-def gains_RT(track: Track, name: str) -> Array:
-    """Gain of every seed at every checkpoint, in a metric, more being better."""
-    metric, values_TRPS = metrics.load(name), track.statistics[name]
+def gains_T(track: Track, name: str, seeds: slice = slice(None)) -> Array:
+    """Gain of some seeds together at every checkpoint, in a metric, more being better: of the prompts that it and the base have, as in `Estimator.gain`."""
+    metric, values_TRPS = metrics.load(name), track.statistics[name][:, seeds]
     sign = -1.0 if metric.higher_is_better is False else 1.0
-    value_TR = np.array(
-        [
-            [stats.point(values_PS[None], metric.finish) for values_PS in values_RPS]
-            for values_RPS in values_TRPS
-        ]
-    )
-    return np.asarray(sign * (value_TR - value_TR[0]).T, dtype=np.float64)
+    pairs = [both_have(values_RPS, values_TRPS[0]) for values_RPS in values_TRPS]
+    gains = [stats.point(own, metric.finish) - stats.point(base, metric.finish) for own, base in pairs]
+    return sign * np.array(gains, dtype=np.float64)
+
+
+def gains_RT(track: Track, name: str) -> Array:
+    """Those of every seed by itself."""
+    return np.stack([gains_T(track, name, slice(r, r + 1)) for r in range(len(track.seeds))])
 
 
 def goal_of(question: Question) -> str:
@@ -483,16 +488,21 @@ def goal_of(question: Question) -> str:
 
 
 def crossing(gain_T: Array, axis_T: Array, target: float) -> float:
-    """Where a line through the checkpoints first reaches a gain; NaN where it does not. The base is the first of them."""
+    """Where a line through the checkpoints first reaches a gain, the first of them or one after one without a number there itself; NaN where it does not. The base comes before all."""
     for t in range(1, len(gain_T)):
         if gain_T[t] >= target:
             low, high = gain_T[t - 1], gain_T[t]
-            # from a checkpoint that has no number there is no line
-            part = (
-                1.0 if high == low or math.isnan(low) else min(max((target - low) / (high - low), 0.0), 1.0)
-            )
+            if is_bound(gain_T, target):
+                return float(axis_T[t])
+            part = 1.0 if high == low else min(max((target - low) / (high - low), 0.0), 1.0)
             return float(axis_T[t - 1] + part * (axis_T[t] - axis_T[t - 1]))
     return float("nan")
+
+
+def is_bound(gain_T: Array, target: float) -> bool:
+    """Whether nothing is known of a line before the checkpoint at which it first reaches a gain."""
+    t = next((t for t in range(1, len(gain_T)) if gain_T[t] >= target), 0)
+    return t == 1 or (t > 1 and math.isnan(gain_T[t - 1]))
 
 
 LAST_BITS = 1e-9
@@ -502,15 +512,14 @@ LAST_BITS = 1e-9
 def reach(track: Track, target: float) -> Reach:
     """When a track reaches a gain in the goal, but for its last bits."""
     target -= LAST_BITS
-    gain_RT = gains_RT(track, goal_of(track.question))
-    mean_T = gain_RT.mean(axis=0)
+    goal = goal_of(track.question)
+    gain_RT, gain_T = gains_RT(track, goal), gains_T(track, goal)
     evaluations_T, seconds_T = track.evaluations_RT.mean(axis=0), track.seconds_RT.mean(axis=0)
     each = tuple(
-        crossing(gain_T, axis_T, target) for gain_T, axis_T in zip(gain_RT, track.evaluations_RT, strict=True)
+        crossing(own_T, axis_T, target) for own_T, axis_T in zip(gain_RT, track.evaluations_RT, strict=True)
     )
-    if mean_T[1] >= target:
-        return Reach(float(evaluations_T[1]), float(seconds_T[1]), True, each)
-    return Reach(crossing(mean_T, evaluations_T, target), crossing(mean_T, seconds_T, target), False, each)
+    evaluations, seconds = (crossing(gain_T, axis_T, target) for axis_T in (evaluations_T, seconds_T))
+    return Reach(evaluations, seconds, is_bound(gain_T, target), each)
 
 
 def partings(track: Track, resamples: int) -> tuple[Parting, ...]:
@@ -536,7 +545,7 @@ def standing(
     tracks, estimate = tracks_of(question, cells, root), Estimator(resamples)
     racing = [track for track in tracks if track.label != IN_FULL] or tracks
     evaluations = min((float(track.evaluations_RT[:, -1].min()) for track in racing), default=float("nan"))
-    seconds = min((float(track.seconds_RT[:, -1].min()) for track in racing), default=float("nan"))
+    seconds = min((float(track.seconds_RT[:, -1].min()) for track in tracks), default=float("nan"))
     numbers: list[Number] = []
     for track in tracks:
         for share in SHARES:
@@ -548,7 +557,9 @@ def standing(
         for t in range(1, len(mean_T)):
             share = float(mean_T[t] / mean_T[-1])
             numbers += estimate.numbers(track, "checkpoint", share, np.full(len(track.seeds), float(t)))
-    papers = IN_FULL if any(cell.in_full for cell in cells) else methods.PAPERS
+    # by their length, not by what is there: a short run of the paper's method is no stand-in for the one in full that has not been run
+    own = own_budget_of(question.reward)
+    papers = IN_FULL if any(cell.in_full or cell.budget < own for cell in cells) else methods.PAPERS
     stopped = [(cell, sentence) for cell in cells if (sentence := stopped_of(cell, root)) is not None]
     found = Standing(
         question=question,

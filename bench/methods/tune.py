@@ -82,8 +82,15 @@ def finals(first: Sequence[Cell], found: pd.DataFrame, budget: int) -> list[Cell
         first: the cells of the first tries.
         found: `found_of` them.
         budget: denoiser evaluations of each.
+
+    Raises:
+        ValueError: where none of them has a held-out gain.
     """
     ranked = found.dropna(subset=["held_out"]).sort_values("held_out", ascending=False, kind="stable")
+    if ranked.empty:
+        raise ValueError(
+            f"none of the settings of {first[0].method} on {first[0].reward} has a held-out gain, so there is no best to try at full length: give its file of train/methods others in TUNING"
+        )
     wanted = set(ranked["settings"].head(FINALISTS))
     made: list[Cell] = []
     for cell in first:
