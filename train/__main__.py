@@ -34,7 +34,7 @@ from train.config import (
     with_reward,
 )
 from train.gates import GateBroken
-from train.launch import Hosts, launch, speaks
+from train.launch import Hosts, is_orphaned, launch, speaks
 from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
@@ -313,8 +313,8 @@ class StopOnSignal:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> int:
-        """The signal that came, 0 for none."""
-        return self._came
+        """The signal that came, 0 for none. Where the launcher was killed, nobody could send one: then the run must not go on behind the next one's back."""
+        return self._came or (signal.SIGTERM if is_orphaned() else 0)
 
 
 class Bar:
