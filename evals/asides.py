@@ -93,6 +93,15 @@ def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
                 )
 
 
+def scored(path: Path) -> Mapping[str, Any]:
+    """Whose pictures a score file is of, with the digest of the weights that drew them; nothing where that is not known, or told of other rows."""
+    if path.suffix != ".csv":  # packed ones hold rows of several scorings
+        return {}
+    content = _mapping(_content(path))
+    fits = content.get("rows_sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+    return _mapping(content.get("model")) if fits else {}
+
+
 def _content(path: Path) -> Any:
     """What stands beside a score file, None where it cannot be read."""
     try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 
 def hub_file(repository: str, name: str, revision: str | None = None) -> Path:
@@ -53,13 +57,25 @@ def _in_one_sentence(repository: str, name: str, revision: str | None) -> Iterat
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repository} has no revision {revision}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # a kind of the next
-        why = f"the hub cannot be reached, and {name} of {repository}{at} is not among earlier downloads"
+        answer = error.__cause__  # of a hub that can be reached and does not give it out
+        told = _told(answer) if isinstance(answer, errors.HfHubHTTPError) else "the hub cannot be reached"
+        why = f"{told}, and {name} of {repository}{at} is not among earlier downloads"
         raise ValueError(why) from error
     except errors.EntryNotFoundError as error:
         raise ValueError(f"{repository}{at} has no file {name}") from error
     except client_error as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise ValueError(f"{name} of {repository}{at} cannot be had: {_told(error)}") from error
         why = f"the download of {name} of {repository}{at} broke off ({type(error).__name__}): the same command goes on with it"
         raise ValueError(why) from error
     except OSError as error:  # a full disk, or another size than was announced
         why = f"{name} of {repository}{at} could not be fetched: {(error.strerror or str(error)).splitlines()[0]}"
         raise ValueError(why) from error
+
+
+def _told(answer: HfHubHTTPError) -> str:
+    """What the hub answered, with what to do about a token that it does not know."""
+    status = answer.response.status_code
+    login = ": `hf auth login`, or another HF_TOKEN" if status == 401 else ""
+    said = " ".join((answer.server_message or answer.response.reason_phrase).split())
+    return f"the hub answers {status} ({said}){login}"

@@ -56,9 +56,11 @@ class Weights:
         found = [self._find(name) for name in self.files]
         for path, expected in zip(found, self.sha256, strict=False):
             if (digest := sha256_of(path)) != expected:
+                # among the hub's downloads it is a link, and would be made again to the same content
+                content = path.resolve()
                 raise ValueError(
                     f"{path} is not the {path.name} of {self.repository} that is expected (sha256 {digest[:12]} instead of {expected[:12]}), "
-                    "or was not downloaded to its end: delete it, and it is fetched again"
+                    f"or was not downloaded to its end: delete {'it' if content == path.absolute() else content}, and it is fetched again"
                 )
         return found
 

@@ -125,6 +125,10 @@ def load(name: str | Path) -> Sequence[Prompt]:
     if str(name) in families:
         prompts: Sequence[Prompt] = families[str(name)].SETS[str(name)]()
         return prompts
+    if path.is_file():
+        raise ValueError(
+            f"{name} is no file of prompts: give a .jsonl (id and text a line) or a .txt (one prompt a line)"
+        )
     raise ValueError(
         f"unknown prompt set {str(name)!r}: give one of {', '.join(names())}, or a path to a .jsonl or .txt file"
     )

@@ -42,7 +42,8 @@ from train.config import (
     override,
     with_reward,
 )
-from train.plan import refuse_steps
+from train.plan import check_targets, refuse_steps
+from train.resources import adaptable
 from train.rewards import check_rewards
 from train.state import latest
 
@@ -106,6 +107,10 @@ def refused(result: Result, *parts: str) -> None:
         (["fairness", "--set", "lora=yes"], ["choose none, or set one of its fields"]),
         (["fairness", "--set", "sampling.steps=0"], ["sampling.steps is 0"]),
         (["fairness", "--set", "base="], ["--set base= gives nothing"]),
+        (
+            ["fairness", "--set", "iterations=3", "--set", "lr=1e-5", "--set", "iterations=5"],
+            ["--set iterations=3 and --set iterations=5 are both given: leave one out"],
+        ),
     ],
 )
 def test_what_is_unknown_is_named_with_its_choices(arguments: list[str], parts: list[str]) -> None:
@@ -160,6 +165,30 @@ def test_stable_diffusion_is_refused_what_it_cannot_do(
     refused(CliRunner().invoke(main, [experiment, "--on", "sd2", *arguments, "--dry-run"]), *parts)
 
 
+@pytest.mark.parametrize("target", ["to_q", "attn1.to_out.0", "conv1", "net.2"])
+def test_what_can_have_adapters_is_not_refused(target: str) -> None:
+    chosen = override(experiments.load("imagereward", "sd2"), [f"lora.targets={target}"])
+    check_targets(chosen)
+    assert any(f".{module}".endswith(f".{target}") for module in adaptable(chosen))
+    mistaken = override(chosen, [f"lora.targets={target},foo"])
+    with pytest.raises(ValueError, match=r"unknown module in lora.targets 'foo': .* to_k, to_out.0, to_q, "):
+        check_targets(mistaken)
+
+
+@pytest.mark.parametrize("bounds", [None, "0-1", (0, 1, 2), (0.0, None)])
+def test_a_reward_whose_range_is_none_is_refused_before_anything_is_drawn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: object
+) -> None:
+    class Scorer:
+        range, higher_is_better, source, scope, version = bounds, True, "own", "image", "0" * 8
+
+    monkeypatch.setattr(
+        "evals.scorers.load",
+        lambda name, *given: Scorer() if name == "own" else toy.load_scorer(name, *given),
+    )
+    refused(run("--reward", "redness=own", "--dry-run"), f"scorer own has the range {bounds!r}, but")
+
+
 # ------------------------------------------------------------------------------------------------------------- geometry
 
 
@@ -183,6 +212,7 @@ def test_stable_diffusion_is_refused_what_it_cannot_do(
         (["pretraining.source=data", "pretraining.beta=-1"], ["pretraining.beta is -1.0"]),
         (["lora.alpha=0"], ["lora.alpha is 0.0, but it must be above 0"]),
         (["lora.targets="], ["lora.targets is empty"]),
+        (["lora.targets=to_kv"], ["unknown module in lora.targets 'to_kv' (did you mean to_v?)"]),
         (["base=owner/name@main"], ["base: owner/name@main names a revision"]),
         (
             ["pretraining.source=data", "max_unreadable=1"],

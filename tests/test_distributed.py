@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 from evals.signals import heeded
 from tests import toy
 from tests.test_resume import Runner, assert_same, kill, train_toy
+from train.__main__ import StopOnSignal
 from train.config import Experiment, Lora, Pretraining
+from train.launch import LAUNCHER
 from train.state import latest
 
 BATCH = 12  # divides among one, two and three processes in groups of two
@@ -267,6 +269,40 @@ def test_a_hang_up_that_is_ignored_stays_so() -> None:
         assert signal.SIGHUP in heeded()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_whose_launcher_is_no_more_stops_as_if_it_were_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {number: signal.getsignal(number) for number in heeded()}
+    try:
+        stop = StopOnSignal()
+        assert not stop.requested()
+        monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+        assert not stop.requested()
+        monkeypatch.setenv(LAUNCHER, str(os.getppid() + 1))
+        assert stop.requested() == signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_no_process_trains_on(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    """The same command again would train in the same folder, beside them."""
+    run = tmp_path / "run"
+    settings, quiet = ("iterations=100000", "save_every=100000"), {"stderr": subprocess.DEVNULL}
+    with launched(run, tiny_pipeline_dir, toy_prompts, *settings, **quiet) as process:
+        has_begun(run, process)
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        _, left = psutil.wait_procs(workers, timeout=60)
+        for worker in left:
+            worker.kill()
+    assert not left
+    assert (run / "state" / "latest.json").is_file()
 
 
 @pytest.mark.slow

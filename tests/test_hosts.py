@@ -246,6 +246,33 @@ def test_a_slurm_job_without_arguments_or_job_is_one_sentence(tmp_path: Path) ->
     assert not calls
 
 
+def test_what_goes_along_arrives_as_it_is(tmp_path: Path) -> None:
+    """Also over several lines, and with backslashes, of which a dry run's echo made others."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nprintf %s "$3"\n')
+    ssh.chmod(0o755)
+    weights, setting = "it's\nx $HOME", r"prompts=a\nb\c.txt"
+    told = []
+    for dry in ("", "1"):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        run = subprocess.run(
+            [ROOT / "train/hosts.sh", "joint", "--set", setting],
+            env=environment(HOSTS="one", DRY_RUN=dry, PATH=path, T2I_WEIGHTS_DIR=weights),
+            capture_output=True,
+            text=True,
+        )
+        told.append(run.stdout.removeprefix("one: ").rstrip())
+    assert told[0] == told[1]
+    along, _, words = told[0].partition(" .venv/bin/python -m train")
+    said = subprocess.run(
+        ["sh", "-c", f"{along.rpartition('exec ')[2]} sh -c 'printf %s \"$T2I_WEIGHTS_DIR\"'"],
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout == weights
+    assert setting in words
+
+
 def test_plain_hosts_may_be_listed_in_lines_and_with_users() -> None:
     run = subprocess.run(
         [ROOT / "train/hosts.sh", "joint"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -15,10 +16,19 @@ from evals.checkpoints import load_pipeline
 from evals.hub import hub_file, hub_folder
 
 
-def http(kind: type[Exception]) -> Exception:
-    """An error of the hub's client without the answer that it usually comes with."""
+def http(kind: type[Exception], status: int = 502, said: str | None = None) -> Exception:
+    """An error of the hub's client with as much of the answer as is looked at."""
     error = kind.__new__(kind)
     error.args = ("told by the hub",)
+    error.response = SimpleNamespace(status_code=status, reason_phrase="Reason")  # type: ignore[attr-defined]
+    error.server_message = said  # type: ignore[attr-defined]
+    return error
+
+
+def not_given_out(answer: Exception) -> Exception:
+    """What the client raises of a file that the hub refuses and that was not fetched before."""
+    error = errors.LocalEntryNotFoundError("x")
+    error.__cause__ = answer
     return error
 
 
@@ -33,6 +43,18 @@ def http(kind: type[Exception]) -> Exception:
             "the hub cannot be reached, and f.json of a/b at revision v9 is not",
         ),
         (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached"),
+        (
+            not_given_out(http(errors.DisabledRepoError, 403, "Access to this resource is disabled.")),
+            "the hub answers 403 (Access to this resource is disabled.), and f.json of a/b at revision v9 is not among",
+        ),
+        (
+            not_given_out(http(errors.HfHubHTTPError, 451)),
+            "the hub answers 451 (Reason), and f.json of a/b at revision v9 is not among",
+        ),
+        (
+            http(errors.HfHubHTTPError, 401, "Invalid credentials"),
+            "f.json of a/b at revision v9 cannot be had: the hub answers 401 (Invalid credentials): `hf auth login`",
+        ),
         (http(errors.RemoteEntryNotFoundError), "a/b at revision v9 has no file f.json"),
         (
             http(errors.HfHubHTTPError),

@@ -371,6 +371,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
             "holds no pictures (.jpg, .jpeg, .png, .webp), no shards of them (.tar), and no",
         ),
         (tmp_path / "words", "holds no pictures"),
+        (tmp_path / "words" / "a.txt", "a.txt is a file, and no shard that can be read"),
         (tmp_path / "shards", "holds no pictures"),
         (tmp_path / "shards" / "2.tar", "there is no"),
         (f"{tmp_path}/shards/{{0..3}}.tar", "/shards/2.tar, and 1 more of the 4 of"),

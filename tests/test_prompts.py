@@ -202,6 +202,12 @@ def test_missing_file(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_a_file_of_another_kind_is_told_from_an_unknown_set(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("id,text\n1,a cat\n")
+    said = f"{tmp_path / 'mine.csv'} is no file of prompts: give a .jsonl "
+    assert refusal(tmp_path / "mine.csv").startswith(said)
+
+
 def test_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     assert "cannot be read (is a directory)" in refusal(tmp_path / "a.jsonl")

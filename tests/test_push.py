@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from evals import compare, rows, tables
+from evals import asides, compare, rows, tables
 from evals.checkpoints import ROOT, resolve
 from evals.decoder import decode
 from evals.diffusion import Painter, sample
@@ -332,6 +333,13 @@ def test_a_sheet_is_shown_only_with_the_bases_row(finished: Path) -> None:
     assert "![Samples]" not in card(finished)
 
 
+def test_a_sheet_of_an_earlier_state_is_not_shown_as_this_model(finished: Path) -> None:
+    """Where samples were switched off on the way; nor does a picture of somebody's own stop anything."""
+    change(finished, experiment=record_of(finished)["experiment"] | {"iterations": 7})
+    (finished / "samples" / "cover.png").touch()
+    assert "![Samples]" not in card(finished)
+
+
 def test_guidance_that_diffusers_does_not_do_is_told(finished: Path) -> None:
     experiment = record_of(finished)["experiment"]
     for guidance, told in (
@@ -602,6 +610,36 @@ def test_scores_of_other_runs_are_refused(finished: Path, tmp_path: Path) -> Non
     refused(
         pushed(finished, *options[:-1], str(tmp_path / "no.csv")), "no.csv: the score file cannot be read"
     )
+
+
+def told_beside(path: Path, experiment: str, seed: int, weights: str) -> None:
+    """What `python -m evals score` tells beside a score file."""
+    model = {"experiment": experiment, "model": "miniature", "seed": seed, "weights": weights}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    asides.beside(path).write_text(json.dumps({"model": model, "rows_sha256": digest}))
+
+
+def test_scores_of_other_weights_of_the_same_name_are_refused(finished: Path, tmp_path: Path) -> None:
+    """A run that was trained again, and a variant's base where the run has another."""
+    frame = study(prompts=2, images=2, experiments=("base", "joint"))
+    frame = frame.assign(experiment=frame["experiment"].replace({"joint": "toy"}))
+    mine, base = tmp_path / "mine.csv", tmp_path / "base.csv"
+    rows.write(frame[(frame["experiment"] == "toy") & (frame["seed"] == 1)], mine)
+    rows.write(frame[frame["experiment"] == "base"], base)
+    options = ("--scores", str(mine), "--scores", str(base))
+    ours = resolve(str(finished))
+    told_beside(mine, "toy", 1, ours.digest())
+    told_beside(base, "base", 0, ours.its_base().digest())
+    assert "| difference |" in card(finished, *options)
+    told_beside(base, "base", 0, "0" * 12)
+    done = pushed(finished, "--licence", "mit", "--dry-run", *options)
+    refused(done, f"--scores {base} is of other weights than those of ", f"score {finished}@0 --out FILE.csv")
+    told_beside(mine, "toy", 1, "0" * 12)
+    done = pushed(finished, "--licence", "mit", "--dry-run", *options)
+    refused(done, f"--scores {mine} is of other weights than", f"score {finished} --out FILE.csv")
+    rows.write(rows.read([mine])[::-1], mine)  # not the rows that were told of: of these nothing is known
+    told_beside(base, "base", 0, ours.its_base().digest())
+    assert "| difference |" in card(finished, *options)
 
 
 # ------------------------------------------------------------------------------------------------------------ two commands

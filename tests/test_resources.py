@@ -184,6 +184,22 @@ def test_the_plan_says_where_adapters_are_not_counted() -> None:
     assert "M adapters" not in told
 
 
+def test_what_is_small_is_not_told_as_nothing() -> None:
+    (told,) = memory(override(experiments.load("imagereward", "miniature"), ["lora.rank=2"]), 1)
+    assert "6.6 M frozen weights 0.02," in told
+    assert " 0.0" in told
+    assert " 0.0 " not in told
+    assert " 0.0," not in told
+    assert " 0.0)" not in told
+
+
+def test_the_plan_says_that_compiling_takes_memory_on_top() -> None:
+    plain = experiments.load("imagereward", "sd2_1gpu")
+    assert "compile" not in memory(plain, 1)[0]
+    (told,) = memory(override(plain, ["update.compile=true"]), 1)
+    assert "on top: what update.compile needs (3.5 GiB were measured of SD2 with checkpointing), " in told
+
+
 def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
     """Decoder and denoiser hold their activations at once, of every step that has a gradient."""
     drafted = override(experiments.load("imagereward_draft", "sd2"), ["method.noisings=1"])

@@ -113,6 +113,18 @@ def test_another_content_is_refused_and_what_is_expected_passes(hub: Path) -> No
     assert "delete it, and it is fetched again" in str(refused.value)
 
 
+def test_of_a_link_among_the_hubs_downloads_the_content_is_to_be_deleted(hub: Path, tmp_path: Path) -> None:
+    """Where the link alone is deleted, the hub's client makes it again, to the same content."""
+    folder = put(hub / "owner" / "name" / "main", CONTENT)
+    hashes = tuple(sha256(content) for content in CONTENT.values())
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"half")
+    (folder / "model.bin").unlink()
+    (folder / "model.bin").symlink_to(blob)
+    with pytest.raises(ValueError, match=re.escape(f": delete {blob}, and it is fetched again")):
+        replace(ONE, sha256=hashes).paths()
+
+
 def test_a_file_that_was_changed_is_hashed_again(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     for content in (b"one", b"other"):

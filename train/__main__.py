@@ -23,11 +23,20 @@ from tqdm import tqdm
 from evals import signals, weights
 from evals.scorers import what_is_cut
 from train import experiments, trackers
-from train.config import MEMORY_FIELDS, Experiment, as_json, check, differences, override, with_reward
+from train.config import (
+    MEMORY_FIELDS,
+    Experiment,
+    as_json,
+    check,
+    differences,
+    override,
+    refuse_twice,
+    with_reward,
+)
 from train.gates import GateBroken
-from train.launch import Hosts, launch, speaks
+from train.launch import Hosts, is_orphaned, launch, speaks
 from train.loop import Stopped, train
-from train.plan import check_steps, describe, plan
+from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
 from train.run import Run
 from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
@@ -138,12 +147,14 @@ def main(
     weights.accept_terms(accept_terms)
     try:
         as_it_is = experiments.load(experiment, model)
+        refuse_twice(settings)
         chosen = override(as_it_is, settings)
         if reward is not None:
             chosen = with_reward(chosen, reward)
         check(chosen, processes * hosts)
         check_names(chosen)
         check_steps(chosen)
+        check_targets(chosen)
         changed = differences(as_json(as_it_is), as_json(chosen), but=MEMORY_FIELDS)
         name = run_name(experiment, model, seed, out, changed)
         followers = trackers.chosen(tracker_names)
@@ -302,8 +313,8 @@ class StopOnSignal:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> int:
-        """The signal that came, 0 for none."""
-        return self._came
+        """The signal that came, 0 for none. Where the launcher was killed, nobody could send one: then the run must not go on behind the next one's back."""
+        return self._came or (signal.SIGTERM if is_orphaned() else 0)
 
 
 class Bar:

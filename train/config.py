@@ -554,6 +554,20 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     return experiment
 
 
+def refuse_twice(settings: Iterable[str]) -> None:
+    """Refuse a field that is set twice on one command line, of which the last would win without a word.
+
+    Raises:
+        ValueError: naming both.
+    """
+    given: dict[str, str] = {}
+    for setting in settings:
+        field = setting.partition("=")[0]
+        if field in given:
+            raise ValueError(f"--set {given[field]} and --set {setting} are both given: leave one out")
+        given[field] = setting
+
+
 def with_reward(experiment: Experiment, given: str) -> Experiment:
     """Train on another scorer, with the task's prompts, batch and shaping.
 

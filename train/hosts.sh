@@ -28,12 +28,13 @@ along=
 [ -z "${HF_TOKEN:-}" ] || echo 'note: HF_TOKEN stays here, the hosts use their own login (`hf auth login`)' >&2
 for name in T2I_WEIGHTS_DIR T2I_PROMPTS_DIR HF_HOME HF_HUB_OFFLINE; do
   eval "value=\${$name:-}"
-  [ -z "$value" ] || along="$along $name=$(quote "$value" | cut -c 2-)"
+  value=$(quote "$value")
+  [ "$value" = " ''" ] || along="$along $name=${value# }"
 done
 for host in $HOSTS; do
   command="cd $(quote "$PWD") && exec env$along .venv/bin/python -m train$arguments --processes ${GPUS:-1} --hosts $count --host $number --first $first:${PORT:-29500}"
   if [ -n "${DRY_RUN:-}" ]; then
-    echo "$host: $command"
+    printf '%s\n' "$host: $command" # echo would change a backslash
   else
     # -tt: when this ssh goes, the terminal there closes, and training saves
     ssh -tt "$host" "$command" </dev/null &

@@ -153,6 +153,10 @@ class FolderPairs:
         Raises:
             ValueError: where there is no such folder, or its metadata.jsonl is damaged.
         """
+        if folder.is_file():
+            raise ValueError(
+                f"pretraining.source: {folder} is a file, and no shard that can be read: give shards that end in .tar, not compressed, or a folder"
+            )
         if not folder.is_dir():
             raise ValueError(
                 f"pretraining.source: there is no folder {folder}: give one of pictures with captions, of shards (.tar) or of latents, "

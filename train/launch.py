@@ -36,6 +36,8 @@ SECONDS_TO_PART = 5
 """For which the first host waits for the others to hear of a failure."""
 SECONDS_TO_MEET = 600
 """Until a host that has not come at all counts as dead."""
+LAUNCHER = "T2I_LAUNCHER"
+"""Variable that tells a process who started it."""
 GONE = "host 0 has fallen silent"
 
 
@@ -89,6 +91,7 @@ def launch(processes: int, hosts: Hosts = Hosts()) -> int:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": hosts.address,
         "MASTER_PORT": str(hosts.port or free_port()),
+        LAUNCHER: str(os.getpid()),
     }
     # without this each process would start a thread for every core of the host
     everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -217,6 +220,11 @@ class Line:
             thread.join(SECONDS_OF_SILENCE)
             self.gone = said in ([], [GONE])
         return GONE if self.gone else said[0]
+
+
+def is_orphaned() -> bool:
+    """Whether this process was started by `launch`, and that one is no more: killed, it could pass nothing on."""
+    return LAUNCHER in os.environ and os.getppid() != int(os.environ[LAUNCHER])
 
 
 def speaks() -> bool:

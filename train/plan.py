@@ -13,12 +13,12 @@ from typing import Any
 from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base
 from evals.diffusion import Schedule
-from train.config import Experiment, Task, as_json
+from train.config import Experiment, Task, as_json, choose
 from train.images import is_here
 from train.mixing import Pool, turns
 from train.objective import drawable_steps, step_weights
 from train.policy import learning_rate
-from train.resources import memory, time_needed
+from train.resources import adaptable, memory, time_needed
 
 
 def plan(experiment: Experiment, processes: int) -> str:
@@ -122,6 +122,26 @@ def check_steps(experiment: Experiment) -> None:
     config = _scheduler(experiment.base)
     if config is not None:
         refuse_steps(config, experiment.sampling.steps)
+
+
+def check_targets(experiment: Experiment) -> None:
+    """Refuse adapters of modules that the base's denoiser has not, where their names can be read without a download.
+
+    Raises:
+        ValueError: naming the module and the choices.
+    """
+    modules = adaptable(experiment)
+    if experiment.lora is None or not modules:
+        return
+    for target in experiment.lora.targets:
+        if not any(f".{module}".endswith(f".{target}") for module in modules):
+            choose("module in lora.targets", target, sorted(set(map(_short_module, modules))))
+
+
+def _short_module(name: str) -> str:
+    """As one names a module in `lora.targets`: its last part, with the one before where that is a number."""
+    *before, last = name.split(".")
+    return f"{before[-1]}.{last}" if last.isdecimal() and before else last
 
 
 def refuse_steps(config: Mapping[str, Any], steps: int) -> None:

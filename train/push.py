@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evals import asides
 from evals.checkpoints import LORA_FILE, PARTS, ROOT, Checkpoint, first_line, resolve
 from evals.files import write_text
 from train import grids
@@ -62,7 +63,8 @@ def push(
         check_name(repository)
         terms = {"license": licence} if licence else licence_of(record)
         results = comparison(scores, checkpoint) if scores else None
-        card = model_card(checkpoint, record, repository, terms, results, last_sheet(names))
+        sheet = last_sheet(names, record["experiment"]["iterations"])
+        card = model_card(checkpoint, record, repository, terms, results, sheet)
         if out is not None:
             write_card(card, out)
         if dry_run:
@@ -123,12 +125,10 @@ def _pipeline(run: Path) -> list[Path]:
     return [index, *parts] if index.is_file() else []
 
 
-def last_sheet(names: Sequence[str]) -> str | None:
-    """The sheet of samples that shows the trained model below the base, where there is one."""
-    first, *more = sorted(
-        name for name in names if name.startswith(grids.FOLDER) and name.endswith(".png")
-    ) or [""]
-    return more[-1] if more and int(Path(first).stem) == 0 else None
+def last_sheet(names: Sequence[str], iterations: int) -> str | None:
+    """The sheet of samples that shows the trained model, and no earlier state of it, below the base, where there is one."""
+    base, last = (str(grids.sheet_path(Path(), number)) for number in (0, iterations))
+    return last if base in names and last in names else None
 
 
 def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
@@ -165,17 +165,41 @@ def comparison(paths: Sequence[Path], checkpoint: Checkpoint) -> Comparison:
     """The run against its base, from score rows: those of other runs, other seeds among them, are left out.
 
     Raises:
-        ValueError: as `evals.rows.read`; where there is no row of the run, or none of the base.
+        ValueError: as `evals.rows.read`; where there is no row of the run, or none of the base, or they are of other weights than these.
     """
     from evals import rows
     from evals.compare import compare
 
     found = rows.read(paths)
+    for path in paths:
+        refuse_other_weights(path, checkpoint)
     mine = _is(found, checkpoint)
     if not mine.any():
         raise ValueError(f"--scores: no row of {', '.join(map(str, paths))} is of {checkpoint.name}")
     base = (found["experiment"] == rows.BASE) & (found["model"] == checkpoint.model)
     return compare(found[mine | base])
+
+
+def refuse_other_weights(path: Path, checkpoint: Checkpoint) -> None:
+    """Refuse scores of another checkpoint of the same name: of a run in this folder before, or of the base that the variant has where this run has another.
+
+    Of a file with nothing beside it that fits its rows, and of a base that is not on this machine any more, nothing is known.
+
+    Raises:
+        ValueError: naming the file, and how to score the right one.
+    """
+    told = asides.scored(path)
+    if "weights" not in told or (checkpoint.base and (at := local_base(checkpoint.base)) and not at.exists()):
+        return
+    run = checkpoint.source
+    for mine, again in ((checkpoint, run), (checkpoint.its_base(), f"{run}@0")):
+        named = (mine.experiment, mine.model, mine.seed)
+        whose = (told.get("experiment"), told.get("model"), told.get("seed"))
+        if whose == named and told["weights"] != mine.digest():
+            raise ValueError(
+                f"--scores {path} is of other weights than those of {mine.source}, though both are called {mine.name}: score it again, "
+                f"python -m evals score {again} --out FILE.csv"
+            )
 
 
 def _is(rows: pd.DataFrame, checkpoint: Checkpoint) -> pd.Series[bool]:

@@ -35,9 +35,9 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
     if not held:
         return []
     (most, parts), *others = sorted(held.items(), key=lambda moment: sum(moment[1].values()), reverse=True)
-    told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    sums = [f"{sum(parts.values()) / GIB:.1f} GiB {most} ({told})"]
-    sums += [f"{sum(parts.values()) / GIB:.1f} {name}" for name, parts in others]
+    told = ", ".join(f"{name} {_short(size / GIB)}" for name, size in parts.items())
+    sums = [f"{_short(sum(parts.values()) / GIB)} GiB {most} ({told})"]
+    sums += [f"{_short(sum(parts.values()) / GIB)} {name}" for name, parts in others]
     on_top = [f"the scorers {', '.join(experiment.scorers)}"]
     if experiment.base not in REPOSITORIES:
         on_top.insert(0, "text encoders and decoder")
@@ -45,6 +45,8 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
         on_top.insert(0, "the update's activations")
     if experiment.lora is not None and not _counts_adapters(experiment.lora):
         on_top.insert(0, "adapters (not counted for these lora.targets)")
+    if experiment.update.compile:
+        on_top.insert(0, "what update.compile needs (3.5 GiB were measured of SD2 with checkpointing)")
     return [
         f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}",
         *_fewer_pictures(experiment),
@@ -60,6 +62,27 @@ def _fewer_pictures(experiment: Experiment) -> list[str]:
     needed = _of_decoder(known, "decoder", pictures) / SHARE / GIB
     return [
         f"decoder: a GPU of less than {math.ceil(needed)} GiB decodes fewer than {pictures} pictures at a time"
+    ]
+
+
+def _short(number: float) -> str:
+    """With one decimal, and where that would be 0 with the first digit that is not."""
+    return f"{number:.1f}" if number >= 0.05 or not number else f"{number:.1g}"
+
+
+def adaptable(experiment: Experiment) -> list[str]:
+    """Modules of the base's denoiser that can have adapters, where their names are known without a download; none where they are not.
+
+    A checkpoint in one file has names of its own layout, which are not those that adapters go by.
+    """
+    if Path(find_base(experiment.base)).is_file():
+        return []
+    shapes = _denoiser_shapes(experiment)
+    if shapes is None and (known := REPOSITORIES.get(experiment.base)) is not None:
+        shapes = ARCHITECTURES[known].shapes()["unet"]
+    found = (shapes or {}).items()
+    return [
+        name.removesuffix(".weight") for name, shape in found if name.endswith(".weight") and len(shape) > 1
     ]
 
 
@@ -103,7 +126,7 @@ def _of_training(experiment: Experiment, shapes: Shapes, processes: int) -> dict
     count, lora = _numbers(shapes), experiment.lora
     if lora is None:
         return _of_trained(experiment, "trained weights", count, shares)
-    frozen = {f"{count / 1e6:.1f} M frozen weights": count * BYTES / shares}
+    frozen = {f"{_short(count / 1e6)} M frozen weights": count * BYTES / shares}
     if not _counts_adapters(lora):
         return frozen
     return frozen | _of_trained(experiment, "adapters", _adapters(lora, shapes), shares)
@@ -114,7 +137,7 @@ def _of_trained(experiment: Experiment, what: str, count: int, shares: int) -> d
     size = count * BYTES / shares
     beside = {"average": experiment.ema is not None, "old policy": experiment.method.needs_old}
     copies = {name: size for name, there in beside.items() if there}
-    return {f"{count / 1e6:.1f} M {what}": size, "gradients": size, "AdamW": 2 * size, **copies}
+    return {f"{_short(count / 1e6)} M {what}": size, "gradients": size, "AdamW": 2 * size, **copies}
 
 
 def _counts_adapters(lora: Lora) -> bool:

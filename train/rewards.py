@@ -47,13 +47,18 @@ def load_scorers(names: Sequence[str], device: torch.device | str, domain: score
     """Scorers by name, ready to be called.
 
     Raises:
-        ValueError: for an unknown name (with the choices), an unknown scope, or one that compares with the base's pictures, which training has not.
+        ValueError: for an unknown name (with the choices), an unknown scope, a range that is none, or one that compares with the base's pictures, which training has not.
     """
     loaded = {name: scorers.load(name, device, domain) for name in names}
     for name, scorer in loaded.items():
         if scorer.scope not in get_args(scorers.Scope):
             raise ValueError(
                 f"scorer {name} has the scope {scorer.scope!r}: choose from {', '.join(get_args(scorers.Scope))}"
+            )
+        bounds: object = scorer.range
+        if not (isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2):
+            raise ValueError(
+                f"scorer {name} has the range {bounds!r}, but it must be two numbers, (low, high)"
             )
         if scorer.scope == "paired":
             raise ValueError(
