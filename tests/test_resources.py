@@ -196,7 +196,7 @@ def test_what_is_small_is_not_told_as_nothing() -> None:
 def test_the_plan_says_that_compiling_takes_memory_on_top() -> None:
     plain = experiments.load("imagereward", "sd2_1gpu")
     assert "compile" not in memory(plain, 1)[0]
-    (told,) = memory(override(plain, ["update.compile=true"]), 1)
+    (told, _) = memory(override(plain, ["update.compile=true"]), 1)
     assert "on top: what update.compile needs (3.5 GiB were measured of SD2 with checkpointing), " in told
 
 
