@@ -184,7 +184,7 @@ def test_encoding_is_the_reverse_of_decoding() -> None:
     """With an autoencoder that only rearranges: 3 channels of 2x2 pixels as 12."""
 
     class Rearranging(torch.nn.Module):
-        config = SimpleNamespace(scaling_factor=0.25)
+        config = SimpleNamespace(scaling_factor=0.25, block_out_channels=(3, 12))
 
         def __init__(self) -> None:
             super().__init__()
