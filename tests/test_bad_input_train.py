@@ -24,6 +24,7 @@ from evals.checkpoints import resolve
 from evals.diffusion import Sampling, Schedule
 from evals.signals import STOPS
 from prompts import Prompt
+from prompts.lock import locked
 from tests import toy
 from train import experiments
 from train.__main__ import main, run_name
@@ -632,6 +633,15 @@ def test_an_unfinished_run_with_other_settings_is_refused(run: Run, tmp_path: Pa
     assert run().exit_code == 0
     (tmp_path / "run" / "run.json").unlink()
     refused(run("--set=tasks.redness.batch=4"), "tasks.redness.batch (8 -> 4)")
+    assert run().exit_code == 0
+
+
+def test_the_same_command_at_once_is_refused_and_goes_on_when_the_other_has_ended(
+    run: Run, tmp_path: Path
+) -> None:
+    with locked(tmp_path / ".run.lock"):  # what the other holds
+        refused(run(), "run is being trained by another command: wait for its end, or choose another --out")
+        assert not (tmp_path / "run").exists()
     assert run().exit_code == 0
 
 

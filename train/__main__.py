@@ -10,7 +10,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from evals import signals, weights
 from evals.scorers import what_is_cut
+from prompts.lock import locked
 from train import experiments, trackers
 from train.config import (
     MEMORY_FIELDS,
@@ -228,6 +230,31 @@ def run(
     Returns:
         the exit code.
     """
+    with ExitStack() as held:
+        try:
+            alone = held.enter_context(alone_in(out))
+        except OSError as error:
+            return leave(f"{out} cannot be prepared: {error}", 2)
+        if not alone:
+            told = f"{out} is being trained by another command: wait for its end, or choose another --out"
+            return leave(told, 2)
+        return _run(experiment, name, model, seed, out, followers)
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[bool]:
+    """Whether no other command trains in that folder; of several processes the first asks for all."""
+    if not speaks():
+        yield True
+        return
+    folder = out.absolute()
+    with locked(folder.with_name(f".{folder.name}.lock"), wait=False) as alone:
+        yield alone
+
+
+def _run(
+    experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str]
+) -> int:
     stop = StopOnSignal()
     bar = Bar(name, experiment.iterations)
     try:
