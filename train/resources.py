@@ -77,10 +77,7 @@ def adaptable(experiment: Experiment) -> list[str]:
     """
     if Path(find_base(experiment.base)).is_file():
         return []
-    shapes = _denoiser_shapes(experiment)
-    if shapes is None and (known := REPOSITORIES.get(experiment.base)) is not None:
-        shapes = ARCHITECTURES[known].shapes()["unet"]
-    found = (shapes or {}).items()
+    found = (_denoiser_shapes(experiment) or {}).items()
     return [
         name.removesuffix(".weight") for name, shape in found if name.endswith(".weight") and len(shape) > 1
     ]
@@ -94,14 +91,12 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     architectures, the update's in bf16 and for all weights; a rollout's pass needs less than an update's of as many images.
     """
     shapes, known = _denoiser_shapes(experiment), REPOSITORIES.get(experiment.base)
-    published = ARCHITECTURES[known].shapes() if known is not None else {}
-    if shapes is None:
-        shapes = published.get("unet")
     if shapes is None:
         return {}
     update = _of_training(experiment, shapes, processes)
     if known is None:
         return {UPDATE: update}
+    published = ARCHITECTURES[known].shapes()
     others = sum(_numbers(of_model) for name, of_model in published.items() if name != "unet")
     update["text encoders and decoder"] = others * BYTES
     decoding = {name: size for name, size in update.items() if name != "gradients"}
@@ -230,7 +225,7 @@ def _padded(count: int, size: int) -> int:
 
 
 def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
-    """Shapes of the base denoiser's weights, from the headers of its files; None for what is not here or is damaged."""
+    """Shapes of the base denoiser's weights, from the headers of its files, else as published; None for what is neither here nor known, or is damaged."""
     base = Path(find_base(experiment.base))
     try:
         if base.is_file():
@@ -238,7 +233,8 @@ def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
         files = weight_files(base, "unet")[1]
         return {name: shape for file in files for name, shape in _shapes(file).items()}
     except (OSError, SafetensorError, ValueError):
-        return None  # loading it says why
+        known = REPOSITORIES.get(experiment.base)
+        return None if known is None else ARCHITECTURES[known].shapes()["unet"]  # loading it says why
 
 
 def _shapes(file: Path, beginning: str = "") -> Shapes:

@@ -55,10 +55,9 @@ def load_scorers(names: Sequence[str], device: torch.device | str, domain: score
             raise ValueError(
                 f"scorer {name} has the scope {scorer.scope!r}: choose from {', '.join(get_args(scorers.Scope))}"
             )
-        bounds: object = scorer.range
-        if not (isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2):
+        if not scorers.is_range(scorer.range):
             raise ValueError(
-                f"scorer {name} has the range {bounds!r}, but it must be two numbers, (low, high)"
+                f"scorer {name} has the range {scorer.range!r}, but it must be two numbers, (low, high)"
             )
         if scorer.scope == "paired":
             raise ValueError(

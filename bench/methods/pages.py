@@ -249,10 +249,9 @@ def verdict(standing: Standing) -> str:
     best = min(others, key=lambda m: others[m].evaluations)
     share = others[best].evaluations / whole
     outcome = "reached" if share <= GOAL else "not known" if others[best].at_most else "missed"
-    reliable = sum(not math.isnan(e) for e in others[best].seeds)
     return (
         f"The paper's method ends at {target} in {metric.title}. The first to reach that is **{best}**, after {_most(others[best])}{share:.2f} of its evaluations "
-        f"(goal: {GOAL:g}, {outcome}), in {reliable} of {_trained(standing, best, others[best])} seeds by themselves."
+        f"(goal: {GOAL:g}, {outcome}), in {_by_themselves(standing, best, others[best])} seeds by themselves."
     )
 
 
@@ -261,9 +260,10 @@ def _mean_end(axis_RT: Array) -> float:
     return float(axis_RT[:, -1].mean())
 
 
-def _trained(standing: Standing, label: str, reach: Reach) -> int:
-    """Seeds that were trained: one that stopped by itself has reached nothing."""
-    return len(reach.seeds) + standing.stopped_seeds(label)
+def _by_themselves(standing: Standing, label: str, reach: Reach) -> str:
+    """How many seeds reach it, of those that were trained: one that stopped by itself has reached nothing."""
+    reached, trained = sum(not math.isnan(e) for e in reach.seeds), len(reach.seeds)
+    return f"{reached} of {trained + standing.stopped_seeds(label)}"
 
 
 def _most(reach: Reach) -> str:
@@ -303,11 +303,7 @@ def race(standing: Standing) -> list[list[str]]:
                 f"{at_most}{reach.seconds:,.0f}{_busy(track)}",
                 f"{at_most}{reach.seconds / _mean_end(goal_track.seconds_RT):.2f}" if alike else "–",
             ]
-        line.append(
-            "–"
-            if reach is None
-            else f"{sum(not math.isnan(e) for e in reach.seeds)} of {_trained(standing, track.label, reach)}"
-        )
+        line.append("–" if reach is None else _by_themselves(standing, track.label, reach))
         lines.append([*line, over_optimises(standing, track)])
     return lines
 

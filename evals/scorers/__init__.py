@@ -23,7 +23,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -299,6 +299,11 @@ def _told(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split())
     return f"{textwrap.shorten(said, 300, placeholder=' ...')} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def is_range(bounds: object) -> TypeGuard[tuple[float, float]]:
+    """Whether that can be a scorer's `range`: two numbers."""
+    return isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2
 
 
 def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.scorers import Domain, Scope, Scorer, ScorerFailed, ask, ask_differentiable
+from evals.scorers import Domain, Scope, Scorer, ScorerFailed, ask, ask_differentiable, is_range
 from evals.scorers._preprocess import preprocess, resize
 from prompts import Prompt
 
@@ -102,7 +102,7 @@ def _drawings() -> tuple[Tensor, list[Prompt]]:
 def _of_what_it_states(scorer: Scorer) -> list[str]:
     found = []
     bounds: object = scorer.range
-    if not (isinstance(bounds, tuple) and [type(end) in (int, float) for end in bounds] == [True] * 2):
+    if not is_range(bounds):
         found.append(f"its range is {bounds!r}, but must be two numbers, (low, high)")
     elif not bounds[0] < bounds[1]:
         found.append(f"its range is {scorer.range}, but must be (low, high)")
