@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Architecture:
             **{name: kind(CLIPTextConfig(**config)).eval() for name, kind, config in encoders},
         }
 
+    @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Shape of every weight by name, of each model."""
         with torch.device("meta"):
@@ -49,7 +51,7 @@ class Architecture:
 
     def weights(self) -> dict[str, int]:
         """Number of weights of each model."""
-        return {name: sum(map(math.prod, shapes.values())) for name, shapes in self.shapes().items()}
+        return {name: sum(map(math.prod, shapes.values())) for name, shapes in self.shapes.items()}
 
 
 _UNET = {

@@ -96,7 +96,7 @@ def moments(experiment: Experiment, processes: int) -> dict[str, dict[str, float
     update = _of_training(experiment, shapes, processes)
     if known is None:
         return {UPDATE: update}
-    published = ARCHITECTURES[known].shapes()
+    published = ARCHITECTURES[known].shapes
     others = sum(_numbers(of_model) for name, of_model in published.items() if name != "unet")
     update["text encoders and decoder"] = others * BYTES
     decoding = {name: size for name, size in update.items() if name != "gradients"}
@@ -234,7 +234,7 @@ def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
         return {name: shape for file in files for name, shape in _shapes(file).items()}
     except (OSError, SafetensorError, ValueError):
         known = REPOSITORIES.get(experiment.base)
-        return None if known is None else ARCHITECTURES[known].shapes()["unet"]  # loading it says why
+        return None if known is None else ARCHITECTURES[known].shapes["unet"]  # loading it says why
 
 
 def _shapes(file: Path, beginning: str = "") -> Shapes:
