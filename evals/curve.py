@@ -7,7 +7,7 @@ All is fixed here before anything is scored:
   Metrics of scorers that were rewards of the run are its proxies, of scorers that know the miniature's truth its gold, all others its judges. Of
   a scorer the first metric counts that is no win rate, which ends at 100 %, or else the win rate.
 - A *gain* is the metric less that of the base, turned such that more is better, on the same prompts and noise. Prompts are resampled inside the strata that the
-  suite names, as in `evals.compare`.
+  suite names, and the intervals are those of `evals.compare`.
 - Proxy and judge *part* at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it
   was then, both with their whole intervals.
 - The checkpoint to *keep* is the one that the judge puts first, the base and the end of the run among them; of several judges, the one whose
@@ -27,6 +27,7 @@ Shape suffixes: T checkpoints, the base first; R training seeds; N resamples; P 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,11 +43,11 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import headlines_of, most_missing, refuses, strata_of
+from evals.compare import NOTHING, headlines_of, most_missing, refuses, strata_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.rows import BASE
-from evals.stats import Array, Interval, Resampler
+from evals.stats import Array, Interval, Resampled, Resampler
 from evals.tables import heading, interval, markdown_table, strata_notes
 from prompts import Prompt
 
@@ -278,39 +279,26 @@ def _series(
         )
     sample = resampler.prompts(prompt_set, [one for one, lost in zip(ids, lost_P, strict=True) if not lost])
     weight_NR = resampler.seeds("training seeds", seeds)
-    draws_TN = np.stack(
-        [
-            metric.finish(stats.mean_statistics(values_RPS, weight_NR, sample.weight_NP))
-            for values_RPS in kept_TRPS
-        ]
-    )
-    point_T = np.array([stats.point(values_RPS, metric.finish) for values_RPS in kept_TRPS])
+    seen_T = [stats.resampled(values_RPS, metric.finish, weight_NR, sample) for values_RPS in kept_TRPS]
     sign = 1.0 if metric.higher_is_better else -1.0
-    gain_T, gain_TN = sign * (point_T - point_T[0]), sign * (draws_TN - draws_TN[0])
-    error_TT, critical = simultaneous(gain_TN)
+    error_TT, critical = simultaneous(np.stack([seen.draws_N for seen in seen_T]))
     if number < stats.FEW:
         critical = _bonferroni(len(order))
     if seeds > 1:
-        influence_TRP = np.stack(
-            [stats.influence(values_RPS, metric.finish, sample.strata) for values_RPS in kept_TRPS]
-        )
-        critical *= _widening(influence_TRP, sample.strata)
+        critical *= _widening(np.stack([seen.influence_RP for seen in seen_T]), sample.strata)
     else:
         critical = _students(critical, number - (1 if sample.strata is None else len(set(sample.strata))))
-    point_T, gain_T = (np.where(refused_T, np.nan, values_T) for values_T in (point_T, gain_T))
-    value_T = _intervals(point_T, draws_TN)
-    if metric.unit == "share":
-        value_T = tuple(
-            stats.wilson(one.value * number, number) if stats.is_unvaried(one.value, draws_N) else one
-            for one, draws_N in zip(value_T, draws_TN, strict=True)
-        )
+    both_T = [
+        (NOTHING, NOTHING) if refused else _beside_base(metric, seen, seen_T[0])
+        for seen, refused in zip(seen_T, refused_T, strict=True)
+    ]
     return Series(
         question=question,
         role=role,
         metric=name,
         prompt_set=prompt_set,
-        value_T=value_T,
-        gain_T=_beside_base(value_T, sign) if metric.needs_base else _intervals(gain_T, gain_TN),
+        value_T=tuple(value for value, _ in both_T),
+        gain_T=tuple(difference if sign > 0 else _negated(difference) for _, difference in both_T),
         error_TT=error_TT,
         critical=critical,
         left_out=int(lost_P.sum()),
@@ -384,15 +372,18 @@ def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> PerP
     return PerPrompt(tuple(ids), np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked]))
 
 
-def _intervals(point_T: Array, draws_TN: Array) -> tuple[Interval, ...]:
-    pairs = zip(point_T, draws_TN, strict=True)
-    return tuple(stats.percentile_interval(float(value), draws_N) for value, draws_N in pairs)
+def _beside_base(metric: Metric, seen: Resampled, base: Resampled) -> tuple[Interval, Interval]:
+    """The value and the difference to the base, with the intervals that `evals.compare` gives them."""
+    share = metric.unit == "share"
+    if metric.needs_base:  # beside itself the base is known exactly
+        net = stats.beside_constant(seen, base.value, share)
+        return Interval(seen.value, *(base.value + end for end in net[1:])), net
+    less = seen.less(base)
+    return stats.interval(seen, share), stats.interval(less)
 
 
-def _beside_base(value_T: Sequence[Interval], sign: float) -> tuple[Interval, ...]:
-    """Gains over a base that is known exactly: the values, shifted, with their intervals."""
-    shifted = ([sign * (end - value_T[0].value) for end in value] for value in value_T)
-    return tuple(Interval(value, min(ends), max(ends)) for value, *ends in shifted)
+def _negated(interval: Interval) -> Interval:
+    return Interval(-interval.value, -interval.high, -interval.low)
 
 
 def simultaneous(draws_TN: Array, level: float = stats.LEVEL) -> tuple[Array, float]:
@@ -538,7 +529,8 @@ def _table_of(found: Curve, question: str) -> str:
     lines = [[*head, ""]]
     for t, point in enumerate(found.points):
         kl = point.kl
-        nats = _nats(kl.value) + (f" [{_nats(kl.low)}, {_nats(kl.high)}]" if t else "")
+        known = t > 0 and not math.isnan(kl.low)
+        nats = _nats(kl.value) + (f" [{_nats(kl.low)}, {_nats(kl.high)}]" if known else "")
         cells = [_cell(s, t) for s in columns]
         lines.append([str(point.iteration), nats, *cells, _marks(found, question, t)])
     return f"## {question}\n\n{markdown_table(lines, padded=True)}"
@@ -840,13 +832,19 @@ def _divergence(
 def _mean_over_parts(
     nats: Mapping[str, Sequence[Sequence[float]]], ids: Mapping[str, Sequence[str]], resampler: Resampler
 ) -> Interval:
-    """Every prompt set counts the same; prompts are resampled in each."""
-    value, draws_N = 0.0, np.zeros(resampler.resamples)
+    """Every prompt set counts the same; prompts are resampled in each. No ends where a set has a single prompt, which says nothing of others."""
+    value, draws_N, influences, strata = 0.0, np.zeros(resampler.resamples), list[Array](), list[str]()
     for prompt_set, of_prompts in nats.items():
         mean_P = np.asarray(of_prompts, dtype=np.float64).mean(axis=1)
-        value += float(mean_P.mean()) / len(nats)
-        draws_N += resampler.prompts(prompt_set, ids[prompt_set]).weight_NP @ mean_P / len(nats)
-    return stats.percentile_interval(value, draws_N)
+        sample = resampler.prompts(prompt_set, ids[prompt_set])
+        of_set = float(mean_P.mean())
+        value += of_set / len(nats)
+        draws_N += sample.weight_NP @ mean_P / len(nats)
+        influences.append((mean_P - of_set) / (len(mean_P) * len(nats)))
+        strata += [f"{prompt_set}, {of}" for of in sample.strata or [""] * len(mean_P)]
+    if any(len(influence_P) < 2 for influence_P in influences):
+        return Interval(value, math.nan, math.nan)
+    return stats.interval(Resampled(value, draws_N, np.concatenate(influences)[None], strata))
 
 
 def _point(run: Path, checkpoint: Checkpoint, kl: Interval) -> Point:

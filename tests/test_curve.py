@@ -196,7 +196,8 @@ def test_a_judge_that_every_prompt_wins_has_wilsons_interval() -> None:
     )
     (judge,) = (s for s in found.series if s.role == "judge")
     high, low = stats.wilson(40, 40), stats.wilson(0, 40)
-    assert judge.value_T[1:3] == (high, low)
+    assert judge.value_T[1] == pytest.approx(high)
+    assert judge.value_T[2] == pytest.approx(low)
     assert judge.gain_T[0] == (0, 0, 0)
     assert judge.gain_T[1] == pytest.approx((0.5, high.low - 0.5, 0.5))
     assert judge.gain_T[2] == pytest.approx((-0.5, -0.5, low.high - 0.5))
@@ -261,6 +262,41 @@ def test_divergence_stays_inside_the_strata_too(monkeypatch: pytest.MonkeyPatch,
         width[name] = moved.high - moved.low
     assert width["whole"] == pytest.approx(2 * 1.96 * 2.5 / np.sqrt(len(ids)), rel=0.15)
     assert width["inside"] < 1e-9
+
+
+def test_divergence_on_few_prompts_has_students_interval(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    some = prompts.load(SET)[:4]
+    suite, nats = Suite((Part(SET, 2, ()),), Sampling(steps=2, guidance=2.0), 7), [1.0, 2.0, 4.0, 9.0]
+    monkeypatch.setattr(evals.curve, "nats_to_base", lambda *_: [{SET: [[one] for one in nats]}])
+    monkeypatch.setattr(evals.curve, "_spread", lambda *_: some)
+    _, moved = divergences([], suite, tmp_path, 4, 1, Resampler(4000, 0, {}))
+    half = scipy_stats.t.ppf(0.975, 3) * np.std(nats, ddof=1) / 2
+    assert moved == pytest.approx((4.0, 4.0 - half, 4.0 + half), rel=0.02)
+
+
+def test_divergence_on_a_single_prompt_has_no_interval(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = Suite((Part(SET, 2, ()),), Sampling(steps=2, guidance=2.0), 7)
+    monkeypatch.setattr(evals.curve, "nats_to_base", lambda *_: [{SET: [[5.0]]}])
+    base, moved = divergences([], suite, tmp_path, 1, 1, Resampler(50, 0, {}))
+    assert moved.value == 5.0 and np.isnan([moved.low, moved.high]).all()
+    ends = [Point(0, "base", 0, 0, base), Point(20, "imagereward@20", 1, 1, moved)]
+    page = markdown(curve(run_of({"imagereward": PROXY}), ends, resamples=50), "x", "y")
+    assert re.search(r"\| 20 +\| 5 +\|", page)
+
+
+@pytest.mark.parametrize("prompt_count", [6, 40])
+def test_a_checkpoint_by_itself_has_the_intervals_of_the_table(prompt_count: int) -> None:
+    rows = run_of({"imagereward": PROXY, "clip_judge": JUDGE}, prompt_count=prompt_count)
+    found = curve(rows, points(), resamples=500)
+    table = {(e.experiment, e.metric): e for e in compare.compare(rows, 500).estimates}
+    for series in found.series:
+        for t in range(1, len(AT)):
+            e = table[named(AT[t]), series.metric]
+            assert (series.value_T[t], series.gain_T[t]) == (e.value, e.difference)
 
 
 def test_strata_that_are_not_here_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
