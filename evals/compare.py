@@ -179,20 +179,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Cell:
-    """An estimate with the resamples that it was made of, and the base's at the same prompts."""
+    """An estimate with what it was made of: the run and the base on the prompts that both have."""
 
     estimate: Estimate
-    draws_N: Array
-    base_draws_N: Array
-
-
-class _Paired(NamedTuple):
-    """Run and base on the prompts that both have, with their resamples."""
-
-    value: float
-    draws_N: Array
-    base: float
-    base_N: Array
+    run: Resampled
+    base: Resampled
 
 
 class _Statistics(NamedTuple):
@@ -533,8 +524,9 @@ def _cell(
     if base_RPS is None or metric.needs_base:
         reference = metric.reference if base_RPS is None else stats.point(base_RPS, metric.finish)
         assert reference is not None, "a base that needs no rows has a value by definition"
-        both = _Paired(run.value, run.draws_N, reference, np.full_like(run.draws_N, reference))
-        less = run.less_constant(reference)
+        base = Resampled(
+            reference, np.full_like(run.draws_N, reference), np.zeros_like(run.influence_RP), run.strata
+        )
         net = stats.beside_constant(run, reference, metric.unit == "share")
         own = Interval(run.value, *(reference + end for end in net[1:]))
     else:
@@ -543,9 +535,8 @@ def _cell(
         if lost_RP.any() or own_RPS is not pair_RPS:
             run = resample(_without(pair_RPS, lost_RP), sides.seeds)
         base = resample(_without(base_RPS, lost_RP), sides.seeds)
-        both = _Paired(run.value, run.draws_N, base.value, base.draws_N)
-        less = run.less(base)
-        net = stats.percentile_interval(both.value - both.base, less.tailed_N)
+        net = stats.interval(run.less(base))
+    less = run.less(base)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
     # what is no difference is not tested, and makes nobody else's correction larger
@@ -557,7 +548,7 @@ def _cell(
         experiment=experiment,
         value=own,
         difference=difference,
-        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(*both),
+        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, same_seeds=True),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
         p=math.nan if math.isnan(difference.value) else stats.p_value(less.tailed_N),
         test=test,
@@ -572,7 +563,7 @@ def _cell(
         missing=int(rows["value"].isna().sum()),
         unpaired=int(lost_RP.sum()),
     )
-    return _Cell(estimate, both.draws_N, both.base_N)
+    return _Cell(estimate, run, base)
 
 
 def _spread(metric: Metric, base_RPS: Array | None) -> float:
@@ -627,11 +618,11 @@ def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
 
 
-def _ratio(value: float, draws_N: Array, base_value: float, base_N: Array) -> Interval:
-    """Interval of value / base; nothing where the base may be 0, since a ratio has no meaning there."""
-    if not (base_value > 0 and bool(np.all(base_N > 0))):
+def _ratio(top: Resampled, bottom: Resampled, same_seeds: bool) -> Interval:
+    """Interval of a ratio; nothing where what it is to may be 0, since a ratio has no meaning there."""
+    if not (bottom.value > 0 and bool(np.all(bottom.draws_N > 0))):
         return NOTHING
-    return _varied(stats.percentile_interval(value / base_value, draws_N / base_N))
+    return _varied(stats.interval(top.over(bottom, same_seeds)))
 
 
 def _varied(ratio: Interval) -> Interval:
@@ -815,21 +806,14 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
     top, bottom = (joint, single) if metric.higher_is_better else (single, joint)
     gain = NOTHING
     if single.estimate.mark == "better":
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # a resample without the specialist's gain has no share of it
-            share_N = (joint.draws_N - joint.base_draws_N) / (single.draws_N - single.base_draws_N)
-        gain = _varied(
-            stats.percentile_interval(
-                joint.estimate.difference.value / single.estimate.difference.value, share_N
-            )
-        )
+        share = joint.run.less(joint.base).over(single.run.less(single.base), same_seeds=False)
+        gain = _varied(stats.interval(share))
     return Retention(
         model=joint.estimate.model,
         prompt_set=joint.estimate.prompt_set,
         metric=joint.estimate.metric,
         experiment=joint.estimate.experiment,
         specialist=single.estimate.experiment,
-        raw=_ratio(top.estimate.value.value, top.draws_N, bottom.estimate.value.value, bottom.draws_N),
+        raw=_ratio(top.run, bottom.run, same_seeds=False),
         gain=gain,
     )

@@ -844,7 +844,8 @@ def _mean_over_parts(
         strata += [f"{prompt_set}, {of}" for of in sample.strata or [""] * len(mean_P)]
     if any(len(influence_P) < 2 for influence_P in influences):
         return Interval(value, math.nan, math.nan)
-    return stats.interval(Resampled(value, draws_N, np.concatenate(influences)[None], strata))
+    found = stats.interval(Resampled(value, draws_N, np.concatenate(influences)[None], strata))
+    return found._replace(low=max(found.low, 0.0))  # Student's tails may reach below what it can be
 
 
 def _point(run: Path, checkpoint: Checkpoint, kl: Interval) -> Point:

@@ -268,12 +268,12 @@ def test_divergence_on_few_prompts_has_students_interval(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     some = prompts.load(SET)[:4]
-    suite, nats = Suite((Part(SET, 2, ()),), Sampling(steps=2, guidance=2.0), 7), [1.0, 2.0, 4.0, 9.0]
+    suite, nats = Suite((Part(SET, 2, ()),), Sampling(steps=2, guidance=2.0), 7), [11.0, 12.0, 14.0, 19.0]
     monkeypatch.setattr(evals.curve, "nats_to_base", lambda *_: [{SET: [[one] for one in nats]}])
     monkeypatch.setattr(evals.curve, "_spread", lambda *_: some)
     _, moved = divergences([], suite, tmp_path, 4, 1, Resampler(4000, 0, {}))
     half = scipy_stats.t.ppf(0.975, 3) * np.std(nats, ddof=1) / 2
-    assert moved == pytest.approx((4.0, 4.0 - half, 4.0 + half), rel=0.02)
+    assert moved == pytest.approx((14.0, 14.0 - half, 14.0 + half), rel=0.02)
 
 
 def test_divergence_on_a_single_prompt_has_no_interval(
