@@ -131,6 +131,40 @@ def test_how_far_two_processes_are_apart() -> None:
     assert "one model" in peers.told_gradient("here", apart | {"largest_weight_apart": 0.0})
 
 
+def test_a_case_measured_again_leaves_the_others_and_what_stops_loses_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measured(setting: worker.Setting, rounds: int, *_: object) -> dict[str, Any]:
+        if setting.lora and rounds > 1:
+            raise RuntimeError("a trainer has ended")
+        return {"seconds": {"here": float(rounds)}}
+
+    monkeypatch.setattr(peers, "measured", measured)
+    monkeypatch.setattr(peers, "told_speed", lambda *_: ["told"])
+    out = tmp_path / "record.json"
+
+    def call(*arguments: object) -> tuple[int, dict[str, Any]]:
+        done = CliRunner().invoke(peers.main, [*map(str, arguments), "--out", str(out)])
+        return done.exit_code, json.loads(out.read_text())
+
+    code, first = call("--rounds", 1, "--case", "full", "--case", "lora")
+    assert code == 0
+    assert list(first) == ["full", "lora"]
+    code, second = call("--rounds", 2)
+    assert code == 1
+    assert second["full"]["rounds"] == second["full"]["seconds"]["here"] == 2
+    assert second["lora"] == first["lora"]
+    assert set(second["full"]) >= {"command", "machine", "setting"}
+    out.write_text('{"runs": []}')
+    with pytest.raises(
+        ValueError, match=r"record\.json is there and is no record \(it has runs, which is no case\)"
+    ):
+        peers.kept(out)
+    out.write_text("{")
+    with pytest.raises(ValueError, match="delete it, or give another --out"):
+        peers.kept(out)
+
+
 @needs_miniature
 def test_older_transformers_find_every_weight_of_the_text_encoder(tmp_path: Path) -> None:
     peers.for_older_transformers(PIPELINE, tmp_path / "copy")

@@ -298,36 +298,54 @@ def main(
         guidance=guidance,
         precision=precision,
     )
-    machine, began = Machine.here(), time.monotonic()
+    machine, path = Machine.here(), out or record_path(FOLDER / "peers")
     goal = GOALS["cuda" if torch.cuda.is_available() else "cpu"]
+    record = kept(path)
     print(machine)
-    record: dict[str, Any] = {
-        "command": " ".join(["python -m bench.peers", *sys.argv[1:]]),
-        "machine": asdict(machine),
-        "setting": {
-            name: value for name, value in asdict(setting).items() if name not in ("lora", "compile")
-        },
-        "rounds": rounds,
-        "cases": {},
-        "two_processes": {},
-    }
     with tempfile.TemporaryDirectory() as name:
         for case in dict.fromkeys(cases):
-            folder = Path(name) / case
+            folder, began = Path(name) / case, time.monotonic()
             folder.mkdir()
+            one = replace(setting, lora=case == "lora", compile=case == "compiled")
             if case == "processes":
                 # small: what is asked is not how fast
-                small = replace(setting, batch=4 * trained_steps, micro_batch=2, precision="fp32")
-                record["two_processes"] = two_processes(small, folder)
-                continue
-            one = replace(setting, lora=case == "lora", compile=case == "compiled")
-            found = measured(one, rounds, threads, folder)
-            record["cases"][case] = found
-            print("\n".join(told_speed(case, found, goal)), flush=True)
-    for who, told in record["two_processes"].items():
-        print(told_gradient(who, told))
-    record["minutes"] = round((time.monotonic() - began) / 60, 1)
-    keep(record, out or record_path(FOLDER / "peers"))
+                one = replace(setting, batch=4 * trained_steps, micro_batch=2, precision="fp32", processes=2)
+                found = two_processes(one, folder)
+                told = [told_gradient(who, of_one) for who, of_one in found.items()]
+            else:
+                found = measured(one, rounds, threads, folder)
+                told = told_speed(case, found, goal)
+            print("\n".join(told), flush=True)
+            record[case] = {
+                "command": " ".join(["python -m bench.peers", *sys.argv[1:]]),
+                "machine": asdict(machine),
+                "setting": asdict(one),
+                "rounds": rounds,
+                "minutes": round((time.monotonic() - began) / 60, 1),
+                **found,
+            }
+            keep(record, path)  # case by case: what is measured is not lost with what comes after
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What is known of each case; nothing where there is no record.
+
+    Raises:
+        ValueError: what is there is no record.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is there and is no record ({error}): delete it, or give another --out"
+        ) from None
+    if strange := [name for name in record if name not in CASES]:
+        raise ValueError(
+            f"{path} is there and is no record (it has {strange[0]}, which is no case): delete it, or give another --out"
+        )
+    return record
 
 
 def keep(record: Mapping[str, Any], path: Path) -> None:
