@@ -27,6 +27,7 @@ the attributes of `Metric`.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -73,8 +74,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
 
 
+@cache
 def load(name: str) -> Metric:
-    """The metric of that name.
+    """The metric of that name; looked for once, as tables ask thousands of times.
 
     Raises:
         ValueError: there is none; lists the choices.
