@@ -296,6 +296,23 @@ def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool) -> None:
     assert page.evaluate(outside) == []
 
 
+@pytest.mark.parametrize("width", [1200, 360], ids=["desk", "phone"])
+def test_a_long_name_breaks_and_pushes_no_number_out(
+    page: Browser, frame: pd.DataFrame, tmp_path: Path, width: int
+) -> None:
+    """As `joint_ratio_norm` with what was set, or whatever --name says."""
+    named = frame.replace({"joint": "joint_ratio_norm_lr2e5_kl001_batch2048_steps50_seeds"})
+    made = compare.compare(named, resamples=50)
+    (tmp_path / "long.html").write_text(report.render(named, made, tmp_path, tmp_path, "x"), encoding="utf-8")
+    page.viewport(width, 900, phone=width == 360)
+    page.open((tmp_path / "long.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    outside = """[...document.querySelectorAll('.card .num')].filter(e =>
+        e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right).map(e => e.textContent)"""
+    assert page.evaluate(outside) == []
+
+
 CONTRAST = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   const over = (colours) => {
