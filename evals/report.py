@@ -176,7 +176,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    asked = {str(name): _prompts(str(name)) for name in rows["prompt_set"].unique()}
+    asked, untold = _asked(rows)
     sections = [
         _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
         for model in comparison.models()
@@ -184,6 +184,7 @@ def render(
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         models=sections,
+        untold=untold,
         command=command,
         method=tables.method_notes(comparison),
         against=comparison.against,
@@ -286,12 +287,32 @@ def _model(
     return {**section, "missing": sorted(pictures.missing.items())}
 
 
-def _prompts(prompt_set: str) -> dict[str, Prompt]:
-    """Prompts by id; none where the set cannot be read, and then ids stand for texts, and there are no tags."""
-    try:
-        return {prompt.id: prompt for prompt in prompts.load(prompt_set)}
-    except ValueError:
-        return {}
+def _asked(rows: pd.DataFrame) -> tuple[dict[str, dict[str, Prompt]], dict[str, str]]:
+    """The prompts of every set by id, and a sentence for each set of which they cannot be told: ids stand for its texts, and it has no tags."""
+    asked: dict[str, dict[str, Prompt]] = {}
+    untold: dict[str, str] = {}
+    for name, scored in rows.groupby("prompt_set", sort=False)["prompts"].unique().items():
+        try:
+            asked[str(name)] = _prompts(str(name), scored)
+        except ValueError as error:
+            asked[str(name)] = {}
+            untold[str(name)] = (
+                f"{name}: ids stand for the texts of its prompts, and none has a tag: {error}."
+            )
+    return asked, untold
+
+
+def _prompts(prompt_set: str, scored: Iterable[str]) -> dict[str, Prompt]:
+    """Prompts by id.
+
+    Raises:
+        ValueError: the set cannot be read, or is not the prompts whose hashes the rows have: an id may now be that of another text.
+    """
+    found = prompts.load(prompt_set)
+    now = prompts.digest(found)
+    if others := sorted({*scored} - {now}):
+        raise ValueError(f"the set is the prompts {now} now, and those scored were {' and '.join(others)}")
+    return {prompt.id: prompt for prompt in found}
 
 
 def _prompt(some: dict[str, Prompt], prompt_id: str) -> Prompt:

@@ -295,12 +295,34 @@ def test_prompts_and_names_are_escaped(tmp_path: Path, monkeypatch: pytest.Monke
     frame = study(prompts=3, images=2, seeds=(0,), experiments=("base", "joint"))
     frame = frame.replace({"p000": evil, SCENES: f"scenes{evil}", "joint": f"joint{evil}"})
     asked = {f"p{i:03d}": Prompt(f"p{i:03d}", f"text {i} {evil}", (evil, "plain")) for i in range(3)}
-    monkeypatch.setattr(report, "_prompts", lambda _: asked)
+    monkeypatch.setattr(report, "_prompts", lambda *_: asked)
     made = compare.compare(frame, resamples=20)
     page = report.render(frame, made, tmp_path, tmp_path, f"x {evil}")
     assert page.count("<script") == 2 and "<script>alert" not in page
     assert "&lt;script&gt;" in page
     parsed(page)
+
+
+def test_texts_are_those_that_were_scored_and_else_it_is_said(tmp_path: Path) -> None:
+    asked = prompts.load(SCENES)[:7]
+    ids = {f"p{number:03d}": prompt.id for number, prompt in enumerate(asked)}
+    frame = study(prompts=7, images=1, seeds=(0,), experiments=("base", "joint")).replace(ids)
+    frame = frame.assign(prompt_set=frame["prompt_set"].replace(PREFERENCE, "elsewhere"))
+    text = re.escape(asked[0].text)
+
+    def render(digest: str) -> str:
+        scored = frame.assign(prompts=frame["prompts"].where(frame["prompt_set"] != SCENES, digest))
+        return report.render(scored, compare.compare(scored, resamples=20), tmp_path, tmp_path, "x")
+
+    same, other = render(prompts.digest(prompts.load(SCENES))), render("0123456789ab")
+    assert re.search(text, same) and not re.search(text, other)
+    told = f'<p class="warn" data-set="{SCENES}">{SCENES}: ids stand for the texts of its prompts, and none has a tag: the set is '
+    assert told not in same and told in other and "those scored were 0123456789ab." in other
+    for page in (same, other):
+        assert (
+            "elsewhere: ids stand for the texts of its prompts, and none has a tag: unknown prompt set"
+            in page
+        )
 
 
 def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def file(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (run / "run.json").write_text(json.dumps({"gates": {"transition": {"holds": True}}}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_prompts", lambda _: asked)
+        patch.setattr(report, "_prompts", lambda *_: asked)
         made = compare.compare(frame, resamples=50)
         page = report.render(frame, made, folder / "runs", folder / "images", "x")
     path = folder / "report.html"
