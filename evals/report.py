@@ -787,9 +787,11 @@ def _extremes(
         if scorer is None:
             continue
         part = part[part["scorer"] == scorer]
-        base = score_rows.same_images(
-            part, rows[(rows["experiment"] == against) & (rows["scorer"] == scorer)]
-        )
+        theirs = rows[(rows["experiment"] == against) & (rows["scorer"] == scorer)]
+        # the seed of which the scores are set beside these
+        beside = seed if seed in set(theirs["seed"]) else int(theirs["seed"].min())
+        base_run = f"{against}-{part['model'].iloc[0]}-{beside}"
+        base = score_rows.same_images(part, theirs)
         both = part.assign(base=base["value"], gain=part["value"] - base["value"])
         ranked = both.dropna(subset=["gain"]).sort_values(
             ["gain", "prompt_id", "image"], ascending=[False, True, True]
@@ -805,7 +807,7 @@ def _extremes(
             {
                 "title": title,
                 "pairs": [
-                    _pair(row, names[experiment], names[against], pictures, asked[str(prompt_set)])
+                    _pair(row, names[experiment], base_run, pictures, asked[str(prompt_set)])
                     for row in chosen.itertuples()
                 ],
             }

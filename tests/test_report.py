@@ -415,6 +415,28 @@ def test_wins_and_losses_are_the_extremes_and_the_sample_is_not_chosen(
     assert len({line["text"] for line in samples[0][0]["lines"]}) == report.SAMPLE
 
 
+def test_a_picture_stands_beside_that_of_the_seed_whose_score_it_has(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Of a run of seed 1 beside one of seeds 0 and 1: score and picture are of seed 1 on both sides."""
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
+    joint_0 = (frame["experiment"] == "joint") & (frame["seed"] == 0)
+    some = frame[frame["experiment"].isin(["fairness", "joint"]) & ~joint_0]
+    made = compare.compare(some, resamples=20, against="fairness")
+    (group, *_) = report._extremes(some, "joint", report.Pictures(tmp_path), asked, made)["groups"]
+    of = (
+        (some["scorer"] == group["scorer"])
+        & (some["prompt_set"] == group["prompt_set"])
+        & (some["seed"] == 1)
+    )
+    theirs = some[of & (some["experiment"] == "fairness")].set_index(["prompt_id", "image"])["value"]
+    for pair in group["parts"][2]["pairs"]:
+        found = re.fullmatch(r"fairness-miniature-1: (\w+), image (\d+) .*", pair["base"].alt)
+        assert found, pair["base"].alt
+        value = theirs[found[1], int(found[2])]
+        assert pair["scores"].startswith(f"{report._decimals(value)} → ")
+
+
 def test_wins_are_decided_by_a_judge_that_the_run_was_not_trained_on(
     frame: pd.DataFrame, tmp_path: Path
 ) -> None:
