@@ -508,7 +508,7 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
         "mark": e.mark,
         "sign": tables.sign(e),
         "dagger": _marks(comparison, e),
-        "p": "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g}",
+        "p": "" if math.isnan(e.p_holm) else tables.p_told(e.p_holm),
         "test": e.test,
         "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
     }
@@ -605,7 +605,7 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "bar": svg.win_bar(o.win, o.tie, o.loss, f"{o.experiment}, {metrics.load(o.metric).title}"),
             "shares": [_share(share) for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)],
             "prompts": f"{o.prompts_won} : {o.prompts_lost}",
-            "p": f"{o.sign_p:.2g}",
+            "p": tables.p_told(o.sign_p),
         }
         for o in sorted(
             (o for o in comparison.outcomes if o.model == model),
