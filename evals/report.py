@@ -35,6 +35,7 @@ from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
 from evals.files import write_text
 from evals.report_data import cell_id
+from evals.rgb import as_rgb
 from evals.rows import BASE
 from prompts import Prompt
 
@@ -66,7 +67,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Picture(NamedTuple):
-    """One picture of the page; `data` is None where the file is missing or damaged."""
+    """One picture of the page; `data` is None where the file is missing, damaged or another than was scored."""
 
     data: str | None
     alt: str
@@ -74,7 +75,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Pictures:
-    """Reads pictures, and remembers which were missing or damaged."""
+    """Reads pictures, and remembers how many of each run cannot be shown."""
 
     folder: Path
     side: int = SHRUNK
@@ -82,6 +83,8 @@ class Pictures:
     missing: dict[str, int] = field(default_factory=dict)
     given: Mapping[str, Path] = field(default_factory=dict)
     """Folders of pictures that were given, by run."""
+    scored: Mapping[tuple[str, str, str, int], set[str]] = field(default_factory=dict)
+    """What `evals.rows.picture_hash` the rows have, by run, prompt set, prompt id and index; none where it is not known."""
     index: layout.Index = field(default_factory=layout.Index)
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
@@ -97,22 +100,29 @@ class Pictures:
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
         try:
-            return Picture(_data_uri(path, self.side), f"{run}: {text}, image {index}")
+            data, found = _shown(path, self.side)
         except DAMAGE:
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (cannot be opened)")
+        if found not in self.scored.get((run, prompt_set, prompt_id, index), {found}):
+            self.missing[run] = self.missing.get(run, 0) + 1
+            return Picture(None, f"{run}: {text}, image {index} (another picture than the one scored)")
+        return Picture(data, f"{run}: {text}, image {index}")
 
 
-def _data_uri(path: Path, side: int) -> str:
+def _shown(path: Path, side: int) -> tuple[str, str]:
+    """A picture as a data URI, and the hash that its score rows have."""
     content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
-        if max(picture.size) > SMALL:
-            small = picture.convert("RGB")
+        rgb, _ = as_rgb(picture)
+        found = score_rows.picture_hash(rgb.size, rgb.tobytes())
+        if max(rgb.size) > SMALL:
+            small = rgb.copy()
             small.thumbnail((side, side))
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 
 class Run(NamedTuple):
@@ -252,7 +262,7 @@ def _model(
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
     colours = {experiment: f"c{index % 8}" for index, experiment in enumerate(experiments)}
     many = len(experiments) * rows["prompt_set"].nunique() > MANY
-    pictures = Pictures(images, SMALL if many else SHRUNK, given=given)
+    pictures = Pictures(images, SMALL if many else SHRUNK, given=given, scored=_scored(rows))
     tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
     cards = [_run(runs, *key) for key in _run_keys(rows)]
     tuned = [experiment for experiment in experiments if experiment != comparison.against]
@@ -679,6 +689,16 @@ def _run_names(rows: pd.DataFrame) -> dict[str, str]:
     """The run of each experiment whose pictures are shown."""
     model = rows["model"].iloc[0]
     return {name: f"{name}-{model}-{seed}" for name, seed in _lowest_seeds(rows).items()}
+
+
+def _scored(rows: pd.DataFrame) -> dict[tuple[str, str, str, int], set[str]]:
+    """The hashes of the pictures that were scored; see `Pictures.scored`."""
+    columns = ["experiment", "model", "seed", "prompt_set", "prompt_id", "image", "picture"]
+    known = rows.loc[rows["picture"] != "", columns].drop_duplicates()
+    found: dict[tuple[str, str, str, int], set[str]] = {}
+    for experiment, model, seed, *place, picture in known.itertuples(index=False, name=None):
+        found.setdefault((f"{experiment}-{model}-{seed}", *place), set()).add(picture)
+    return found
 
 
 def _portrait_sets(rows: pd.DataFrame) -> list[str]:

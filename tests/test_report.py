@@ -71,9 +71,15 @@ def parsed(page: str) -> Tags:
     return tags
 
 
+GREY = rows.picture_hash((8, 8), np.full((8, 8, 3), 120, np.uint8).tobytes())
+"""Of what `picture` draws."""
+
+
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return study(prompts=7, images=4, seeds=(0, 1))
+    made = study(prompts=7, images=4, seeds=(0, 1))
+    drawn = made["experiment"].isin(["base", "joint"]) & (made["seed"] == 0)
+    return made.assign(picture=made["picture"].mask(drawn, GREY))
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +359,29 @@ def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) ->
     assert shown().get("b-external-0", SCENES, "../../outside", 0, "x").data is None
     said.write_text("[")
     assert shown().get("b-external-0", SCENES, first.id, 0, "x").data is None
+
+
+def test_a_picture_that_was_not_scored_is_not_shown(tmp_path: Path) -> None:
+    """As after the same run was trained and drawn again, with an earlier score file."""
+    frame = study(prompts=2, images=1, seeds=(0,), experiments=("base", "joint"))
+    frame = frame.assign(picture=frame["picture"].where(frame["experiment"] == "base", GREY))
+    for name in ("base", "joint"):
+        for prompt in ("p000", "p001"):
+            picture(tmp_path / f"{name}-miniature-0" / SCENES / prompt / "0.png")
+    transparent = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(transparent).save(tmp_path / "joint-miniature-0" / SCENES / "p001" / "0.png")
+    white = rows.picture_hash((8, 8), np.full((8, 8, 3), 255, np.uint8).tobytes())
+    of = (frame["experiment"] == "joint") & (frame["prompt_id"] == "p001")
+    frame = frame.assign(picture=frame["picture"].mask(of, white))  # as it is scored: laid over white
+    page = report.render(frame, compare.compare(frame, resamples=20), tmp_path, tmp_path, "x")
+    tags = set(re.findall(r'(?:alt|aria-label)="(\w+-miniature-0: p\d+, image 0[^"]*)"', page))
+    assert {tag for tag in tags if "no file" not in tag} == {
+        "joint-miniature-0: p000, image 0",
+        "joint-miniature-0: p001, image 0",
+        "base-miniature-0: p000, image 0 (another picture than the one scored)",
+        "base-miniature-0: p001, image 0 (another picture than the one scored)",
+    }
+    assert re.search(r"base-miniature-0: \d+ of the pictures wanted .* are not those that were scored", page)
 
 
 def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:
