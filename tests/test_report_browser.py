@@ -287,6 +287,20 @@ def test_the_keyboard_reaches_everything(page: Browser) -> None:
     assert focused("e.parentElement.open") != was
 
 
+def test_the_filter_does_not_lie_over_what_the_keyboard_has_gone_on_to(page: Browser) -> None:
+    page.evaluate("document.querySelector('#filter summary').focus()")
+    page.press("Enter")
+    box = "document.querySelectorAll('#filter input')"
+    page.evaluate(f"{box}[0].focus()")
+    page.press("Tab")
+    assert page.evaluate("document.querySelector('#filter').open"), "inside it"
+    page.evaluate(f"{box}[{box}.length - 1].focus()")
+    while page.evaluate("document.activeElement.closest('#filter') !== null"):
+        page.press("Tab")
+    assert not page.evaluate("document.querySelector('#filter').open")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#goals"
+
+
 @pytest.mark.parametrize("opened", [False, True], ids=["closed", "all open"])
 def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool) -> None:
     page.viewport(360, 740, phone=True)
