@@ -505,7 +505,7 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
     metric = metrics.load(e.metric)
     itself = e.experiment == comparison.against
     value = tables.value_told(e)
-    ratio = "" if math.isnan(e.ratio.value) or itself else f"× {e.ratio.value:.2f}"
+    ratio = "" if math.isnan(e.ratio.value) or itself else f"× {tables.ratio_told(e)}"
     return {
         "id": cell_id(e),
         "experiment": e.experiment,

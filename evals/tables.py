@@ -66,6 +66,11 @@ def value_told(e: Estimate) -> str:
     return "refused" if e.refused else interval(metrics.load(e.metric), e.value)
 
 
+def ratio_told(e: Estimate) -> str:
+    """The ratio to the base, without its interval."""
+    return f"{e.ratio.value:.2f}".replace("-", "−")
+
+
 def signed(value: Interval) -> str:
     """A correlation with its interval, with two decimals; without ends where there are none."""
     if math.isnan(value.value):
@@ -198,7 +203,7 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
         return "–"
     if left_out(e):
         return f"†{_footmark(comparison, e)}"
-    ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
+    ratio = "" if math.isnan(e.ratio.value) else f" (×{ratio_told(e)})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
     return f"{value_told(e)}{ratio} {marks}".strip()
 

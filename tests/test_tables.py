@@ -74,6 +74,17 @@ def test_numbers_as_printed(comparison: Comparison) -> None:
     assert len(widths) == 1  # padded, so that it reads in a terminal
 
 
+def test_a_ratio_below_0_has_a_minus_as_other_numbers(comparison: Comparison) -> None:
+    """A gap over its floor may be below it."""
+    below = tuple(
+        replace(e, ratio=e.ratio if math.isnan(e.ratio.value) else Interval(-0.25, -0.3, -0.2))
+        for e in comparison.estimates
+    )
+    made = replace(comparison, estimates=below)
+    assert "(×−0.25)" in tables.at_a_glance(made, "miniature")
+    assert r"($\times$$-$0.25)" in tables.latex(made, "x")
+
+
 def test_a_test_of_very_many_prompts_has_no_p_of_0(
     comparison: Comparison, frame: pd.DataFrame, tmp_path: Path
 ) -> None:
