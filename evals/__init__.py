@@ -12,7 +12,7 @@ The map of this package
     families.py     checkpoints in one file; architectures.py knows each family's sizes without its weights
     weights.py      weights of others: where they lie, which exactly, under what terms; hub.py fetches them
     harness.py      draws a suite's prompts and scores the pictures, in units that processes and hosts share
-    pictures.py     pictures on disk: drawn where they are missing, or somebody's; layout.py says where a folder has them
+    pictures.py     pictures on disk: drawn where they are missing, or somebody's; layout.py says where a folder has them, rgb.py what RGB they are
     provenance.py   what rows were made of, as told beside them; workers.py starts several processes
     rows.py         score rows, the tidy CSV from which every table is made
     stats.py        paired, prompt-clustered bootstrap intervals

@@ -32,6 +32,7 @@ from PIL import Image
 import prompts
 from evals import layout, rows
 from evals.files import MARK, sync_folder
+from evals.rgb import as_rgb
 
 KIND = "human votes, protocol 1"
 """Changes whenever what raters are asked does: votes under two protocols are not one judge's."""
@@ -241,14 +242,14 @@ def _drawn(
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture as RGB.
+    """A picture as RGB, as scorers read it.
 
     Raises:
         ValueError: it is none, or not a whole one.
     """
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return as_rgb(picture)[0].copy()  # read before the file is closed
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be opened as a picture: draw it again") from error
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
 Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)
+ROUNDING = 1e-12
+"""Relative to a score: what differs by less, of scores that files keep with six digits, differs by the order of a sum."""
 
 
 @dataclass(frozen=True)
@@ -567,13 +569,13 @@ def _cell(
 
 
 def _spread(metric: Metric, base_RPS: Array | None) -> float:
-    """Standard deviation over prompts of the base's mean score; NaN for a share, and for a metric that a single prompt has no value of."""
+    """Standard deviation over prompts of the base's mean score; NaN for a share, for a metric that a single prompt has no value of, and where prompts differ by rounding at most."""
     if base_RPS is None or metric.needs_base or base_RPS.shape[2] != 1 or metric.unit == "share":
         return math.nan
     mean_P = _over_seeds(base_RPS)
     mean_P = mean_P[~np.isnan(mean_P)]
     spread = float(mean_P.std(ddof=1)) if len(mean_P) > 1 else 0.0
-    return spread if spread > 0 else math.nan
+    return spread if spread > ROUNDING * (1 + float(np.abs(mean_P).max(initial=0.0))) else math.nan
 
 
 def _over_seeds(array_RPS: Array) -> Array:

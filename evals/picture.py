@@ -17,7 +17,7 @@ GAP, ZOOM = 6, 2
 def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, seed: int = 1) -> None:
     """Pairs of pictures (left base, right tuned) of prompts drawn at random with a fixed seed, not chosen by anyone.
 
-    Half the rows show portraits, half the rest.
+    Half the rows show the miniature's portraits, half the rest, as far as there are enough of both.
 
     Raises:
         ValueError: a folder is not there, the two have too few pictures in common, one of them cannot be opened, or `out` lies among them.
@@ -41,16 +41,16 @@ def write(base: Path, tuned: Path, out: Path, columns: int = 6, rows: int = 4, s
 
 
 def _drawn(base: Path, tuned: Path, count: int, seed: int) -> list[Path]:
-    """Files that both folders have, one image of a prompt, half of them portraits."""
+    """Files that both folders have, one image of a prompt, half of them portraits as far as there are enough."""
     rng = random.Random(seed)
     both = [
         p.relative_to(base) for p in sorted(base.glob("*/*/0.png")) if (tuned / p.relative_to(base)).is_file()
     ]
     portraits = [p for p in both if "portraits" in p.parts[0]]
     others = [p for p in both if "portraits" not in p.parts[0]]
-    half = count // 2
-    if len(portraits) < half or len(others) < count - half:
+    if len(both) < count:
         raise ValueError(
-            f"{base} and {tuned} have too few pictures in common for a sheet of {count}: score both runs first"
+            f"{base} and {tuned} have the first pictures of {len(both)} prompts in common, too few for a sheet of {count}: score both runs first"
         )
+    half = max(min(count // 2, len(portraits)), count - len(others))
     return rng.sample(others, count - half) + rng.sample(portraits, half)

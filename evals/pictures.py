@@ -36,6 +36,7 @@ from evals.checkpoints import Checkpoint, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
 from evals.files import MARK, write_bytes, write_text
+from evals.rgb import as_rgb
 from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -111,19 +112,8 @@ def read(path: Path | str) -> Read:
     with Image.open(io.BytesIO(content)) as picture:
         picture.verify()  # the checksums of a PNG, which decoding passes over
     with Image.open(io.BytesIO(content)) as picture:
-        rgb, made = _as_rgb(picture)
+        rgb, made = as_rgb(picture)
         return Read(np.asarray(rgb), made)
-
-
-def _as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
-    """A picture in RGB and what was done for it: what is transparent is laid over white, as a browser shows it; palette, grey and CMYK are converted."""
-    if picture.has_transparency_data:
-        over = Image.new("RGBA", picture.size, "white")
-        over.alpha_composite(picture.convert("RGBA"))
-        return over.convert("RGB"), "transparency laid over white"
-    if picture.mode == "RGB":
-        return picture, ""
-    return picture.convert("RGB"), f"{picture.mode} converted to RGB"
 
 
 def stacked(pictures: Sequence[Read]) -> Tensor:

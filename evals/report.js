@@ -286,6 +286,9 @@
     }
     if (bar.open && !bar.contains(event.target)) bar.open = false;
   });
+  bar.addEventListener("focusout", (event) => {
+    if (event.relatedTarget && !bar.contains(event.relatedTarget)) bar.open = false; // it would lie over what has the focus now
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && bar.open) {
       bar.open = false;

@@ -35,6 +35,7 @@ from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
 from evals.files import write_text
 from evals.report_data import cell_id
+from evals.rgb import as_rgb
 from evals.rows import BASE
 from prompts import Prompt
 
@@ -66,7 +67,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Picture(NamedTuple):
-    """One picture of the page; `data` is None where the file is missing or damaged."""
+    """One picture of the page; `data` is None where the file is missing, damaged or another than was scored."""
 
     data: str | None
     alt: str
@@ -74,7 +75,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Pictures:
-    """Reads pictures, and remembers which were missing or damaged."""
+    """Reads pictures, and remembers how many of each run cannot be shown."""
 
     folder: Path
     side: int = SHRUNK
@@ -82,6 +83,8 @@ class Pictures:
     missing: dict[str, int] = field(default_factory=dict)
     given: Mapping[str, Path] = field(default_factory=dict)
     """Folders of pictures that were given, by run."""
+    scored: Mapping[tuple[str, str, str, int], set[str]] = field(default_factory=dict)
+    """What `evals.rows.picture_hash` the rows have, by run, prompt set, prompt id and index; none where it is not known."""
     index: layout.Index = field(default_factory=layout.Index)
 
     def get(self, run: str, prompt_set: str, prompt_id: str, index: int, text: str) -> Picture:
@@ -97,22 +100,29 @@ class Pictures:
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
         try:
-            return Picture(_data_uri(path, self.side), f"{run}: {text}, image {index}")
+            data, found = _shown(path, self.side)
         except DAMAGE:
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (cannot be opened)")
+        if found not in self.scored.get((run, prompt_set, prompt_id, index), {found}):
+            self.missing[run] = self.missing.get(run, 0) + 1
+            return Picture(None, f"{run}: {text}, image {index} (another picture than the one scored)")
+        return Picture(data, f"{run}: {text}, image {index}")
 
 
-def _data_uri(path: Path, side: int) -> str:
+def _shown(path: Path, side: int) -> tuple[str, str]:
+    """A picture as a data URI, and the hash that its score rows have."""
     content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
-        if max(picture.size) > SMALL:
-            small = picture.convert("RGB")
+        rgb, _ = as_rgb(picture)
+        found = score_rows.picture_hash(rgb.size, rgb.tobytes())
+        if max(rgb.size) > SMALL:
+            small = rgb.copy()
             small.thumbnail((side, side))
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 
 class Run(NamedTuple):
@@ -176,7 +186,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    asked = {str(name): _prompts(str(name)) for name in rows["prompt_set"].unique()}
+    asked, untold = _asked(rows)
     sections = [
         _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
         for model in comparison.models()
@@ -184,6 +194,7 @@ def render(
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         models=sections,
+        untold=untold,
         command=command,
         method=tables.method_notes(comparison),
         against=comparison.against,
@@ -251,7 +262,7 @@ def _model(
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
     colours = {experiment: f"c{index % 8}" for index, experiment in enumerate(experiments)}
     many = len(experiments) * rows["prompt_set"].nunique() > MANY
-    pictures = Pictures(images, SMALL if many else SHRUNK, given=given)
+    pictures = Pictures(images, SMALL if many else SHRUNK, given=given, scored=_scored(rows))
     tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
     cards = [_run(runs, *key) for key in _run_keys(rows)]
     tuned = [experiment for experiment in experiments if experiment != comparison.against]
@@ -286,12 +297,32 @@ def _model(
     return {**section, "missing": sorted(pictures.missing.items())}
 
 
-def _prompts(prompt_set: str) -> dict[str, Prompt]:
-    """Prompts by id; none where the set cannot be read, and then ids stand for texts, and there are no tags."""
-    try:
-        return {prompt.id: prompt for prompt in prompts.load(prompt_set)}
-    except ValueError:
-        return {}
+def _asked(rows: pd.DataFrame) -> tuple[dict[str, dict[str, Prompt]], dict[str, str]]:
+    """The prompts of every set by id, and a sentence for each set of which they cannot be told: ids stand for its texts, and it has no tags."""
+    asked: dict[str, dict[str, Prompt]] = {}
+    untold: dict[str, str] = {}
+    for name, scored in rows.groupby("prompt_set", sort=False)["prompts"].unique().items():
+        try:
+            asked[str(name)] = _prompts(str(name), scored)
+        except ValueError as error:
+            asked[str(name)] = {}
+            untold[str(name)] = (
+                f"{name}: ids stand for the texts of its prompts, and none has a tag: {error}."
+            )
+    return asked, untold
+
+
+def _prompts(prompt_set: str, scored: Iterable[str]) -> dict[str, Prompt]:
+    """Prompts by id.
+
+    Raises:
+        ValueError: the set cannot be read, or is not the prompts whose hashes the rows have: an id may now be that of another text.
+    """
+    found = prompts.load(prompt_set)
+    now = prompts.digest(found)
+    if others := sorted({*scored} - {now}):
+        raise ValueError(f"the set is the prompts {now} now, and those scored were {' and '.join(others)}")
+    return {prompt.id: prompt for prompt in found}
 
 
 def _prompt(some: dict[str, Prompt], prompt_id: str) -> Prompt:
@@ -474,7 +505,7 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
     metric = metrics.load(e.metric)
     itself = e.experiment == comparison.against
     value = tables.value_told(e)
-    ratio = "" if math.isnan(e.ratio.value) or itself else f"× {e.ratio.value:.2f}"
+    ratio = "" if math.isnan(e.ratio.value) or itself else f"× {tables.ratio_told(e)}"
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
@@ -487,7 +518,7 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
         "mark": e.mark,
         "sign": tables.sign(e),
         "dagger": _marks(comparison, e),
-        "p": "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g}",
+        "p": "" if math.isnan(e.p_holm) else tables.p_told(e.p_holm),
         "test": e.test,
         "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
     }
@@ -584,7 +615,7 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "bar": svg.win_bar(o.win, o.tie, o.loss, f"{o.experiment}, {metrics.load(o.metric).title}"),
             "shares": [_share(share) for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)],
             "prompts": f"{o.prompts_won} : {o.prompts_lost}",
-            "p": f"{o.sign_p:.2g}",
+            "p": tables.p_told(o.sign_p),
         }
         for o in sorted(
             (o for o in comparison.outcomes if o.model == model),
@@ -658,6 +689,16 @@ def _run_names(rows: pd.DataFrame) -> dict[str, str]:
     """The run of each experiment whose pictures are shown."""
     model = rows["model"].iloc[0]
     return {name: f"{name}-{model}-{seed}" for name, seed in _lowest_seeds(rows).items()}
+
+
+def _scored(rows: pd.DataFrame) -> dict[tuple[str, str, str, int], set[str]]:
+    """The hashes of the pictures that were scored; see `Pictures.scored`."""
+    columns = ["experiment", "model", "seed", "prompt_set", "prompt_id", "image", "picture"]
+    known = rows.loc[rows["picture"] != "", columns].drop_duplicates()
+    found: dict[tuple[str, str, str, int], set[str]] = {}
+    for experiment, model, seed, *place, picture in known.itertuples(index=False, name=None):
+        found.setdefault((f"{experiment}-{model}-{seed}", *place), set()).add(picture)
+    return found
 
 
 def _portrait_sets(rows: pd.DataFrame) -> list[str]:
@@ -766,9 +807,11 @@ def _extremes(
         if scorer is None:
             continue
         part = part[part["scorer"] == scorer]
-        base = score_rows.same_images(
-            part, rows[(rows["experiment"] == against) & (rows["scorer"] == scorer)]
-        )
+        theirs = rows[(rows["experiment"] == against) & (rows["scorer"] == scorer)]
+        # the seed of which the scores are set beside these
+        beside = seed if seed in set(theirs["seed"]) else int(theirs["seed"].min())
+        base_run = f"{against}-{part['model'].iloc[0]}-{beside}"
+        base = score_rows.same_images(part, theirs)
         both = part.assign(base=base["value"], gain=part["value"] - base["value"])
         ranked = both.dropna(subset=["gain"]).sort_values(
             ["gain", "prompt_id", "image"], ascending=[False, True, True]
@@ -784,7 +827,7 @@ def _extremes(
             {
                 "title": title,
                 "pairs": [
-                    _pair(row, names[experiment], names[against], pictures, asked[str(prompt_set)])
+                    _pair(row, names[experiment], base_run, pictures, asked[str(prompt_set)])
                     for row in chosen.itertuples()
                 ],
             }

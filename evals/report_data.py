@@ -190,7 +190,7 @@ def told(e: Estimate) -> str:
             f"difference {tables.interval(metric, e.difference, signed=True)} {tables.sign(e)} {e.mark}"
         )
     if not math.isnan(e.p_holm):
-        parts.append(f"p {e.p_holm:.2g} ({e.test}, after Holm)")
+        parts.append(f"p {tables.p_told(e.p_holm)} ({e.test}, after Holm)")
     parts.append(f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g} seeds, prompts, images")
     parts += [f"{e.missing} images not applicable"] if e.missing else []
     parts += [f"{e.unpaired} prompts in no difference"] if e.unpaired else []

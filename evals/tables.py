@@ -34,6 +34,8 @@ GOALS = (
     *("geneval", *(f"geneval_{task}" for task in TASKS)),
 )
 """The order of columns: what no run is trained on stands before what some run is."""
+SMALLEST_P = 1e-300
+"""Below it p-values are not told apart: that of 1,632 prompts won of 1,632 is 2^-1631, which is 0 as a double."""
 SCHEMA = 1
 """Of the JSON; another number where a reader of this one would be wrong."""
 Unit = Literal["points", "sd", "raw"]
@@ -64,12 +66,22 @@ def value_told(e: Estimate) -> str:
     return "refused" if e.refused else interval(metrics.load(e.metric), e.value)
 
 
+def ratio_told(e: Estimate) -> str:
+    """The ratio to the base, without its interval."""
+    return f"{e.ratio.value:.2f}".replace("-", "−")
+
+
 def signed(value: Interval) -> str:
     """A correlation with its interval, with two decimals; without ends where there are none."""
     if math.isnan(value.value):
         return "–"
     ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
     return f"{value.value:+.2f}{ends}".replace("-", "−")
+
+
+def p_told(p: float) -> str:
+    """A p-value with two digits; one that a double cannot hold is told as less than what it can, not as 0."""
+    return f"<{SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
 
 
 def percent(value: Interval) -> str:
@@ -191,7 +203,7 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
         return "–"
     if left_out(e):
         return f"†{_footmark(comparison, e)}"
-    ratio = "" if math.isnan(e.ratio.value) else f" (×{e.ratio.value:.2f})"
+    ratio = "" if math.isnan(e.ratio.value) else f" (×{ratio_told(e)})"
     marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
     return f"{value_told(e)}{ratio} {marks}".strip()
 
@@ -264,7 +276,7 @@ def _wins(comparison: Comparison, model: str) -> str:
             [judge(comparison, model, o.prompt_set, [o.experiment], scorer, o.trained_on)]
             + [o.prompt_set, o.experiment]
             + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
-            + [f"{o.prompts_won} : {o.prompts_lost}", f"{o.sign_p:.2g}"]
+            + [f"{o.prompts_won} : {o.prompts_lost}", p_told(o.sign_p)]
         )
     return (
         f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
@@ -394,7 +406,7 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
         for e in (e for e in found if e.metric == name):
             n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
             value = f"{value_told(e)}{dagger(e)}{_footmark(comparison, e)}"
-            p = "" if math.isnan(e.p_holm) else f"{e.p_holm:.2g} {e.test}"
+            p = "" if math.isnan(e.p_holm) else f"{p_told(e.p_holm)} {e.test}"
             difference = interval(metric, e.difference, True)
             lines.append(
                 [heading(metric), e.experiment, value, difference, f"{sign(e)} {e.mark}".strip(), p, n]

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from unicodedata import normalize
 
 HERE = Path(__file__).parent
 KEYS = ("id", "text", "tags", "expect")
@@ -147,8 +148,8 @@ def digest(prompts: Iterable[Prompt]) -> str:
 
 
 def normalised(text: str) -> str:
-    """What makes two prompts the same question: the words, whatever their case, punctuation and spaces."""
-    return _NO_WORD.sub(" ", text.casefold()).strip()
+    """What makes two prompts the same question: the words, whatever their case, punctuation, spaces and form in Unicode (NFKC: é in one piece or in two, ａ and a)."""
+    return _NO_WORD.sub(" ", normalize("NFKC", normalize("NFKC", text).casefold())).strip()
 
 
 def _files() -> list[str]:

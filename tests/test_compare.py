@@ -515,6 +515,17 @@ def test_the_unit_of_a_change_is_the_bases_deviation_over_prompts(
     assert math.isnan(only(comparison, experiment="joint", metric="drift", prompt_set=SCENES).base_sd)
 
 
+def test_a_base_whose_prompts_are_all_alike_gives_changes_no_unit(frame: pd.DataFrame) -> None:
+    """As a base that draws every occupation in one tone, its gaps alike but for rounding: a change was 5e15 of its deviations."""
+    base = (frame["experiment"] == "base") & (frame["scorer"] == "gold_utility")
+    alike = frame["value"].mask(base, frame["prompt_id"].map({"p000": 0.1 + 0.2}).fillna(0.3))
+    assert alike[base].nunique() == 2
+    made = compare.compare(frame.assign(value=alike), resamples=20)
+    cell = only(made, experiment="joint", metric="gold_quality", prompt_set=SCENES)
+    assert math.isnan(cell.base_sd)
+    assert tables.change(cell) == (cell.difference.value, "raw")
+
+
 # ---------------------------------------------------------------------------------------------------------- strata
 
 RIGHT = {"base": (0.95, 0.5, 0.4, 0.8, 0.1, 0.15), "run": (0.97, 0.65, 0.5, 0.85, 0.2, 0.25)}

@@ -29,7 +29,9 @@ def test_left_is_base_and_right_is_tuned(tmp_path: Path):
 
 
 def test_too_few_pictures_is_a_sentence(tmp_path: Path):
-    with pytest.raises(ValueError, match="too few pictures in common"):
+    with pytest.raises(
+        ValueError, match="the first pictures of 2 prompts in common, too few for a sheet of 24"
+    ):
         picture.write(
             folder(tmp_path / "b", "red", 1), folder(tmp_path / "t", "blue", 1), tmp_path / "out.png"
         )
@@ -54,3 +56,14 @@ def test_the_sheet_replaces_no_picture(tmp_path: Path):
     with pytest.raises(ValueError, match="lies among the pictures of"):
         picture.write(base, tuned, path, columns=2, rows=2)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("lacking", ["a-portraits", "a-scenes"])
+def test_pictures_of_one_kind_make_a_sheet(lacking: str, tmp_path: Path):
+    """As Stable Diffusion's, whose portraits are of another set."""
+    base, tuned = folder(tmp_path / "b", "red", 4), folder(tmp_path / "t", "blue", 4)
+    for path in tuned.glob(f"{lacking}/*/0.png"):
+        path.unlink()
+    picture.write(base, tuned, tmp_path / "out.png", columns=2, rows=2)
+    with Image.open(tmp_path / "out.png") as sheet:
+        assert sheet.height == 2 * 4 * picture.ZOOM + picture.GAP

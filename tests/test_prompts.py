@@ -181,6 +181,8 @@ def test_digest_of_lazy_prompts_is_of_recipe_and_part() -> None:
 def test_normalised_is_the_words() -> None:
     assert prompts.normalised("  A  Cat,\non—the_mat! ") == prompts.normalised("a cat on the mat")
     assert prompts.normalised("STRASSE") == prompts.normalised("straße")
+    assert prompts.normalised("cafe\u0301 noir") == prompts.normalised("CAFÉ noir") == "café noir"
+    assert prompts.normalised("ａ　ｃａｔ") == "a cat"
     assert prompts.normalised("a cat") != prompts.normalised("a cats")
     assert prompts.normalised("(!)") == ""
 

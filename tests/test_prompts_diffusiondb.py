@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def test_the_test_part_depends_on_the_texts_alone(table: Path) -> None:
     assert lowest == sorted(
         sorted((normalised(p.text) for p in pool), key=lambda t: hashlib.sha256(t.encode()).digest())[:TEST]
     )
+
+
+def test_an_accent_in_one_piece_or_in_two_is_one_text() -> None:
+    """What an evaluation asks is kept out, and what is trained on is not tested, also where a row was typed on another system."""
+    texts = ["une forêt enchantée", unicodedata.normalize("NFD", "une forêt enchantée"), "Crème brûlée"]
+    kept_out = [diffusiondb.key(unicodedata.normalize("NFD", "crème brûlée"))]
+    train, test = diffusiondb.split_unique(texts, [0.0] * 3, kept_out)
+    assert train + test == [0]
 
 
 def test_an_unknown_score_is_unsafe() -> None:

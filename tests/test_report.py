@@ -71,9 +71,15 @@ def parsed(page: str) -> Tags:
     return tags
 
 
+GREY = rows.picture_hash((8, 8), np.full((8, 8, 3), 120, np.uint8).tobytes())
+"""Of what `picture` draws."""
+
+
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    return study(prompts=7, images=4, seeds=(0, 1))
+    made = study(prompts=7, images=4, seeds=(0, 1))
+    drawn = made["experiment"].isin(["base", "joint"]) & (made["seed"] == 0)
+    return made.assign(picture=made["picture"].mask(drawn, GREY))
 
 
 @pytest.fixture(scope="module")
@@ -295,12 +301,34 @@ def test_prompts_and_names_are_escaped(tmp_path: Path, monkeypatch: pytest.Monke
     frame = study(prompts=3, images=2, seeds=(0,), experiments=("base", "joint"))
     frame = frame.replace({"p000": evil, SCENES: f"scenes{evil}", "joint": f"joint{evil}"})
     asked = {f"p{i:03d}": Prompt(f"p{i:03d}", f"text {i} {evil}", (evil, "plain")) for i in range(3)}
-    monkeypatch.setattr(report, "_prompts", lambda _: asked)
+    monkeypatch.setattr(report, "_prompts", lambda *_: asked)
     made = compare.compare(frame, resamples=20)
     page = report.render(frame, made, tmp_path, tmp_path, f"x {evil}")
     assert page.count("<script") == 2 and "<script>alert" not in page
     assert "&lt;script&gt;" in page
     parsed(page)
+
+
+def test_texts_are_those_that_were_scored_and_else_it_is_said(tmp_path: Path) -> None:
+    asked = prompts.load(SCENES)[:7]
+    ids = {f"p{number:03d}": prompt.id for number, prompt in enumerate(asked)}
+    frame = study(prompts=7, images=1, seeds=(0,), experiments=("base", "joint")).replace(ids)
+    frame = frame.assign(prompt_set=frame["prompt_set"].replace(PREFERENCE, "elsewhere"))
+    text = re.escape(asked[0].text)
+
+    def render(digest: str) -> str:
+        scored = frame.assign(prompts=frame["prompts"].where(frame["prompt_set"] != SCENES, digest))
+        return report.render(scored, compare.compare(scored, resamples=20), tmp_path, tmp_path, "x")
+
+    same, other = render(prompts.digest(prompts.load(SCENES))), render("0123456789ab")
+    assert re.search(text, same) and not re.search(text, other)
+    told = f'<p class="warn" data-set="{SCENES}">{SCENES}: ids stand for the texts of its prompts, and none has a tag: the set is '
+    assert told not in same and told in other and "those scored were 0123456789ab." in other
+    for page in (same, other):
+        assert (
+            "elsewhere: ids stand for the texts of its prompts, and none has a tag: unknown prompt set"
+            in page
+        )
 
 
 def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) -> None:
@@ -331,6 +359,29 @@ def test_pictures_that_were_given_are_shown_from_their_folder(tmp_path: Path) ->
     assert shown().get("b-external-0", SCENES, "../../outside", 0, "x").data is None
     said.write_text("[")
     assert shown().get("b-external-0", SCENES, first.id, 0, "x").data is None
+
+
+def test_a_picture_that_was_not_scored_is_not_shown(tmp_path: Path) -> None:
+    """As after the same run was trained and drawn again, with an earlier score file."""
+    frame = study(prompts=2, images=1, seeds=(0,), experiments=("base", "joint"))
+    frame = frame.assign(picture=frame["picture"].where(frame["experiment"] == "base", GREY))
+    for name in ("base", "joint"):
+        for prompt in ("p000", "p001"):
+            picture(tmp_path / f"{name}-miniature-0" / SCENES / prompt / "0.png")
+    transparent = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(transparent).save(tmp_path / "joint-miniature-0" / SCENES / "p001" / "0.png")
+    white = rows.picture_hash((8, 8), np.full((8, 8, 3), 255, np.uint8).tobytes())
+    of = (frame["experiment"] == "joint") & (frame["prompt_id"] == "p001")
+    frame = frame.assign(picture=frame["picture"].mask(of, white))  # as it is scored: laid over white
+    page = report.render(frame, compare.compare(frame, resamples=20), tmp_path, tmp_path, "x")
+    tags = set(re.findall(r'(?:alt|aria-label)="(\w+-miniature-0: p\d+, image 0[^"]*)"', page))
+    assert {tag for tag in tags if "no file" not in tag} == {
+        "joint-miniature-0: p000, image 0",
+        "joint-miniature-0: p001, image 0",
+        "base-miniature-0: p000, image 0 (another picture than the one scored)",
+        "base-miniature-0: p001, image 0 (another picture than the one scored)",
+    }
+    assert re.search(r"base-miniature-0: \d+ of the pictures wanted .* are not those that were scored", page)
 
 
 def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:
@@ -391,6 +442,28 @@ def test_wins_and_losses_are_the_extremes_and_the_sample_is_not_chosen(
         line["text"] for line in samples[1][0]["lines"]
     ]
     assert len({line["text"] for line in samples[0][0]["lines"]}) == report.SAMPLE
+
+
+def test_a_picture_stands_beside_that_of_the_seed_whose_score_it_has(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Of a run of seed 1 beside one of seeds 0 and 1: score and picture are of seed 1 on both sides."""
+    asked: dict[str, dict[str, Prompt]] = {prompt_set: {} for prompt_set in SETS}
+    joint_0 = (frame["experiment"] == "joint") & (frame["seed"] == 0)
+    some = frame[frame["experiment"].isin(["fairness", "joint"]) & ~joint_0]
+    made = compare.compare(some, resamples=20, against="fairness")
+    (group, *_) = report._extremes(some, "joint", report.Pictures(tmp_path), asked, made)["groups"]
+    of = (
+        (some["scorer"] == group["scorer"])
+        & (some["prompt_set"] == group["prompt_set"])
+        & (some["seed"] == 1)
+    )
+    theirs = some[of & (some["experiment"] == "fairness")].set_index(["prompt_id", "image"])["value"]
+    for pair in group["parts"][2]["pairs"]:
+        found = re.fullmatch(r"fairness-miniature-1: (\w+), image (\d+) .*", pair["base"].alt)
+        assert found, pair["base"].alt
+        value = theirs[found[1], int(found[2])]
+        assert pair["scores"].startswith(f"{report._decimals(value)} → ")
 
 
 def test_wins_are_decided_by_a_judge_that_the_run_was_not_trained_on(

@@ -32,7 +32,8 @@ SEEN = "!e.closest('[hidden]')"
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     made = study(prompts=6, images=2, seeds=(0, 1), experiments=("base", "imagereward", "joint"))
-    return made.assign(suite=made["suite"].where(made["prompt_set"] != SCENES, OTHER))
+    # of pictures that were not hashed any may be shown
+    return made.assign(suite=made["suite"].where(made["prompt_set"] != SCENES, OTHER), picture="")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def file(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (run / "run.json").write_text(json.dumps({"gates": {"transition": {"holds": True}}}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_prompts", lambda _: asked)
+        patch.setattr(report, "_prompts", lambda *_: asked)
         made = compare.compare(frame, resamples=50)
         page = report.render(frame, made, folder / "runs", folder / "images", "x")
     path = folder / "report.html"
@@ -286,6 +287,20 @@ def test_the_keyboard_reaches_everything(page: Browser) -> None:
     assert focused("e.parentElement.open") != was
 
 
+def test_the_filter_does_not_lie_over_what_the_keyboard_has_gone_on_to(page: Browser) -> None:
+    page.evaluate("document.querySelector('#filter summary').focus()")
+    page.press("Enter")
+    box = "document.querySelectorAll('#filter input')"
+    page.evaluate(f"{box}[0].focus()")
+    page.press("Tab")
+    assert page.evaluate("document.querySelector('#filter').open"), "inside it"
+    page.evaluate(f"{box}[{box}.length - 1].focus()")
+    while page.evaluate("document.activeElement.closest('#filter') !== null"):
+        page.press("Tab")
+    assert not page.evaluate("document.querySelector('#filter').open")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#goals"
+
+
 @pytest.mark.parametrize("opened", [False, True], ids=["closed", "all open"])
 def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool) -> None:
     page.viewport(360, 740, phone=True)
@@ -293,6 +308,23 @@ def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool) -> None:
     assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]
     outside = """[...document.querySelectorAll('main *')].filter(e => !e.parentElement.closest('.scroll, svg')
         && e.getBoundingClientRect().width && e.getBoundingClientRect().right > 361).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.evaluate(outside) == []
+
+
+@pytest.mark.parametrize("width", [1200, 360], ids=["desk", "phone"])
+def test_a_long_name_breaks_and_pushes_no_number_out(
+    page: Browser, frame: pd.DataFrame, tmp_path: Path, width: int
+) -> None:
+    """As `joint_ratio_norm` with what was set, or whatever --name says."""
+    named = frame.replace({"joint": "joint_ratio_norm_lr2e5_kl001_batch2048_steps50_seeds"})
+    made = compare.compare(named, resamples=50)
+    (tmp_path / "long.html").write_text(report.render(named, made, tmp_path, tmp_path, "x"), encoding="utf-8")
+    page.viewport(width, 900, phone=width == 360)
+    page.open((tmp_path / "long.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    outside = """[...document.querySelectorAll('.card .num')].filter(e =>
+        e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right).map(e => e.textContent)"""
     assert page.evaluate(outside) == []
 
 

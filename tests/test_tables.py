@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from evals import asides, compare, metrics, panel, rows, tables
+from evals import asides, compare, metrics, panel, report, report_data, rows, stats, tables
 from evals.__main__ import main
 from evals.compare import Comparison
 from evals.stats import Interval
@@ -72,6 +72,37 @@ def test_numbers_as_printed(comparison: Comparison) -> None:
     section = text.split("### " + SCENES)[1].split("###")[0]
     widths = {len(line) for line in section.splitlines() if line.startswith("|")}
     assert len(widths) == 1  # padded, so that it reads in a terminal
+
+
+def test_a_ratio_below_0_has_a_minus_as_other_numbers(comparison: Comparison) -> None:
+    """A gap over its floor may be below it."""
+    below = tuple(
+        replace(e, ratio=e.ratio if math.isnan(e.ratio.value) else Interval(-0.25, -0.3, -0.2))
+        for e in comparison.estimates
+    )
+    made = replace(comparison, estimates=below)
+    assert "(×−0.25)" in tables.at_a_glance(made, "miniature")
+    assert r"($\times$$-$0.25)" in tables.latex(made, "x")
+
+
+def test_a_test_of_very_many_prompts_has_no_p_of_0(
+    comparison: Comparison, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The exact p of 1,632 prompts won of 1,632 is 2^-1631."""
+    p = stats.mcnemar_exact(1632, 0)
+    assert (p, tables.p_told(p), tables.p_told(0.00123)) == (0.0, "<1e-300", "0.0012")
+    certain = replace(
+        comparison,
+        estimates=tuple(replace(e, p_holm=p if e.p_holm <= 1 else e.p_holm) for e in comparison.estimates),
+        outcomes=tuple(replace(o, sign_p=p) for o in comparison.outcomes),
+    )
+    text = tables.markdown(certain, "x")
+    page = report.render(frame, certain, tmp_path, tmp_path, "x")
+    assert "| <1e-300 sign" in text and re.search(r"\| <1e-300 +\|", text)
+    assert not re.search(r"\| 0( sign| wilcoxon| mcnemar| resamples)? +\|", text)
+    assert "<td>&lt;1e-300</td>" in page and re.search('<td title="[^"]+">&lt;1e-300</td>', page)
+    told = [report_data.told(e) for e in certain.estimates if not math.isnan(e.p_holm)]
+    assert told and all("; p <1e-300 (" in sentence for sentence in told)
 
 
 # ------------------------------------------------------------------------------------------------------ markdown

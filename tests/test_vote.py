@@ -1295,3 +1295,12 @@ def test_a_second_page_of_one_rater_is_told_where_the_rater_is(
     opened.press("1")
     opened.wait_for(at(1))
     assert log_of(server).choices == {"ed": ["tie"]}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L"])
+def test_raters_see_what_scorers_read(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "0.png")
+    seen = ballots.open_picture(tmp_path / "0.png")
+    assert (np.asarray(seen) == pictures.read(tmp_path / "0.png").pixels_HWC).all()
+    assert ballots.picture_hash(seen) == pictures.read(tmp_path / "0.png").digest
