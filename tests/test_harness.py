@@ -121,15 +121,40 @@ def test_a_killed_scoring_goes_on_and_gives_the_same_rows(
     assert calls == ["skin_tone", "gold_utility", "gold_utility"]  # kid goes by its features
 
 
-def test_pictures_of_other_weights_are_not_taken(base_run: Path, tmp_path: Path):
+def marked(folder: Path, **changes: object) -> None:
+    """Let the mark of a folder of pictures say something else."""
+    mark = folder / "source.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_pictures_of_other_weights_are_not_taken_and_it_is_said(
+    base_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "scores" / "x.csv"
     harness.score(str(base_run), out, "small")
-    mark = tmp_path / "images" / "base-miniature-0" / "source.json"
-    mark.write_text(mark.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
-    foreign = next((tmp_path / "images" / "base-miniature-0").rglob("0.png"))
+    drawn = tmp_path / "images" / "base-miniature-0"
+    marked(drawn, weights="0" * 12)
+    foreign = next(drawn.rglob("0.png"))
     before = foreign.stat().st_mtime_ns
+    assert "removed" not in capsys.readouterr().err
     harness.score(str(base_run), out, "small")
     assert foreign.stat().st_mtime_ns != before
+    note = f"note: the pictures in {drawn} are of other weights, and are removed"
+    assert note in capsys.readouterr().err
+
+
+def test_what_the_same_weights_drew_for_another_suite_is_not_removed(base_run: Path, tmp_path: Path):
+    out = tmp_path / "scores" / "x.csv"
+    harness.score(str(base_run), out, "small")
+    drawn = tmp_path / "images" / "base-miniature-0"
+    marked(drawn, seed=4)
+    kept = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=re.escape(f"{drawn} holds what these weights drew for another suite")
+    ):
+        harness.score(str(base_run), out, "small")
+    assert {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()} == kept
+    harness.score(str(base_run), tmp_path / "other" / "x.csv", "small")  # in a folder of its own
 
 
 def test_a_kept_picture_of_another_size_is_named(base_run: Path, tmp_path: Path):
@@ -339,9 +364,9 @@ def test_a_plain_diffusers_folder_can_be_scored(tmp_path: Path):
 def test_somebodys_checkpoint_is_called_and_judged_as_is_said(tmp_path: Path):
     folder, out = str(weights_folder("pipeline")), tmp_path / "scores" / "a.csv"
     options = ["--suite", "small", "--out", str(out), "--name", "a", "--base", folder]
-    code, output = run_cli("score", folder, *options, "--trained-on", "redness")
+    code, output = run_cli("score", folder, *options, "--trained-on", "nobodys")
     assert code == 2
-    assert "--trained-on redness is no scorer; choose from " in output
+    assert "--trained-on nobodys is no scorer; choose from " in output
     assert "gold_utility" in output
     code, output = run_cli("score", folder, *options, "--trained-on", "gold_utility", "--trained-on", "kid")
     assert code == 0, output
