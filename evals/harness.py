@@ -122,6 +122,7 @@ def score(
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = _load(chosen, device)
+    _refuse_unanswerable(chosen, loaded)
     if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
         _refuse_another_family(checkpoint, checkpoint.its_base())
     pictures = Pictures(checkpoint, chosen, images_of(out), device)
@@ -169,6 +170,7 @@ def score_given(
     _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
+    _refuse_unanswerable(chosen, loaded)
     theirs = Given(base, chosen, "base", others=others) if base else None
     pictures = Given(folder, chosen, name, theirs, others)
     if pictures.base() is None:
@@ -211,6 +213,22 @@ def _refuse_anothers(out: Path, whose: Scored) -> None:
 
 def _load(suite: Suite, device: str) -> dict[str, Scorer]:
     return {name: scorers.load(name, device, suite.domain) for part in suite.parts for name in part.scorers}
+
+
+def _refuse_unanswerable(suite: Suite, loaded: Mapping[str, Scorer]) -> None:
+    """Refuse prompts that a scorer of their part says it cannot answer for.
+
+    Raises:
+        ValueError: naming scorer and prompt set.
+    """
+    for part in suite.parts:
+        for name in part.scorers:
+            check = getattr(loaded[name], "check_prompts", None)
+            if check is not None:
+                try:
+                    check(prompts.load(part.prompt_set))
+                except ValueError as error:
+                    raise ValueError(f"scorer {name} cannot answer for {part.prompt_set}: {error}") from error
 
 
 def _without(suite: Suite, names: Sequence[str]) -> Suite:

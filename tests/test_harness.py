@@ -220,6 +220,19 @@ def test_a_lora_on_another_base_draws_other_pictures(tmp_path: Path):
     assert len(digests) == 3
 
 
+def test_prompts_that_a_scorer_cannot_answer_for_are_refused_before_anything_is_drawn(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = [Prompt(str(number), "a portrait of a cat") for number in range(25)]
+    monkeypatch.setattr(prompts, "load", lambda _name: own)
+    told = r"scorer \w+ cannot answer for miniature-portraits-unseen: prompt '0' is not of the miniature"
+    with pytest.raises(ValueError, match=told):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    with pytest.raises(ValueError, match=told):
+        harness.score_given(tmp_path, tmp_path / "scores" / "x.csv", "small", "x")
+    assert not (tmp_path / "images").exists()
+
+
 def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
