@@ -678,7 +678,8 @@ def test_a_folder_without_a_run_card_is_one_sentence(tmp_path: Path, content: st
         save_file({"a": torch.zeros(1)}, run / checkpoints.LORA_FILE)
     code, output = run_cli("score", str(run), "--out", str(tmp_path / "s" / "x.csv"), "--suite", "small")
     assert (code, output.count("error: ")) == (2, 1)
-    assert "no pipeline in diffusers layout, it has no model_index.json" in output
+    assert f"error: {run} is no pipeline in diffusers layout, it has no model_index.json; " in output
+    assert "pictures are scored with --pictures" in output
 
 
 def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_path: Path):
