@@ -128,7 +128,7 @@ def main() -> None:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="That share the work, one to a GPU; without a GPU they share the CPU. Hosts that see the folder of --out are given the same command.",
+    help="That share the work, one to a GPU; without a GPU they share the CPU (OMP_NUM_THREADS threads each, if that is set). Hosts that see the folder of --out are given the same command.",
 )
 @click.option(
     "--pictures",

@@ -6,7 +6,8 @@ picture: the same command goes on where it was killed, and does again only what 
 
 Several processes share the work, of one host (`--processes`) or of several that see the folder and are given the same command. A unit is done behind a lock, which the system frees
 when its process ends, however it does. Where a file system carries no locks between hosts, or shows a new file late, a unit may be done twice: its rows are the same, and written
-whole. All processes wait for the last unit; the first that is through puts the rows together, in the suite's order, which are the same byte for byte however many there were.
+whole. All processes wait for the last unit; the first that is through puts the rows together, in the suite's order, which are the same byte for byte however many there were (of a CPU, with as many threads each: some
+products of small batches differ in the last bit between one thread and two).
 
 Beside `X.csv` lies `X.json`: see `evals.provenance`.
 """
