@@ -31,11 +31,13 @@ DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compos
 
 comma := ,
 $(if $(filter command,$(firstword $(origin HOSTS))),$(error HOSTS is for train/hosts.sh: make trains on this host alone))
+NO_FOLDER = $(error RESULTS="$(RESULTS)" must be one folder$(comma) without spaces$(comma) : and % in its name: make takes them for its own)
 # Names are made of these, so what is no name is refused before anything is made of it.
 refuse = $(if $(shell printf '%s\n' '$(strip $1)' | tr ' ' '\n' | grep -vxE '$2'),$(error $3))
 $(if $(SEEDS),$(call refuse,$(SEEDS),0|[1-9][0-9]{0$(comma)17},SEEDS="$(SEEDS)" must be whole numbers$(comma) such as SEEDS="0 1 2"))
 $(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model$(comma) such as miniature$(comma) sd2 or sdxl_1gpu)
 $(call refuse,$(GPUS),[1-9][0-9]*,GPUS="$(GPUS)" must be a number of processes$(comma) 1 or more)
+$(if $(filter 1,$(words $(RESULTS))),$(if $(findstring %,$(RESULTS))$(findstring :,$(RESULTS)),$(NO_FOLDER)),$(NO_FOLDER))
 $(if $(filter 1/1,$(words $(ON))/$(words $(GPUS))),,$(error ON="$(ON)" and GPUS="$(GPUS)" must be one value each))
 
 # Those with an underscore in the name are beside the paper: other ways to mix rewards, and experiments as other methods train them.
@@ -58,10 +60,13 @@ PROCESSES = $(if $(filter-out 1,$(GPUS)), --processes $(GPUS))
 part = $(word $1,$(subst -, ,$2))
 names = $(foreach experiment,$1,$(foreach seed,$2,$(experiment)-$(ON)-$(seed)))
 MODELS = $(if $(ON_IS_GIVEN),$(ON),*)
-FINISHED = $(patsubst $(RESULTS)/runs/%/run.json,%,$(wildcard $(RESULTS)/runs/*-$(MODELS)-*/run.json))
+# What the same command trains or scores first is looked for before it is there.
+TRAINED = $(call names,$(filter $(EXPERIMENTS) $(BESIDE),$(patsubst train-%,%,$(filter train-%,$(MAKECMDGOALS)))),$(TRAIN_SEEDS))
+FINISHED = $(patsubst $(RESULTS)/runs/%/run.json,%,$(wildcard $(RESULTS)/runs/*-$(MODELS)-*/run.json)) $(TRAINED)
 THEIR_BASES = $(foreach name,$(FINISHED),base-$(call part,2,$(name))-$(call part,3,$(name)))
 TO_SCORE = $(if $(SEEDS),$(call names,$(EXPERIMENTS),$(SEEDS)),$(sort $(FINISHED) $(THEIR_BASES)))
-SCORES = $(if $(SEEDS),$(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)),$(sort $(wildcard $(RESULTS)/scores/*-$(MODELS)-*.csv)))
+SCORED = $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE))
+SCORES = $(if $(SEEDS),$(SCORED),$(sort $(wildcard $(RESULTS)/scores/*-$(MODELS)-*.csv) $(if $(filter eval,$(MAKECMDGOALS)),$(SCORED))))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -112,7 +117,7 @@ $(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
 	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')$(ACCEPT)
 
 ## eval | scores every run that has no scores yet, and the base models they came from
-eval: $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE)) | $(VENV)
+eval: $(SCORED) | $(VENV)
 	@$(if $(TO_SCORE),echo "Scored: $(TO_SCORE)",echo "no finished run in $(RESULTS)/runs: make train-<experiment> first" >&2; exit 2)
 
 # Scores that are there are taken, also where the run that they came from is not (the committed ones); a run that is there
@@ -138,7 +143,7 @@ $(RESULTS)/report.html: $(SCORES) always | $(VENV)
 	$(PY) -m evals report $(SCORES) --runs $(RESULTS)/runs --images $(RESULTS)/images --out $@
 
 ## pack | results/scores.csv.xz: all score rows in one small file, as the repository keeps them
-pack: $(VENV)
+pack: $(SCORES) | $(VENV)
 	@$(need_scores)
 	$(PY) -m evals pack $(SCORES) --out $(RESULTS)/scores.csv.xz
 

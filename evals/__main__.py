@@ -128,7 +128,7 @@ def main() -> None:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="That share the work, one to a GPU; without a GPU they share the CPU. Hosts that see the folder of --out are given the same command.",
+    help="That share the work, one to a GPU; without a GPU they share the CPU (OMP_NUM_THREADS threads each, if that is set). Hosts that see the folder of --out are given the same command.",
 )
 @click.option(
     "--pictures",
@@ -176,10 +176,12 @@ def score(
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
     _check_given(pictures, suite=suite, name=name, model=model, base=base)
-    from evals import harness, weights  # here: the deep learning stack, which `compare` does not need
+    # here: the deep learning stack, which `compare` does not need
+    from evals import harness, weights, workers
 
     if processes > 1:
         sys.exit(_share(processes))
+    workers.end_with_launcher()
     weights.accept_terms(accept_terms)
     if pictures:
         assert suite is not None

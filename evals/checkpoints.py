@@ -483,7 +483,10 @@ def resolve(target: str) -> Checkpoint:
         card = path.parent / "run.json"
         return _from_run(path.parent) if card.is_file() else _foreign(_name_of(path), path, target)
     if path.is_dir():
-        find_base(target)
+        if not (path / "model_index.json").is_file():
+            raise ValueError(
+                f"{target} is no pipeline in diffusers layout, it has no model_index.json; pictures are scored with --pictures"
+            )
         return _foreign(path.name, path, target)
     repository, at, revision = target.partition("@")
     no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)

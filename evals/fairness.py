@@ -112,8 +112,9 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
         if not (weight >= 0).all() or (frame["tone"] < 0).any():
             raise ValueError("tones and images are counted from 0")
     except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        reason = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(
-            f"--confusion {path} is no calibration of skin tones ({error}): `python -m evals calibrate skin-tone` writes one"
+            f"--confusion {path} is no calibration of skin tones ({reason}): `python -m evals calibrate skin-tone` writes one"
         ) from None
     found, left_out = {}, []
     for kind in dict.fromkeys(kinds):
@@ -496,6 +497,23 @@ def tidy(found: Sequence[Fairness]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def _refuse_no_photographs(grouped: pd.DataFrame, confusion: Path) -> None:
+    """Refuse to correct tones of the miniature by how those of photographs are confused: another scorer of that name reads them.
+
+    Raises:
+        ValueError: naming the suite and a file.
+    """
+    from evals import suites  # here: it says how to draw, which takes a deep learning stack
+
+    for suite, part in grouped.groupby("suite", sort=False):
+        name = str(suite).partition(":")[0]
+        if name in suites.names() and suites.load(name).domain != "photo":
+            raise ValueError(
+                f"--confusion {confusion} is of how tones of photographs are read, but {part['file'].iloc[0]} has those of the suite {name}, whose pictures "
+                "are the miniature's: leave --confusion out"
+            )
+
+
 def write(
     files: Sequence[Path], out: Path, confusion: Path | None, root: bool, limit: float, command: str
 ) -> list[Fairness]:
@@ -506,6 +524,8 @@ def write(
     """
     confusions, left_out = ({}, []) if confusion is None else read_confusions(confusion)
     rows = score_rows.read(files)
+    if confusion is not None:
+        _refuse_no_photographs(rows[rows["scorer"] == GROUPED], confusion)
     found = fairness(rows, confusions, root, limit)
     remarks = strata_of(rows[rows["scorer"] == GROUPED]).remarks
     write_text(markdown(found, root, limit, command, left_out, remarks), out)

@@ -6,7 +6,8 @@ picture: the same command goes on where it was killed, and does again only what 
 
 Several processes share the work, of one host (`--processes`) or of several that see the folder and are given the same command. A unit is done behind a lock, which the system frees
 when its process ends, however it does. Where a file system carries no locks between hosts, or shows a new file late, a unit may be done twice: its rows are the same, and written
-whole. All processes wait for the last unit; the first that is through puts the rows together, in the suite's order, which are the same byte for byte however many there were.
+whole. All processes wait for the last unit; the first that is through puts the rows together, in the suite's order, which are the same byte for byte however many there were (of a CPU, with as many threads each: some
+products of small batches differ in the last bit between one thread and two).
 
 Beside `X.csv` lies `X.json`: see `evals.provenance`.
 """
@@ -122,6 +123,7 @@ def score(
     device = str(exact_device())
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = _load(chosen, device)
+    _refuse_unanswerable(chosen, loaded)
     if any(scorer.scope == "paired" for scorer in loaded.values()) and checkpoint.experiment != "base":
         _refuse_another_family(checkpoint, checkpoint.its_base())
     pictures = Pictures(checkpoint, chosen, images_of(out), device)
@@ -169,6 +171,7 @@ def score_given(
     _refuse_anothers(out, whose)
     device = str(exact_device())
     loaded = _load(chosen, device)
+    _refuse_unanswerable(chosen, loaded)
     theirs = Given(base, chosen, "base", others=others) if base else None
     pictures = Given(folder, chosen, name, theirs, others)
     if pictures.base() is None:
@@ -211,6 +214,22 @@ def _refuse_anothers(out: Path, whose: Scored) -> None:
 
 def _load(suite: Suite, device: str) -> dict[str, Scorer]:
     return {name: scorers.load(name, device, suite.domain) for part in suite.parts for name in part.scorers}
+
+
+def _refuse_unanswerable(suite: Suite, loaded: Mapping[str, Scorer]) -> None:
+    """Refuse prompts that a scorer of their part says it cannot answer for.
+
+    Raises:
+        ValueError: naming scorer and prompt set.
+    """
+    for part in suite.parts:
+        for name in part.scorers:
+            check = getattr(loaded[name], "check_prompts", None)
+            if check is not None:
+                try:
+                    check(prompts.load(part.prompt_set))
+                except ValueError as error:
+                    raise ValueError(f"scorer {name} cannot answer for {part.prompt_set}: {error}") from error
 
 
 def _without(suite: Suite, names: Sequence[str]) -> Suite:

@@ -196,10 +196,10 @@ class Pictures:
         device: str = "cpu",
         clock: Clock | None = None,
     ) -> None:
-        """Claim the checkpoint's folder; pictures of other weights or another suite are removed from it.
+        """Claim the checkpoint's folder; pictures of other weights are removed from it, and it is said.
 
         Raises:
-            ValueError: the folder holds something else, or the weights do not open.
+            ValueError: the folder holds something else, or pictures that these weights drew for another suite; or the weights do not open.
         """
         self.checkpoint, self.suite, self.root, self.device = checkpoint, suite, folder, device
         self.name = checkpoint.name
@@ -214,8 +214,16 @@ class Pictures:
         # one scoring at a time decides whose pictures a folder holds: several may need the base's
         with locked(self._lock("claim")):
             if not _is_claimed(mine, source):
+                held = _drawn_by(mine)
+                if held == self.digest:  # they may have taken days, and the scores of them are still good
+                    raise ValueError(
+                        f"{mine} holds what these weights drew for another suite, or for an earlier form of this one: give --out a folder of its own, "
+                        "or move these pictures away"
+                    )
                 # before pictures are removed: weights that do not open cost nothing
                 self._open()
+                if held:
+                    say(f"note: the pictures in {mine} are of other weights, and are removed")
                 _claim(mine, source)
 
     def _lock(self, what: str) -> Path:
@@ -494,8 +502,17 @@ def _is_claimed(folder: Path, source: str) -> bool:
     return False
 
 
+def _drawn_by(folder: Path) -> str | None:
+    """The weights that drew the pictures in a folder; None where there is none, or nothing says it."""
+    try:
+        weights = str(json.loads((folder / MARK).read_text(encoding="utf-8"))["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return weights if any(inside.is_dir() for inside in folder.iterdir()) else None
+
+
 def _claim(folder: Path, source: str) -> None:
-    """Make the folder this checkpoint's; pictures of other weights or another suite are removed."""
+    """Make the folder this checkpoint's; pictures that are in it are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     # the mark goes last: killed here, the folder is still the earlier checkpoint's
     for old in folder.iterdir():

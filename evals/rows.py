@@ -71,7 +71,7 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
 
     Raises:
         ValueError: one sentence that names the file, where a file is missing, is not such a CSV or repeats a row; where two
-            files hold the same row; where a prompt set was scored on two suites or is not the same prompts everywhere; or where a scorer's
+            files hold the same row, or scores of two pictures as of one; where a prompt set was scored on two suites or is not the same prompts everywhere; or where a scorer's
             version is not the same everywhere.
     """
     if not paths:
@@ -80,6 +80,7 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
     _refuse_repeats(rows)
+    _refuse_two_pictures(rows)
     if refuse:
         refuse_unlike(rows)
     return rows
@@ -453,4 +454,21 @@ def _refuse_repeats(rows: pd.DataFrame) -> None:
     raise ValueError(
         f"{where}: two {second.scorer} scores of {second.experiment} seed {second.seed}, {second.prompt_set}, prompt "
         f"{second.prompt_id}, image {second.image}{': score one of the two under another --name' if other else ''}"
+    )
+
+
+def _refuse_two_pictures(rows: pd.DataFrame) -> None:
+    """Refuse an image that is one picture to one scorer and another to the next, as where votes are on pictures that were since drawn again."""
+    image = ["experiment", "model", "seed", *IMAGE]
+    found = rows.loc[rows["picture"] != "", [*image, "picture", "scorer", "file"]]
+    found = found.drop_duplicates([*image, "picture"])
+    second = found[found.duplicated(image)]
+    if second.empty:
+        return
+    other = second.iloc[0]
+    first = found[(found[image] == other[image]).all(axis=1)].iloc[0]
+    where = other.file if first.file == other.file else f"{first.file} and {other.file}"
+    raise ValueError(
+        f"{where}: {first.scorer} and {other.scorer} have scored two different pictures as {other.experiment} seed {other.seed}, {other.prompt_set}, prompt "
+        f"{other.prompt_id}, image {other.image}: pictures were drawn again in between, so score or vote again"
     )

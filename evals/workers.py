@@ -6,9 +6,11 @@ They need not know of each other: what they share lies on disk, behind locks (se
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,6 +18,8 @@ from typing import IO
 
 from evals import signals
 
+LAUNCHER = "T2I_SCORING_LAUNCHER"
+"""Variable that tells a process who started it."""
 SECONDS_TO_END = 10
 """After one process has failed, until the others are killed."""
 
@@ -69,7 +73,11 @@ def run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
             # a session of its own: a Ctrl-C of the terminal comes from here only, and once
             workers.append(
                 subprocess.Popen(
-                    command, env=os.environ | environment, start_new_session=True, stdout=told, stderr=told
+                    command,
+                    env=os.environ | environment | {LAUNCHER: str(os.getpid())},
+                    start_new_session=True,
+                    stdout=told,
+                    stderr=told,
                 )
             )
         failed = _first_to_fail(workers)
@@ -83,6 +91,23 @@ def run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
                 file=sys.stderr,
             )
         return code if code > 0 else 128 - code
+
+
+def end_with_launcher() -> None:
+    """End this process once the one that started it is no more; nothing where `run` has not started it.
+
+    Killed, that one could pass nothing on, and the same command given again would put a second process on each GPU.
+    """
+    if LAUNCHER not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHER])
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _first_to_fail(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -285,7 +285,11 @@ def test_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("a,b\n1,2\n", "is no calibration of skin tones"), (None, "is no calibration of skin tones")],
+    [
+        ("a,b\n1,2\n", "is no calibration of skin tones (it has no column 'read')"),
+        ("a,b\n1,2,3\n1,2,3,4\n", "is no calibration of skin tones (Error tokenizing data."),
+        (None, "is no calibration of skin tones"),
+    ],
 )
 def test_a_confusion_that_is_none_is_one_sentence(tmp_path: Path, content: str | None, told: str) -> None:
     scores, confusion = tmp_path / "scores.csv", tmp_path / "c.csv"
@@ -298,6 +302,16 @@ def test_a_confusion_that_is_none_is_one_sentence(tmp_path: Path, content: str |
     assert told in done.output
     assert str(confusion) in done.output
     assert done.output.count("\n") == 1
+
+
+def test_tones_of_the_miniature_are_not_corrected_as_those_of_photographs(tmp_path: Path) -> None:
+    scores, confusion = tmp_path / "scores.csv", calibration(tmp_path / "c.csv", ERRS)
+    score_rows.write(rows_of([[0, 1], [2, 3]]).assign(suite="miniature:1"), scores)
+    arguments = ["fairness", str(scores), "--out", str(tmp_path / "f.md")]
+    done = CliRunner().invoke(main, [*arguments, "--confusion", str(confusion)])
+    assert done.exit_code == 2
+    assert f"{scores} has those of the suite miniature, whose pictures are the miniature's" in done.output
+    assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
 def test_tones_outside_their_groups_are_told() -> None:

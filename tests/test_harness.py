@@ -121,15 +121,40 @@ def test_a_killed_scoring_goes_on_and_gives_the_same_rows(
     assert calls == ["skin_tone", "gold_utility", "gold_utility"]  # kid goes by its features
 
 
-def test_pictures_of_other_weights_are_not_taken(base_run: Path, tmp_path: Path):
+def marked(folder: Path, **changes: object) -> None:
+    """Let the mark of a folder of pictures say something else."""
+    mark = folder / "source.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_pictures_of_other_weights_are_not_taken_and_it_is_said(
+    base_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "scores" / "x.csv"
     harness.score(str(base_run), out, "small")
-    mark = tmp_path / "images" / "base-miniature-0" / "source.json"
-    mark.write_text(mark.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
-    foreign = next((tmp_path / "images" / "base-miniature-0").rglob("0.png"))
+    drawn = tmp_path / "images" / "base-miniature-0"
+    marked(drawn, weights="0" * 12)
+    foreign = next(drawn.rglob("0.png"))
     before = foreign.stat().st_mtime_ns
+    assert "removed" not in capsys.readouterr().err
     harness.score(str(base_run), out, "small")
     assert foreign.stat().st_mtime_ns != before
+    note = f"note: the pictures in {drawn} are of other weights, and are removed"
+    assert note in capsys.readouterr().err
+
+
+def test_what_the_same_weights_drew_for_another_suite_is_not_removed(base_run: Path, tmp_path: Path):
+    out = tmp_path / "scores" / "x.csv"
+    harness.score(str(base_run), out, "small")
+    drawn = tmp_path / "images" / "base-miniature-0"
+    marked(drawn, seed=4)
+    kept = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=re.escape(f"{drawn} holds what these weights drew for another suite")
+    ):
+        harness.score(str(base_run), out, "small")
+    assert {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()} == kept
+    harness.score(str(base_run), tmp_path / "other" / "x.csv", "small")  # in a folder of its own
 
 
 def test_a_kept_picture_of_another_size_is_named(base_run: Path, tmp_path: Path):
@@ -193,6 +218,19 @@ def test_a_lora_on_another_base_draws_other_pictures(tmp_path: Path):
         replace(found, base=base).digest() for base in (None, str(weights_folder("pipeline")), "some/base")
     }
     assert len(digests) == 3
+
+
+def test_prompts_that_a_scorer_cannot_answer_for_are_refused_before_anything_is_drawn(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = [Prompt(str(number), "a portrait of a cat") for number in range(25)]
+    monkeypatch.setattr(prompts, "load", lambda _name: own)
+    told = r"scorer \w+ cannot answer for miniature-portraits-unseen: prompt '0' is not of the miniature"
+    with pytest.raises(ValueError, match=told):
+        harness.score(str(base_run), tmp_path / "scores" / "x.csv", "small")
+    with pytest.raises(ValueError, match=told):
+        harness.score_given(tmp_path, tmp_path / "scores" / "x.csv", "small", "x")
+    assert not (tmp_path / "images").exists()
 
 
 def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
@@ -339,9 +377,9 @@ def test_a_plain_diffusers_folder_can_be_scored(tmp_path: Path):
 def test_somebodys_checkpoint_is_called_and_judged_as_is_said(tmp_path: Path):
     folder, out = str(weights_folder("pipeline")), tmp_path / "scores" / "a.csv"
     options = ["--suite", "small", "--out", str(out), "--name", "a", "--base", folder]
-    code, output = run_cli("score", folder, *options, "--trained-on", "redness")
+    code, output = run_cli("score", folder, *options, "--trained-on", "nobodys")
     assert code == 2
-    assert "--trained-on redness is no scorer; choose from " in output
+    assert "--trained-on nobodys is no scorer; choose from " in output
     assert "gold_utility" in output
     code, output = run_cli("score", folder, *options, "--trained-on", "gold_utility", "--trained-on", "kid")
     assert code == 0, output
@@ -640,7 +678,8 @@ def test_a_folder_without_a_run_card_is_one_sentence(tmp_path: Path, content: st
         save_file({"a": torch.zeros(1)}, run / checkpoints.LORA_FILE)
     code, output = run_cli("score", str(run), "--out", str(tmp_path / "s" / "x.csv"), "--suite", "small")
     assert (code, output.count("error: ")) == (2, 1)
-    assert "no pipeline in diffusers layout, it has no model_index.json" in output
+    assert f"error: {run} is no pipeline in diffusers layout, it has no model_index.json; " in output
+    assert "pictures are scored with --pictures" in output
 
 
 def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_path: Path):

@@ -208,6 +208,10 @@ def test_list_fits_a_terminal(sandbox: Sandbox) -> None:
         ("GPUS=", "must be one value each"),
         ("ON=", "must be one value each"),
         ("ON=x-y", 'ON="x-y" must be one model'),
+        ("RESULTS=my results", 'RESULTS="my results" must be one folder, without spaces'),
+        ("RESULTS=", 'RESULTS="" must be one folder'),
+        ("RESULTS=a%b", "must be one folder"),
+        ("RESULTS=a:b", "must be one folder"),
     ],
 )
 def test_variables_that_are_none_are_one_sentence(sandbox: Sandbox, variable: str, part: str) -> None:
@@ -323,6 +327,25 @@ def test_eval_of_one_model(sandbox: Sandbox) -> None:
     sandbox.write("results/runs/joint-sd15-2/run.json")
     sandbox.write("results/runs/base-miniature-0/run.json")
     assert sandbox.calls("eval", "ON=miniature") == [score("base-miniature-0")]
+
+
+@pytest.mark.parametrize("jobs", [(), ("-j4",)])
+def test_what_a_command_scores_is_in_its_tables(sandbox: Sandbox, jobs: tuple[str, ...]) -> None:
+    """Also beside scores that were there before, and where it is trained by the same command."""
+    sandbox.write("results/runs/fairness-miniature-0/run.json")
+    sandbox.write("results/scores/base-miniature-0.csv")
+    names = ("base-miniature-0", "fairness-miniature-0")
+    called = sandbox.calls(*jobs, "eval", "compare", "report", "pack")
+    assert called[0] == score(names[1])
+    files = " ".join(f"results/scores/{name}.csv" for name in names)
+    packed = f"-m evals pack {files} --out results/scores.csv.xz"
+    assert sorted(called[1:]) == sorted([table(*names), report(*names), packed])
+    called = sandbox.calls(*jobs, "train-joint", "eval", "compare")
+    assert called == [
+        train("joint-miniature-0"),
+        score("joint-miniature-0"),
+        table(*names, "joint-miniature-0"),
+    ]
 
 
 def test_nothing_to_evaluate_or_compare_is_said(sandbox: Sandbox) -> None:

@@ -364,6 +364,17 @@ def test_a_file_given_twice_is_said_to_be(tmp_path: Path) -> None:
         rows.read([path, tmp_path / "link.csv"])
 
 
+def test_scores_of_two_pictures_are_not_taken_as_of_one(tmp_path: Path) -> None:
+    """Votes on pictures that were since drawn again; a picture whose hash is not known is no other."""
+    scores = file(tmp_path, GOOD)
+    votes = file(tmp_path, GOOD.replace("objects", "human_votes").replace("89ab", "cdef"), name="votes.csv")
+    told = f"{scores} and {votes}: objects and human_votes have scored two different pictures as joint seed 0, scenes, prompt p1, image 0"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        rows.read([scores, votes], refuse=False)
+    unknown = file(tmp_path, GOOD.replace("objects", "other").replace("89ab", ""), name="unknown.csv")
+    assert len(rows.read([scores, unknown])) == 2
+
+
 def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
     path = file(tmp_path, GOOD)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as a spreadsheet saves it

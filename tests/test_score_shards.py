@@ -371,6 +371,34 @@ def test_a_signal_to_end_reaches_the_processes(tmp_path: Path) -> None:
     assert parent.wait(timeout=20) == 128 + signal.SIGTERM
 
 
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    waits = "from evals import workers; workers.end_with_launcher(); "
+    waits += "open(sys.argv[1] + str(os.getpid()), chr(119)).close(); time.sleep(60)"
+    code = (
+        "import sys; from evals import workers; "
+        f"workers.run([sys.executable, '-c', {SPEAKS + waits!r}, sys.argv[1]], workers.environments(2, []))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, f"{tmp_path}/"], cwd=ROOT)
+    while len(alive := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        time.sleep(0.01)
+    time.sleep(1.5)
+    assert all(map(runs, alive))
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 20
+    while any(map(runs, alive)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and has not ended unheard."""
+    told = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False
+    )
+    return told.stdout.strip()[:1] not in ("", "Z")
+
+
 def another(run: Path, folder: Path, pipeline: Any) -> Path:
     """A run of the same name with other weights."""
     pipeline.save_pretrained(folder / run.name)

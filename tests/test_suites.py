@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import prompts
 from evals import suites
-from evals.suites import Suite
+from evals.suites import Suite, geneval
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 PHOTO = [name for name in suites.names() if suites.load(name).domain == "photo"]
@@ -55,6 +56,16 @@ def test_every_part_has_a_headline_that_reads_one_of_its_scorers(name: str):
         assert part.headlines
         for headline in part.headlines:
             assert metrics.load(headline).scorer in part.scorers
+
+
+def test_a_headline_that_is_no_metric_is_named(monkeypatch: pytest.MonkeyPatch):
+    """A table without it would say nothing."""
+    part = replace(geneval.SUITE.parts[0], headlines=("geneval_prompt",))
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))
+    with pytest.raises(
+        ValueError, match=r"suite geneval, geneval: the headline 'geneval_prompt' is no metric; choose from "
+    ):
+        suites.load("geneval")
 
 
 def test_drift_is_of_prompts_on_which_nobody_is_trained():

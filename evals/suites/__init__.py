@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import prompts
+from evals import metrics
 from evals.diffusion import Sampling
 from evals.scorers import Domain
 
@@ -106,9 +107,19 @@ def only(suite: Suite, prompt_sets: Sequence[str]) -> Suite:
 
 
 def load(name: str) -> Suite:
-    """The suite of that name. Raises ValueError, with the choices, for a name that is none."""
+    """The suite of that name.
+
+    Raises:
+        ValueError: with the choices, for a name that is none, and for a headline that is no metric.
+    """
     if name not in names():
         raise ValueError(f"there is no suite {name!r}; choose from {', '.join(names())}")
     suite = import_module(f"evals.suites.{name}").SUITE
     assert isinstance(suite, Suite)
+    known = metrics.names()
+    for part in suite.parts:
+        if unknown := [headline for headline in part.headlines if headline not in known]:
+            raise ValueError(
+                f"suite {name}, {part.prompt_set}: the headline {unknown[0]!r} is no metric; choose from {', '.join(known)}"
+            )
     return replace(suite, name=name)
