@@ -111,11 +111,11 @@ def read(path: Path | str) -> Read:
     with Image.open(io.BytesIO(content)) as picture:
         picture.verify()  # the checksums of a PNG, which decoding passes over
     with Image.open(io.BytesIO(content)) as picture:
-        rgb, made = _as_rgb(picture)
+        rgb, made = as_rgb(picture)
         return Read(np.asarray(rgb), made)
 
 
-def _as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
+def as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
     """A picture in RGB and what was done for it: what is transparent is laid over white, as a browser shows it; palette, grey and CMYK are converted."""
     if picture.has_transparency_data:
         over = Image.new("RGBA", picture.size, "white")

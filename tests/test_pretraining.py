@@ -130,6 +130,21 @@ def test_every_mode_is_rgb_and_upright() -> None:
     assert torch.equal(found, picture_of(encoded(array), 8, 8).flip(1, 2))
 
 
+def test_what_is_transparent_is_white_and_sixteen_bits_of_grey_are_cut_to_eight() -> None:
+    """As in scoring; the colour below what nobody sees is arbitrary, mostly black."""
+    hidden = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    palette = Image.new("P", (8, 8), 0)
+    for content in (
+        encoded(hidden),
+        encoded(hidden, "WEBP", lossless=True),
+        encoded(palette, transparency=0),
+        encoded(Image.new("LA", (8, 8), (0, 0))),
+    ):
+        assert torch.equal(picture_of(content, 8, 8), torch.ones(3, 8, 8))
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 77
+    assert torch.equal(picture_of(encoded(deep), 8, 8)[1] * 255, torch.from_numpy(deep // 256).float())
+
+
 @pytest.mark.parametrize("orientation", range(1, 10))
 def test_orientation_turns_as_pillow_does(orientation: int) -> None:
     exif = Image.Exif()
