@@ -550,7 +550,7 @@ def where_one_fails() -> None:
     run: Any = SimpleNamespace(accelerator=accelerator, rank=rank, world=2)
     with pytest.raises(DataFailed) as told:
         pretraining_pairs(run, Source(), 0, 2)
-    assert str(told.value) == ("gone" if rank == 1 else "pretraining data cannot be read on process 1")
+    assert str(told.value) == ("gone" if rank == 1 else "on process 1: gone")
 
 
 def test_all_processes_stop_where_one_cannot_read() -> None:

@@ -31,7 +31,7 @@ from train.mixing import turns
 from train.objective import denoising_loss
 from train.policy import local
 from train.rewards import CannotAnswer, RewardFailed, advice
-from train.run import Run, accumulated, gather, on_main_process, synchronised
+from train.run import Run, accumulated, failed_first, gather, on_main_process, synchronised
 
 
 class Stopped(Exception):
@@ -175,12 +175,12 @@ def pretraining_pairs(
         pairs = source.batch(iteration, size, run.rank, run.world)
     except DataFailed as reason:
         failure = reason
-    failed, skipped = gather(run, torch.tensor([[int(failure is not None), source.skipped]])).unbind(1)
+    first = failed_first(run, failure)
     if failure is not None:
         raise failure
-    if failed.any():
-        raise DataFailed(f"pretraining data cannot be read on process {int(failed.argmax())}")
-    return pairs, int(skipped.sum())
+    if first is not None:
+        raise DataFailed(first[1])
+    return pairs, int(gather(run, torch.tensor([source.skipped])).sum())
 
 
 # -------------------------------------------------------------------------------------------------------------- reports
