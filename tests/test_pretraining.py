@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import save_file
 
 from evals.decoder import decode
 from evals.diffusion import Painter, Sampling, derive_seed, noise
@@ -27,8 +28,9 @@ from train import images
 from train.config import Pretraining
 from train.data import DataFailed, EncodedPairs, encode, positions, pretraining_source
 from train.images import FolderPairs, ShardPairs, expand, index_of, open_pairs, picture_of
-from train.loop import pretraining_pairs, pretraining_step
+from train.loop import Stopped, pretraining_pairs, pretraining_step, train
 from train.start import new_accelerator, prepare
+from train.state import latest
 
 COUNT = 14
 
@@ -520,6 +522,30 @@ def test_two_processes_train_on_what_one_does_and_a_killed_run_goes_on(runners: 
     for one, two in zip(alone, both, strict=True):
         assert one.get("pretrain_skipped") == two.get("pretrain_skipped")
         assert two["pretrain_loss"] == pytest.approx(one["pretrain_loss"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("toy_scorers")
+def test_weights_that_the_pretraining_step_breaks_are_not_saved(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "data", members())
+    # a loss that float32 does not hold, once the task's own update is done
+    pretraining = Pretraining(str(folder), batch=6, beta=1e39)
+    experiment = toy.toy_experiment(tiny_pipeline_dir, toy_prompts, pretraining=pretraining, iterations=1)
+    run = prepare(experiment, "toy", 0, tmp_path / "run", new_accelerator())
+    with pytest.raises(Stopped, match="the weights diverged in iteration 0, the pretraining step"):
+        train(run)
+    assert latest(tmp_path / "run" / "state") is None
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_latents_that_are_no_numbers_are_refused(painter: Painter, tmp_path: Path) -> None:
+    latents = torch.zeros(2, 4, 4, 4)
+    latents[1, 2] = torch.nan
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    (tmp_path / "captions.jsonl").write_text('"a"\n"b"\n')
+    with pytest.raises(ValueError, match=r"latents\.safetensors: latents are not all numbers"):
+        pretraining_source(Pretraining(str(tmp_path)), painter, 0)
 
 
 @pytest.mark.usefixtures("toy_scorers")
