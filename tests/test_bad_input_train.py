@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -643,6 +644,34 @@ def test_the_same_command_at_once_is_refused_and_goes_on_when_the_other_has_ende
         refused(run(), "run is being trained by another command: wait for its end, or choose another --out")
         assert not (tmp_path / "run").exists()
     assert run().exit_code == 0
+
+
+def test_a_finished_run_is_said_to_be_where_nothing_can_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, wait: bool) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    assert run().exit_code == 0
+    monkeypatch.setattr("train.__main__.locked", refuses)
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert "nothing to do" in result.output
+    refused(run("--seed=1"), "other settings, seed")
+
+
+def test_a_folder_beside_which_nothing_can_be_written_is_locked_in_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a volume that is mounted for a user who is not root."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with locked(folder / ".lock"):
+        refused(run(), "run is being trained by another command")
+    assert run().exit_code == 0
+    assert not (tmp_path / ".run.lock").exists()
 
 
 def test_foreign_folders_and_files_are_refused(run: Run, tmp_path: Path) -> None:
