@@ -710,6 +710,21 @@ def test_a_finished_run_is_said_to_be_where_nothing_can_be_written(
     refused(run("--seed=1"), "other settings, seed")
 
 
+def test_a_folder_that_is_trained_in_by_another_name_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with locked(tmp_path / ".run.lock"):
+        refused(run(out=tmp_path / "link"), "link is being trained by another command")
+
+
+def test_a_reward_may_lie_in_a_folder_with_an_equals_sign(tmp_path: Path) -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    file = tmp_path / "lr=1e-5" / "redness.py"
+    changed = with_reward(experiment, f"redness={file}")
+    assert changed.tasks[0].rewards == (Reward(str(file)),)
+    alone = with_reward(replace(experiment, tasks=experiment.tasks[:1]), str(file))
+    assert alone.tasks[0].rewards == (Reward(str(file)),)
+
+
 def test_a_folder_beside_which_nothing_can_be_written_is_locked_in_itself(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

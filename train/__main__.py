@@ -263,7 +263,7 @@ def alone_in(out: Path) -> Iterator[bool]:
     if not speaks():
         yield True
         return
-    with locked(lock_of(out.absolute()), wait=False) as alone:
+    with locked(lock_of(out.resolve()), wait=False) as alone:
         yield alone
 
 

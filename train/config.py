@@ -630,7 +630,9 @@ def with_reward(experiment: Experiment, given: str) -> Experiment:
     Raises:
         ValueError: where there is no such task, or it is not said which.
     """
-    task_name, _, scorer = given.rpartition("=")
+    task_name, equals, scorer = given.partition("=")
+    if not equals or "/" in task_name:  # a path, of which a folder may be called lr=1e-5
+        task_name, scorer = "", given
     names = [task.name for task in experiment.tasks]
     if not names:
         raise ValueError(f"--reward {given}: this experiment has no task to train on")
