@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from train.config import (
     Pretraining,
     Reward,
     Task,
+    Update,
     as_json,
     check,
     chosen_fields,
@@ -43,6 +45,7 @@ from train.config import (
     override,
     with_reward,
 )
+from train.methods import load as load_method
 from train.plan import check_targets, refuse_steps
 from train.resources import adaptable
 from train.rewards import check_rewards
@@ -643,6 +646,97 @@ def test_the_same_command_at_once_is_refused_and_goes_on_when_the_other_has_ende
         refused(run(), "run is being trained by another command: wait for its end, or choose another --out")
         assert not (tmp_path / "run").exists()
     assert run().exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("of_task", "changes", "told"),
+    [
+        ({"shaping": "Parity"}, {}, r"tasks.redness.shaping 'Parity' \(did you mean parity\?\): choose from"),
+        ({"baseline": "prompt"}, {}, "tasks.redness.baseline 'prompt': choose from batch, group"),
+        ({"batch": 8.0}, {}, "tasks.redness.batch is 8.0, but it must be a whole number"),
+        ({"monitors": "tone"}, {}, r"tasks.redness.monitors is 'tone', but it must be a tuple: \('tone',\)"),
+        ({"rewards": ("redness",)}, {}, "tasks.redness.rewards has 'redness', which is no Reward"),
+        ({"rewards": (Reward("redness", math.nan),)}, {}, "rewards.weight is nan, but it must be a finite"),
+        (
+            {"rewards": (Reward("redness", 0.0),)},
+            {},
+            "redness with the weight 0, by which nothing is trained",
+        ),
+        ({}, {"update": Update(decay="cosine")}, "update.decay 'cosine': choose from constant, linear"),  # type: ignore[arg-type]
+        (
+            {},
+            {"update": Update(weight_decay=math.nan)},
+            "update.weight_decay is nan, but it must be a finite",
+        ),
+        ({}, {"pretraining": Pretraining("x", beta=math.nan)}, "pretraining.beta is nan"),
+        (
+            {},
+            {"method": replace(load_method("awm")(), timesteps="all")},
+            "method.timesteps 'all': choose from",
+        ),
+        ({}, {"ema": 0.9}, "ema has 0.9, which is no Ema"),
+        ({}, {"iterations": True}, "iterations is True, but it must be a whole number"),
+    ],
+)
+def test_what_a_field_cannot_hold_is_refused_in_an_experiment_of_ones_own(
+    of_task: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
+    """Python takes any text for a field of choices, and code that asks for the other one does not see it."""
+    experiment = toy.toy_experiment("base", "prompts")
+    check(experiment, 1)
+    task = replace(experiment.tasks[0], **of_task)
+    with pytest.raises(ValueError, match=told):
+        check(replace(experiment, tasks=(task, *experiment.tasks[1:]), **changes), 1)
+
+
+def test_parity_cannot_be_trained_against() -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    tone = replace(experiment.tasks[1], rewards=(Reward("tone", -1.0),))
+    with pytest.raises(ValueError, match=r"tasks\.tone\.rewards has tone with the weight -1"):
+        check(replace(experiment, tasks=(tone,)), 1)
+
+
+def test_a_finished_run_is_said_to_be_where_nothing_can_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, wait: bool) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    assert run().exit_code == 0
+    monkeypatch.setattr("train.__main__.locked", refuses)
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert "nothing to do" in result.output
+    refused(run("--seed=1"), "other settings, seed")
+
+
+def test_a_folder_that_is_trained_in_by_another_name_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with locked(tmp_path / ".run.lock"):
+        refused(run(out=tmp_path / "link"), "link is being trained by another command")
+
+
+def test_a_reward_may_lie_in_a_folder_with_an_equals_sign(tmp_path: Path) -> None:
+    experiment = toy.toy_experiment("base", "prompts")
+    file = tmp_path / "lr=1e-5" / "redness.py"
+    changed = with_reward(experiment, f"redness={file}")
+    assert changed.tasks[0].rewards == (Reward(str(file)),)
+    alone = with_reward(replace(experiment, tasks=experiment.tasks[:1]), str(file))
+    assert alone.tasks[0].rewards == (Reward(str(file)),)
+
+
+def test_a_folder_beside_which_nothing_can_be_written_is_locked_in_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a volume that is mounted for a user who is not root."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with locked(folder / ".lock"):
+        refused(run(), "run is being trained by another command")
+    assert run().exit_code == 0
+    assert not (tmp_path / ".run.lock").exists()
 
 
 def test_foreign_folders_and_files_are_refused(run: Run, tmp_path: Path) -> None:

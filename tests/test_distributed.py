@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,11 +24,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evals.signals import heeded
+from prompts import Prompt
 from tests import toy
 from tests.test_resume import Runner, assert_same, kill, train_toy
 from train.__main__ import StopOnSignal
-from train.config import Experiment, Lora, Pretraining
+from train.batches import gathered_scores
+from train.config import Experiment, Lora, Pretraining, Reward, Task
 from train.launch import LAUNCHER
+from train.rewards import CannotAnswer, RewardFailed
+from train.start import new_accelerator
 from train.state import latest
 
 BATCH = 12  # divides among one, two and three processes in groups of two
@@ -187,6 +192,32 @@ def has_begun(run: Path, process: subprocess.Popen[str]) -> None:
     while not log.is_file() or not log.read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def where_a_scorer_fails_on_one() -> None:
+    """The second process has a reward that raises or refuses what it is given: all stop, and say the same of it."""
+    accelerator = new_accelerator()
+    rank, pictures = accelerator.process_index, torch.zeros(2, 3, 8, 8)
+    run: Any = SimpleNamespace(accelerator=accelerator)
+    task = Task("t", "prompts", (Reward("redness"), Reward("other")))
+    raising = toy.Raising()
+    raising.calls = 2  # the next one raises
+    cases: list[tuple[Any, type[RewardFailed], str]] = [
+        (raising, RewardFailed, "scorer other failed with RuntimeError: out of ideas"),
+        (toy.Refusing(), CannotAnswer, "these prompts have no group"),
+    ]
+    for failing, kind, sentence in cases:
+        run.scorers = {"redness": toy.Redness(), "other": failing if rank == 1 else toy.Redness()}
+        with pytest.raises(RewardFailed) as told:
+            gathered_scores(run, task, pictures, [Prompt("p", "red")] * 2)
+        assert type(told.value) is kind
+        assert sentence in str(told.value)
+        assert str(told.value).startswith("on process 1: ") == (rank == 0)
+        assert getattr(told.value, "scorer", "other") == "other"
+
+
+def test_all_processes_say_what_a_scorer_failed_with_on_one() -> None:
+    assert toy.launch(2, where_a_scorer_fails_on_one) == [0, 0]
 
 
 @pytest.mark.slow

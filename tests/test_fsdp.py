@@ -262,12 +262,12 @@ def swap_and_break(base: str, prompts: str, out: str) -> None:
     record["expected"] = whole(policy.ema.average[name])
     with policy.handed_over():
         record["swapped"] = whole(policy.weights[name])
-    refuse_divergence(run, task)
+    refuse_divergence(run, "task")
     if run.rank == 1:
         with torch.no_grad():
             policy.weights[name].to_local()[0] = torch.nan
     try:
-        refuse_divergence(run, task)
+        refuse_divergence(run, "task")
     except Diverged:
         record["refused"] = torch.ones(())
     write_record(run, record, out)

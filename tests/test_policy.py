@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from evals.checkpoints import LORA_FILE, find_base, freeze, load_pipeline, with_
 from evals.diffusion import Painter, Sampling, predict
 from tests.test_diffusion import randn
 from tests.toy import toy_experiment
+from train import state as states
 from train.config import Ema, Experiment, Lora, Update
 from train.policy import AveragedWeights, Policy, learning_rate
 from train.start import new_accelerator
+from train.state import Identity, Progress
 
 SAMPLING = Sampling(steps=3, eta=1.0, guidance=None, micro_batch=2)
 
@@ -127,6 +130,24 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     freeze(opened)
     assert torch.equal(pictures(opened.unet, opened), after)
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=2.0)])
+def test_weights_have_the_permissions_of_the_umask(
+    tiny_pipeline_dir: Path, tmp_path: Path, lora: Lora | None
+) -> None:
+    policy = policy_of(tiny_pipeline_dir, lora=lora)
+    before = os.umask(0o027)
+    try:
+        policy.save(tmp_path / "run", policy.weights_to_hand_over())
+        policy.save_trained(tmp_path / "snapshot", policy.weights_to_hand_over())
+        identity = Identity({}, "toy", 0)
+        states.save(tmp_path / "state", Progress(), identity, policy.state() | {"random": {}})
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
+    assert {path.suffix for path in written} >= {".safetensors", ".json"}
 
 
 @pytest.mark.parametrize("alpha", [2.0, 1.0, 10.0], ids="alpha{}".format)

@@ -180,6 +180,7 @@ def prompts(count: int) -> list[Prompt]:
     ("name", "sentence"),
     [
         ("wrong_shape", r"scorer wrong_shape answered with \(1,\) for 4 images"),
+        ("writing", r"scorer writing changes the pictures that it is given, .* images_BCHW\.clone\(\)"),
         ("infinite", "scorer infinite answered with infinity for 4 of 4 images"),
         ("out_of_range", r"scorer out_of_range gave [\d.]+ to prompt p0, but states a range of -1 to 1"),
     ],

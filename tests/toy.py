@@ -224,6 +224,13 @@ class WrongShape(Redness):
         return super().__call__(images_BCHW, prompts)[:1]
 
 
+class Writing(Redness):
+    """Darkens the pictures that other scorers are given after it."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return super().__call__(images_BCHW.mul_(0.5), prompts)
+
+
 class Infinite(Redness):
     """Divides by zero."""
 
@@ -271,6 +278,7 @@ SCORERS: dict[str, type[Redness]] = {
     "all_nan": AllNan,
     "mostly_nan": MostlyNan,
     "wrong_shape": WrongShape,
+    "writing": Writing,
     "infinite": Infinite,
     "out_of_range": OutOfRange,
     "paired": Paired,

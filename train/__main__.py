@@ -41,7 +41,7 @@ from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
 from train.run import Run
-from train.start import check_names, finished_card, hand_over, new_accelerator, prepare
+from train.start import LOCK, check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
 
@@ -232,7 +232,11 @@ def run(
     """
     with ExitStack() as held:
         try:
+            if is_finished(name, out, Identity(as_json(experiment), model, seed)):
+                return 0
             alone = held.enter_context(alone_in(out))
+        except ValueError as mistake:
+            return leave(str(mistake), 2)
         except OSError as error:
             return leave(f"{out} cannot be prepared: {error}", 2)
         if not alone:
@@ -241,15 +245,33 @@ def run(
         return _run(experiment, name, model, seed, out, followers)
 
 
+def is_finished(name: str, out: Path, identity: Identity) -> bool:
+    """Whether there is nothing to do, which is said; asked before anything is written, as a finished run may lie where nothing can be.
+
+    Raises:
+        ValueError: where it is damaged, or that of another run.
+    """
+    done = finished_card(out, identity)
+    if done is not None:
+        say(f"{name} is finished ({out}, {done.get('finished')}): nothing to do")
+    return done is not None
+
+
 @contextmanager
 def alone_in(out: Path) -> Iterator[bool]:
     """Whether no other command trains in that folder; of several processes the first asks for all."""
     if not speaks():
         yield True
         return
-    folder = out.absolute()
-    with locked(folder.with_name(f".{folder.name}.lock"), wait=False) as alone:
+    with locked(lock_of(out.resolve()), wait=False) as alone:
         yield alone
+
+
+def lock_of(folder: Path) -> Path:
+    """The file that is locked: beside a run directory, and in one that is there already where nothing can be written beside it, as in a mounted volume."""
+    if folder.is_dir() and not os.access(folder.parent, os.W_OK):
+        return folder / LOCK
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def _run(
@@ -258,9 +280,7 @@ def _run(
     stop = StopOnSignal()
     bar = Bar(name, experiment.iterations)
     try:
-        done = finished_card(out, Identity(as_json(experiment), model, seed))
-        if done is not None:
-            say(f"{name} is finished ({out}, {done.get('finished')}): nothing to do")
+        if is_finished(name, out, Identity(as_json(experiment), model, seed)):  # by another, in between
             return 0
         accelerator = new_accelerator(experiment.update.sharding)
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)

@@ -17,8 +17,8 @@ from train import mixing
 from train.config import Reward, Task
 from train.data import image_indices, noise_seed, prompts_of
 from train.mixing import Pool
-from train.rewards import RewardFailed, Shaped, above_others, check_validity, score, shape
-from train.run import Run, gather
+from train.rewards import CannotAnswer, RewardFailed, Shaped, above_others, check_validity, score, shape
+from train.run import Run, failed_first, gather
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,13 @@ def gathered_scores(
             local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
     except RewardFailed as reason:
         failure = reason
-    scored = gather(
-        run, torch.tensor([len(local)])
-    )  # every process learns of a failure on any, and stops with it
-    if failure is not None:
-        raise failure
-    if (scored < len(names)).any():
-        rank = int(scored.argmin())
-        raise RewardFailed(f"scorer {names[int(scored[rank])]} failed on process {rank}")
+    first = failed_first(run, failure)  # every process learns of a failure on any, and stops with it
+    if first is not None:
+        rank, message = first
+        scored, refused = gather(run, torch.tensor([[len(local), isinstance(failure, CannotAnswer)]]))[rank]
+        if failure is not None:
+            raise failure
+        raise CannotAnswer(message, names[int(scored)]) if refused else RewardFailed(message)
     score_BN = gather(run, torch.stack([local[name] for name in names], 1))
     return dict(zip(names, score_BN.unbind(1), strict=True))
 

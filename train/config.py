@@ -248,6 +248,7 @@ def check(experiment: Experiment, processes: int) -> None:
     Raises:
         ValueError: one sentence that names the field and the nearest value that works.
     """
+    _check_values(experiment, Experiment, "")
     _refuse_of_training(experiment)
     for task in experiment.tasks:
         _check_task(task, processes)
@@ -272,6 +273,52 @@ def check(experiment: Experiment, processes: int) -> None:
         raise ValueError(f"ema.decay is {experiment.ema.decay}, but it must lie in [0, 1)")
     if experiment.lora is not None:
         _check_lora(experiment.lora)
+
+
+def _check_values(value: Any, kind: Any, where: str) -> None:
+    """Refuse what a field cannot hold: an experiment's file is anybody's, and Python takes `decay="cosine"` for one that is not linear.
+
+    Args:
+        value: of the field, or a whole section.
+        kind: its annotated type.
+        where: its dotted name.
+
+    Raises:
+        ValueError: naming the field, with the choices.
+    """
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
+    if origin in (types.UnionType, typing.Union):
+        if value is not None:
+            _check_values(value, options[0], where)
+    elif origin is Literal:
+        choose(f"value of {where}", str(value), options)
+    elif origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{where} is {value!r}, but it must be a tuple: ({value!r},)")
+        for item in value:
+            _check_values(item, options[0], f"{where}.{item.name}" if isinstance(item, Task) else where)
+    elif is_dataclass(kind):
+        assert isinstance(kind, type)
+        _check_section(value, kind, where)
+    elif kind in words and not _holds(kind, value):
+        raise ValueError(f"{where} is {value!r}, but it must be {words[kind]}")
+
+
+def _check_section(section: Any, kind: type, where: str) -> None:
+    """`_check_values` of each of its fields."""
+    if not isinstance(section, kind):
+        raise ValueError(f"{where} has {section!r}, which is no {kind.__name__}")
+    hints = typing.get_type_hints(type(section))
+    for field in fields(typing.cast(Any, section)):
+        _check_values(getattr(section, field.name), hints[field.name], f"{where}.{field.name}".lstrip("."))
+
+
+def _holds(kind: Any, value: object) -> bool:
+    """Whether a field of that type can hold a value; one of a fraction may be a whole number."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(typing.cast(float, value))
+    return type(value) is kind
 
 
 def _refuse_of_training(experiment: Experiment) -> None:
@@ -370,6 +417,11 @@ def _check_task(task: Task, processes: int) -> None:
         )
     if not task.rewards:
         raise ValueError(f"{where}.rewards is empty, but a task needs a reward")
+    for term in task.rewards:
+        if term.weight == 0 or (term.weight < 0 and task.shaping == "parity"):
+            raise ValueError(
+                f"{where}.rewards has {term.scorer} with the weight {term.weight:g}, by which nothing is trained towards it: use one above 0"
+            )
     if task.baseline == "group" and (task.shaping == "parity" or group < 2):
         raise ValueError(
             f"{where}.baseline is group, which compares each image with the others of its prompt: it needs "
@@ -578,7 +630,9 @@ def with_reward(experiment: Experiment, given: str) -> Experiment:
     Raises:
         ValueError: where there is no such task, or it is not said which.
     """
-    task_name, _, scorer = given.rpartition("=")
+    task_name, equals, scorer = given.partition("=")
+    if not equals or "/" in task_name:  # a path, of which a folder may be called lr=1e-5
+        task_name, scorer = "", given
     names = [task.name for task in experiment.tasks]
     if not names:
         raise ValueError(f"--reward {given}: this experiment has no task to train on")

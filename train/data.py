@@ -268,6 +268,8 @@ def read_pairs(folder: Path, latent_shape: Sequence[int]) -> tuple[Tensor, list[
         raise ValueError(
             f"{latents_file}: latents are {tuple(latents.shape[1:])}, but the model's are {tuple(latent_shape)}"
         )
+    if not latents.isfinite().all():
+        raise ValueError(f"{latents_file}: latents are not all numbers")
     captions = []
     for number, line in enumerate(captions_file.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evals.files import write_bytes
+from evals.rgb import as_rgb
 from prompts.lock import locked
 from train.launch import speaks
 
@@ -119,7 +120,7 @@ def caption_of(content: bytes | str, is_json: bool) -> str:
 
 
 def picture_of(content: bytes, height: int, width: int) -> Tensor:
-    """A picture's file as float32 RGB in [0, 1], [3, H, W]: its short side resized, its middle cut out.
+    """A picture's file as float32 RGB in [0, 1], [3, H, W]: what is transparent over white, its short side resized, its middle cut out.
 
     Raises:
         UNREADABLE: where it is damaged, or no JPEG, PNG or WebP.
@@ -127,9 +128,14 @@ def picture_of(content: bytes, height: int, width: int) -> Tensor:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         turn = _TURNS.get(_orientation(image) or 1)
-        upright = (image if turn is None else image.transpose(turn)).convert("RGB")
+        upright, _ = as_rgb(_eight_bits(image if turn is None else image.transpose(turn)))
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits cut to 8, as Pillow cuts coloured ones; it would make white of all that is above 255."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
 
 
 def _orientation(image: Image.Image) -> int | None:

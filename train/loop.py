@@ -31,7 +31,7 @@ from train.mixing import turns
 from train.objective import denoising_loss
 from train.policy import local
 from train.rewards import CannotAnswer, RewardFailed, advice
-from train.run import Run, accumulated, gather, on_main_process, synchronised
+from train.run import Run, accumulated, failed_first, gather, on_main_process, synchronised
 
 
 class Stopped(Exception):
@@ -87,7 +87,7 @@ def iterate(run: Run, iteration: int) -> None:
     for task, batch in zip(tasks, sampled(run, tasks, iteration), strict=True):
         on_policy = experiment.update.theta_old == "task" or task is tasks[0]
         report = experiment.method.update(run, batch, on_policy)
-        refuse_divergence(run, task)
+        refuse_divergence(run, f"task {task.name}")
         progress.images += task.batch
         progress.denoiser_evaluations += sum(experiment.method.evaluations(experiment, task))
         progress.phase += 1
@@ -98,16 +98,20 @@ def iterate(run: Run, iteration: int) -> None:
         save_where_due(run)
 
 
-def refuse_divergence(run: Run, task: Task) -> None:
+def refuse_divergence(run: Run, where: str) -> None:
     """Refuse weights that are not numbers any more, before they are saved over good ones.
 
+    Args:
+        run: after an update.
+        where: a task, or the pretraining step.
+
     Raises:
-        Diverged: naming the iteration and the task.
+        Diverged: naming the iteration and that.
     """
     # one question to the device, not one for each weight, and one to the other processes, of which each looks at what it holds
     held = [local(weight).isfinite().all() for weight in run.policy.weights.values()]
     if not gather(run, torch.stack(held).all()[None].int()).all():
-        raise Diverged(f"the weights diverged in iteration {run.progress.iteration}, task {task.name}")
+        raise Diverged(f"the weights diverged in iteration {run.progress.iteration}, {where}")
 
 
 def order_of_tasks(experiment: Experiment, iteration: int) -> tuple[Task, ...]:
@@ -125,7 +129,12 @@ def sampled(run: Run, tasks: Sequence[Task], iteration: int) -> Iterator[Any]:
 
 
 def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
-    """Eq 9: stay close to the data. One optimiser step of its own on captioned latents, where the experiment has it."""
+    """Eq 9: stay close to the data. One optimiser step of its own on captioned latents, where the experiment has it.
+
+    Raises:
+        DataFailed: where the data cannot be read.
+        Diverged: where the weights are no numbers afterwards.
+    """
     pretraining, policy = run.experiment.pretraining, run.policy
     if pretraining is None or run.source is None:
         return {}
@@ -155,6 +164,7 @@ def pretraining_step(run: Run, iteration: int) -> dict[str, Any]:
 
     total = accumulated(run, accumulate)
     norm = policy.optimiser_step()
+    refuse_divergence(run, "the pretraining step")
     run.progress.denoiser_evaluations += pretraining.batch
     mean = run.accelerator.gather(total.reshape(1)).mean()
     report = {"pretrain_loss": float(mean), "pretrain_grad_norm": float(norm)}
@@ -175,12 +185,12 @@ def pretraining_pairs(
         pairs = source.batch(iteration, size, run.rank, run.world)
     except DataFailed as reason:
         failure = reason
-    failed, skipped = gather(run, torch.tensor([[int(failure is not None), source.skipped]])).unbind(1)
+    first = failed_first(run, failure)
     if failure is not None:
         raise failure
-    if failed.any():
-        raise DataFailed(f"pretraining data cannot be read on process {int(failed.argmax())}")
-    return pairs, int(skipped.sum())
+    if first is not None:
+        raise DataFailed(first[1])
+    return pairs, int(gather(run, torch.tensor([source.skipped])).sum())
 
 
 # -------------------------------------------------------------------------------------------------------------- reports

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from evals.checkpoints import first_line
 from evals.conditioning import text_encoders
 from evals.diffusion import Painter, derive_seed
-from evals.files import disk_errors
+from evals.files import as_the_umask_leaves, disk_errors
 from train.compiling import compiled
 from train.config import Ema, Experiment, Lora, Update
 from train.loss_scale import LossScale, first_loss_scale
@@ -302,6 +302,7 @@ class Policy:
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
             finally:
                 self.pipeline.unet = trained
+        as_the_umask_leaves(folder)
 
     def save_trained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Of what `save` writes, what training changes: `unet/`, or `pytorch_lora_weights.safetensors`.
@@ -314,6 +315,7 @@ class Policy:
                 type(self.pipeline).save_lora_weights(folder, unet_lora_layers=self._adapters(weights))
             else:
                 self._alone(weights).save_pretrained(folder / "unet", safe_serialization=True)
+        as_the_umask_leaves(folder)
 
     def _alone(self, weights: Mapping[str, Tensor]) -> Any:
         """A denoiser of these weights that is no part of any training."""

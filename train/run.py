@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
+MESSAGE_BYTES = 2000
+"""Of what a process says of its failure, so many go to the others."""
+
 
 @dataclass
 class Run:
@@ -104,6 +107,25 @@ def gather(run: Run, local: Tensor) -> Tensor:
     """Rows of all processes in order of their rank, on the CPU."""
     everywhere: Tensor = run.accelerator.gather(local.to(run.accelerator.device))
     return everywhere.cpu()
+
+
+def failed_first(run: Run, failure: Exception | None) -> tuple[int, str] | None:
+    """Number and message of the first process that has failed, on every process; None where none has. All must ask.
+
+    Only the main process speaks, and it is seldom the one that failed.
+
+    Args:
+        run: of this process.
+        failure: of this process, None where there is none.
+    """
+    failed = gather(run, torch.tensor([int(failure is not None)]))
+    if not failed.any():
+        return None
+    first, content = int(failed.argmax()), bytearray(str(failure or "").encode()[:MESSAGE_BYTES])
+    message = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
+    message[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+    sent = bytes(gather(run, message[None])[first].tolist()).rstrip(b"\0")
+    return first, f"on process {first}: {sent.decode(errors='ignore')}"
 
 
 def on_main_process(run: Run, work: Callable[[], None]) -> None:

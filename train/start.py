@@ -38,6 +38,8 @@ from train.run import Run, on_main_process
 HANDING_OVER = ".handing-over.tmp"
 """Folder in a run directory in which the trained model is written before it is moved to its place; there until the run is finished."""
 
+LOCK = ".lock"
+"""In a run directory beside which nothing can be written: what is locked while it is trained in."""
 
 BEGUN = ("state", "metrics.jsonl", grids.FOLDER, SNAPSHOTS, trackers.ID_FILE, *trackers.NAMES)
 """What a run directory may hold before the first checkpoint."""
@@ -187,7 +189,7 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file")
     state = out / "state"
-    strange = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    strange = sorted(path.name for path in out.iterdir() if path.name != LOCK) if out.is_dir() else []
     if state.is_dir() and states.is_ours(state):
         # killed before the first checkpoint, a run has no more than these; one without iterations never has a checkpoint
         begun = states.latest(state) is not None or HANDING_OVER in strange

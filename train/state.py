@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evals.files import disk_errors, sync_folder, write_text
+from evals.files import as_the_umask_leaves, disk_errors, sync_folder, write_text
 
 FORMAT = 1
 _CHECKPOINT = re.compile(r"\d{6,}-\d+")
@@ -85,6 +85,7 @@ def save(
         temporary.mkdir()
         for file, values in tensors.items():
             _save_tensors(temporary / f"{file}.safetensors", values)
+        as_the_umask_leaves(temporary)
         record = {"format": FORMAT, "progress": asdict(progress), "identity": asdict(identity)}
         write_text(json.dumps(record, indent=1), temporary / "progress.json")
         if latest(folder) == folder / name:  # the same place reached again after a resume: nothing to add

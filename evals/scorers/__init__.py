@@ -186,10 +186,15 @@ def ask(
         base_images_BCHW: for a scorer of scope "paired".
 
     Raises:
-        ScorerFailed: where it raises, or answers with another shape, with infinity or outside its range.
+        ScorerFailed: where it raises, writes into the pictures, or answers with another shape, with infinity or outside its range.
     """
     base = () if base_images_BCHW is None else (base_images_BCHW,)
+    written = images_BCHW._version  # torch counts what is done to a tensor in place
     value_B = _called(name, lambda: scorer(images_BCHW, prompts, *base))
+    if images_BCHW._version != written:
+        raise ScorerFailed(
+            f"scorer {name} changes the pictures that it is given, which others are given after it: let it work on images_BCHW.clone()"
+        )
     return _held(name, scorer, value_B, len(prompts), whose)
 
 

@@ -34,7 +34,7 @@ from train.gates import GateBroken, check_part
 from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.rewards import RewardFailed, differentiated, score
-from train.run import Run, accumulated, gather, synchronised
+from train.run import Run, accumulated, failed_first, gather, synchronised
 
 if TYPE_CHECKING:
     from prompts import Prompt
@@ -454,11 +454,11 @@ def agreed(run: Run, work: Callable[[], Slopes]) -> Slopes:
         found = work()
     except RewardFailed as reason:
         failure = reason
-    failed = gather(run, torch.tensor([int(failure is not None)]))
+    first = failed_first(run, failure)
     if failure is not None:
         raise failure
-    if failed.any():
-        raise RewardFailed(f"a reward failed on process {int(failed.argmax())}")
+    if first is not None:
+        raise RewardFailed(first[1])
     assert found is not None
     return found
 
