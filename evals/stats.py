@@ -276,7 +276,7 @@ def interval(found: Resampled, share: bool = False) -> Interval:
     """What every table prints: the percentile interval with Student's tails; a share's is Wilson's, which stays within 0 and 1."""
     if share:
         return share_interval(found.value, found.known, found.influence_RP.shape[1])
-    return percentile_interval(found.value, found.tailed_N)
+    return tailed_interval(found.value, found.draws_N, found.known)
 
 
 def beside_constant(run: Resampled, constant: float, share: bool) -> Interval:
@@ -292,7 +292,7 @@ def beside_constant(run: Resampled, constant: float, share: bool) -> Interval:
         )
         return Interval(value, low, high) if run.value else Interval(-value, -high, -low)
     less = run.less_constant(constant)
-    net = percentile_interval(less.value, less.tailed_N)
+    net = interval(less)
     if not share:
         return net
     # as a distance from the constant, so that swapping both negates it to the last bit where that is one half
@@ -446,17 +446,43 @@ def with_tails(value: float, draws_N: Array, known: Precision) -> Array:
     resamples' own shape is left out: what comes back are then as many values of the normal's, stretched, in rising order, so that interval and p are those of
     Student's t.
     """
-    finite_N = np.where(np.isfinite(draws_N), draws_N, np.nan)
-    spread = float(np.nanstd(finite_N)) if np.isfinite(draws_N).any() else 0.0
+    spread = _spread(draws_N)
     if not spread > 0 or math.isnan(known.standard_error):
         return draws_N
+    finite_N = np.where(np.isfinite(draws_N), draws_N, np.nan)
     if 0 < known.prompts < FEW:
         upper_M = -special.ndtri((np.arange(len(draws_N) // 2) + 0.5) / len(draws_N))
         finite_N = value + spread * np.concatenate([-upper_M, [0.0] * (len(draws_N) % 2), upper_M[::-1]])
+    return _stretched(value, finite_N, spread, known)
+
+
+def _spread(draws_N: Array) -> float:
+    """Standard deviation of the finite resamples, 0 where there is none."""
+    finite_N = draws_N[np.isfinite(draws_N)]
+    return float(finite_N.std()) if len(finite_N) else 0.0
+
+
+def _stretched(value: float, draws_N: Array, spread: float, known: Precision) -> Array:
+    """The map of `with_tails`, of any resamples."""
     # beyond 8 deviations a probability says nothing any more, and must not become 0
-    z_N = np.minimum(np.abs(finite_N - value) / spread, 8.0)
+    z_N = np.minimum(np.abs(draws_N - value) / spread, 8.0)
     stretched_N = known.deviations(special.ndtr(-z_N)) * spread * math.sqrt(known.of_bootstrap)
-    return np.asarray(value + np.sign(finite_N - value) * stretched_N, dtype=np.float64)
+    return np.asarray(value + np.sign(draws_N - value) * stretched_N, dtype=np.float64)
+
+
+def tailed_interval(value: float, draws_N: Array, known: Precision, level: float = LEVEL) -> Interval:
+    """`percentile_interval` of `with_tails`. That keeps the order of the resamples, so that those next to the ends alone are stretched, as a table has thousands of intervals."""
+    spread = _spread(draws_N)
+    if not spread > 0 or math.isnan(value) or math.isnan(known.standard_error) or 0 < known.prompts < FEW:
+        return percentile_interval(value, with_tails(value, draws_N, known), level)
+    finite_N, tail = draws_N[np.isfinite(draws_N)], (1 - level) / 2
+
+    def end(value: float, draws_N: Array) -> float:
+        beside = [float(np.quantile(draws_N, tail, method=method)) for method in ("lower", "higher")]
+        low, high = _stretched(value, np.array(beside), spread, known)
+        return float(low + (high - low) * (tail * (len(draws_N) - 1) % 1))
+
+    return Interval(value, end(value, finite_N), -end(-value, -finite_N))
 
 
 def percentile_interval(value: float, draws_N: Array, level: float = LEVEL) -> Interval:

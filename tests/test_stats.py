@@ -431,6 +431,22 @@ def test_win_rate_of_a_against_a_is_half_and_swapping_gives_one_less_it(runs: in
     assert stats.p_value(rates(ties_RPS) - 0.5) == 1.0
 
 
+@pytest.mark.parametrize(("runs", "prompts"), [(1, 3), (1, 6), (1, 40), (3, 40)])
+def test_the_interval_is_that_of_all_resamples_with_tails(runs: int, prompts: int) -> None:
+    values_RPS = np.random.default_rng(prompts).gamma(0.5, size=(runs, prompts, 1))
+    for resamples in (399, 400, 1001):
+        weight_NR, weight_NP = (
+            stats.weights(runs, resamples, 0, "r"),
+            stats.weights(prompts, resamples, 0, "p"),
+        )
+        found = stats.resampled(values_RPS, first, weight_NR, stats.Sample(weight_NP, None))
+        found.draws_N[5] = np.nan
+        whole = stats.percentile_interval(found.value, found.tailed_N)
+        assert stats.interval(found) == pytest.approx(whole, rel=1e-12)
+        swapped = stats.tailed_interval(-found.value, -found.draws_N, found.known)
+        assert swapped == (-found.value, -stats.interval(found).high, -stats.interval(found).low)
+
+
 def test_an_estimate_of_wins_is_the_same_number_in_any_order_of_adding() -> None:
     """311 of 400: a sum of hundredths is off in the last bit, to either side, and 77.75 is printed as 77.7 here and as 77.8 there."""
     generator, wins_P = np.random.default_rng(0), np.repeat([0.0, 0.25, 0.5, 1.0], [9, 9, 13, 69])
