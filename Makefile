@@ -65,6 +65,7 @@ TRAINED = $(call names,$(filter $(EXPERIMENTS) $(BESIDE),$(patsubst train-%,%,$(
 FINISHED = $(patsubst $(RESULTS)/runs/%/run.json,%,$(wildcard $(RESULTS)/runs/*-$(MODELS)-*/run.json)) $(TRAINED)
 THEIR_BASES = $(foreach name,$(FINISHED),base-$(call part,2,$(name))-$(call part,3,$(name)))
 TO_SCORE = $(if $(SEEDS),$(call names,$(EXPERIMENTS),$(SEEDS)),$(sort $(FINISHED) $(THEIR_BASES)))
+SET_OF_RUN = $(if $(TRAINED),$(if $(filter $*,$(TRAINED)),$(SET)),$(SET))
 SCORED = $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE))
 SCORES = $(if $(SEEDS),$(SCORED),$(sort $(wildcard $(RESULTS)/scores/*-$(MODELS)-*.csv) $(if $(filter eval,$(MAKECMDGOALS)),$(SCORED))))
 
@@ -110,21 +111,22 @@ train:
 
 $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%): train-%: $(foreach seed,$(TRAIN_SEEDS),$(RESULTS)/runs/%-$(ON)-$(seed)/run.json)
 
-# make train-x SET=...: the trainer is always called, as it knows whether the run that is there was made with these settings.
-ASK_TRAINER = $(if $(SET),$(if $(filter train-%,$(MAKECMDGOALS)),always))
-$(RESULTS)/runs/%/run.json: $(ASK_TRAINER) | $(VENV)
+.SECONDEXPANSION:
+# make train-x SET=...: the trainer is always called for x, as it knows whether the run that is there was made with these
+# settings. What the same command trains beside it, as eval does the base, is without them.
+$(RESULTS)/runs/%/run.json: $$(if $$(SET),$$(if $$(filter $$*,$$(TRAINED)),always)) | $(VENV)
 	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
-	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET:%=--set '%')$(ACCEPT)
+	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET_OF_RUN:%=--set '%')$(ACCEPT)
 
 ## eval | scores every run that has no scores yet, and the base models they came from
 eval: $(SCORED) | $(VENV)
 	@$(if $(TO_SCORE),echo "Scored: $(TO_SCORE)",echo "no finished run in $(RESULTS)/runs: make train-<experiment> first" >&2; exit 2)
 
 # Scores that are there are taken, also where the run that they came from is not (the committed ones); a run that is there
-# and newer is scored again. Without scores the run is made first.
-.SECONDEXPANSION:
-$(RESULTS)/scores/%.csv: \
-		$$(if $$(wildcard $(RESULTS)/scores/$$*.csv),$$(wildcard $(RESULTS)/runs/$$*/run.json),$(RESULTS)/runs/$$*/run.json) | $(VENV)
+# and newer is scored again, and so is one that the same command trains. Without scores the run is made first.
+RUN_OF = $(RESULTS)/runs/$*/run.json
+RUN_TO_SCORE = $(if $(filter $*,$(TRAINED)),$(RUN_OF),$(if $(wildcard $(RESULTS)/scores/$*.csv),$(wildcard $(RUN_OF)),$(RUN_OF)))
+$(RESULTS)/scores/%.csv: $$(RUN_TO_SCORE) | $(VENV)
 	$(PY) -m evals score $(RESULTS)/runs/$* --out $@$(PROCESSES)$(ACCEPT)
 
 ## compare | the results table from the scores: no GPU, seconds

@@ -186,6 +186,8 @@ class _Cell:
     estimate: Estimate
     run: Resampled
     base: Resampled
+    stream: str
+    """That resamples the training seeds."""
 
 
 class _Statistics(NamedTuple):
@@ -565,7 +567,7 @@ def _cell(
         missing=int(rows["value"].isna().sum()),
         unpaired=int(lost_RP.sum()),
     )
-    return _Cell(estimate, run, base)
+    return _Cell(estimate, run, base, sides.seeds)
 
 
 def _spread(metric: Metric, base_RPS: Array | None) -> float:
@@ -806,16 +808,19 @@ def _retentions(cells: Sequence[_Cell], rows: pd.DataFrame) -> list[Retention]:
 def _retention(joint: _Cell, single: _Cell) -> Retention:
     metric = metrics.load(joint.estimate.metric)
     top, bottom = (joint, single) if metric.higher_is_better else (single, joint)
-    gain = NOTHING
-    if single.estimate.mark == "better":
-        share = joint.run.less(joint.base).over(single.run.less(single.base), same_seeds=False)
-        gain = _varied(stats.interval(share))
+    same_seeds = joint.stream == single.stream  # where only the base has several
+    raw = gain = NOTHING
+    if not (joint.estimate.refused or single.estimate.refused):
+        raw = _ratio(top.run, bottom.run, same_seeds)
+        if single.estimate.mark == "better" and not math.isnan(joint.estimate.difference.value):
+            share = joint.run.less(joint.base).over(single.run.less(single.base), same_seeds)
+            gain = _varied(stats.interval(share))
     return Retention(
         model=joint.estimate.model,
         prompt_set=joint.estimate.prompt_set,
         metric=joint.estimate.metric,
         experiment=joint.estimate.experiment,
         specialist=single.estimate.experiment,
-        raw=_ratio(top.run, bottom.run, same_seeds=False),
+        raw=raw,
         gain=gain,
     )

@@ -7,7 +7,7 @@ All is fixed here before anything is scored:
   Metrics of scorers that were rewards of the run are its proxies, of scorers that know the miniature's truth its gold, all others its judges. Of
   a scorer the first metric counts that is no win rate, which ends at 100 %, or else the win rate.
 - A *gain* is the metric less that of the base, turned such that more is better, on the same prompts and noise. Prompts are resampled inside the strata that the
-  suite names, and the intervals are those of `evals.compare`.
+  suite names, and the intervals are made as those of `evals.compare`.
 - Proxy and judge *part* at the first checkpoint after the judge's best at which the judge is below its best and the proxy above where it
   was then, both with their whole intervals.
 - The checkpoint to *keep* is the one that the judge puts first, the base and the end of the run among them; of several judges, the one whose

@@ -67,8 +67,9 @@ def as_the_umask_leaves(folder: Path) -> None:
     """Make weights below a folder as readable as the folders that they are in: safetensors writes files that only their owner may read."""
     for path in folder.rglob("*.safetensors"):
         wanted = path.parent.stat().st_mode & 0o666
-        if path.stat().st_mode & 0o777 != wanted:
-            path.chmod(wanted)
+        mode = path.stat().st_mode & 0o777
+        if wanted & ~mode:
+            path.chmod(mode | wanted)
 
 
 def sync_folder(folder: Path) -> None:

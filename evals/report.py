@@ -114,7 +114,7 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
     """A picture as a data URI, and the hash that its score rows have."""
     content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
-        rgb, _ = as_rgb(picture)
+        rgb, converted = as_rgb(picture)
         found = score_rows.picture_hash(rgb.size, rgb.tobytes())
         if max(rgb.size) > SMALL:
             small = rgb.copy()
@@ -122,6 +122,10 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
+        elif converted:  # the page has another ground than white
+            buffer = io.BytesIO()
+            rgb.save(buffer, "PNG")
+            content = buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 
 def as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
-    """A picture in RGB and what was done for it: what is transparent is laid over white, as a browser shows it; palette, grey and CMYK are converted."""
+    """A picture in RGB and what was done for it.
+
+    What is transparent is laid over white, as a browser shows it; grey of 16 bits is cut to 8, as Pillow cuts coloured ones (it would make white of all
+    above 255); palette, grey and CMYK are converted.
+    """
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB"), "16 bits cut to 8"
     if picture.has_transparency_data:
         over = Image.new("RGBA", picture.size, "white")
         over.alpha_composite(picture.convert("RGBA"))

@@ -754,6 +754,9 @@ def test_a_run_without_faces_has_no_parity_and_its_share_of_them_is_told(
     rate = only(made, experiment="fairness", metric="parity").missing_share
     assert f"{100 * rate:.1f} % of its images have no skin_tone, above 50 %" in note
     assert only(made, experiment="joint", metric="parity_excess").mark == "better"  # as without it
+    of_parity = [r for r in made.retentions if r.metric in GAPS]
+    assert of_parity
+    assert all(math.isnan(part.value) for r in of_parity for part in (r.raw, r.gain))
 
 
 def test_a_base_without_faces_leaves_no_difference_in_parity(frame: pd.DataFrame) -> None:

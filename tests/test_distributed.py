@@ -31,6 +31,7 @@ from train.__main__ import StopOnSignal
 from train.batches import gathered_scores
 from train.config import Experiment, Lora, Pretraining, Reward, Task
 from train.launch import LAUNCHER
+from train.methods._reward_gradient import agreed
 from train.rewards import CannotAnswer, RewardFailed
 from train.start import new_accelerator
 from train.state import latest
@@ -214,6 +215,14 @@ def where_a_scorer_fails_on_one() -> None:
         assert sentence in str(told.value)
         assert str(told.value).startswith("on process 1: ") == (rank == 0)
         assert getattr(told.value, "scorer", "other") == "other"
+
+    def slopes() -> Any:
+        if rank == 1:
+            raise CannotAnswer("no group here", "other")
+
+    with pytest.raises(CannotAnswer, match="no group here") as refused:
+        agreed(run, slopes)
+    assert refused.value.scorer == "other"
 
 
 def test_all_processes_say_what_a_scorer_failed_with_on_one() -> None:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from train import launch
 from train.launch import SECONDS_OF_SILENCE, SECONDS_TO_SPEAK, Hosts, free_port
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +118,25 @@ def test_a_signal_to_one_host_saves_for_all(
         started[1].send_signal(signal.SIGTERM)
         assert [ended(host)[0] for host in started] == [143, 143]
     assert (run / "state" / "latest.json").is_file()
+
+
+def test_a_host_that_hears_of_the_other_first_ends_as_it_does() -> None:
+    """Asked to stop, both save; the one that ends a moment later was said to have stopped for the other's sake, with code 1."""
+
+    class Heard:
+        def trouble(self) -> str:
+            return "process 0 ended with code 143"
+
+        def tell(self, *_: object, **__: object) -> str:
+            return ""
+
+        def leave(self, in_trouble: bool = False) -> str:
+            return ""
+
+    line: Any = Heard()
+    for code, expected in ((143, 143), (1, 1)):
+        worker = subprocess.Popen(["sh", "-c", f"sleep 0.3; exit {code}"])
+        assert launch._ended([worker], 1, line) == expected
 
 
 @pytest.mark.parametrize(

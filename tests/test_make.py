@@ -348,6 +348,26 @@ def test_what_a_command_scores_is_in_its_tables(sandbox: Sandbox, jobs: tuple[st
     ]
 
 
+@pytest.mark.parametrize("jobs", [(), ("-j4",)])
+def test_settings_are_those_of_what_is_trained_and_not_of_what_is_trained_beside_it(
+    sandbox: Sandbox, jobs: tuple[str, ...]
+) -> None:
+    sandbox.write("results/runs/fairness-miniature-0/run.json")
+    names = ("base-miniature-0", "fairness-miniature-0", "joint-miniature-0")
+    called = sandbox.calls(*jobs, "train-joint", "eval", "SET=iterations=3")
+    expected = [train(names[0]), train(names[2]) + " --set iterations=3", *map(score, names)]
+    assert sorted(called) == sorted(expected)
+
+
+@pytest.mark.parametrize("jobs", [(), ("-j4",)])
+def test_scores_of_a_run_that_is_trained_anew_are_made_anew(sandbox: Sandbox, jobs: tuple[str, ...]) -> None:
+    for name in ("base-miniature-0", "joint-miniature-0"):
+        sandbox.write(f"results/scores/{name}.csv", "committed")
+        sandbox.age(f"results/scores/{name}.csv", 60)
+    called = sandbox.calls(*jobs, "train-joint", "eval")
+    assert called == [train("joint-miniature-0"), score("joint-miniature-0")]
+
+
 def test_nothing_to_evaluate_or_compare_is_said(sandbox: Sandbox) -> None:
     assert "no finished run in results/runs: make train-<experiment> first\n" in sandbox.make(
         "eval", fails=True

@@ -391,6 +391,20 @@ def test_a_prompt_id_cannot_reach_out_of_the_folder(tmp_path: Path) -> None:
     assert pictures.missing == {"..": 1}
 
 
+@pytest.mark.parametrize(
+    ("mode", "seen"), [("LA", 255), ("I;16", 100)], ids=["transparent", "grey of 16 bits"]
+)
+def test_a_small_picture_is_shown_as_it_is_read(tmp_path: Path, mode: str, seen: int) -> None:
+    file = tmp_path / "run" / "set" / "a" / "0.png"
+    file.parent.mkdir(parents=True)
+    Image.new(mode, (8, 8), 0 if mode == "LA" else 100 << 8).save(file)
+    data = report.Pictures(tmp_path).get("run", "set", "a", 0, "x").data
+    assert data is not None
+    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as shown:
+        assert shown.mode == "RGB"
+        assert shown.getpixel((0, 0)) == (seen, seen, seen)
+
+
 def test_small_pictures_are_kept_as_they_are_and_large_ones_are_shrunk(tmp_path: Path) -> None:
     picture(tmp_path / "run" / "set" / "a" / "0.png", size=64)
     picture(tmp_path / "run" / "set" / "a" / "1.png", size=512)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -393,10 +394,10 @@ def test_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
 
 def runs(process: int) -> bool:
     """Whether a process is there, and has not ended unheard."""
-    told = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip()[:1] not in ("", "Z")
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def another(run: Path, folder: Path, pipeline: Any) -> Path:

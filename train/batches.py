@@ -150,15 +150,31 @@ def gathered_scores(
             local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
     except RewardFailed as reason:
         failure = reason
-    first = failed_first(run, failure)  # every process learns of a failure on any, and stops with it
-    if first is not None:
-        rank, message = first
-        scored, refused = gather(run, torch.tensor([[len(local), isinstance(failure, CannotAnswer)]]))[rank]
-        if failure is not None:
-            raise failure
-        raise CannotAnswer(message, names[int(scored)]) if refused else RewardFailed(message)
+    raise_where_any_failed(run, failure)
     score_BN = gather(run, torch.stack([local[name] for name in names], 1))
     return dict(zip(names, score_BN.unbind(1), strict=True))
+
+
+def raise_where_any_failed(run: Run, failure: RewardFailed | None) -> None:
+    """Stop every process where a reward has failed on one: the others would wait for what it does next. All must ask.
+
+    Args:
+        run: of this process.
+        failure: of this process, None where there is none.
+
+    Raises:
+        RewardFailed: this process's own, else that of the first that has one; what would fail again (`CannotAnswer`) stays so, with its scorer.
+    """
+    first = failed_first(run, failure)
+    if first is None:
+        return
+    rank, message = first
+    names = sorted(run.scorers)
+    mine = names.index(failure.scorer) if isinstance(failure, CannotAnswer) else -1
+    theirs = int(gather(run, torch.tensor([mine]))[rank])
+    if failure is not None:
+        raise failure
+    raise RewardFailed(message) if theirs < 0 else CannotAnswer(message, names[theirs])
 
 
 def reward_report(task: Task, judged: Judged, advantage_B: Tensor) -> dict[str, Any]:

@@ -296,6 +296,8 @@ def _check_values(value: Any, kind: Any, where: str) -> None:
     elif origin is tuple:
         if not isinstance(value, tuple | list):
             raise ValueError(f"{where} is {value!r}, but it must be a tuple: ({value!r},)")
+        if ... not in options and len(value) != len(options):
+            raise ValueError(f"{where} is {value!r}, but it must have {len(options)} values")
         for item in value:
             _check_values(item, options[0], f"{where}.{item.name}" if isinstance(item, Task) else where)
     elif is_dataclass(kind):
@@ -419,8 +421,9 @@ def _check_task(task: Task, processes: int) -> None:
         raise ValueError(f"{where}.rewards is empty, but a task needs a reward")
     for term in task.rewards:
         if term.weight == 0 or (term.weight < 0 and task.shaping == "parity"):
+            does = "trains away from parity" if term.weight else "trains nothing"
             raise ValueError(
-                f"{where}.rewards has {term.scorer} with the weight {term.weight:g}, by which nothing is trained towards it: use one above 0"
+                f"{where}.rewards has {term.scorer} with the weight {term.weight:g}, which {does}: use one above 0"
             )
     if task.baseline == "group" and (task.shaping == "parity" or group < 2):
         raise ValueError(

@@ -128,14 +128,9 @@ def picture_of(content: bytes, height: int, width: int) -> Tensor:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         turn = _TURNS.get(_orientation(image) or 1)
-        upright, _ = as_rgb(_eight_bits(image if turn is None else image.transpose(turn)))
+        upright, _ = as_rgb(image if turn is None else image.transpose(turn))
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits cut to 8, as Pillow cuts coloured ones; it would make white of all that is above 255."""
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
 
 
 def _orientation(image: Image.Image) -> int | None:

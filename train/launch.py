@@ -251,6 +251,10 @@ def _ended(workers: Sequence[subprocess.Popen[Any]], first_rank: int, line: Line
     if line:
         line.tell(why, is_cause)
     _end(workers)
+    if failed is None and (saved := _asked_to_stop(workers)) is not None:
+        # as those of another host were, of which was heard a moment before
+        failed, code = saved, int(workers[saved].returncode)
+        why = _why(first_rank + saved, code)
     cause = line.tell(why, is_cause) if line else ""  # by now the others have told what they know
     if line:
         line.leave(in_trouble=True)
@@ -285,6 +289,11 @@ def _end(workers: Sequence[subprocess.Popen[Any]]) -> None:
         if worker.poll() is None:
             worker.kill()
             worker.wait()
+
+
+def _asked_to_stop(workers: Sequence[subprocess.Popen[Any]]) -> int | None:
+    """The place of the first that has saved and ended by itself, since a signal asked it to; None where none has."""
+    return next((place for place, worker in enumerate(workers) if worker.returncode > 128), None)
 
 
 def _why(rank: int, code: int) -> str:

@@ -63,8 +63,9 @@ def train(run: Run) -> None:
             iterate(run, iteration)
             watch(run)
     except Diverged as reason:
+        lower = "update.lr" if experiment.pretraining is None else "update.lr or pretraining.beta"
         raise Stopped(
-            f"{reason}: lower update.lr, and choose another --out, as this run's settings diverge again"
+            f"{reason}: lower {lower}, and choose another --out, as this run's settings diverge again"
         ) from reason
     except DataFailed as reason:  # in the middle of an iteration, which no state can describe
         raise Stopped(f"{reason}; the state saved before is intact, and the same command resumes") from reason

@@ -27,14 +27,14 @@ from evals.arithmetic import micro_batches, padded
 from evals.conditioning import Conditioning
 from evals.decoder import Kept, at_a_time, pixels
 from evals.diffusion import Schedule, derive_seed, noise, predict, transition
-from train.batches import Asked, ask, judge, mean_of, reward_report
+from train.batches import Asked, ask, judge, mean_of, raise_where_any_failed, reward_report
 from train.config import Experiment, Task
 from train.data import draw_steps, prompts_of
 from train.gates import GateBroken, check_part
 from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.rewards import RewardFailed, differentiated, score
-from train.run import Run, accumulated, failed_first, gather, synchronised
+from train.run import Run, accumulated, gather, synchronised
 
 if TYPE_CHECKING:
     from prompts import Prompt
@@ -454,11 +454,7 @@ def agreed(run: Run, work: Callable[[], Slopes]) -> Slopes:
         found = work()
     except RewardFailed as reason:
         failure = reason
-    first = failed_first(run, failure)
-    if failure is not None:
-        raise failure
-    if first is not None:
-        raise RewardFailed(first[1])
+    raise_where_any_failed(run, failure)
     assert found is not None
     return found
 
