@@ -660,7 +660,7 @@ def test_the_same_command_at_once_is_refused_and_goes_on_when_the_other_has_ende
         (
             {"rewards": (Reward("redness", 0.0),)},
             {},
-            "redness with the weight 0, by which nothing is trained",
+            "redness with the weight 0, which trains nothing",
         ),
         ({}, {"update": Update(decay="cosine")}, "update.decay 'cosine': choose from constant, linear"),  # type: ignore[arg-type]
         (
@@ -692,7 +692,9 @@ def test_what_a_field_cannot_hold_is_refused_in_an_experiment_of_ones_own(
 def test_parity_cannot_be_trained_against() -> None:
     experiment = toy.toy_experiment("base", "prompts")
     tone = replace(experiment.tasks[1], rewards=(Reward("tone", -1.0),))
-    with pytest.raises(ValueError, match=r"tasks\.tone\.rewards has tone with the weight -1"):
+    with pytest.raises(
+        ValueError, match=r"tasks\.tone\.rewards has tone with the weight -1, which trains away from parity"
+    ):
         check(replace(experiment, tasks=(tone,)), 1)
 
 
