@@ -122,12 +122,18 @@ def related(text: str) -> Related | None:
     return Related(match[1].lower(), place(match[2]), match[3].lower()) if match else None
 
 
-def place(relation: str) -> str:
+def place(relation: str, upstream: bool = False) -> str:
     """A relation in words as one of `SIDES`, or "near", which is what "next to" and "on side of" mean too.
 
     "on top of" is "on the top of": upstream knows the second alone, and scores 0 for the first whatever is in the picture.
+
+    Args:
+        relation: in words.
+        upstream: that "on top of" is no relation, "", as there; no prompt of the spatial category has it.
     """
     words = relation.lower().split()
+    if upstream and words == ["on", "top", "of"]:
+        return ""
     return next((side for side in SIDES if side in words), "near")
 
 
@@ -138,7 +144,7 @@ def position(relation: str, a: Box, b: Box, near: float = NEAR) -> float:
     less as they overlap more. For nearness: 1 where the centres differ by less than `near` on either axis, else `near` over the larger difference.
 
     Args:
-        relation: one of `SIDES`, or "near".
+        relation: one of `SIDES`, or "near"; "" is nowhere, and 0.
         a: of the first object.
         b: of the second.
         near: pixels.
@@ -146,6 +152,8 @@ def position(relation: str, a: Box, b: Box, near: float = NEAR) -> float:
     dx, dy = ((b[i] + b[i + 2] - a[i] - a[i + 2]) / 2 for i in (0, 1))
     if relation == "near":
         return 1.0 if min(abs(dx), abs(dy)) < near else near / max(abs(dx), abs(dy))
+    if not relation:
+        return 0.0
     along, across = (dx, dy) if relation in ("left", "right") else (dy, dx)
     sense = along if relation in ("left", "top") else -along
     if sense <= 0 or abs(along) <= abs(across):

@@ -617,6 +617,24 @@ def seeds(share_of_seeds: float) -> Simulation:
     return simulate
 
 
+def half_tie(mean_S: stats.Array) -> stats.Array:
+    return stats.half_tie_rate(*(mean_S[..., i] for i in range(3)))
+
+
+def win_rate(mean: float) -> Simulation:
+    """Of a run whose pictures are that much better than the base's, in standard deviations; less than .1 is a tie."""
+
+    def simulate(generator: np.random.Generator, draw: Drawer) -> Study:
+        better = mean + clustered(generator, 60, IMAGES, ICC)
+        win, loss = better > 0.1, better < -0.1
+        counted = np.stack([win, ~(win | loss), loss], axis=2).astype(np.float64)
+        found = stats.resampled(counted.mean(axis=1)[None], half_tie, draw.weight_NR, draw.sample)
+        truth = (scipy_stats.norm.sf(0.1 - mean) + scipy_stats.norm.sf(-0.1 - mean)) / 2 - 0.5
+        return Study(stats.beside_constant(found, 0.5, share=True), by_images((win - 1.0 * loss) / 2), truth)
+
+    return simulate
+
+
 def retention(share_of_seeds: float, others: int) -> Simulation:
     """The share that one run has of another's gain over a base, each with training seeds of its own; nine tenths in truth."""
 
@@ -663,8 +681,10 @@ CASES: dict[str, tuple[Simulation, Callable[[], Drawer]]] = {
     "six tasks, pooled, paired": (paired_tasks, lambda: drawer(1, len(TASKS), TASKS)),
     "six tasks, alike, paired": (paired_tasks, lambda: drawer(1, len(TASKS), TASKS, alike=True)),
     "six tasks, three seeds": (seeds(0.5), lambda: drawer(3, len(TASKS), TASKS)),
+    "win rate of .5": (win_rate(0.0), lambda: drawer(1, 60)),
+    "win rate of .93": (win_rate(1.5), lambda: drawer(1, 60)),
     "retention, a seed of each": (retention(0.0, 1), lambda: drawer(1, 60)),
-    "retention, three seeds of each": (retention(0.5, 3), lambda: drawer(3, 60)),
+    "retention, three seeds of each": (retention(0.3, 3), lambda: drawer(3, 60)),
     "retention, five seeds and three": (retention(0.3, 3), lambda: drawer(5, 60)),
 }
 

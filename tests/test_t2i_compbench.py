@@ -127,7 +127,10 @@ def test_positions_are_the_released_evaluators():
 def test_on_top_of_is_on_the_top_of():
     """Upstream gives 0 for the first, whatever there is to see."""
     assert related("a cat on top of a box") == related("a cat on the top of a box") == ("cat", "top", "box")
-    assert position("top", (40, 0, 60, 20), (40, 60, 60, 80)) == 1
+    above, below = (40, 0, 60, 20), (40, 60, 60, 80)
+    assert position(place("on top of"), above, below) == 1
+    assert position(place("on top of", upstream=True), above, below) == 0
+    assert place("on the top of", upstream=True) == "top"
 
 
 @pytest.mark.parametrize(

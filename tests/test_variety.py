@@ -53,7 +53,7 @@ def test_a_metric_is_the_mean_over_prompts_of_its_scorer(name: str, scorer: str)
     metric = metrics.load(name)
     assert metric.scorer == scorer
     assert metric.reference == (0.0 if name in DRIFT else None)
-    assert metric.higher_is_better is (None if name in DRIFT else True)
+    assert metric.higher_is_better is (True if "vendi" in name else None)
     assert value(name, rows(scorer, {"a": [1.0, 2.0], "b": [3.0, 4.0]})) == 2.5
 
 
@@ -103,6 +103,8 @@ def test_noise_does_not_win() -> None:
     )
     assert by_vendi[0] > 2 > variety.ONE_PICTURE > by_vendi[1]
     assert by_distance[1] > by_distance[0] / 4
+    for name in ("diversity_distance", "diversity_lpips"):  # so that more of it is no gain in any table
+        assert metrics.load(name).higher_is_better is None
     assert by_distance[2] == pytest.approx(0, abs=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Mean perceptual distance between the images of a prompt. Noise raises it too: read it beside a quality metric."""
+"""Mean perceptual distance between the images of a prompt. Noise raises it too, so that more is not better: read it beside a quality metric and a Vendi score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from evals.metrics._means import statistics as statistics
 
 title = "diversity (pairwise distance)"
 unit = "score"
-higher_is_better: bool | None = True
+higher_is_better: bool | None = None
 scorer = "pairwise_distance"
 needs_base = False
 reference: float | None = None

@@ -1,4 +1,4 @@
-"""Mean LPIPS between the images of a prompt. Noise raises it too: read it beside a quality metric and a Vendi score."""
+"""Mean LPIPS between the images of a prompt. Noise raises it too, so that more is not better: read it beside a quality metric and a Vendi score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from evals.metrics._means import statistics as statistics
 
 title = "diversity (LPIPS)"
 unit = "score"
-higher_is_better: bool | None = True
+higher_is_better: bool | None = None
 scorer = "lpips"
 needs_base = False
 reference: float | None = None
