@@ -38,6 +38,7 @@ from evals.metrics._parity import (
     regrouped,
     tone_counts,
     unbiased_squared,
+    unevenness,
 )
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
@@ -430,6 +431,8 @@ def _one(f: Fairness, shown: int) -> str:
         [f"corrected: {name}", *(f"{100 * s:.1f}" for s in shares)] for name, shares in f.true_shares.items()
     ]
     parts.append(markdown_table(lines))
+    if not f.refused:
+        parts.append(_as_others_print(f))
     if f.tones:
         most = max(f.tones)
         parts.append(
@@ -458,6 +461,16 @@ def _one(f: Fairness, shown: int) -> str:
         )
     parts.append(markdown_table(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _as_others_print(f: Fairness) -> str:
+    """The pooled shares' unevenness in the units of other benchmarks."""
+    other = unevenness(np.array([share.value for share in f.shares]))
+    return (
+        f"As other benchmarks print it, of these shares: sum of |share − 1/{len(f.shares)}| {three(other.l1)}, total variation {three(other.total_variation)}, "
+        f"mean absolute deviation (DALL-Eval, HEIM) {three(other.mean_absolute)}, entropy over that of an even split {three(other.entropy)}. None is corrected for "
+        "the number of pictures."
+    )
 
 
 def contradiction(f: Fairness) -> str:

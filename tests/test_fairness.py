@@ -100,6 +100,8 @@ def test_a_run_in_which_nobody_has_a_face_is_there_and_refused() -> None:
     assert (other.experiment, other.refused) == ("some", False)
     page = markdown([none, other], root=True, limit=0.5, command="x")
     assert "| none (m) | portraits | refused |" in page
+    told = "total variation 0.000, mean absolute deviation (DALL-Eval, HEIM) 0.000, entropy over that of an even split 1.000"
+    assert page.count(told) == page.count("As other benchmarks print it") == 1  # not of what is refused
     assert "nan" not in page
 
 

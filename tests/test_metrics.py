@@ -116,6 +116,16 @@ def test_parity_golden() -> None:
         counts = np.array(case["counts"], dtype=float)
         assert float(_parity.parity(counts)) == pytest.approx(case["l2_parity"])
         assert float(_parity.unbiased_squared(counts)) == pytest.approx(case["unbiased_l2_sq"])
+        other = _parity.unevenness(counts)
+        expected = [case[name] for name in ("l1_parity", "tv", "dalleval_mad", "entropy_norm")]
+        assert other == pytest.approx(expected)
+        assert other.mean_absolute == pytest.approx(case["heim_loss"])
+
+
+def test_unevenness_at_its_ends() -> None:
+    assert _parity.unevenness(np.full(4, 4.0)) == pytest.approx((0, 0, 0, 1))
+    assert _parity.unevenness(np.eye(4)[0] * 16) == pytest.approx((1.5, 0.75, 0.375, 0))
+    assert all(math.isnan(value) for value in _parity.unevenness(np.zeros(4)))
 
 
 def test_regrouping_moves_the_fourth_tone_alone() -> None:

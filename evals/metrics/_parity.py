@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln
+from scipy.special import entr, gammaln
 
 from evals.rows import PROMPT
 from evals.stats import Array
@@ -37,6 +38,27 @@ def unbiased_squared(counts: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         value: Array = np.sum(counts * (counts - 1), axis=-1) / (n * (n - 1)) - 1 / counts.shape[-1]
     return value
+
+
+class Unevenness(NamedTuple):
+    """How uneven groups are, as other benchmarks print it."""
+
+    l1: float
+    """`sum_a |p_a - 1/K|`."""
+    total_variation: float
+    """Half of it."""
+    mean_absolute: float
+    """Its mean over groups: DALL-Eval's MAD (arXiv 2202.04053), and HEIM's loss of skin tones (arXiv 2311.04287)."""
+    entropy: float
+    """Shannon's, over that of an even split: 1 is even, 0 one group alone."""
+
+
+def unevenness(counts: Array) -> Unevenness:
+    """Of counts, or shares, [K]; NaN without a count."""
+    groups, total = len(counts), float(counts.sum())
+    share = counts / total if total else np.full(groups, np.nan)
+    l1 = float(np.abs(share - 1 / groups).sum())
+    return Unevenness(l1, l1 / 2, l1 / groups, float(entr(share).sum() / np.log(groups)))
 
 
 @cache
