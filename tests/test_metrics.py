@@ -147,6 +147,11 @@ def test_parity_extremes() -> None:
     assert math.isnan(_parity.parity(np.zeros(4)))
 
 
+def test_parity_extremes_golden() -> None:
+    for case in golden("parity_extremes"):
+        assert float(_parity.parity(np.eye(case["K"])[0] * 16)) == pytest.approx(case["l2"])
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_floor_is_the_mean_over_every_possible_draw(n: int) -> None:
     """All 4^n equally likely sequences of groups, one by one."""
