@@ -632,13 +632,13 @@ def test_shares_of_wins_and_judges_that_order_two_lead_to_their_rows(
     (table,) = re.findall('aria-label="Win, tie and loss"><table>(.*?)</table>', page, re.DOTALL)
     for line in re.findall('<tr class="leaf".*?</tr>', table):
         links = re.findall('href="#([^"]*)">[^<]', line)
-        assert len(links) == 5 and len(set(links)) == 1
+        assert len(links) == 7 and len(set(links)) == 1  # shares, prompts, p
     (table,) = re.findall(
         'aria-label="Checkpoints that judges order differently"><table>(.*?)</table>', page, re.DOTALL
     )
-    assert re.findall('href="#([^"]*)">([^<]*)</a> ([^<;]*)', table) == [
-        (f"cell/miniature/{SCENES}/win_rate_gold/joint", "gold_utility", "80.0 [70.0, 90.0]"),
-        (f"cell/miniature/{SCENES}/win_rate_judge/fairness", "clip_judge", "20.0 [10.0, 30.0]"),
+    assert re.findall('href="#([^"]*)">([^<]*)</a>', table) == [
+        (f"cell/miniature/{SCENES}/win_rate_gold/joint", "gold_utility 80.0 [70.0, 90.0]"),
+        (f"cell/miniature/{SCENES}/win_rate_judge/fairness", "clip_judge 20.0 [10.0, 30.0]"),
     ]
     parsed(page)
     # the base's own cell is one half by definition: a judge that is for it speaks in the other's
@@ -651,6 +651,16 @@ def test_shares_of_wins_and_judges_that_order_two_lead_to_their_rows(
     assert re.findall('href="#([^"]*)">', table) == [
         f"cell/miniature/{SCENES}/{metric}/joint" for metric in ("win_rate_gold", "win_rate_judge")
     ]
+
+
+def test_floors_and_ranked_prompts_lead_to_the_rows_of_their_gap(page: str) -> None:
+    for table in re.findall(
+        r'aria-label="(?:Gaps on|Prompts of)[^"]*"><table>(.*?)</table>', page, re.DOTALL
+    ):
+        for line in re.findall(r"<tr.*?</tr>", table.partition("<tbody>")[2], re.DOTALL):
+            told = re.findall(r"<td>(?:<[^>]*>)*(\d\.\d{3}[^<]*)", line)
+            assert len(told) >= 2
+            assert len(told) == len(re.findall(r'<td><a class="cell"[^>]*>\d\.\d{3}', line))
 
 
 # ----------------------------------------------------------------------------------------- over-optimisation
