@@ -30,7 +30,7 @@ from evals.diffusion import derive_seed
 from evals.miniature import weights_folder
 from train import experiments, records
 from train.card import git_commit
-from train.config import Experiment, Lora, Reward, Task
+from train.config import Experiment, Lora, Reward, Task, Update
 from train.data import prompts_of
 from train.loop import iterate
 from train.methods._policy_gradient import check_before, gathered_statistics, surrogate_of
@@ -76,6 +76,7 @@ CASES = [
     pytest.param("sd15", (), id="sd15", marks=on_gpu),
     pytest.param("sdxl", (), id="sdxl", marks=on_gpu),
     pytest.param("sdxl", ("lora",), id="sdxl-lora", marks=on_gpu),
+    pytest.param("sdxl", ("lora", "recorded"), id="sdxl-lora-recorded", marks=on_gpu),
 ]
 
 
@@ -91,6 +92,7 @@ def experiment_of(model: str, ways: tuple[str, ...], reward: Path) -> Experiment
         trained_steps=trained_steps,
         gradient_checkpointing=paper.update.gradient_checkpointing and "plain" not in ways,
         compile="compile" in ways,
+        cuda_graphs="recorded" in ways,
     )
     decoder = next(
         (way for way in get_args(DecoderPrecision) if way in ways), paper.sampling.decoder_precision
@@ -149,7 +151,7 @@ def test_an_iteration(
     run = prepared(experiment_of(model, ways, reward), model, tmp_path / "run")
     bare, parts, seconds = BareCalls(run), [], []
     check_before(run)  # compiles
-    iterate(run, 0)  # makes AdamW's moments
+    iterate(run, 0)  # makes AdamW's moments, and recordings
     bare()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -236,7 +238,7 @@ def _record(
         images_per_second=task.batch / seconds,
         iteration=f"{task.batch} images, {sampling.steps} steps, {update.trained_steps} of them trained, {sampling.branches} branches",
         mfu=_mfu(run, bare, seconds),
-        peak_gib=peak_memory_mib() / 1024,
+        peak_gib=_peak_gib(update),
         ratio_off=off,
         ratio_granted=granted,
         date=datetime.date.today().isoformat(),
@@ -245,12 +247,20 @@ def _record(
     )
 
 
+def _peak_gib(update: Update) -> float:
+    """Most memory; where calls are recorded, with what the recordings keep, in which nothing is allocated and which is lent to nothing."""
+    if update.cuda_graphs:
+        return torch.cuda.max_memory_reserved() / 2**30
+    return peak_memory_mib() / 1024
+
+
 def _mfu(run: Run, bare: BareCalls, seconds: float) -> float | None:
     """Matrix products of the denoiser that the algorithm asks for, over what the device could do in the time; recomputed ones are not asked for."""
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in records.device_name()), None)
     experiment = run.experiment
-    # compiled calls cannot be counted, and the peaks are those of 16 bits
-    if peak is None or experiment.update.compile or experiment.sampling.precision == "fp32":
+    # calls that are compiled or recorded cannot be counted, and the peaks are those of 16 bits
+    uncounted = experiment.update.compile or experiment.update.cuda_graphs
+    if peak is None or uncounted or experiment.sampling.precision == "fp32":
         return None
     (task,), update = experiment.tasks, experiment.update
     rows = next(iter(micro_batches(task.batch, update.micro_batch)))

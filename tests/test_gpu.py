@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from evals.decoder import DecoderPrecision
 from evals.diffusion import Painter, Sampling
 from tests import toy
 from tests.test_distributed import recorded
-from tests.test_fsdp import two_iterations_and_the_hand_over
+from tests.test_fsdp import prepared, two_iterations_and_the_hand_over, write_record
 from train.config import Ema, Experiment, Lora
+from train.cuda_graphs import Recorder, Recording
+from train.determinism import only_deterministic
 from train.loop import iterate, save, train
-from train.policy import only_deterministic
 from train.run import Run
 from train.start import new_accelerator, prepare
 
@@ -149,6 +151,73 @@ def test_a_group_of_one_trains_as_one(
         for name in (name for name in records[0] if name.startswith(("weights.", "gradient."))):
             torch.testing.assert_close(group[name], records[0][name], rtol=1e-3, atol=2e-4)
         assert state.keys() == states[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("precision", "lora", "checkpointing"),
+    [("fp32", False, False), ("bf16", True, False), ("fp16", False, False), ("bf16", False, True)],
+)
+def test_recorded_calls_change_nothing_but_time(
+    precision: Precision,
+    lora: bool,
+    checkpointing: bool,
+    tiny_pipeline_dir: Path,
+    toy_prompts: Path,
+    tmp_path: Path,
+    toy_scorers: None,
+) -> None:
+    plain = experiment_of(tiny_pipeline_dir, toy_prompts, precision, lora, checkpointing)
+    runs = []
+    for name, experiment in {"plain": plain, "recorded": with_recordings(plain)}.items():
+        runs.append(prepare(experiment, "toy", 0, tmp_path / name, new_accelerator()))
+        train(runs[-1])
+    usual, ours = runs
+    recordings = recordings_of(ours)
+    assert any(recording.slope is None for recording in recordings)
+    assert any(recording.slope is not None for recording in recordings) != checkpointing
+    for name, weight in usual.policy.weights.items():
+        assert torch.equal(ours.policy.weights[name], weight), name
+    with usual.policy.handed_over(), ours.policy.handed_over():
+        pictures = [run.policy.painter.paint(toy.TEXTS, range(len(toy.TEXTS)), seed=3) for run in runs]
+    assert torch.equal(*pictures)
+
+
+def with_recordings(experiment: Experiment) -> Experiment:
+    return replace(experiment, update=replace(experiment.update, cuda_graphs=True))
+
+
+def recordings_of(run: Run) -> list[Recording]:
+    call: Any = run.policy.unet.forward
+    recorder = call if isinstance(call, Recorder) else call.recorder
+    return list(recorder.recordings.values())
+
+
+def in_a_group_of_one_recorded(base: str, prompts: str, out: str, recording: bool) -> None:
+    """DDP, whose gradients are summed as each comes."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["PORT_OF_THE_TEST"]}
+    experiment = experiment_of(Path(base), Path(prompts), "fp32", lora=False, checkpointing=False)
+    run = prepared(with_recordings(experiment) if recording else experiment, out)
+    train(run)
+    assert type(run.policy.module).__name__ == "DistributedDataParallel"
+    assert not recording or recordings_of(run)
+    write_record(run, dict(run.policy.weights), out)
+
+
+def test_recorded_calls_change_nothing_in_a_group(
+    tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for recording in (False, True):
+        monkeypatch.setenv("PORT_OF_THE_TEST", str(toy.free_port()))
+        out = tmp_path / f"recorded-{recording}"
+        out.mkdir()
+        arguments = (str(tiny_pipeline_dir), str(toy_prompts), str(out), recording)
+        assert toy.launch(1, in_a_group_of_one_recorded, *arguments, forked=False) == [0]
+        weights += recorded(out, 1)
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
 
 
 def test_attention_has_the_same_gradient_each_time() -> None:

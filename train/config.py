@@ -120,6 +120,9 @@ class Update:
     """Recompute activations in the backward pass: memory only (released code: on)."""
     compile: bool = False
     """Compile the denoiser, in rollout and update alike: time only, after minutes in which it is compiled (ours)."""
+    cuda_graphs: bool = False
+    """Record the denoiser's calls as CUDA graphs, with `gradient_checkpointing` only those of the rollout: time only, where a GPU waits for the CPU, as with small
+    models and adapters; what the recordings keep is lent to nothing else (ours)."""
     sharding: Sharding = "none"
     """Where weights, gradients and moments lie: whole on every process (DDP; released code), or a share on each (FSDP2): memory only."""
 
@@ -226,6 +229,7 @@ MEMORY_FIELDS = (
     "update.micro_batch",
     "update.gradient_checkpointing",
     "update.compile",
+    "update.cuda_graphs",
     "update.sharding",
     "save_every",
     "samples_every",
@@ -486,6 +490,15 @@ def _check_optimiser(update: Update) -> None:
     for field in ("warmup", "weight_decay"):
         if getattr(update, field) < 0:
             raise ValueError(f"update.{field} is {getattr(update, field)}, but it must be at least 0")
+    if update.cuda_graphs and update.compile:
+        raise ValueError(
+            "update.cuda_graphs and update.compile are both true, but a compiled denoiser is another program than the one that is recorded: choose one"
+        )
+    if update.cuda_graphs and update.sharding != "none":
+        raise ValueError(
+            f"update.cuda_graphs is true and update.sharding is {update.sharding}, but a recording reads weights where they lay, and shared-out ones come and "
+            "go: leave out one of them"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- names and values

@@ -20,6 +20,8 @@ from evals.diffusion import Painter, derive_seed
 from evals.files import as_the_umask_leaves, disk_errors
 from train.compiling import compiled
 from train.config import Ema, Experiment, Lora, Update
+from train.cuda_graphs import record_calls
+from train.determinism import only_deterministic
 from train.loss_scale import LossScale, first_loss_scale
 from train.mixing import turns
 
@@ -40,20 +42,6 @@ def placed_as(like: Tensor, tensor: Tensor) -> Tensor:
         return tensor.to(like.device)
     # without a source each process takes its share of what it has
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-@contextmanager
-def only_deterministic(device: torch.device) -> Iterator[None]:
-    """On a GPU: attention's gradient summed in the same order each time, which it is where nothing else is allowed, a tenth slower."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=before)
 
 
 class AveragedWeights:
@@ -113,6 +101,8 @@ class Policy:
         self.painter = Painter.of(pipeline, experiment.sampling)
         if self.update.compile and experiment.tasks:
             self.painter.unet = compiled(self.unet, accelerator.device)
+        if self.update.cuda_graphs and experiment.tasks:
+            record_calls(self.unet, accelerator.device, self.update.gradient_checkpointing)
         self.loss_scale: LossScale | None = None
         if experiment.tasks and experiment.sampling.precision == "fp16":
             share = max(task.batch for task in turns(experiment)) // accelerator.num_processes

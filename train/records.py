@@ -33,6 +33,7 @@ class Case:
     """Images in a pass of the update."""
     decoder: str = "fp32"
     """Precision of the decoder."""
+    cuda_graphs: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment, architecture: str) -> Case:
@@ -46,6 +47,7 @@ class Case:
             update.compile,
             update.micro_batch,
             experiment.sampling.decoder_precision,
+            update.cuda_graphs,
         )
 
 

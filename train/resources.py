@@ -45,6 +45,8 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
         on_top.insert(0, "the update's activations")
     if experiment.lora is not None and not _counts_adapters(experiment.lora):
         on_top.insert(0, "adapters (not counted for these lora.targets)")
+    if experiment.update.cuda_graphs:
+        on_top.insert(0, "what update.cuda_graphs keeps")
     if experiment.update.compile:
         on_top.insert(0, "what update.compile needs (3.5 GiB were measured of SD2 with checkpointing)")
     return [

@@ -46,7 +46,7 @@ SETTING = Setting(
     lora=False,
 )
 """The miniature's, with guidance; a batch that takes seconds."""
-CASES = ("full", "lora", "processes", "compiled")
+CASES = ("full", "lora", "processes", "compiled", "recorded", "lora-recorded")
 NAMES = {"ours": "here", "trl_ddpo": "trl"}
 ALIKE = 4.0
 """Standard errors by which the mean rewards of the base's pictures may differ, one trainer's from the other's: else they draw differently."""
@@ -261,7 +261,8 @@ def told_gradient(who: str, found: Mapping[str, Any]) -> str:
     default=CASES[:3],
     show_default=True,
     type=click.Choice(CASES),
-    help="All weights, adapters, what two processes do, all weights with the denoiser compiled here; may be given several times.",
+    help="All weights, adapters, what two processes do, all weights with the denoiser compiled here, and both with its calls recorded here (update.cuda_graphs), "
+    "which takes a GPU; may be given several times.",
 )
 @click.option("--threads", default=torch.get_num_threads(), show_default=True, type=click.IntRange(1))
 @click.option(
@@ -288,6 +289,10 @@ def main(
         )
     if trained_steps > steps:
         raise ValueError(f"--trained-steps is {trained_steps}, but there are {steps} of --steps")
+    if not torch.cuda.is_available() and (asked_of_a_gpu := [c for c in cases if c.endswith("recorded")]):
+        raise ValueError(
+            f"--case {asked_of_a_gpu[0]} takes a GPU, and there is none: choose from {', '.join(c for c in CASES if not c.endswith('recorded'))}"
+        )
     torch.set_num_threads(threads)
     setting = replace(
         SETTING,
@@ -306,7 +311,12 @@ def main(
         for case in dict.fromkeys(cases):
             folder, began = Path(name) / case, time.monotonic()
             folder.mkdir()
-            one = replace(setting, lora=case == "lora", compile=case == "compiled")
+            one = replace(
+                setting,
+                lora=case.startswith("lora"),
+                compile=case == "compiled",
+                cuda_graphs=case.endswith("recorded"),
+            )
             if case == "processes":
                 # small: what is asked is not how fast
                 one = replace(setting, batch=4 * trained_steps, micro_batch=2, precision="fp32", processes=2)

@@ -77,7 +77,7 @@ class Trainer:
         return watch.read()
 
     def gpu_peak_mib(self) -> float | None:
-        """Most memory of the GPU that it has had."""
+        """Most memory of the GPU that it has taken."""
         return gpu_peak_mib()
 
     def write(self, to: str) -> None:
@@ -113,6 +113,7 @@ def experiment_of(setting: Setting) -> Any:
         trained_steps=setting.trained_steps,
         micro_batch=setting.micro_batch,
         compile=setting.compile,
+        cuda_graphs=setting.cuda_graphs,
     )
     sampling = replace(
         paper.sampling,
@@ -136,10 +137,10 @@ def experiment_of(setting: Setting) -> Any:
 
 
 def gpu_peak_mib() -> float | None:
-    """Most memory of the GPU that this process has had, MiB; None without one."""
+    """Most memory of the GPU that this process has taken, MiB; None without one. Also what it keeps for later: nobody else can have it."""
     import torch
 
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    return torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
 
 
 def write(path: str, weights: dict[str, Any], gradient: dict[str, Any]) -> None:

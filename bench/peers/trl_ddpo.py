@@ -87,10 +87,10 @@ class Trainer:
         return told | worth | {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
 
     def gpu_peak_mib(self) -> float | None:
-        """Most memory of the GPU that it has had."""
+        """Most memory of the GPU that it has taken."""
         import torch
 
-        return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+        return torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
 
     def write(self, to: str) -> None:
         """Write the trained weights, and the gradient of the first optimiser step, into one file per process."""

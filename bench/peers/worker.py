@@ -41,6 +41,8 @@ class Setting:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     """Here only: trl's trainer has no such option."""
+    cuda_graphs: bool = False
+    """Here only, likewise."""
     lr: float = 6e-5
     clip: float = 3.2e-3
     seed: int = 0
