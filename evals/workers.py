@@ -18,8 +18,8 @@ from typing import IO
 
 from evals import signals
 
-LAUNCHER = "T2I_SCORING_LAUNCHER"
-"""Variable that tells a process who started it."""
+LAUNCHER = "T2I_LAUNCHER"
+"""Variable that tells a process who started it, here or in `train.launch`."""
 SECONDS_TO_END = 10
 """After one process has failed, until the others are killed."""
 
@@ -93,6 +93,11 @@ def run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
         return code if code > 0 else 128 - code
 
 
+def is_orphaned() -> bool:
+    """Whether the launcher that started this process is no more: it can pass nothing on, and nobody waits."""
+    return LAUNCHER in os.environ and os.getppid() != int(os.environ[LAUNCHER])
+
+
 def end_with_launcher() -> None:
     """End this process once the one that started it is no more; nothing where `run` has not started it.
 
@@ -100,10 +105,9 @@ def end_with_launcher() -> None:
     """
     if LAUNCHER not in os.environ:
         return
-    launcher = int(os.environ[LAUNCHER])
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while not is_orphaned():
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -206,6 +206,7 @@ def test_a_reward_whose_range_is_none_is_refused_before_anything_is_drawn(
         (["update.trained_steps=3", "update.skip_last=2"], ["only 2 denoising steps"]),
         (["update.skip_last=4"], ["0 to 3 of 4 steps"]),
         (["sampling.eta=0"], ["no log-probability"]),
+        (["sampling.eta=1e-320"], ["sampling.eta is 1e-320, but below 1e-07", "rounding of a latent"]),
         (["update.clip=0"], ["update.clip is 0.0"]),
         (["update.betas=0.9,1"], ["update.betas is (0.9, 1.0)"]),
         (["update.adam_eps=-1"], ["update.adam_eps is -1.0"]),

@@ -24,13 +24,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evals.signals import heeded
+from evals.workers import LAUNCHER
 from prompts import Prompt
 from tests import toy
 from tests.test_resume import Runner, assert_same, kill, train_toy
 from train.__main__ import StopOnSignal
 from train.batches import gathered_scores
 from train.config import Experiment, Lora, Pretraining, Reward, Task
-from train.launch import LAUNCHER
 from train.methods._reward_gradient import agreed
 from train.rewards import CannotAnswer, RewardFailed
 from train.start import new_accelerator

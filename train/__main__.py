@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from evals import signals, weights
 from evals.scorers import what_is_cut
+from evals.workers import is_orphaned
 from prompts.lock import locked
 from train import experiments, trackers
 from train.config import (
@@ -36,7 +37,7 @@ from train.config import (
     with_reward,
 )
 from train.gates import GateBroken
-from train.launch import Hosts, is_orphaned, launch, speaks
+from train.launch import Hosts, launch, speaks
 from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push

@@ -27,6 +27,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from evals import signals
 from evals.checkpoints import first_line
+from evals.workers import LAUNCHER
 
 SECONDS_TO_SPEAK = 30
 """After one process has failed, until the others are killed: they mostly fail of the same, and the first one says why."""
@@ -36,8 +37,6 @@ SECONDS_TO_PART = 5
 """For which the first host waits for the others to hear of a failure."""
 SECONDS_TO_MEET = 600
 """Until a host that has not come at all counts as dead."""
-LAUNCHER = "T2I_LAUNCHER"
-"""Variable that tells a process who started it."""
 GONE = "host 0 has fallen silent"
 
 
@@ -220,11 +219,6 @@ class Line:
             thread.join(SECONDS_OF_SILENCE)
             self.gone = said in ([], [GONE])
         return GONE if self.gone else said[0]
-
-
-def is_orphaned() -> bool:
-    """Whether this process was started by `launch`, and that one is no more: killed, it could pass nothing on."""
-    return LAUNCHER in os.environ and os.getppid() != int(os.environ[LAUNCHER])
 
 
 def speaks() -> bool:

@@ -119,6 +119,10 @@ class PolicyGradient(Method):
             raise ValueError(
                 "sampling.eta is 0, but a deterministic sampler has no log-probability to train on: use 1.0"
             )
+        if sampling.eta < (least := torch.finfo(torch.float32).eps):
+            raise ValueError(
+                f"sampling.eta is {sampling.eta}, but below {least:.1g} its noise is lost in the rounding of a latent, and there is nothing to learn from: use 1.0"
+            )
         if not 0 <= update.skip_last < sampling.steps:
             raise ValueError(
                 f"update.skip_last is {update.skip_last}, but only 0 to {sampling.steps - 1} of {sampling.steps} steps can be left out"
