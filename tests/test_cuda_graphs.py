@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,36 @@ def test_a_gradient_is_taken_once(denoiser: Denoiser) -> None:
         loss.backward()
 
 
+def test_weights_stay_until_the_gradient_is_taken(denoiser: Denoiser) -> None:
+    loss = answer(recorded(denoiser), 1.0).sum()
+    with torch.no_grad():
+        denoiser.first.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="weights have changed"):
+        loss.backward()
+
+
+def test_what_is_recorded_in_inference_serves_inference(denoiser: Denoiser) -> None:
+    recorder = recorded(denoiser)
+    with torch.inference_mode():
+        found = [answer(recorder, 1.0) for _ in range(USUAL_CALLS + 1)]
+    with torch.no_grad():
+        found.append(answer(recorder, 1.0))
+    assert len(recorder.recordings) == 2
+    assert torch.equal(found[-2], found[-1])
+
+
+def test_only_calls_without_a_gradient_are_recorded_where_it_computes_them_again(denoiser: Denoiser) -> None:
+    record_calls(denoiser, checkpointing=True)
+    call: Any = denoiser.forward
+    call.recorder.recording = Remade
+    for _ in range(USUAL_CALLS + 1):
+        answer(denoiser, 1.0).sum().backward()
+        with torch.no_grad():
+            answer(denoiser, 1.0)
+    (recording,) = call.recorder.recordings.values()
+    assert recording.slope is None
+
+
 def test_an_input_that_wants_a_gradient_gets_it(denoiser: Denoiser) -> None:
     recorder = recorded(denoiser)
     x = torch.ones(2, 3, requires_grad=True)
@@ -233,9 +264,14 @@ def test_two_processes_train_the_same(tiny_pipeline_dir: Path, toy_prompts: Path
             assert torch.equal(other[name], weight), name
 
 
-def test_what_cannot_be_recorded_is_refused(tiny_pipeline_dir: Path, toy_prompts: Path) -> None:
+def test_a_machine_without_a_gpu_is_told_before_anything_loads(tmp_path: Path) -> None:
+    experiment = toy.toy_experiment(tmp_path / "no-base", tmp_path / "no-prompts.jsonl")
+    experiment = replace(experiment, update=replace(experiment.update, cuda_graphs=True))
     with pytest.raises(ValueError, match=r"update\.cuda_graphs is true, but .* on the CPU.*: leave it out"):
-        record_calls(nn.Linear(2, 2), torch.device("cpu"), checkpointing=False)
+        prepare(experiment, "toy", 0, tmp_path / "run", new_accelerator())
+
+
+def test_what_cannot_be_recorded_is_refused(tiny_pipeline_dir: Path, toy_prompts: Path) -> None:
     experiment = toy.toy_experiment(tiny_pipeline_dir, toy_prompts)
     for other in ({"compile": True}, {"sharding": "fsdp2"}):
         update = replace(experiment.update, cuda_graphs=True, **other)  # type: ignore[arg-type]

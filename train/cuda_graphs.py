@@ -6,6 +6,8 @@ kernels write for itself, where calls that are not recorded lend it to each othe
 
 Calls of one kind (shapes, types, precision, with or without a gradient) share a recording. The first ones are made as usual, as libraries load and
 choose kernels then; so calls that hardly come again, such as those of what is checked before training, are never recorded.
+
+The gradients of a recorded call come all at once, at its end: DDP then has no backward pass left behind which to hide their exchange.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Recorder:
         if not with_gradient:
             recording.forward()
             return (recording.output.clone(),)
-        asked = _Asked(recording)
+        asked = _Asked(recording, list(self.weights.values()))
         self.asked = weakref.ref(asked)
         answer: Tensor = _Replayed.apply(asked, *self.weights.values())
         return (answer,)
@@ -160,9 +162,25 @@ class Recorder:
 class _Asked:
     """A recorded call with a gradient; gone when nobody can ask for that any more."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, weights: Sequence[Tensor]) -> None:
+        self.recording, self.weights = recording, weights
+        self.versions = [weight._version for weight in weights]
         self.answered = False
+
+    def refuse_stale(self) -> None:
+        """Refuse a gradient that the recording no longer has, as autograd does for calls that are not recorded.
+
+        Raises:
+            RuntimeError: where it was taken before, or weights have changed since.
+        """
+        if self.answered:
+            raise RuntimeError(
+                "the gradient of a recorded call was taken twice: its recording may hold another call by now"
+            )
+        if [weight._version for weight in self.weights] != self.versions:
+            raise RuntimeError(
+                "weights have changed between a recorded call and its gradient, which would be that of neither"
+            )
 
 
 class _Replayed(torch.autograd.Function):
@@ -177,11 +195,8 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.asked.refuse_stale()
         recording = ctx.asked.recording
-        if ctx.asked.answered:
-            raise RuntimeError(
-                "the gradient of a recorded call was taken twice: its recording may hold another call by now"
-            )
         recording.slope.copy_(slope)
         recording.backward()
         ctx.asked.answered = True
@@ -193,26 +208,32 @@ class _Replayed(torch.autograd.Function):
 
 def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> Any:
     """What calls have in common that one recording serves."""
-    told = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+    told = tuple(
+        (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+    )
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-    return told, str(form), with_gradient, autocast
+    return told, str(form), with_gradient, torch.is_inference_mode_enabled(), autocast
 
 
-def record_calls(unet: nn.Module, device: torch.device, checkpointing: bool) -> None:
-    """Have a denoiser's calls recorded from now on; names and class stay.
-
-    Args:
-        unet: at the place where its weights stay.
-        device: that it is on.
-        checkpointing: whether its gradient computes it again, which a recording cannot: then calls without a gradient alone are recorded.
+def check_device(device: torch.device) -> None:
+    """Refuse a device that has no CUDA graphs.
 
     Raises:
-        ValueError: where there is no GPU to record for.
+        ValueError: naming the field.
     """
     if device.type != "cuda":
         raise ValueError(
             "update.cuda_graphs is true, but this process computes on the CPU, and CUDA graphs are of NVIDIA's GPUs: leave it out"
         )
+
+
+def record_calls(unet: nn.Module, checkpointing: bool) -> None:
+    """Have a denoiser's calls recorded from now on; names and class stay.
+
+    Args:
+        unet: on a GPU (`check_device`), at the place where its weights stay.
+        checkpointing: whether its gradient computes it again, which a recording cannot: then calls without a gradient alone are recorded.
+    """
     recorder = Recorder(unet)
     unet.forward = WithoutGradient(recorder) if checkpointing else recorder
 

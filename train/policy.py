@@ -102,7 +102,7 @@ class Policy:
         if self.update.compile and experiment.tasks:
             self.painter.unet = compiled(self.unet, accelerator.device)
         if self.update.cuda_graphs and experiment.tasks:
-            record_calls(self.unet, accelerator.device, self.update.gradient_checkpointing)
+            record_calls(self.unet, self.update.gradient_checkpointing)
         self.loss_scale: LossScale | None = None
         if experiment.tasks and experiment.sampling.precision == "fp16":
             share = max(task.batch for task in turns(experiment)) // accelerator.num_processes

@@ -70,7 +70,7 @@ class Record:
     mfu: float | None
     """Share of the device's peak arithmetic that the iteration's matrix products use; None where the peak is not known."""
     peak_gib: float
-    """Most memory in use, of the GPU, or of the process."""
+    """Most memory in use, of the GPU, or of the process; where calls are recorded (`cuda_graphs`), taken of the GPU."""
     ratio_off: float
     """Largest |ratio - 1| before any update, at the step where it comes closest to `ratio_granted`."""
     ratio_granted: float

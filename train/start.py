@@ -25,7 +25,7 @@ from evals.arithmetic import exact_device
 from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
 from evals.scorers import weights_of
-from train import card, grids, trackers
+from train import card, cuda_graphs, grids, trackers
 from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
@@ -254,6 +254,8 @@ def prepare(
     """
     check(experiment, accelerator.num_processes)
     decoder.check(experiment.sampling.decoder_precision, accelerator.device)
+    if experiment.update.cuda_graphs:
+        cuda_graphs.check_device(accelerator.device)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
     prompt_sets, scorers = named_inputs(experiment, accelerator.device)
