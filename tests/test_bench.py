@@ -11,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from bench import check, growth, machine, operations
+from bench import check, growth, machine, operations, ways
 from bench.growth import Point
 from bench.machine import Machine, peak_mib
 from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
@@ -29,6 +30,8 @@ from bench.peers.worker import ROOT, Workers
 from evals import metrics, scorers
 from tests.test_make import Sandbox, sandbox  # noqa: F401  a fixture
 from train import config, records
+from train.loop import iterate
+from train.start import new_accelerator, prepare
 
 pytestmark = pytest.mark.timeout(120)
 PIPELINE = ROOT / "evals" / "miniature" / "weights" / "pipeline"
@@ -439,6 +442,51 @@ def test_the_environment_of_peers_is_made_when_its_lock_changes(sandbox: Sandbox
     sandbox.age(".venv-peers/.complete", 60)
     sandbox.write("bench/peers/requirements.lock", "changed")
     assert len(sandbox.calls("peers")) == 2
+
+
+@needs_miniature
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_another_way_is_the_same_iteration(name: str, tmp_path: Path) -> None:
+    way, told = ways.WAYS[name], []
+    usual = ways.usual(16)
+    usual = replace(
+        usual, sampling=replace(usual.sampling, steps=4), update=replace(usual.update, trained_steps=2)
+    )
+    for other in (False, True):
+        out = tmp_path / f"other-{other}"
+        run = prepare(way.experiment(usual) if other else usual, "miniature", 0, out, new_accelerator())
+        if other:
+            way.run(run)
+        for iteration in range(2):
+            iterate(run, iteration)
+        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        told.append([json.loads(line) for line in lines])
+    for line, same in zip(*told, strict=True):
+        for field in ("reward_mean", "grad_norm"):
+            assert same[field] == pytest.approx(line[field], rel=1e-2, abs=1e-3), field
+    assert told[0][0]["reward_mean"] != told[0][1]["reward_mean"]
+
+
+def test_a_ways_ratio_is_of_each_rounds_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other work that slows a round falls on both."""
+    clock, turns = [0.0], []
+
+    def iterate(run: Any, _: int) -> None:
+        turns.append(run)
+        clock[0] += (1 + (len(turns) - 1) // 2) * (3.0 if run == "other" else 2.0)
+
+    monkeypatch.setattr(ways, "now", lambda: clock[0])
+    monkeypatch.setattr(ways.time, "process_time", lambda: clock[0])
+    runs = iter(["usually", "other"])
+
+    class Prepared(str):
+        progress = SimpleNamespace(iteration=0)
+
+    monkeypatch.setattr(ways, "prepare", lambda *_: Prepared(next(runs)))
+    monkeypatch.setattr(ways, "iterate", iterate)
+    found, of_processor = ways.ratios(ways.Way(), 16, rounds=3)
+    assert found == of_processor == pytest.approx([1.5] * 3)
+    assert turns[2:] == ["other", "usually", "usually", "other", "other", "usually"]
 
 
 def test_a_level_is_of_the_last_pictures_and_first_reached_once() -> None:
