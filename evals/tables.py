@@ -496,7 +496,7 @@ def count_notes(comparison: Comparison) -> list[str]:
     )
     if single:
         notes.append(f"One training seed only: {', '.join(single)}.")
-    read = {metrics.load(name).scorer for name in metrics.names()}
+    read = {metrics.load(name).scorer for name in metrics.names(comparison.versions)}
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]

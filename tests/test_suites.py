@@ -68,6 +68,16 @@ def test_a_headline_that_is_no_metric_is_named(monkeypatch: pytest.MonkeyPatch):
         suites.load("geneval")
 
 
+def test_a_suite_may_name_an_order_of_the_vendi_score(monkeypatch: pytest.MonkeyPatch):
+    part = replace(geneval.SUITE.parts[0], scorers=("vendi_q2",), headlines=("diversity_vendi_q2",))
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))
+    assert suites.load("geneval").parts == (part,)
+    part = replace(part, headlines=("diversity_vendi_q3",))  # of which it has no score
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))
+    with pytest.raises(ValueError, match=r"the headline 'diversity_vendi_q3' is no metric; choose from "):
+        suites.load("geneval")
+
+
 def test_drift_is_of_prompts_on_which_nobody_is_trained():
     for prompt_set in images(suites.load("drift")):
         assert "train" not in prompt_set

@@ -66,6 +66,23 @@ def test_a_collapsed_set_has_diversity_1_and_an_orthogonal_one_n(name: str) -> N
         assert value(name, mine) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "scorer"),
+    [
+        ("diversity_vendi_q2", "diversity (Vendi, order 2)", "vendi_q2"),
+        ("diversity_vendi_clip_qinf", "diversity (Vendi, CLIP, order inf)", "vendi_clip_qinf"),
+    ],
+)
+def test_every_order_has_its_metric(name: str, title: str, scorer: str) -> None:
+    metric = metrics.load(name)
+    assert (metric.title, metric.scorer, metric.higher_is_better) == (title, scorer, True)
+    assert name not in metrics.names()
+    assert {*metrics.names(["vendi", scorer, "vendi_quick"])} - {*metrics.names()} == {name}
+    assert value(name, rows(scorer, {"a": [1.0] * 2, "b": [3.0] * 2})) == 2
+    with pytest.raises(ValueError, match="score as many of each"):
+        value(name, rows(scorer, {"a": [1.5] * 3, "b": [1.2] * 2}))
+
+
 @pytest.mark.parametrize("name", ["diversity_vendi", "diversity_vendi_clip"])
 def test_unequal_numbers_are_refused(name: str) -> None:
     scorer = metrics.load(name).scorer
