@@ -1,4 +1,8 @@
-"""Suites: which prompts, how many images of each, drawn how, scored by what. One file each; the file name is the registry."""
+"""Suites: which prompts, how many images of each, drawn how, scored by what. One file each; the file name is the registry.
+
+A suite's version is not a number that somebody has to raise: every row carries a hash of how its picture was drawn (`Suite.drawn`), of its prompt set and of its
+scorer, and rows that differ in one of them, or in the images of a prompt, are not compared (`evals.rows`).
+"""
 
 from __future__ import annotations
 
