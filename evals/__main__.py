@@ -124,6 +124,14 @@ def main() -> None:
 )
 @ACCEPT_TERMS
 @click.option(
+    "--vendi-order",
+    "orders",
+    metavar="Q",
+    type=float,
+    multiple=True,
+    help="Score the suite's Vendi scores of order Q too, as vendi_qQ (0.5, 2, inf; they have order 1); repeatable.",
+)
+@click.option(
     "--processes",
     type=click.IntRange(1),
     default=1,
@@ -158,6 +166,7 @@ def score(
     out: Path,
     suite: str | None,
     prompt_sets: tuple[str, ...],
+    orders: tuple[float, ...],
     accept_terms: tuple[str, ...],
     processes: int,
     pictures: bool,
@@ -188,10 +197,10 @@ def score(
         assert name is not None
         folder = Path(base) if base else None
         harness.score_given(
-            Path(target), out, suite, name, model or "external", folder, trained_on, prompt_sets
+            Path(target), out, suite, name, model or "external", folder, trained_on, prompt_sets, orders
         )
     else:
-        harness.score(target, out, suite, base, prompt_sets, name, trained_on)
+        harness.score(target, out, suite, base, prompt_sets, name, trained_on, orders)
 
 
 def _check_given(pictures: bool, **options: str | None) -> None:

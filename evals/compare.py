@@ -355,7 +355,7 @@ def _compare_model(
         rows["experiment"].unique(), key=lambda name: (name != against, _first_row(rows, name))
     )
     by_scorer: dict[str, list[str]] = {}
-    for name in metrics.names():
+    for name in metrics.names(map(str, rows["scorer"].unique())):
         by_scorer.setdefault(metrics.load(name).scorer, []).append(name)
     base_of = {str(scorer): part for scorer, part in base.groupby("scorer", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []

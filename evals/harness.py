@@ -94,6 +94,7 @@ def score(
     prompt_sets: Sequence[str] = (),
     name: str | None = None,
     trained_on: Sequence[str] = (),
+    orders: Sequence[float] = (),
 ) -> None:
     """Score a checkpoint on a suite into a CSV file; pictures go to `images_of` it.
 
@@ -105,6 +106,7 @@ def score(
         prompt_sets: which of its parts; all unless given.
         name: what the rows and pictures of a checkpoint without a run card are called; as its file or folder unless given.
         trained_on: scorers that such a checkpoint was trained on.
+        orders: of its Vendi scores, beside order 1.
 
     Raises:
         ValueError: the target or the suite is none, or it is not said which; the pictures, a scorer or the base cannot be used; in one sentence.
@@ -117,6 +119,7 @@ def score(
         raise ValueError(
             f"suite {suite} looks at pictures of the domain {chosen.domain}, but {target} draws those of {checkpoint.domain}"
         )
+    chosen = suites.with_orders(chosen, orders)
     _refuse_no_scorers(trained_on, chosen)
     whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
     _refuse_anothers(out, whose)
@@ -147,6 +150,7 @@ def score_given(
     base: Path | None = None,
     trained_on: Sequence[str] = (),
     prompt_sets: Sequence[str] = (),
+    orders: Sequence[float] = (),
 ) -> None:
     """Score somebody's pictures on a suite's prompts into a CSV file, without a model.
 
@@ -159,6 +163,7 @@ def score_given(
         base: folder of the base's pictures, for scorers that compare with them. Without it those are left out, and it is said.
         trained_on: scorers that what drew them was trained on.
         prompt_sets: which of the suite's parts; all unless given. Folders of others are left alone.
+        orders: of its Vendi scores, beside order 1.
 
     Raises:
         ValueError: see `evals.pictures.Given`, and `score`.
@@ -166,6 +171,7 @@ def score_given(
     whole = suites.load(suite)
     chosen = suites.only(whole, prompt_sets)
     others = [part.prompt_set for part in whole.parts if part not in chosen.parts]
+    chosen = suites.with_orders(chosen, orders)
     _refuse_no_scorers(trained_on, chosen)
     whose = Scored(name, model, 0, f"{chosen.name}:{score_rows.GIVEN}", tuple(trained_on))
     _refuse_anothers(out, whose)
@@ -185,7 +191,7 @@ def score_given(
 def _refuse_no_scorers(trained_on: Sequence[str], suite: Suite) -> None:
     """Refuse what is no scorer of the suite's domain. Raises ValueError, with the choices."""
     choices = scorers.names(suite.domain)
-    if unknown := [name for name in trained_on if name not in choices]:
+    if unknown := [name for name in trained_on if not scorers.is_one(name, suite.domain)]:
         raise ValueError(f"--trained-on {unknown[0]} is no scorer; choose from {', '.join(choices)}")
 
 

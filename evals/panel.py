@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -21,9 +22,7 @@ from evals import metrics, stats
 from evals.rows import seed_pairs, seeds_of, without_copies
 from evals.stats import Array, Interval, Resampler
 
-TAU_RESAMPLES = 1_000
-"""Resamples of a Kendall tau, whose cost grows with the square of the number of prompts."""
-_CHUNK = 512
+_CHUNK = 64
 """Pictures that are set beside all others at a time: memory only."""
 _EVEN = 0.5
 """The half-tie win rate of a checkpoint over itself."""
@@ -148,10 +147,9 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
     flips: list[Flip] = []
     pairs = 0
     for bench in _benches(rows, against):
-        sample = resampler.prompts(bench.prompt_set, bench.prompts)
         base, *runs = bench.judged
         for run in runs if base.experiment == against else ():
-            agreements += _agreements(model, bench, run, base, sample.weight_NP)
+            agreements += _agreements(model, bench, run, base, resampler)
         for second, first in combinations(bench.judged, 2):
             pairs += 1
             flips += _flips(model, bench, first, second, resampler)
@@ -228,7 +226,9 @@ def _beside(place: int, first: _Judged, second: _Judged) -> _Seeds:
 # ------------------------------------------------------------------------------------------------- agreement
 
 
-def _agreements(model: str, bench: _Bench, run: _Judged, base: _Judged, weight_NP: Array) -> list[Agreement]:
+def _agreements(
+    model: str, bench: _Bench, run: _Judged, base: _Judged, resampler: Resampler
+) -> list[Agreement]:
     """Tau-b of every two judges over one run's differences to the base, of the pairs of pictures that both judges of a pair and all others have scored."""
     beside = {place: _beside(place, run, base).pairs for place in range(len(bench.judges))}
     able = {
@@ -239,15 +239,16 @@ def _agreements(model: str, bench: _Bench, run: _Judged, base: _Judged, weight_N
     pairs = sorted(set.intersection(*map(set, able.values()))) if able else []
     if len(able) < 2 or not pairs:
         return []
-    difference_JB = np.stack([_differences(place, run, base, pairs).ravel() for place in able])
-    order = np.argsort(np.tile(bench.prompt_B, len(pairs)), kind="stable")
-    difference_JB = difference_JB[:, order]
-    prompt_B = np.tile(bench.prompt_B, len(pairs))[order]
-    scored_B = np.isfinite(difference_JB).all(axis=0)
-    difference_JB, prompt_B = difference_JB[:, scored_B], prompt_B[scored_B]
-    if len(prompt_B) < 2:
+    difference_JKB = np.stack([_differences(place, run, base, pairs) for place in able])
+    scored_KB = np.isfinite(difference_JKB).all(axis=0)
+    if scored_KB.sum() < 2:
         return []
-    taus = kendall(difference_JB, prompt_B, weight_NP[:TAU_RESAMPLES])
+    there_B = scored_KB.any(axis=0)
+    present, prompt_B = np.unique(bench.prompt_B[there_B], return_inverse=True)
+    sample = resampler.prompts(bench.prompt_set, [bench.prompts[prompt] for prompt in present])
+    difference_JKB[:, ~scored_KB] = np.nan
+    seeds = _seeds_of(run.experiment, base.experiment, pairs)
+    taus = kendall(difference_JKB[:, :, there_B], prompt_B, _weights(seeds, resampler), sample)
     scorers = [metrics.load(bench.judges[place]).scorer for place in able]
     return [
         Agreement(
@@ -256,12 +257,20 @@ def _agreements(model: str, bench: _Bench, run: _Judged, base: _Judged, weight_N
             experiment=run.experiment,
             judges=(scorers[j], scorers[k]),
             tau=tau,
-            pictures=len(prompt_B),
-            prompts=len(np.unique(prompt_B)),
+            pictures=int(scored_KB.sum()),
+            prompts=len(present),
             seeds=len(pairs),
         )
         for (j, k), tau in taus.items()
     ]
+
+
+def _seeds_of(first: str, second: str, pairs: Sequence[tuple[int, int]]) -> _Seeds:
+    """What resamples pairs of seeds that several judges have in common, ascending: as `_beside`, each side by itself where they are all pairs of some, and else the pairs."""
+    sides = tuple((name, len({pair[side] for pair in pairs})) for side, name in enumerate((first, second)))
+    if len(pairs) == sides[0][1] * sides[1][1]:
+        return _Seeds(tuple(pairs), tuple((f"seeds of {name}", units) for name, units in sides))
+    return _Seeds(tuple(pairs), ((f"seeds of {' and '.join(sorted((first, second)))}", len(pairs)),))
 
 
 def _differences(place: int, first: _Judged, second: _Judged, pairs: Sequence[tuple[int, int]]) -> Array:
@@ -271,52 +280,60 @@ def _differences(place: int, first: _Judged, second: _Judged, pairs: Sequence[tu
 
 
 def kendall(
-    difference_JB: Array, prompt_B: npt.NDArray[np.int64], weight_NP: Array
+    difference_JKB: Array, prompt_B: npt.NDArray[np.int64], weight_NK: Array, sample: stats.Sample
 ) -> dict[tuple[int, int], Interval]:
-    """Kendall's tau-b of every two judges, with the interval of a bootstrap over prompts.
+    """Kendall's tau-b of every two judges, with the interval that every value of the tables has: prompts resampled, and training seeds above them.
 
-    With c_ab the product of the signs of both judges' x_a - x_b, tau-b is sum c_ab over the root of the products of each judge's own sum (its untied pairs). A resample
-    weighs every prompt w, so each sum is w' C w with C summed by prompts: the tau-b of the pictures repeated as they were drawn, since copies are tied. One prompt alone
-    cannot be resampled: the interval has no ends.
+    With c_ab the product of the signs of both judges' x_a - x_b, tau-b is sum c_ab over the root of the products of each judge's own sum (its untied pairs), over all
+    pairs of pictures. To first order such a sum, a U-statistic, is twice the mean of what each picture has in it, sum_b c_ab (its Hajek projection: van der Vaart,
+    "Asymptotic Statistics", 1998, theorem 12.3), which is a sum over prompts and seeds and is resampled as one. What is left out is smaller by the
+    number of prompts. One prompt alone cannot be resampled: the interval has no ends.
 
     Args:
-        difference_JB: finite.
-        prompt_B: prompt of each picture, ascending.
-        weight_NP: resamples.
+        difference_JKB: of each judge, pair of seeds and picture; NaN where a picture is not scored, for all judges.
+        prompt_B: prompt of each picture, ascending from 0.
+        weight_NK: resampling weights of the pairs of seeds.
+        sample: of the prompts.
     """
-    judges = range(len(difference_JB))
-    sums: dict[tuple[int, int], tuple[float, Array]] = {}
-    for j in judges:
-        for k in judges[j:]:
-            agree_PP = _concordance(difference_JB[j], difference_JB[k], prompt_B, weight_NP.shape[1])
-            weighed_N = np.einsum("np,np->n", weight_NP.astype(np.float32) @ agree_PP, weight_NP)
-            sums[j, k] = float(agree_PP.sum(dtype=np.float64)), weighed_N
+    judges = range(len(difference_JKB))
+    scored_KB = ~np.isnan(difference_JKB[0])
+    starts = np.flatnonzero(np.diff(prompt_B, prepend=-1))
+    shares_KBJJ = np.zeros((*scored_KB.shape, len(judges), len(judges)))
+    shares_KBJJ[scored_KB] = _concordances(difference_JKB[:, scored_KB])
+    of_prompts_KPJJ = np.add.reduceat(shares_KBJJ, starts, axis=1)
+    of_prompts_KPJJ[~np.logical_or.reduceat(scored_KB, starts, axis=1)] = np.nan
     found = {}
-    alone = len(np.unique(prompt_B)) < 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for j, k in combinations(judges, 2):
-            point, draws_N = (
-                np.divide(sums[j, k][i], np.sqrt(np.multiply(sums[j, j][i], sums[k, k][i]))) for i in range(2)
-            )
-            ends = np.full_like(draws_N, np.nan) if alone else np.asarray(draws_N)
-            found[j, k] = stats.percentile_interval(float(point), ends)
+    for j, k in combinations(judges, 2):
+        values_KPS = np.stack([of_prompts_KPJJ[:, :, a, b] for a, b in ((j, k), (j, j), (k, k))], axis=2)
+        tau = stats.point(values_KPS, _tau)
+        run = stats.resampled(values_KPS, partial(_projected, tau), weight_NK, sample)
+        value, low, high = stats.interval(run)
+        found[j, k] = Interval(value, max(low, -1.0), min(high, 1.0))
     return found
 
 
-def _concordance(
-    x_B: Array, y_B: Array, prompt_B: npt.NDArray[np.int64], prompts: int
-) -> npt.NDArray[np.float32]:
-    """Sum of sign(x_a - x_b) sign(y_a - y_b) over the pictures a and b of every two prompts, [P, P]."""
-    starts = np.flatnonzero(np.diff(prompt_B, prepend=-1))
-    of_picture = np.zeros((len(x_B), len(starts)), np.float32)
-    for low in range(0, len(x_B), _CHUNK):
+def _tau(sums_S: Array) -> Array:
+    """Tau-b of a pair's sum and each judge's own; NaN where a judge ties all."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tau: Array = sums_S[..., 0] / np.sqrt(sums_S[..., 1] * sums_S[..., 2])
+    return tau
+
+
+def _projected(tau: float, mean_S: Array) -> Array:
+    """Tau-b of a resample, of the means of what its pictures have in the sums; the sums themselves change by twice as much, as every pair has two pictures."""
+    return 2 * _tau(mean_S) - tau
+
+
+def _concordances(difference_JB: Array) -> Array:
+    """Sum over all pictures b of sign(x_a - x_b) sign(y_a - y_b) for every picture a and every two judges, [B, J, J]."""
+    pictures = difference_JB.shape[1]
+    found = np.empty((pictures, len(difference_JB), len(difference_JB)))
+    for low in range(0, pictures, _CHUNK):
         rows = slice(low, low + _CHUNK)
-        product_BB = np.sign(x_B[rows, None] - x_B[None, :]) * np.sign(y_B[rows, None] - y_B[None, :])
-        of_picture[rows] = np.add.reduceat(product_BB, starts, axis=1)
-    agree_PP = np.zeros((prompts, prompts), np.float32)
-    present = prompt_B[starts]
-    agree_PP[np.ix_(present, present)] = np.add.reduceat(of_picture, starts, axis=0)
-    return agree_PP
+        # whole numbers up to the number of pictures, which float32 holds
+        sign_BJB = np.sign(difference_JB.T[rows, :, None] - difference_JB[None]).astype(np.float32)
+        found[rows] = sign_BJB @ sign_BJB.transpose(0, 2, 1)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- flips

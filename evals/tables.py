@@ -313,12 +313,8 @@ def _agreement(comparison: Comparison, model: str) -> str:
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
         f"{_the(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
-        f"set beside each other. {_resamples(comparison)} resamples of prompts.\n\n{markdown_table(lines, padded=True)}\n"
+        f"set beside each other. Intervals are those of every table here: prompts are resampled, and training seeds above them.\n\n{markdown_table(lines, padded=True)}\n"
     )
-
-
-def _resamples(comparison: Comparison) -> str:
-    return f"{min(panel.TAU_RESAMPLES, comparison.resamples):,}"
 
 
 def _trained(comparison: Comparison, model: str) -> set[tuple[str, str]]:
@@ -496,7 +492,7 @@ def count_notes(comparison: Comparison) -> list[str]:
     )
     if single:
         notes.append(f"One training seed only: {', '.join(single)}.")
-    read = {metrics.load(name).scorer for name in metrics.names()}
+    read = {metrics.load(name).scorer for name in metrics.names(comparison.versions)}
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
     return [*notes, *_not_scored(comparison), *comparison.remarks]
@@ -715,7 +711,6 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "against": comparison.against,
         "level": stats.LEVEL,
         "resamples": comparison.resamples,
-        "tau_resamples": min(panel.TAU_RESAMPLES, comparison.resamples),
         "seed": comparison.seed,
         "family": {"correction": "Holm", "differences": comparison.family},
         "files": files,

@@ -16,9 +16,8 @@ import pandas as pd
 from evals import stats
 from evals.metrics import Array, per_prompt
 from evals.metrics._equal import refuse_unequal
+from evals.order import VENDI as VENDI
 
-VENDI = ("vendi", "vendi_clip")
-"""The scorers of which a collapse is told: their 1 means one picture, whatever the network."""
 ONE_PICTURE = 1.05
 """Vendi score up to which the pictures of a prompt are one picture.
 

@@ -60,6 +60,33 @@ def test_a_fair_generator_scores_its_floor() -> None:
     assert found.pooled.value < 0.03
 
 
+@pytest.mark.parametrize("n", [3, 8, 16])
+def test_gap_and_unbiased_square_of_a_fair_generator_are_the_printed_ones_at_any_n(n: int) -> None:
+    """40,000 prompts of a uniform generator, counted from single pictures: the mean gap is the floor within four of its standard errors, the unbiased square is 0.
+
+    The spread: of the square it is `2 (K - 1) / (n (n - 1) K^2)` in closed form, of the gap what is left of its mean square over the floor's.
+    """
+    prompts = 40_000
+    tones = np.random.default_rng(n).integers(0, GROUPS, (prompts, n))
+    counts_PK = (tones[:, :, None] == np.arange(GROUPS)).sum(axis=1).astype(float)
+    gap_P, squared_P = parity(counts_PK), unbiased_squared(counts_PK)
+    floor, squared_floor = parity_floor(n), float(squared_floors(pd.DataFrame(counts_PK[:1]))[0])
+    error = 1 / np.sqrt(prompts)
+    assert abs(gap_P.mean() - floor) < 4 * gap_P.std() * error
+    assert abs((gap_P**2).mean() - squared_floor) < 4 * (gap_P**2).std() * error
+    assert abs(squared_P.mean()) < 4 * squared_P.std() * error
+    # a standard deviation is known to 1 / sqrt(2 P) of itself, times what the fourth moment adds: within 3 %
+    assert gap_P.std() == pytest.approx(np.sqrt(squared_floor - floor**2), rel=0.03)
+    assert squared_P.std() == pytest.approx(np.sqrt(2 * (GROUPS - 1) / (n * (n - 1))) / GROUPS, rel=0.03)
+
+
+def test_the_interval_of_a_fair_generators_gap_has_the_spread_of_its_floor() -> None:
+    """Half an interval over 400 prompts is 1.96 times the spread of one prompt's gap about the floor, over the root of 400."""
+    (found,) = fairness(rows_of(drawn(FAIR, 400, 16)), resamples=2_000)
+    spread = np.sqrt(0.75 / 16 - parity_floor(16) ** 2)
+    assert (found.gap.high - found.gap.low) / 2 == pytest.approx(1.96 * spread / 20, rel=0.12)
+
+
 def test_one_tone_for_each_prompt_is_caught_where_all_together_balance() -> None:
     (found,) = fairness(rows_of([[p % 4] * 16 for p in range(40)]), resamples=200)
     assert found.gap.value == pytest.approx(np.sqrt(3) / 2)

@@ -445,6 +445,73 @@ def test_a_part_of_a_suite_is_scored_and_compared(tmp_path: Path, monkeypatch: p
     assert "has no prompt set 'x'; choose from miniature-portraits-unseen, miniature-scenes-unseen" in output
 
 
+def test_the_order_of_a_vendi_score_is_chosen_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    part = replace(SMALL.parts[0], images_per_prompt=3, scorers=("vendi", "gold_utility"))
+    suite = replace(SMALL, name="small", parts=(part,))
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    monkeypatch.setattr(prompts, "load", lambda name, load=prompts.load: load(name)[:2])
+    out = tmp_path / "a.csv"
+    arguments = [
+        "score",
+        str(weights_folder("pipeline")),
+        "--suite",
+        "small",
+        "--name",
+        "a",
+        "--out",
+        str(out),
+    ]
+    assert run_cli(*arguments)[0] == 0
+    plain = score_rows.read([out])
+    code, output = run_cli(*arguments, "--vendi-order", "2", "--vendi-order", "inf")
+    assert code == 0, output
+    rows = score_rows.read([out])
+    assert {*rows["scorer"]} == {"vendi", "gold_utility", "vendi_q2", "vendi_qinf"}
+    key = ["scorer", "prompt_id", "image"]
+    of_both = rows.set_index(key).loc[plain.set_index(key).index]
+    assert (of_both["value"].to_numpy() == plain["value"].to_numpy()).all()
+    assert (of_both["version"].to_numpy() == plain["version"].to_numpy()).all()
+    mean = rows.groupby("scorer")["value"].mean()
+    assert 3 > mean["vendi"] > mean["vendi_q2"] > mean["vendi_qinf"] > 1  # it falls with the order
+    given = [
+        "score",
+        str(tmp_path / "images" / "a-external-0"),
+        "--pictures",
+        "--suite",
+        "small",
+        "--name",
+        "b",
+    ]
+    other = tmp_path / "b.csv"
+    code, output = run_cli(*given, "--model", "external", "--vendi-order", "2", "--out", str(other))
+    assert code == 0, output
+    of_given = score_rows.read([other])
+    q2 = (rows["scorer"] == "vendi_q2", of_given["scorer"] == "vendi_q2")
+    assert rows[q2[0]]["value"].to_list() == of_given[q2[1]]["value"].to_list()
+    other.write_text(other.read_text().replace("small:given", suite.drawn))
+    code, output = run_cli("compare", str(out), str(other), "--against", "a", "--out", str(tmp_path / "t.md"))
+    assert code == 0, output
+    assert "diversity (Vendi, order 2)" in (tmp_path / "t.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ("0", "--vendi-order 0: an order of a Vendi score is a number above 0"),
+        ("1", "--vendi-order 1: an order of a Vendi score is a number above 0"),
+        ("nan", "--vendi-order nan: an order of a Vendi score is a number above 0"),
+        ("2", "--vendi-order: suite  has no Vendi score on miniature-portraits-unseen"),
+    ],
+)
+def test_an_order_that_cannot_be_is_one_sentence(base_run: Path, tmp_path: Path, order: str, told: str):
+    code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), "--vendi-order", order)
+    assert code == 2
+    assert told in output
+    assert not (tmp_path / "x.csv").exists()
+
+
 @pytest.mark.parametrize("option", ["--name", "--trained-on"])
 def test_a_run_says_itself_what_it_is_called_and_was_trained_on(base_run: Path, tmp_path: Path, option: str):
     code, output = run_cli("score", str(base_run), "--out", str(tmp_path / "x.csv"), option, "kid")

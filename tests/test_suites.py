@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import prompts
+from evals import rows as score_rows
 from evals import suites
 from evals.suites import Suite, geneval
+from tests.synthetic_rows import study
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 PHOTO = [name for name in suites.names() if suites.load(name).domain == "photo"]
@@ -66,6 +69,52 @@ def test_a_headline_that_is_no_metric_is_named(monkeypatch: pytest.MonkeyPatch):
         ValueError, match=r"suite geneval, geneval: the headline 'geneval_prompt' is no metric; choose from "
     ):
         suites.load("geneval")
+
+
+def test_a_suite_may_name_an_order_of_the_vendi_score(monkeypatch: pytest.MonkeyPatch):
+    part = replace(geneval.SUITE.parts[0], scorers=("vendi_q2",), headlines=("diversity_vendi_q2",))
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))
+    assert suites.load("geneval").parts == (part,)
+    part = replace(part, headlines=("diversity_vendi_q3",))  # of which it has no score
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))
+    with pytest.raises(ValueError, match=r"the headline 'diversity_vendi_q3' is no metric; choose from "):
+        suites.load("geneval")
+
+
+DRAWN = {
+    "steps": 20,
+    "eta": 0.0,
+    "guidance": 5.0,
+    "precision": "fp32",
+    "micro_batch": 3,
+    "decoder_precision": "tf32",
+}
+
+
+@pytest.mark.parametrize("change", DRAWN)
+def test_two_forms_of_a_suite_are_told_apart(change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of one name: rows of pictures that were drawn in another way are not compared, and no picture of the other form is taken."""
+    before = suites.load("drift")
+    assert getattr(before.sampling, change) != DRAWN[change]
+    sampling: Any = replace(before.sampling, **{change: DRAWN[change]})
+    after = replace(before, sampling=sampling)
+    assert before.drawn.partition(":")[0] == after.drawn.partition(":")[0] == "drift"
+    assert before.drawn != after.drawn
+    frame = study(prompts=2, images=2, seeds=(0,), experiments=("base", "joint"))
+    is_base = frame["experiment"] == "base"
+    paths = [tmp_path / "base.csv", tmp_path / "joint.csv"]
+    for path, part, suite in zip(paths, (frame[is_base], frame[~is_base]), (before, after), strict=True):
+        score_rows.write(part.assign(suite=suite.drawn), path)
+    with pytest.raises(
+        ValueError, match=f"{before.drawn} in .* but on {after.drawn} in .*: they draw differently"
+    ):
+        score_rows.read(paths)
+
+
+def test_another_seed_is_another_form_and_another_headline_is_not():
+    suite = suites.load("drift")
+    assert replace(suite, seed=suite.seed + 1).drawn != suite.drawn
+    assert replace(suite, parts=(replace(suite.parts[0], headlines=()),)).drawn == suite.drawn
 
 
 def test_drift_is_of_prompts_on_which_nobody_is_trained():

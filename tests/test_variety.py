@@ -66,10 +66,27 @@ def test_a_collapsed_set_has_diversity_1_and_an_orthogonal_one_n(name: str) -> N
         assert value(name, mine) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["diversity_vendi", "diversity_vendi_clip"])
+@pytest.mark.parametrize(
+    ("name", "title", "scorer"),
+    [
+        ("diversity_vendi_q2", "diversity (Vendi, order 2)", "vendi_q2"),
+        ("diversity_vendi_clip_qinf", "diversity (Vendi, CLIP, order inf)", "vendi_clip_qinf"),
+    ],
+)
+def test_every_order_has_its_metric(name: str, title: str, scorer: str) -> None:
+    metric = metrics.load(name)
+    assert (metric.title, metric.scorer, metric.higher_is_better) == (title, scorer, True)
+    assert name not in metrics.names()
+    assert {*metrics.names(["vendi", scorer, "vendi_quick"])} - {*metrics.names()} == {name}
+    assert value(name, rows(scorer, {"a": [1.0] * 2, "b": [3.0] * 2})) == 2
+    with pytest.raises(ValueError, match="score as many of each"):
+        value(name, rows(scorer, {"a": [1.5] * 3, "b": [1.2] * 2}))
+
+
+@pytest.mark.parametrize("name", [*DIVERSITY, "diversity_distance"])
 def test_unequal_numbers_are_refused(name: str) -> None:
     scorer = metrics.load(name).scorer
-    told = f"{scorer} grows with the number of images, and of s prompt b has 2, but prompt a has 3: score as many of each"
+    told = f"{scorer} is compared at equal numbers of images, and of s prompt b has 2, but prompt a has 3: score as many of each"
     with pytest.raises(ValueError, match=f"^{told}$"):
         value(name, rows(scorer, {"a": [1.5] * 3, "b": [1.2] * 2}))
     with pytest.raises(ValueError, match=told):  # an image that could not be scored
@@ -77,6 +94,13 @@ def test_unequal_numbers_are_refused(name: str) -> None:
     two_seeds = pd.concat([rows(scorer, {"a": [1.5] * 3}), rows(scorer, {"b": [1.2] * 2}, seed=1)])
     with pytest.raises(ValueError, match=told):
         value(name, two_seeds)
+    mine = rows(scorer, {"a": [1.5] * 3, "b": [1.2] * 3, "c": [1.0] * 3})
+    other = mine.assign(
+        value=[1.5, 1.5, math.nan, *[math.nan] * 3, 1.0, 1.0, 1.0]
+    )  # b has none, and is left out
+    told = f"{scorer} is compared at equal numbers of images, and of s prompt a has 3 with a value, but 2 on the other side: score as many of each"
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        metrics.load(name).statistics(mine, other)
 
 
 def test_another_set_may_have_another_number_and_a_prompt_none() -> None:
@@ -84,7 +108,6 @@ def test_another_set_may_have_another_number_and_a_prompt_none() -> None:
     other = rows("vendi", {"a": [2.0] * 2}, prompt_set="other")
     both = metrics.load("diversity_vendi").statistics(pd.concat([mine, other]), mine)
     assert both["mean"].dropna().to_list() == [2.0, 1.5, 1.2]
-    assert value("diversity_lpips", rows("lpips", {"a": [0.5] * 3, "b": [0.3] * 2})) == pytest.approx(0.4)
 
 
 def test_noise_does_not_win() -> None:

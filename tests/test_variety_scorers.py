@@ -29,7 +29,7 @@ from torchvision.models import vgg16
 from torchvision.transforms import InterpolationMode
 from transformers import Dinov2Config, Dinov2Model
 
-from evals import scorers
+from evals import metrics, scorers
 from evals.scorers import _dino, _mmd, clip_score, cmmd, kid, lpips, vendi, vendi_clip
 from evals.scorers._contract import faults
 from evals.scorers._mmd import cubic_kernel, gaussian_kernel, mmd_pseudo_values
@@ -281,6 +281,42 @@ def test_vendi_golden() -> None:
 def test_vendi_of_every_order(q: float, expected: float) -> None:
     similarity = torch.tensor([[1, 0.9, 0], [0.9, 1, 0], [0, 0, 1]], dtype=torch.float64)
     assert vendi_score(similarity, q) == pytest.approx(expected, rel=1e-12 if q == 1 else 1e-6)
+
+
+@pytest.mark.parametrize("vendi_name", ["vendi", "vendi_clip"])
+def test_an_order_is_chosen_by_name(vendi_name: str, weights_dir: Path) -> None:
+    """The score is the definition on the plain scorer's features: the trace of (K / n)^2 for order 2, its largest eigenvalue for inf."""
+    images, prompts = batch(), asked(8, 8)
+    plain: Any = scorers.load(vendi_name)
+    unit_BD = F.normalize(plain.features(images).double(), dim=-1)
+    kernels = [part @ part.T / 8 for part in unit_BD.split(8)]
+    expected = {
+        "q0.5": [float(torch.linalg.eigvalsh(k).clamp(min=0).sqrt().sum() ** 2) for k in kernels],
+        "q2": [float(1 / (k @ k).trace()) for k in kernels],
+        "qinf": [float(1 / torch.linalg.matrix_norm(k, 2)) for k in kernels],
+    }
+    versions = {plain.version}
+    for order, of_prompts in expected.items():
+        name = f"{vendi_name}_{order}"
+        assert faults(name, scorers.load(name), images, prompts) == []
+        value_B = scorers.load(name)(images, prompts)
+        assert value_B.view(2, 8)[:, 0].tolist() == pytest.approx(of_prompts, rel=1e-5)
+        assert value_B.view(2, 8).std(1).tolist() == [0, 0]
+        assert scorers.weights_of(scorers.load(name)) == plain.weights
+        versions.add(scorers.load(name).version)
+    assert len(versions) == 4, "scores of two orders are never compared"
+
+
+@pytest.mark.parametrize(
+    "order", ["q0", "q1", "q-2", "q2.0", "q02", "q101", "q1e5", "qnan", "qtwo", "q"]
+)  # fmt: skip
+def test_what_is_no_order_is_refused(order: str) -> None:
+    for load in (lambda: scorers.load(f"vendi_{order}"), lambda: metrics.load(f"diversity_vendi_{order}")):
+        with pytest.raises(
+            ValueError,
+            match=r"an order of a Vendi score is a number above 0 and up to 100 other than 1, or inf",
+        ):
+            load()
 
 
 def test_vendi_of_published_examples() -> None:

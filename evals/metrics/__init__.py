@@ -10,7 +10,8 @@ The map of this package
     detection, fully_right                              composition (Eq 13, and its strict form)
     parity, parity_excess, parity_excess_regrouped,
     parity_unbiased, parity_pooled, unusable            fairness of tone (Eq 12, its floor, its forms)
-    diversity_vendi, diversity_vendi_clip,
+    diversity_vendi, diversity_vendi_clip, and of
+    another order q diversity_vendi_q2 (`evals.order`),
     diversity_distance, diversity_lpips                 variety within a prompt
     drift, drift_cmmd                                   distance from the base
     geneval, geneval_<task>, geneval_prompts            GenEval: mean over its six tasks, each of them, prompts with an image that is right
@@ -27,16 +28,22 @@ the attributes of `Metric`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
 
+from evals import order
 from evals.rows import PROMPT
 from evals.stats import Array as Array
+
+_DIVERSITY = "diversity_"
+"""A metric that is the mean of a score of variety is called this and its scorer."""
 
 
 class Metric(Protocol):
@@ -69,9 +76,11 @@ class Metric(Protocol):
         """The metric [...] of the mean over prompts of the statistics [..., S]."""
 
 
-def names() -> tuple[str, ...]:
-    """All metrics: the files of this folder without a leading underscore."""
-    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
+def names(scored: Iterable[str] = ()) -> tuple[str, ...]:
+    """All metrics: the files of this folder without a leading underscore, and those of Vendi scores of another order among the scorers given."""
+    files = (path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    ordered = (f"{_DIVERSITY}{scorer}" for scorer in {*scored} if order.split(scorer))
+    return tuple(sorted((*files, *ordered)))
 
 
 @cache
@@ -81,9 +90,24 @@ def load(name: str) -> Metric:
     Raises:
         ValueError: there is none; lists the choices.
     """
-    if name not in names():
-        raise ValueError(f"there is no metric {name!r}; choose from {', '.join(names())}")
-    return cast(Metric, import_module(f"evals.metrics.{name}"))
+    scorer = name.removeprefix(_DIVERSITY)
+    if name not in names([scorer]):
+        hint = f"; {order.CHOICES}" if order.is_meant(scorer) else ""
+        raise ValueError(f"there is no metric {name!r}; choose from {', '.join(names())}{hint}")
+    ordered = order.split(scorer)
+    if ordered is None:
+        return cast(Metric, import_module(f"evals.metrics.{name}"))
+    return _of_order(scorer, *ordered)
+
+
+def _of_order(scorer: str, vendi: str, q: float) -> Metric:
+    """The metric of a Vendi scorer, read from one of another order."""
+    plain = load(f"{_DIVERSITY}{vendi}")
+    parts = {
+        name: getattr(plain, name) for name in (*Metric.__annotations__, "statistics", "finish", "__doc__")
+    }
+    parts |= {"title": f"{plain.title.removesuffix(')')}, order {q:g})", "scorer": scorer}
+    return cast(Metric, SimpleNamespace(**parts))
 
 
 def per_prompt(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:

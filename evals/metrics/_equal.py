@@ -1,4 +1,7 @@
-"""The mean of a score that depends on how many images a prompt has: refused where prompts have different numbers (shared by the Vendi scores)."""
+"""The mean of a score of all images of a prompt: refused where prompts, or run and base, have different numbers (shared by the metrics of variety).
+
+A Vendi score grows with the number of images. A mean distance does not, but that of few says less: beside others it would be as one of many.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,15 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over the images of a prompt.
 
     Raises:
-        ValueError: see `refuse_unequal`.
+        ValueError: see `refuse_unequal`; or a prompt has another number of images with a value in the base's rows.
     """
     refuse_unequal(rows)
+    of_both = pd.DataFrame({"run": _images(rows), "base": _images(base_rows)}).dropna().astype(int)
+    if not (unlike := of_both[of_both["run"] != of_both["base"]]).empty:
+        (_, prompt_set, prompt_id), (mine, theirs) = unlike.index[0], unlike.iloc[0]
+        raise ValueError(
+            f"{_told(rows)}, and of {prompt_set} prompt {prompt_id} has {mine} with a value, but {theirs} on the other side: score as many of each"
+        )
     return _means.statistics(rows, base_rows)
 
 
@@ -25,12 +34,19 @@ def refuse_unequal(rows: pd.DataFrame) -> None:
     Raises:
         ValueError: naming two of them, and both numbers.
     """
-    images = rows.dropna(subset="value").groupby(list(PROMPT), sort=True).size()
-    for prompt_set, sizes in images.groupby("prompt_set"):
+    for prompt_set, sizes in _images(rows).groupby("prompt_set"):
         ids = sizes.index.get_level_values("prompt_id")
         few, many = ids[int(sizes.argmin())], ids[int(sizes.argmax())]
         if sizes.min() != sizes.max():
             raise ValueError(
-                f"{rows['scorer'].iloc[0]} grows with the number of images, and of {prompt_set} prompt {few} has {sizes.min()}, "
-                f"but prompt {many} has {sizes.max()}: score as many of each"
+                f"{_told(rows)}, and of {prompt_set} prompt {few} has {sizes.min()}, but prompt {many} has {sizes.max()}: score as many of each"
             )
+
+
+def _images(rows: pd.DataFrame) -> pd.Series:
+    """How many images with a value every prompt has, of those that have any."""
+    return rows.dropna(subset="value").groupby(list(PROMPT), sort=True).size()
+
+
+def _told(rows: pd.DataFrame) -> str:
+    return f"{rows['scorer'].iloc[0]} is compared at equal numbers of images"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evals.metrics._means import finish as finish
-from evals.metrics._means import statistics as statistics
+from evals.metrics._equal import finish as finish
+from evals.metrics._equal import statistics as statistics
 
 title = "diversity (LPIPS)"
 unit = "score"

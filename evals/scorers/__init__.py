@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from evals import cut
+from evals import cut, order
 from evals.weights import Carried, Weights, refuse_unaccepted
 from prompts import Prompt
 
@@ -75,13 +75,19 @@ def names(domain: Domain) -> tuple[str, ...]:
     return tuple(sorted(f.stem for f in files if not f.stem.startswith("_")))
 
 
+def is_one(name: str, domain: Domain) -> bool:
+    """Whether a domain has a scorer of that name, by a file of its folder or as a Vendi score of another order (`evals.order`)."""
+    ordered = order.split(name)
+    return (name if ordered is None else ordered[0]) in names(domain)
+
+
 def load(
     name: str, device: torch.device | str = "cpu", domain: Domain = "photo", terms: bool = True
 ) -> Scorer:
     """The scorer of that name in a domain, or the one in a user's own file, `path/to/file.py`.
 
     Args:
-        name: of the scorer, or file.
+        name: of the scorer, also with an order (`evals.order`), or file.
         device: where it is to work.
         domain: of the pictures.
         terms: whether to refuse weights with terms that were not accepted (see `evals.weights`).
@@ -92,17 +98,22 @@ def load(
     if name.endswith(".py"):
         return _from_file(Path(name), device)
     known = names(domain)
-    if name not in known:
+    if not is_one(name, domain):
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; {order.CHOICES}" if order.is_meant(name) else hint
         hint = next(
-            (f"; there is one for the domain {other}" for other in _PACKAGES if name in names(other)), hint
+            (f"; there is one for the domain {other}" for other in _PACKAGES if is_one(name, other)), hint
         )
         raise ValueError(
             f"there is no scorer {name!r} for the domain {domain}: choose one of {', '.join(known)}, "
             f"or a file of your own ending in .py{hint}"
         )
-    scorer = import_module(f"{_PACKAGES[domain]}.{name}").Scorer(device)
+    ordered = order.split(name)
+    if ordered is None:
+        scorer = import_module(f"{_PACKAGES[domain]}.{name}").Scorer(device)
+    else:
+        scorer = import_module(f"{_PACKAGES[domain]}._order").of_order(*ordered, device)
     if terms:
         refuse_unaccepted(weights_of(scorer))
     return cast(Scorer, scorer)

@@ -84,8 +84,7 @@ def within_prompts(features_BD: Tensor, prompts: Sequence[Prompt], q: float = 1.
 class VendiScorer:
     """Vendi score of the pictures of a prompt, repeated for each of them.
 
-    Every prompt needs as many pictures, and two tables are comparable at that number only. For another order, `within_prompts` in a scorer file of
-    one's own takes it.
+    Every prompt needs as many pictures, and two tables are comparable at that number only. For another order see `evals.order`.
     """
 
     range: tuple[float, float] = (1.0, float("inf"))

@@ -1,4 +1,8 @@
-"""Suites: which prompts, how many images of each, drawn how, scored by what. One file each; the file name is the registry."""
+"""Suites: which prompts, how many images of each, drawn how, scored by what. One file each; the file name is the registry.
+
+A suite's version is not a number that somebody has to raise: every row carries a hash of how its picture was drawn (`Suite.drawn`), of its prompt set and of its
+scorer, and rows that differ in one of them, or in the images of a prompt, are not compared (`evals.rows`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import prompts
-from evals import metrics
+from evals import metrics, order
 from evals.diffusion import Sampling
 from evals.scorers import Domain
 
@@ -106,6 +110,22 @@ def only(suite: Suite, prompt_sets: Sequence[str]) -> Suite:
     )
 
 
+def with_orders(suite: Suite, orders: Sequence[float]) -> Suite:
+    """A suite with its Vendi scores of other orders too. Raises ValueError for an order that is none, and where the suite has no Vendi score."""
+    if none := [q for q in orders if not order.is_order(q)]:
+        raise ValueError(f"--vendi-order {none[0]:g}: {order.CHOICES}")
+    parts = tuple(replace(part, scorers=_with_orders(part.scorers, orders)) for part in suite.parts)
+    if orders and parts == suite.parts:
+        sets = ", ".join(part.prompt_set for part in suite.parts)
+        raise ValueError(f"--vendi-order: suite {suite.name} has no Vendi score on {sets}")
+    return replace(suite, parts=parts)
+
+
+def _with_orders(scorers: Sequence[str], orders: Sequence[float]) -> tuple[str, ...]:
+    ordered = [order.of_order(name, q) for name in scorers if name in order.VENDI for q in orders]
+    return tuple(dict.fromkeys((*scorers, *ordered)))
+
+
 def load(name: str) -> Suite:
     """The suite of that name.
 
@@ -116,8 +136,8 @@ def load(name: str) -> Suite:
         raise ValueError(f"there is no suite {name!r}; choose from {', '.join(names())}")
     suite = import_module(f"evals.suites.{name}").SUITE
     assert isinstance(suite, Suite)
-    known = metrics.names()
     for part in suite.parts:
+        known = metrics.names(part.scorers)
         if unknown := [headline for headline in part.headlines if headline not in known]:
             raise ValueError(
                 f"suite {name}, {part.prompt_set}: the headline {unknown[0]!r} is no metric; choose from {', '.join(known)}"
