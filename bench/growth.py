@@ -1,10 +1,11 @@
-"""How time and memory grow with batch, denoising steps, trained steps, processes and the size of the prompt set: `python -m bench.growth`.
+"""How time and memory grow with batch, denoising steps, trained steps, processes, the size of the prompt set and the pictures that are scored: `python -m bench.growth`.
 
 Each point is an iteration of the miniature after a first one, in a process of its own, so that its peak memory is its own; of the prompt set it is what an iteration asks of it, and
-what holding it takes. The batch grows in micro-batches of one size. With two processes each has one thread, as one has there.
+what holding it takes; of pictures it is `evals score --pictures`, after a first one of few. The batch grows in micro-batches of one size. With two processes each has one thread, as one has there.
 
 An axis is straight or better where its exponent, the slope of log(cost) over log(size) from least squares, is at most `STRAIGHT`, and that of its two largest sizes too: 1 is a straight
-line through the origin, less is one with a constant, or a curve that flattens. Written to `results/bench/growth`, a CSV and a picture for each hardware.
+line through the origin, less is one with a constant, or a curve that flattens. Written to `results/bench/growth`, a CSV and a picture for each hardware; axes that were not measured
+keep what they had.
 """
 
 from __future__ import annotations
@@ -42,13 +43,20 @@ AXES: dict[str, tuple[int, ...]] = {
     "trained_steps": (1, 2, 4, 8),
     "processes": (1, 2),
     "prompts": (10**3, 10**4, 10**5, 10**6, 10**7),
+    "pictures": (240, 480, 960, 1920, 3840),
+    "drift": (240, 480, 960, 1920, 3840),
 }
+SCORED_ON = "miniature-scenes-unseen"
+SCORERS = {"pictures": ("fully_right", "objects"), "drift": ("fully_right", "objects", "kid")}
+"""Of the axes whose points are pictures that are scored: the first look at one at a time, KID compares each with all others."""
 TITLES = {
     "batch": "images of an iteration",
     "steps": "denoising steps",
     "trained_steps": "trained steps",
     "processes": "processes",
     "prompts": "prompts in the set",
+    "pictures": "pictures scored",
+    "drift": "pictures scored, by KID too",
 }
 
 
@@ -59,7 +67,7 @@ class Point:
     axis: str
     size: int
     seconds: float
-    """Of an iteration, or of asking a set for an iteration's prompts the first time: the least of a few."""
+    """Of an iteration, of asking a set for an iteration's prompts the first time, or of scoring pictures: the least of a few."""
     mib: float
     """Most resident memory, of all processes together; of a prompt set what was added to it."""
 
@@ -126,6 +134,67 @@ def _prompt(number: int) -> Any:
     from prompts import Prompt
 
     return Prompt(f"{number}", f"picture number {number}")
+
+
+def scoring(count: int, names: Sequence[str]) -> tuple[float, float | None]:
+    """Seconds that scoring so many pictures of a folder takes in this process, the least of a few, and its peak memory in MiB.
+
+    Args:
+        count: a multiple of `SCORED_ON`'s prompts.
+        names: of the miniature's scorers.
+    """
+    from bench.bare import now
+    from prompts import load
+
+    each, few = count // len(load(SCORED_ON)), 2
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, seconds = Path(folder) / "pictures", []
+        _draw(pictures, max(each, few))
+        _score(pictures, few, names, Path(folder) / "few.csv")
+        forget_peak()
+        for again in range(ROUNDS):
+            start = now()
+            _score(pictures, each, names, Path(folder) / f"{again}.csv")
+            seconds.append(now() - start)
+    return min(seconds), peak_mib()
+
+
+def _draw(folder: Path, each: int) -> None:
+    """Pictures of every prompt by the miniature's renderer, as they are asked for."""
+    import numpy as np
+    from PIL import Image
+
+    from evals.miniature.calibration import scene
+    from prompts import load
+
+    for number, prompt in enumerate(load(SCORED_ON)):
+        (folder / prompt.id).mkdir(parents=True)
+        for image in range(each):
+            drawn = scene(prompt, "faithful", np.random.default_rng([number, image])).picture
+            pixels_HWC = (np.asarray(drawn) * 255).round().astype(np.uint8)
+            Image.fromarray(pixels_HWC).save(folder / prompt.id / f"{image}.png")
+
+
+def _score(folder: Path, each: int, names: Sequence[str], out: Path) -> None:
+    """As `evals score --pictures` does, of a suite with this many pictures of a prompt."""
+    from evals import scorers
+    from evals.harness import Scored, Scoring
+    from evals.pictures import Given
+    from evals.suites import Part
+    from evals.suites.miniature import SUITE
+
+    suite = replace(SUITE, parts=(Part(SCORED_ON, each, tuple(names)),), name="growth")
+    loaded = {name: scorers.load(name, "cpu", suite.domain) for name in names}
+    whose = Scored("base", "miniature", 0, "growth:given")
+    Scoring(suite, whose, Given(folder, suite, "base"), loaded, out, "cpu", {}).run()
+
+
+def taken(sizes: dict[str, int]) -> tuple[float, float | None]:
+    """Seconds and MiB of a point, in this process."""
+    for axis, names in SCORERS.items():
+        if axis in sizes:
+            return scoring(sizes[axis], names)
+    return asking(sizes["prompts"]) if "prompts" in sizes else iteration(sizes)
 
 
 def measured(axis: str, size: int) -> Point:
@@ -261,6 +330,31 @@ def table(points: Sequence[Point], machine: Machine) -> str:
     return text.getvalue()
 
 
+def kept(measured: str, path: Path) -> list[dict[str, str]]:
+    """The lines of a table, and those of axes that it has not from the one that is there."""
+    new = list(csv.DictReader(io.StringIO(measured)))
+    old = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.is_file() else []
+    again = {line["axis"] for line in new}
+    together = [*(line for line in old if line["axis"] not in again), *new]
+    return sorted(together, key=lambda line: list(AXES).index(line["axis"]))
+
+
+def keep(points: Sequence[Point], machine: Machine) -> Path:
+    """Write what was measured, beside what was on other axes; returns where."""
+    path = record_path(FOLDER / "growth", ".csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines, text = kept(table(points, machine), path), io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(text.getvalue(), path)
+    every = [
+        Point(line["axis"], int(line["size"]), float(line["seconds"]), float(line["mib"])) for line in lines
+    ]
+    write_text(picture(every, machine.device), path.with_suffix(".svg"))
+    return path
+
+
 def all_points(axes: Sequence[str], least: bool) -> Iterator[Point]:
     """One after the other; `least` takes the two smallest sizes of each axis."""
     for axis in axes:
@@ -282,8 +376,7 @@ def main() -> int:
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.point is not None:
-        sizes = given.point
-        seconds, mib = asking(sizes["prompts"]) if "prompts" in sizes else iteration(sizes)
+        seconds, mib = taken(given.point)
         print(json.dumps({"seconds": seconds, "mib": mib}))
         return 0
     machine = Machine.here()
@@ -294,12 +387,8 @@ def main() -> int:
         of = [point for point in points if point.axis == axis]
         print(told(of))
         steep |= any(is_steep(of, value) for value in units(of).values())
-    if not (given.quick or given.axis):
-        path = record_path(FOLDER / "growth", ".csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(table(points, machine), path)
-        write_text(picture(points, f"{machine}"), path.with_suffix(".svg"))
-        print(f"kept in {path.relative_to(ROOT)} and beside it")
+    if not given.quick:
+        print(f"kept in {keep(points, machine)} and beside it")
     return int(steep)
 
 

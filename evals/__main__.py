@@ -144,6 +144,11 @@ def main() -> None:
     help="RUN_OR_MODEL is a folder of somebody's pictures, PROMPT_SET/PROMPT_ID/0.png, or as GenEval has them: nothing is drawn.",
 )
 @click.option(
+    "--skip-unfit",
+    is_flag=True,
+    help="With --pictures: those that are missing, or too large, too small, of 16 bits or of another size to be scored, have rows without a value, and are counted; they are refused otherwise.",
+)
+@click.option(
     "--name",
     help="What the rows and pictures of a checkpoint without a run card are called, as its file or folder unless given; --pictures needs it (base: others are compared with it).",
 )
@@ -170,6 +175,7 @@ def score(
     accept_terms: tuple[str, ...],
     processes: int,
     pictures: bool,
+    skip_unfit: bool,
     name: str | None,
     trained_on: tuple[str, ...],
     model: str | None,
@@ -184,6 +190,8 @@ def score(
     check_out(out, ".csv")
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
+    if skip_unfit and not pictures:
+        raise ValueError("--skip-unfit goes with --pictures: what a checkpoint draws is drawn again")
     _check_given(pictures, suite=suite, name=name, model=model, base=base)
     # here: the deep learning stack, which `compare` does not need
     from evals import harness, weights, workers
@@ -197,7 +205,16 @@ def score(
         assert name is not None
         folder = Path(base) if base else None
         harness.score_given(
-            Path(target), out, suite, name, model or "external", folder, trained_on, prompt_sets, orders
+            Path(target),
+            out,
+            suite,
+            name,
+            model or "external",
+            folder,
+            trained_on,
+            prompt_sets,
+            orders,
+            skip_unfit,
         )
     else:
         harness.score(target, out, suite, base, prompt_sets, name, trained_on, orders)

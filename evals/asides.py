@@ -134,6 +134,7 @@ def _of_set(counts: Mapping[str, Any]) -> str:
     truncated = _mapping(counts.get("truncated"))
     pictures = [
         *_some(counts.get("failed_decodes"), "could not be decoded"),
+        *[part for why, n in _mapping(counts.get("unfit")).items() for part in _some(n, str(why))],
         *_some(counts.get("black"), "all black"),
         *_some(duplicates.get("within_prompts"), "the same as another of their prompt"),
         *_some(duplicates.get("across_prompts"), "the same as one of another prompt"),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
 Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)
+HUMAN = "human_votes"
+"""The scorer of people's votes."""
 ROUNDING = 1e-12
 """Relative to a score: what differs by less, of scores that files keep with six digits, differs by the order of a sum."""
 
@@ -208,6 +210,8 @@ class _Sides(NamedTuple):
     base: pd.DataFrame
     seeds: str
     """The stream that resamples the pairs of training seeds."""
+    of_raters: bool = False
+    """Whether run and base have raters in the place of training seeds (`evals.rows.by_rater`)."""
 
 
 class Strata(NamedTuple):
@@ -281,6 +285,7 @@ def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin])
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
     return [
         *_without_reference(rows, against),
+        *_who_voted(rows, against),
         *variety.duplicate_notes(rows),
         *(
             note
@@ -291,6 +296,29 @@ def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin])
         ),
         *_collapses(rows, against, origins),
     ]
+
+
+def _who_voted(rows: pd.DataFrame, against: str) -> list[str]:
+    """A sentence for every experiment that people voted on: whether its interval is for other raters too."""
+    told = []
+    votes = rows[rows["scorer"] == HUMAN]
+    for (model, experiment), mine in votes[votes["experiment"] != against].groupby(
+        ["model", "experiment"], sort=False
+    ):
+        theirs = votes[(votes["model"] == model) & (votes["experiment"] == against)]
+        raters = score_rows.by_rater(pd.concat([mine, theirs], ignore_index=True))
+        if raters is None:
+            told.append(
+                f"Human votes on {experiment} ({model}): raters are no cluster, as the rows are of several training seeds, or do not say who voted. A pair counts "
+                "by its majority, and the interval, over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
+            )
+        else:
+            several = raters["seed"].nunique()
+            which = f"{several} raters" if several > 1 else "one rater, of whom alone the interval speaks"
+            told.append(
+                f"Human votes on {experiment} ({model}): the rate is of the votes of {which}, a tie counted half, and raters and prompts are resampled."
+            )
+    return told
 
 
 def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
@@ -389,7 +417,7 @@ def _scorer_cells(
     sides = _Sides(rows, stream, rows, rows, stream)
     if experiment != against and not by_definition:
         assert base is not None
-        sides = _sides(rows, base, against)
+        sides = _voted(rows, base, against) or _sides(rows, base, against)
     made = [
         _metric_cells(name, metrics.load(name), sides, by_definition, against, resampler) for name in names
     ]
@@ -420,6 +448,17 @@ def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
     if len(paired.pairs) > len(mine):
         run = pd.concat([rows.assign(seed=seed) for _, seed in paired.pairs], ignore_index=True)
     return _Sides(rows, f"seeds of {experiment}", run, _beside(run, base), paired.stream)
+
+
+def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | None:
+    """Run and base beside each other in the eyes of each rater; None where no vote says whose it is."""
+    votes = score_rows.by_rater(pd.concat([rows, base], ignore_index=True))
+    if votes is None:
+        return None
+    of_base = votes["experiment"] == against
+    return _sides(votes[~of_base], votes[of_base], against)._replace(
+        own=rows, seeds=stats.RATERS, of_raters=True
+    )
 
 
 def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
@@ -521,7 +560,8 @@ def _cell(
     sample = resampler.prompts(prompt_set, ids)
 
     def resample(array_RPS: Array, seeds: str) -> Resampled:
-        return stats.resampled(array_RPS, metric.finish, resampler.seeds(seeds, len(array_RPS)), sample)
+        found = stats.resampled(array_RPS, metric.finish, resampler.seeds(seeds, len(array_RPS)), sample)
+        return replace(found, of_raters=sides.of_raters)
 
     run = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
     lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
@@ -545,6 +585,8 @@ def _cell(
     nothing: tuple[Test, float] = ("", math.nan)
     # what is no difference is not tested, and makes nobody else's correction larger
     test, p_test = nothing if math.isnan(difference.value) else _test(metric, pair_RPS, base_RPS, less)
+    if sides.of_raters and (p_resampled := stats.resampled_p(less)) > p_test:
+        test, p_test = "bootstrap", p_resampled  # the exact test takes raters as they are
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
         prompt_set=prompt_set,

@@ -151,6 +151,7 @@ def score_given(
     trained_on: Sequence[str] = (),
     prompt_sets: Sequence[str] = (),
     orders: Sequence[float] = (),
+    skip_unfit: bool = False,
 ) -> None:
     """Score somebody's pictures on a suite's prompts into a CSV file, without a model.
 
@@ -164,6 +165,7 @@ def score_given(
         trained_on: scorers that what drew them was trained on.
         prompt_sets: which of the suite's parts; all unless given. Folders of others are left alone.
         orders: of its Vendi scores, beside order 1.
+        skip_unfit: whether pictures that cannot be scored, or are missing, have rows without a value; they are refused otherwise.
 
     Raises:
         ValueError: see `evals.pictures.Given`, and `score`.
@@ -178,8 +180,8 @@ def score_given(
     device = str(exact_device())
     loaded = _load(chosen, device)
     _refuse_unanswerable(chosen, loaded)
-    theirs = Given(base, chosen, "base", others=others) if base else None
-    pictures = Given(folder, chosen, name, theirs, others)
+    theirs = Given(base, chosen, "base", others=others, skip_unfit=skip_unfit) if base else None
+    pictures = Given(folder, chosen, name, theirs, others, skip_unfit)
     if pictures.base() is None:
         alone = [scorer for scorer, one in loaded.items() if one.scope == "paired"]
         if alone:
@@ -391,10 +393,15 @@ class Scoring:
         return scorer.scope == "paired" and not scorers.has_stages(scorer)
 
     def _is_current(self, unit: Unit, kept: Record, base: Source | None) -> bool:
-        """Whether the files are those that were read, by their size and time: then they need not be read again."""
+        """Whether the files are those that were read, by their size and time, and as fit: then they need not be read again."""
         return all(
-            [one.stat for one in seen]
-            == [provenance.stat(file) for file in source.files(unit.part, unit.items)]
+            [(one.stat, one.unfit) for one in seen]
+            == [
+                (provenance.stat(file), why)
+                for file, why in zip(
+                    source.files(unit.part, unit.items), source.unfit(unit.part, unit.items), strict=True
+                )
+            ]
             for source, seen in ((self.pictures, kept.pictures), *([(base, kept.base or [])] if base else []))
         )
 
@@ -406,9 +413,10 @@ class Scoring:
         return score.values is not None or self._features(unit, name, now) is not None
 
     def _seen(self, source: Source, unit: Unit, pictures: Sequence[Read | None]) -> list[Seen]:
-        files = source.files(unit.part, unit.items)
+        files, unfit = source.files(unit.part, unit.items), source.unfit(unit.part, unit.items)
         return [
-            Seen.of(picture, provenance.stat(file)) for file, picture in zip(files, pictures, strict=True)
+            Seen.of(picture, provenance.stat(file), why)
+            for file, picture, why in zip(files, pictures, unfit, strict=True)
         ]
 
     def _refuse_other_sizes(
@@ -546,7 +554,7 @@ class Scoring:
                 for part in self.suite.parts
             },
             {
-                name: [record.prompts, record.digests(), record.base_digests()]
+                name: [record.prompts, record.digests(), record.base_digests(), *record.unfit()]
                 for name, record in records.items()
             },
         ]

@@ -9,7 +9,7 @@ Shape suffixes, beside those of `evals.stats`: J judges, B pictures (of all trai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, product
 from typing import NamedTuple
@@ -19,11 +19,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from evals import metrics, stats
-from evals.rows import seed_pairs, seeds_of, without_copies
+from evals.rows import RATERS, by_rater, seed_pairs, seeds_of, without_copies
 from evals.stats import Array, Interval, Resampler
 
 _CHUNK = 64
 """Pictures that are set beside all others at a time: memory only."""
+_VOTER = "voter"
+"""The column that says whether a row has a rater's number in the place of the training seed."""
 _EVEN = 0.5
 """The half-tie win rate of a checkpoint over itself."""
 
@@ -89,6 +91,8 @@ class _Judged(NamedTuple):
     seeds: tuple[tuple[int, ...], ...]
     """Of each judge, those that it saw of any set."""
     trained_on: tuple[bool, ...]
+    of_raters: tuple[bool, ...]
+    """Of each judge, whether raters stand in the place of training seeds."""
 
 
 class _Seeds(NamedTuple):
@@ -146,14 +150,29 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
     agreements: list[Agreement] = []
     flips: list[Flip] = []
     pairs = 0
-    for bench in _benches(rows, against):
+    votes = _by_rater(rows)
+    benches = list(_benches(rows, against))
+    for bench, voted in zip(benches, benches if votes is None else _benches(votes, against), strict=True):
         base, *runs = bench.judged
         for run in runs if base.experiment == against else ():
             agreements += _agreements(model, bench, run, base, resampler)
-        for second, first in combinations(bench.judged, 2):
+        for second, first in combinations(voted.judged, 2):
             pairs += 1
-            flips += _flips(model, bench, first, second, resampler)
+            flips += _flips(model, voted, first, second, resampler)
     return Panel(tuple(agreements), tuple(flips), pairs)
+
+
+def _by_rater(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """The rows with those of human votes rater by rater; None where none say who voted."""
+    if RATERS not in rows.columns:
+        return None
+    of_people = rows[RATERS] != ""
+    votes = by_rater(rows[of_people])
+    if votes is None:
+        return None
+    return pd.concat(
+        [rows[~of_people].assign(**{_VOTER: False}), votes.assign(**{_VOTER: True})], ignore_index=True
+    )
 
 
 def _benches(rows: pd.DataFrame, against: str) -> Iterator[_Bench]:
@@ -194,7 +213,7 @@ def _judged(
     pictures: int,
 ) -> _Judged:
     scores: list[dict[int, Array]] = []
-    trained = []
+    trained, of_raters = [], []
     for scorer in scorers:
         mine = rows[rows["scorer"] == scorer]
         of_seeds: dict[int, Array] = {}
@@ -203,8 +222,9 @@ def _judged(
             scores_B[part["picture_number"]] = part["value"]
         scores.append(of_seeds)
         trained.append(bool(mine["trained_on"].any()))
+        of_raters.append(_VOTER in mine.columns and bool(mine[_VOTER].any()))
     of_judges = tuple(seeds.get((experiment, scorer), ()) for scorer in scorers)
-    return _Judged(experiment, tuple(scores), of_judges, tuple(trained))
+    return _Judged(experiment, tuple(scores), of_judges, tuple(trained), tuple(of_raters))
 
 
 def _beside(place: int, first: _Judged, second: _Judged) -> _Seeds:
@@ -354,9 +374,11 @@ def _verdict(
 ) -> Verdict | None:
     """One judge's half-tie win rate of the first over the second, as a cell of the tables has it; None where it has not seen both."""
     name, metric = bench.judges[place], metrics.load(bench.judges[place])
-    seeds = _beside(place, first, second)
+    seeds, of_raters = _beside(place, first, second), first.of_raters[place]
     if not seeds.pairs:
         return None
+    if of_raters:
+        seeds = seeds._replace(streams=((stats.RATERS, len(seeds.pairs)),))
     asked_B = bench.asked_JB[place]
     difference_KB = _differences(place, first, second, seeds.pairs)[:, asked_B]
     margin: float = getattr(metric, "tie_margin")  # noqa: B009  no part of the protocol
@@ -365,9 +387,10 @@ def _verdict(
     run = stats.resampled(
         _wins(difference_KB, margin, prompt_B), metric.finish, _weights(seeds, resampler), sample
     )
-    net = stats.beside_constant(run, _EVEN, share=True)
+    net = stats.beside_constant(replace(run, of_raters=of_raters), _EVEN, share=True)
     rate = Interval(run.value, _EVEN + net.low, _EVEN + net.high)
-    return Verdict(name, rate, first.trained_on[place] or second.trained_on[place], len(seeds.pairs))
+    trained_on = first.trained_on[place] or second.trained_on[place]
+    return Verdict(name, rate, trained_on, 1 if of_raters else len(seeds.pairs))
 
 
 def _wins(difference_KB: Array, margin: float, prompt_B: npt.NDArray[np.int64]) -> Array:

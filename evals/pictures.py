@@ -16,7 +16,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +48,16 @@ SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
 """Pixels of a picture: with more it is no picture of such a model, and would fill the memory."""
+UNFIT = {
+    "missing": "a prompt's pictures are numbered from 0",
+    "too large": f"more than {LARGEST} pixels",
+    "too small": f"a side of less than {SMALLEST} pixels",
+    "of 16 bits a channel or more": "save with 8",
+    "of another size than most": "bring all to one size",
+}
+"""For what somebody's picture is not scored, and what to know of it."""
+NAMED = 3
+"""Unfit pictures of a kind that a sentence names."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for a file that is no picture, or not all of one."""
 
@@ -176,7 +186,10 @@ class Source(Protocol):
         """Make what is missing of a part's; without `wait`, only what no other process is making."""
 
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
-        """Some of a part's, None for one that cannot be decoded. Raises ValueError where they are of several sizes."""
+        """Some of a part's, None for one that cannot be decoded, or is unfit. Raises ValueError where they are of several sizes."""
+
+    def unfit(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """For which of `UNFIT` each of a part's is not read; empty where it is."""
 
     def truncated(self, part: Part) -> int | None:
         """How many prompts the model does not read to their end, None where that is not known."""
@@ -340,6 +353,10 @@ class Pictures:
         refuse_other_sizes(files, [picture.size for picture in found if picture], "and it is drawn again")
         return found
 
+    def unfit(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """None is: what is missing is drawn, and all are drawn alike."""
+        return [""] * len(items)
+
     def truncated(self, part: Part) -> int:
         """How many prompts the model does not read to their end."""
         kept = self._cut_file(part)
@@ -387,6 +404,7 @@ class Given:
         name: str,
         base: Given | None = None,
         others: Sequence[str] = (),
+        skip_unfit: bool = False,
     ) -> None:
         """Find every picture that the suite asks for, and look at its header.
 
@@ -398,9 +416,10 @@ class Given:
             name: what their rows call them.
             base: the base's pictures, for scorers that compare with them.
             others: prompt sets whose folders are left alone.
+            skip_unfit: leave out what is missing or cannot be scored, and say why of each (`unfit`), where something is left.
 
         Raises:
-            ValueError: a prompt or a picture is missing, or is not the suite's, or is one that cannot be scored; in one sentence.
+            ValueError: pictures are missing, are not the suite's, or cannot be scored: all of them in one sentence.
         """
         if not folder.is_dir():
             raise ValueError(f"there is no folder of pictures {folder}")
@@ -409,8 +428,25 @@ class Given:
         self.paths = {
             part.prompt_set: _found(where, part) for part, where in _folders(folder, suite, others).items()
         }
-        for paths in self.paths.values():
-            _refuse_unfit(list(paths.values()))
+        self._unfit = {
+            path: why for paths in self.paths.values() for path, why in _unfit(list(paths.values())).items()
+        }
+        self._refuse_unfit(skip_unfit)
+
+    def _refuse_unfit(self, skip: bool) -> None:
+        """Raises ValueError, naming unfit pictures, unless they are to be skipped and leave something to score of every prompt set."""
+        empty = [name for name, paths in self.paths.items() if self._unfit.keys() >= {*paths.values()}]
+        if not self._unfit or (skip and not empty):
+            return
+        total = sum(map(len, self.paths.values()))
+        then = (
+            f"nothing is left to score of {empty[0]}"
+            if empty
+            else "mend them, or score the others with --skip-unfit"
+        )
+        raise ValueError(
+            f"{len(self._unfit)} of the {total} pictures in {self.folder} cannot be scored ({_listed(self._unfit, self.folder)}): {then}"
+        )
 
     def path(self, part: Part, item: Item) -> Path:
         """Of a picture."""
@@ -428,9 +464,17 @@ class Given:
         """Nothing is missing."""
 
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
-        """Some of a part's, None for one that cannot be decoded."""
+        """Some of a part's, None for one that cannot be decoded, or is unfit."""
         with self.clock.of("reading"):
-            return [_read_or_none(file) for file in self.files(part, items)]
+            return [
+                None if why else _read_or_none(file)
+                for file, why in zip(self.files(part, items), self.unfit(part, items), strict=True)
+            ]
+
+    def unfit(self, part: Part, items: Sequence[Item]) -> list[str]:
+        """For what each is not scored."""
+        found = (self._unfit.get(self.path(part, item)) for item in items)
+        return [why.kind if why else "" for why in found]
 
     def truncated(self, part: Part) -> None:
         """What drew them is not known."""
@@ -565,7 +609,7 @@ def _folders(folder: Path, suite: Suite, others: Sequence[str] = ()) -> dict[Par
 
 
 def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
-    """The picture files of a part by prompt id and index.
+    """The picture files of a part by prompt id and index; where one is missing, what it would be.
 
     Raises:
         ValueError: see `Given`.
@@ -576,19 +620,12 @@ def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
         raise ValueError(
             f"{there[unknown[0]]} is of no prompt of {part.prompt_set}: its prompts have ids such as {ids[0]}"
         )
-    if missing := [one for one in ids if one not in there]:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of the {len(ids)} prompts of {part.prompt_set}, the first {missing[0]}"
-        )
     wanted, more = part.images_per_prompt, 0
     found: dict[tuple[str, int], Path] = {}
     for one in ids:
-        files = layout.numbered(there[one])
-        if lacking := [i for i in range(wanted) if i not in files]:
-            raise ValueError(
-                f"{there[one]} has no picture {lacking[0]}: {part.prompt_set} is to have {wanted} of each prompt, numbered from 0"
-            )
-        found |= {(one, i): files[i] for i in range(wanted)}
+        where = there.get(one, folder / one)
+        files = layout.numbered(where)
+        found |= {(one, i): files.get(i, where / f"{i}.png") for i in range(wanted)}
         more += len(files) > wanted
     if more:
         say(
@@ -597,31 +634,64 @@ def _found(folder: Path, part: Part) -> dict[tuple[str, int], Path]:
     return found
 
 
-def _refuse_unfit(paths: Sequence[Path]) -> None:
-    """Refuse pictures by their headers: too large, too small, of several sizes, of more than 8 bits a channel. One that has no header is left to `Given.read`.
+class Unfit(NamedTuple):
+    """Why a picture is not scored."""
 
-    Raises:
-        ValueError: naming the first.
-    """
+    kind: str
+    """Of `UNFIT`."""
+    size: str
+    """Of the picture, where that is why; empty otherwise."""
+
+
+def _unfit(paths: Sequence[Path]) -> dict[Path, Unfit]:
+    """Those of a prompt set's pictures that are missing, or by their headers cannot be scored. One that has no header is left to `Given.read`."""
+    found: dict[Path, Unfit] = {}
     sized: dict[Path, tuple[int, int]] = {}
     for path in paths:
+        if not os.path.lexists(path):
+            found[path] = Unfit("missing", "")
+            continue
         try:
             with _without_limit(), Image.open(path) as picture:
                 size, deep = picture.size, _is_deep(picture)
         except DAMAGE:
             continue
-        if size[0] * size[1] > LARGEST:
-            raise ValueError(
-                f"{path} has {size[0]} x {size[1]} pixels, and {LARGEST} are the most that is read"
-            )
-        if min(size) < SMALLEST:
-            raise ValueError(
-                f"{path} is {size[0]} x {size[1]} pixels, too small to be scored: a side has at least {SMALLEST}"
-            )
-        if deep:
-            raise ValueError(f"{path} has 16 bits a channel or more: save it with 8")
-        sized[path] = size
-    refuse_other_sizes(list(sized), list(sized.values()), "or bring all to one size")
+        if kind := _kind(size, deep):
+            found[path] = Unfit(kind, "" if kind.startswith("of 16") else _pixels(size))
+        else:
+            sized[path] = size
+    usual = Counter(sized.values()).most_common(1)[0][0] if sized else (0, 0)
+    than_most = {
+        path: Unfit("of another size than most", f"{_pixels(size)}, not {_pixels(usual)}")
+        for path, size in sized.items()
+        if size != usual
+    }
+    return found | than_most
+
+
+def _kind(size: tuple[int, int], deep: bool) -> str:
+    """For which of `UNFIT` a picture is not scored, looked at by itself; empty where it is."""
+    if size[0] * size[1] > LARGEST:
+        return "too large"
+    if min(size) < SMALLEST:
+        return "too small"
+    return "of 16 bits a channel or more" if deep else ""
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _listed(unfit: Mapping[Path, Unfit], folder: Path) -> str:
+    """Unfit pictures by what is wrong with them, the first `NAMED` of each."""
+    parts = []
+    for kind, to_know in UNFIT.items():
+        of_kind = [(path.relative_to(folder), why.size) for path, why in unfit.items() if why.kind == kind]
+        named = [f"{path} of {size}" if size else f"{path}" for path, size in of_kind[:NAMED]]
+        more = f" and {len(of_kind) - NAMED} more" if len(of_kind) > NAMED else ""
+        if named:
+            parts.append(f"{kind}, {to_know}: {', '.join(named)}{more}")
+    return "; ".join(parts)
 
 
 @contextmanager

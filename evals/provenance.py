@@ -12,10 +12,11 @@
                             scorers: {name: prompts that it does not read to their end, null where it does not say}
         size                width and height of the pictures, null where none could be decoded
         failed_decodes      pictures that could not be decoded: they have no hash, and no scores
+        unfit               {why: pictures of somebody's that were not read, as `evals.pictures.UNFIT` has it}: they have none either
         black               pictures of which every pixel is 0, as a safety checker leaves them; they are scored like others
         converted           {what was done to make it RGB: pictures}
         duplicates          within_prompts: pictures that are, pixel for pixel, an earlier one of their prompt; across_prompts: an earlier one of another prompt
-        not_applicable      {scorer: pictures without a score, those that were not decoded among them}
+        not_applicable      {scorer: pictures without a score, those that were not read or decoded among them}
     made_of             hash of everything that the rows depend on: pictures, prompts, versions
     rows_sha256         of the CSV file
     machine             what may differ between two makings of the same rows
@@ -55,7 +56,7 @@ class Seen(NamedTuple):
     """A picture file as it was read."""
 
     digest: str | None
-    """Of its pixels, None where it could not be decoded."""
+    """Of its pixels, None where it could not be decoded, or was not read."""
     size: tuple[int, int] | None
     """Width and height."""
     black: bool
@@ -63,19 +64,21 @@ class Seen(NamedTuple):
     """See `evals.pictures.Read`."""
     stat: tuple[int, int] | None
     """Bytes and time of the file: while they stay, so do its pixels."""
+    unfit: str = ""
+    """Why it was not read, of `evals.pictures.UNFIT`; empty where it was."""
 
     @classmethod
-    def of(cls, picture: Read | None, at: tuple[int, int] | None) -> Seen:
+    def of(cls, picture: Read | None, at: tuple[int, int] | None, unfit: str = "") -> Seen:
         """What is kept of a picture."""
         if picture is None:
-            return cls(None, None, False, "", at)
+            return cls(None, None, False, "", at, unfit)
         return cls(picture.digest, picture.size, picture.is_black, picture.made, at)
 
     @property
     def remark(self) -> str:
         """What a user should know of it, empty where it is like others."""
         if self.digest is None:
-            return "cannot be decoded, so it has no scores"
+            return f"{f'is {self.unfit}' if self.unfit else 'cannot be decoded'}, so it has no scores"
         return "is all black, as a safety checker leaves it" if self.black else self.made
 
 
@@ -107,6 +110,11 @@ class Record:
     def base_digests(self) -> list[str | None] | None:
         """Hashes of the base's."""
         return None if self.base is None else [one.digest for one in self.base]
+
+    def unfit(self) -> list[list[str]]:
+        """Why pictures were not read: of each, where there is one."""
+        found = [one.unfit for one in self.pictures]
+        return [found] if any(found) else []
 
     def shows_the_same(self, other: Record) -> bool:
         """Whether the pictures of another record are these."""
@@ -153,8 +161,8 @@ def read(path: Path) -> Record | None:
 
 
 def _seen(kept: Sequence[Any]) -> Seen:
-    digest, size, black, made, at = kept
-    return Seen(digest, size and (size[0], size[1]), black, made, at and (at[0], at[1]))
+    digest, size, black, made, at, *unfit = kept  # records once did not say what was unfit
+    return Seen(digest, size and (size[0], size[1]), black, made, at and (at[0], at[1]), *unfit)
 
 
 # ------------------------------------------------------------------------------------------------------- beside the rows
@@ -204,7 +212,8 @@ def counts(pictures: Sequence[tuple[str, Seen]]) -> dict[str, object]:
     return {
         "pictures": len(seen),
         "size": next((list(one.size) for one in seen if one.size), None),
-        "failed_decodes": sum(one.digest is None for one in seen),
+        "failed_decodes": sum(one.digest is None and not one.unfit for one in seen),
+        "unfit": dict(sorted(Counter(one.unfit for one in seen if one.unfit).items())),
         "black": sum(one.black for one in seen),
         "converted": dict(sorted(converted.items())),
         "duplicates": duplicates([(prompt, one.digest) for prompt, one in pictures if one.digest]),

@@ -4,7 +4,7 @@ A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `
 all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
 model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
 reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
-hashed, or the picture could not be decoded. A value keeps six significant digits. A file may hold several runs, and may be compressed (.csv.gz)
+hashed, or the picture could not be decoded. A value keeps six significant digits. Rows of human votes have one more column, `raters` (`RATERS`). A file may hold several runs, and may be compressed (.csv.gz)
 or packed (.csv.xz, see `evals.packed`).
 """
 
@@ -46,6 +46,10 @@ class Row(NamedTuple):
 
 
 COLUMNS: tuple[str, ...] = Row._fields
+RATERS = "raters"
+"""The column that rows of human votes have beside `COLUMNS`: a letter of `VOTES` for each rater, the same rater at the same place in all rows. Packed files do not keep it."""
+VOTES = {"w": 1.0, "t": 0.5, "l": 0.0, ".": np.nan}
+"""What a rater says of a picture beside the other one: it wins, ties or loses; a dot is no vote."""
 KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
 NAMES: tuple[str, ...] = ("experiment", "model", "prompt_set", "prompt_id", "scorer")
 """Columns that say of what a score is: never empty."""
@@ -79,6 +83,8 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     _refuse_twice([Path(path) for path in paths])
     frames = [_read_one(Path(path)) for path in paths]
     rows = pd.concat(frames, ignore_index=True)
+    if RATERS in rows.columns:
+        rows[RATERS] = rows[RATERS].fillna("")
     _refuse_repeats(rows)
     _refuse_two_pictures(rows)
     if refuse:
@@ -103,7 +109,8 @@ def refuse_unlike(rows: pd.DataFrame) -> None:
 
 def write(rows: pd.DataFrame, path: Path | str) -> None:
     """Write the rows as CSV, packed where the name ends in .xz; at once or not at all."""
-    packed, lines = Path(path).suffix == ".xz", rows.loc[:, list(COLUMNS)]
+    packed = Path(path).suffix == ".xz"
+    lines = rows.loc[:, list(COLUMNS if packed or RATERS not in rows.columns else (*COLUMNS, RATERS))]
     if packed:
         lines = pack(
             lines.assign(value=lines["value"].map(lambda value: "" if value != value else f"{value:.6g}"))
@@ -133,9 +140,10 @@ def by_picture(rows: pd.DataFrame) -> pd.DataFrame:
 
 def begins_as_scores(path: Path) -> bool:
     """Whether a file is a score file, whole or cut off, or empty: one that may be made anew."""
-    header = ",".join(COLUMNS).encode() + b"\n"
+    headers = [",".join(columns).encode() + b"\n" for columns in (COLUMNS, (*COLUMNS, RATERS))]
     with path.open("rb") as file:
-        return header.startswith(file.read(len(header)))
+        begins = file.read(len(headers[-1]))
+    return any(header.startswith(begins[: len(header)]) for header in headers)
 
 
 def first_row(path: Path) -> dict[str, str] | None:
@@ -146,7 +154,9 @@ def first_row(path: Path) -> dict[str, str] | None:
         lines = csv.reader(file)
         next(lines, None)
         cells = next(lines, [])
-    return dict(zip(COLUMNS, cells, strict=True)) if len(cells) == len(COLUMNS) else None
+    if len(cells) not in (len(COLUMNS), len(COLUMNS) + 1):
+        return None
+    return dict(zip(COLUMNS, cells, strict=False))
 
 
 def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
@@ -201,6 +211,25 @@ def without_copies(base: pd.DataFrame) -> pd.DataFrame:
     values = base.groupby(["scorer", *IMAGE])["value"]
     copies = values.nunique(dropna=False).eq(1) & values.size().eq(base["seed"].nunique())
     return base[base["seed"] == base["seed"].min()] if copies.all() else base
+
+
+def by_rater(votes: pd.DataFrame) -> pd.DataFrame | None:
+    """Human votes with a row for each rater, who is numbered in the place of the training seed; `value` is the rater's, NaN without a vote.
+
+    None for what is no vote; where the rows do not say who voted (`RATERS`); and where they are of several training seeds of an experiment, or of
+    several comparisons, of which raters are not the same.
+    """
+    if RATERS not in votes.columns or votes.empty or votes[RATERS].str.len().nunique() > 1:
+        return None
+    seeds = votes.groupby("experiment")["seed"].nunique()
+    raters = len(votes[RATERS].iloc[0])
+    if not raters or (seeds > 1).any() or votes["version"].nunique() > 1:
+        return None
+    each = [
+        votes.assign(seed=rater, value=votes[RATERS].str[rater].map(VOTES).astype(np.float64))
+        for rater in range(raters)
+    ]
+    return pd.concat(each, ignore_index=True)
 
 
 class SeedPairs(NamedTuple):
@@ -325,6 +354,9 @@ def _read_one(path: Path) -> pd.DataFrame:
     rows["value"] = _values(text["value"], path)
     if not rows["trained_on"].isin([0, 1]).all():
         raise ValueError(f"{path}: trained_on must be 0 or 1")
+    if RATERS in text.columns:
+        _refuse_no_votes(text[RATERS], path)
+        rows[RATERS] = text[RATERS]
     return rows.assign(file=str(path))
 
 
@@ -373,6 +405,14 @@ def _whole_numbers(column: pd.Series[str], name: str, path: Path) -> pd.Series[i
     if len(bad):
         raise ValueError(f"{path}: line {_line(bad)}: {name} must be a whole number, not {bad.iloc[0]!r}")
     return column.astype(np.int64)
+
+
+def _refuse_no_votes(column: pd.Series[str], path: Path) -> None:
+    bad = column[~column.str.fullmatch(f"[{''.join(VOTES)}]*")]
+    if len(bad):
+        raise ValueError(
+            f"{path}: line {_line(bad)}: {RATERS} must be of the letters {', '.join(VOTES)}, one for each rater, not {bad.iloc[0]!r}"
+        )
 
 
 def _values(column: pd.Series[str], path: Path) -> pd.Series[float]:

@@ -160,6 +160,10 @@ def merged_strata(strata: Sequence[str]) -> list[str]:
     return [together if name in single else name for name in strata]
 
 
+RATERS = "raters"
+"""The name of what resamples them."""
+
+
 class Sample(NamedTuple):
     """How the prompts of a set are resampled."""
 
@@ -205,6 +209,8 @@ class Resampled:
     strata: Labels | None
     apart_QP: Array | None = None
     """Influences of other training seeds that are resampled by themselves, on the same prompts."""
+    of_raters: bool = False
+    """Raters stand in the place of training seeds (`precision_of_raters`)."""
 
     def less(self, other: Resampled) -> Resampled:
         """The difference to another value of the same prompts that was resampled with the same weights."""
@@ -213,6 +219,7 @@ class Resampled:
             self.draws_N - other.draws_N,
             self.influence_RP - other.influence_RP,
             self.strata,
+            of_raters=self.of_raters,
         )
 
     def less_constant(self, constant: float) -> Resampled:
@@ -239,6 +246,8 @@ class Resampled:
     @cached_property
     def known(self) -> Precision:
         """How well the value is known."""
+        if self.of_raters:
+            return precision_of_raters(self.influence_RP, self.strata)
         return precision(self.influence_RP, self.strata, self.apart_QP)
 
     @cached_property
@@ -393,6 +402,19 @@ def precision(influence_RP: Array, strata: Labels | None = None, apart_QP: Array
         # what a prompt without anything adds is rounding
         prompts=float(np.count_nonzero(np.abs(of_prompts_P) > 1e-9 * np.abs(of_prompts_P).max())),
     )
+
+
+def precision_of_raters(influence_RP: Array, strata: Labels | None = None) -> Precision:
+    """`precision` with raters in the place of training seeds, and all that differs between raters at their degrees of freedom.
+
+    What raters and prompts do together counts as the raters' here. Of two or three raters it cannot be told from what they do alone: left to the prompts,
+    whose degrees are many, intervals of two raters cover 87 to 91 % in simulation, and so 97 %.
+    """
+    known, raters = precision(influence_RP, strata), len(influence_RP)
+    if raters == 1 or not known.standard_error > 0:
+        return known
+    between = float(influence_RP.sum(axis=1).var(ddof=1)) / raters
+    return known._replace(of_seeds=min(between / known.standard_error**2, 1.0))
 
 
 def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:

@@ -143,19 +143,6 @@ def prompt_weights(prompt_sets: Sequence[str], resamples: int, seed: int) -> Arr
     return weight_NP
 
 
-def precision(influence_RP: Array, strata: stats.Labels) -> stats.Precision:
-    """How well a rate is known: `evals.stats.precision`, with all that differs between raters at their degrees of freedom.
-
-    What raters and prompts do together counts as the raters' here. Of two or three raters it cannot be told from what they do alone: left to the prompts,
-    whose degrees are many, intervals of two raters cover 87 to 91 % in simulation, and so 97 %.
-    """
-    known, raters = stats.precision(influence_RP, strata), len(influence_RP)
-    if raters == 1 or not known.standard_error > 0:
-        return known
-    of_raters = float(influence_RP.sum(axis=1).var(ddof=1)) / raters
-    return known._replace(of_seeds=min(of_raters / known.standard_error**2, 1.0))
-
-
 def _sign_p(values_RPS: Array) -> float:
     """Exact sign test: prompts on which A has more votes than B against those on which it has fewer."""
     lead_P = np.nansum(values_RPS[:, :, 0] - values_RPS[:, :, 2], axis=0)
@@ -166,13 +153,15 @@ def result(prompt_set: str, choices: pd.DataFrame, resamples: int = stats.RESAMP
     """A against B on the votes given."""
     values_RPS = counts_RPS(choices)
     raters, prompts, _ = values_RPS.shape
-    weight_NR = stats.weights(raters, resamples, seed, "raters")
+    weight_NR = stats.weights(raters, resamples, seed, stats.RATERS)
     sets = stats.merged_strata([str(name) for name, _ in sorted(set(choices["prompt"]))])
     sample = stats.Sample(prompt_weights(sets, resamples, seed), sets)
 
     def tailed(rate: Callable[[Array], Array]) -> tuple[float, Array]:
         found = stats.resampled(values_RPS, rate, weight_NR, sample)
-        return found.value, stats.with_tails(found.value, found.draws_N, precision(found.influence_RP, sets))
+        return found.value, stats.with_tails(
+            found.value, found.draws_N, stats.precision_of_raters(found.influence_RP, sets)
+        )
 
     def interval(rate: Callable[[Array], Array]) -> Interval:
         value, tailed_N = tailed(rate)
@@ -295,11 +284,13 @@ def shares(votes: Votes) -> list[float]:
 def rows_of(votes: Votes) -> pd.DataFrame:
     """Two score rows for each pair: the share that prefers A's picture to B's, and what is left to one for B's.
 
-    A value speaks of two pictures, so the version holds both experiments: rows against another opponent are another scorer's.
+    A value speaks of two pictures, so the version holds both experiments: rows against another opponent are another scorer's. Beside the columns of all rows
+    they have `evals.rows.RATERS`, raters in the order of their names, which nothing else says.
     """
     comparison = votes.comparison
     runs = [_run(name) for name in (comparison.a, comparison.b)]
     version = _version(runs[0][0], runs[1][0])
+    letters = letters_of(votes)
     records = []
     for side, (experiment, model, seed) in enumerate(runs):
         for pair, share in zip(comparison.pairs, shares(votes), strict=True):
@@ -320,7 +311,27 @@ def rows_of(votes: Votes) -> pd.DataFrame:
                     value=1 - share if side else share,
                 )
             )
-    return score_rows.table(records)
+    return score_rows.table(records).assign(
+        **{score_rows.RATERS: letters + [one.translate(OTHER_SIDE) for one in letters]}
+    )
+
+
+OTHER_SIDE = str.maketrans("wl", "lw")
+
+
+def letters_of(votes: Votes) -> list[str]:
+    """For each pair, what each rater says of A's picture, as `evals.rows.VOTES` has it."""
+    said = {
+        (rater, shown.pair): shown.prefers(choice)
+        for rater, shown, choice in votes.each()
+        if shown.answer is None
+    }
+    letter = {"A": "w", "tie": "t", "B": "l", "": "."}
+    raters = sorted({rater for rater, _ in said})
+    return [
+        "".join(letter[said.get((rater, pair), "")] for rater in raters)
+        for pair in range(len(votes.comparison.pairs))
+    ]
 
 
 def _run(name: str) -> tuple[str, str, int]:
@@ -399,7 +410,7 @@ def _notes(tally: Tally) -> list[str]:
         f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either, of fewer than five prompts Student's itself; p: of no difference, ties half, from the same resamples.",
         f"One is said to be preferred where the interval leaves out one half and the exact sign test over prompts has p of at most .05 too; here {overall.sign_p:.2g}.",
         "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
-        "The rates here are shares of votes. Where `python -m evals compare` reads the rows of these votes it takes the majority of each pair, as a judge has one verdict, so that its rate is another and its interval has prompts alone in it.",
+        "The rates here are shares of votes. `python -m evals compare` reads the rows of these votes and resamples raters and prompts too; where the rows are of several training seeds, or packed, it takes the majority of each pair and says so.",
         f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",
         f"{tally.unvoted} of {len(comparison.pairs)} pairs have no vote, {tally.same} are the same picture twice.",
     ]

@@ -342,12 +342,17 @@ def test_what_is_flat_and_then_steep_is_told() -> None:
 
 @pytest.mark.parametrize(("power", "code"), [(1.0, 0), (1.6, 1)])
 def test_the_exit_code_is_what_the_lines_say(
-    power: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    power: float,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     def measured(axis: str, size: int) -> Point:
         return Point(axis, size, 2e-4 + 1e-12 * size**power, 1.0)
 
     monkeypatch.setattr(growth, "measured", measured)
+    monkeypatch.setattr(growth, "FOLDER", tmp_path)
     monkeypatch.setattr(sys, "argv", ["growth", "--axis", "prompts"])
     assert growth.main() == code
     assert ("STEEPER" in capsys.readouterr().out) == bool(code)
@@ -379,6 +384,28 @@ def test_table_and_picture_have_every_point() -> None:
     drawn = ElementTree.fromstring(growth.picture(of, "a device"))
     lines = drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [4, 4, 5, 5]
+
+
+def test_an_axis_that_is_measured_again_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "FOLDER", tmp_path)
+    growth.keep([*points("batch", 1.0), *points("pictures", 1.0)], MACHINE)
+    later = replace(MACHINE, commit="later")
+    path = growth.keep(points("batch", 2.0), later)
+    read = list(csv.DictReader(path.open(encoding="utf-8")))
+    assert [row["axis"] for row in read] == ["batch"] * 4 + ["pictures"] * 5
+    assert [row["commit"] for row in read] == ["later"] * 4 + [MACHINE.commit] * 5
+    assert float(read[3]["seconds"]) == pytest.approx(3 * 128**2, rel=1e-3)
+    drawn = ElementTree.fromstring(path.with_suffix(".svg").read_text(encoding="utf-8"))
+    assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4
+
+
+def test_pictures_are_scored_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "ROUNDS", 1)
+    seconds, mib = growth.taken({"batch": 1, "pictures": 240})
+    assert seconds > 0.1
+    assert mib is None or mib > 100
 
 
 def test_asking_a_large_set_takes_no_more_than_its_order() -> None:

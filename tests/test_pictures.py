@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import harness, pictures, scorers, suites
+from evals import asides, harness, pictures, scorers, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.diffusion import Sampling
@@ -190,24 +190,24 @@ def huge(path: Path) -> None:
     ("change", "told"),
     [
         (lambda f: (f / "p9").mkdir(), r"p9 is of no prompt of cups: its prompts have ids such as p0"),
-        (lambda f: (f / "p1").rename(f / ".p1"), r"theirs lacks 1 of the 3 prompts of cups, the first p1"),
-        (lambda f: (f / "p1" / "1.png").unlink(), r"p1 has no picture 1: cups is to have 2 of each prompt"),
+        (lambda f: (f / "p1").rename(f / ".p1"), r"2 of the 6 .*\(missing, .*: p1/0.png, p1/1.png\)"),
+        (lambda f: (f / "p1" / "1.png").unlink(), r"1 of the 6 .* in .*theirs cannot .*: p1/1.png\): mend"),
         (
             lambda f: (f / "p1" / "0.png").rename(f / "p1" / "2.png"),
-            r"p1 has no picture 0: .* numbered from 0",
+            r"missing, a prompt's pictures are numbered from 0: p1/0.png\)",
         ),
         (lambda f: drawn(1).save(f / "p1" / "0.jpg"), r"0.jpg and 0.png are both picture 0: keep one"),
         (lambda f: drawn(1).save(f / "p1" / "cup.png"), r"cup.png has no number for a name"),
         (
             lambda f: drawn(1, 70).save(f / "p1" / "1.png"),
-            r"p1/1.png is 70 x 70 pixels, but most are 64 x 64",
+            r"of another size than most, .*: p1/1.png of 70 x 70, not 64 x 64\)",
         ),
-        (lambda f: drawn(1, 20).save(f / "p1" / "1.png"), r"1.png is 20 x 20 pixels, too small to be scored"),
-        (lambda f: huge(f / "p1" / "1.png"), r"1.png has 65000 x 65000 pixels, and \d+ are the most"),
-        (lambda f: deep(f / "p1" / "1.png"), r"1.png has 16 bits a channel or more: save it with 8"),
+        (lambda f: drawn(1, 20).save(f / "p1" / "1.png"), r"too small, .* 64 pixels: p1/1.png of 20 x 20\)"),
+        (lambda f: huge(f / "p1" / "1.png"), r"large, more than 67108864 pixels: p1/1.png of 65000 x"),
+        (lambda f: deep(f / "p1" / "1.png"), r"16 bits a channel or more, save with 8: p1/1.png\)"),
         (
             lambda f: Image.fromarray(np.zeros((64, 64), np.uint16)).save(f / "p1" / "1.png"),
-            r"1.png has 16 bits a channel or more",
+            r"16 bits a channel or more, save with 8: p1/1.png\)",
         ),
     ],
 )
@@ -215,6 +215,145 @@ def test_what_cannot_be_scored_is_one_sentence(folder: Path, change: Any, told: 
     change(folder)
     with pytest.raises(ValueError, match=told):
         scored(folder)
+
+
+def break_five(folder: Path) -> None:
+    """One picture each is left of two prompts, none of the third."""
+    huge(folder / "p0" / "1.png")
+    drawn(1, 20).save(folder / "p1" / "1.png")
+    drawn(1, 70).save(folder / "p0" / "0.png")
+    shutil.rmtree(folder / "p2")
+
+
+def test_all_that_cannot_be_scored_is_told_at_once(folder: Path) -> None:
+    for image in range(2, 6):
+        drawn(image).save(folder / "p0" / f"{image}.png")
+    break_five(folder)
+    with pytest.raises(ValueError) as refused:
+        scored(folder)
+    listed = (
+        "missing, a prompt's pictures are numbered from 0: p2/0.png, p2/1.png; too large, more than 67108864 pixels: p0/1.png of 65000 x 65000; "
+        "too small, a side of less than 64 pixels: p1/1.png of 20 x 20"
+    )
+    assert str(refused.value).startswith(
+        f"5 of the 6 pictures in {folder} cannot be scored ({listed}; of anoth"
+    )
+    assert str(refused.value).endswith("): mend them, or score the others with --skip-unfit")
+    assert not (folder.parent / "scores.csv").exists()
+
+
+def test_what_cannot_be_scored_can_be_skipped_and_is_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = scored(folder)
+    calls: list[int] = []
+    monkeypatch.setattr(harness, "_asked", counted_calls(calls, harness._asked))
+    drawn(11, 20).save(folder / "p1" / "1.png")
+    (folder / "p2" / "0.png").unlink()
+    (folder / "p0" / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="2 of the 6"):
+        scored(folder)
+    assert calls == []
+    assert score_rows.read([folder.parent / "scores.csv"]).equals(before)  # what was scored is kept
+    rows, told = scored(folder, skip_unfit=True)
+    assert len(rows) == len(before)
+    redness, old = (
+        of[of["scorer"] == "redness"].set_index(["prompt_id", "image"])["value"] for of in (rows, before)
+    )
+    gone = [("p0", 1), ("p1", 1), ("p2", 0)]
+    assert [*redness.index[redness.isna()]] == gone
+    assert redness.drop(gone).equals(old.drop(gone))
+    counted = told["prompt_sets"]["cups"]
+    assert counted["failed_decodes"] == 1
+    assert counted["unfit"] == {"missing": 1, "too small": 1}
+    assert counted["not_applicable"] == {"redness": 3, "spread": 6}
+    said = capsys.readouterr().err
+    assert f"note: {folder / 'p2' / '0.png'}: is missing, so it has no scores\n" in said
+    assert f"note: {folder / 'p1' / '1.png'}: is too small, so it has no scores\n" in said
+    (foot,) = [line for line in asides.read([folder.parent / "scores.csv"]) if "of 6 pictures" in line]
+    assert "of 6 pictures 1 could not be decoded, 1 missing, 1 too small" in foot
+
+
+def counted_calls(calls: list[int], asked: Any) -> Any:
+    """Keeps of how many pictures a scorer is asked."""
+
+    def ask(name: str, scorer: Any, items: Any, *more: Any) -> Any:
+        calls.append(len(items))
+        return asked(name, scorer, items, *more)
+
+    return ask
+
+
+def test_a_skipped_picture_is_scored_once_it_is_there(folder: Path) -> None:
+    straight, _ = scored(folder)
+    whole = (folder / "p1" / "1.png").rename(folder.parent / "1.png")
+    assert scored(folder, skip_unfit=True)[0]["value"].isna().sum() == 3
+    whole.rename(folder / "p1" / "1.png")
+    rows, told = scored(folder, skip_unfit=True)
+    assert rows.equals(straight)
+    assert told["prompt_sets"]["cups"]["unfit"] == {}
+
+
+def test_what_was_kept_before_it_was_said_what_is_unfit_is_still_good(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, _ = scored(folder)
+    for kept in (folder.parent / "scores.csv.parts").glob("*.json"):
+        record = json.loads(kept.read_text())
+        kept.write_text(json.dumps({**record, "pictures": [one[:5] for one in record["pictures"]]}))
+    calls: list[int] = []
+    monkeypatch.setattr(harness, "_asked", counted_calls(calls, harness._asked))
+    assert scored(folder)[0].equals(straight)
+    assert calls == []
+
+
+def test_what_is_fit_depends_on_the_others(folder: Path) -> None:
+    """A file that has not changed is of another size than most once the others have."""
+    drawn(1, 80).save(folder / "p1" / "1.png")
+    assert scored(folder, skip_unfit=True)[1]["prompt_sets"]["cups"]["size"] == [64, 64]
+    for number, path in enumerate(p for p in folder.glob("*/*.png") if p != folder / "p1" / "1.png"):
+        if number:
+            drawn(number, 80).save(path)
+    rows, told = scored(folder, skip_unfit=True)
+    assert told["prompt_sets"]["cups"]["unfit"] == {"of another size than most": 1}
+    redness = rows[rows["scorer"] == "redness"].set_index(["prompt_id", "image"])["value"]
+    assert not np.isnan(redness["p1", 1])
+
+
+def test_where_nothing_is_left_to_score_nothing_is_skipped(folder: Path) -> None:
+    for path in folder.glob("*/*.png"):
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"6 of the 6 .* p1/0.png and 3 more\): nothing is left to score of cups"
+    ):
+        scored(folder, skip_unfit=True)
+
+
+def test_the_bases_pictures_may_be_skipped_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = replace(PART, scorers=("redness", "distance"))
+    monkeypatch.setattr(suites, "load", lambda _name: replace(SUITE, parts=(part,)))
+    base = folder.parent / "base"
+    shutil.copytree(folder, base)
+    drawn(1, 20).save(base / "p0" / "1.png")
+    with pytest.raises(ValueError, match=r"1 of the 6 pictures in .*base cannot be scored"):
+        scored(folder, base=base)
+    rows, _ = scored(folder, base=base, skip_unfit=True)
+    missing = rows[rows["value"].isna()]
+    assert [(*one,) for one in missing[["scorer", "prompt_id", "image"]].to_numpy()] == [
+        ("distance", "p0", 1)
+    ]
+
+
+def test_to_skip_goes_with_given_pictures(folder: Path) -> None:
+    options = ["--suite", "small", "--name", "x", "--skip-unfit"]
+    done = CliRunner().invoke(main, ["score", str(folder), "--out", str(folder.parent / "x.csv"), *options])
+    assert done.exit_code == 2
+    assert "--skip-unfit goes with --pictures" in done.output
+    (folder / "p1" / "1.png").unlink()
+    done = CliRunner().invoke(
+        main, ["score", str(folder), "--out", str(folder.parent / "x.csv"), *options, "--pictures"]
+    )
+    assert done.exit_code == 0
 
 
 def test_more_pictures_than_asked_for_are_left_and_it_is_said(

@@ -525,7 +525,9 @@ def test_the_interval_resamples_raters_and_prompts_as_owner_of_product_weights()
         draws.append(won / total)
     found = tally.tally(votes, resamples=300).results[0].half_tie
     counts_RPS = tally.counts_RPS(tally.table(votes))
-    known = tally.precision(stats.influence(counts_RPS, tally.half_tie_rate, [SET] * 12), [SET] * 12)
+    known = stats.precision_of_raters(
+        stats.influence(counts_RPS, tally.half_tie_rate, [SET] * 12), [SET] * 12
+    )
     tailed_N = stats.with_tails(found.value, np.array(draws), known)
     assert found[1:] == pytest.approx(tuple(np.quantile(tailed_N, [0.025, 0.975])))
 
@@ -719,8 +721,110 @@ def test_votes_are_rows_like_any_judges(tmp_path: Path) -> None:
     cells = compare.compare(found, resamples=50)
     assert {e.metric for e in cells.of(experiment="joint")} == {"win_rate_human"}
     outcome = cells.outcomes[0]
-    assert (outcome.win, outcome.tie, outcome.loss) == pytest.approx((0.4, 0.4, 0.2))
-    assert cells.of(experiment="joint")[0].value.value == pytest.approx(0.6)
+    assert (outcome.win, outcome.tie, outcome.loss) == pytest.approx((6 / 15, 5 / 15, 4 / 15))
+    assert cells.of(experiment="joint")[0].value.value == pytest.approx(8.5 / 15)
+
+
+def test_compare_has_the_rate_and_the_interval_of_the_tally(tmp_path: Path) -> None:
+    comparison, generator = made_up(30), np.random.default_rng(4)
+    votes = choose(
+        comparison, {r: lambda p: ("A", "A", "tie", "B")[generator.integers(4)] for r in ("x", "y", "z")}
+    )
+    votes.choices["z"] = votes.choices["z"][:20]  # not done
+    tally.write(votes, tmp_path / "votes.csv", "x")
+    found = rows.read([tmp_path / "votes.csv"])
+    assert rows.begins_as_scores(tmp_path / "votes.csv")
+    assert (rows.first_row(tmp_path / "votes.csv") or {})["scorer"] == "human_votes"
+    told = tally.tally(votes).results[0]
+    cells = compare.compare(found)
+    (cell,) = cells.of(experiment="joint")
+    assert cell.value.value == pytest.approx(told.half_tie.value)
+    assert cell.value[1:] == pytest.approx(told.half_tie[1:])
+    assert (cell.p, cell.p_test) == pytest.approx((told.p, max(told.p, told.sign_p)))
+    assert (cell.seeds, cell.prompts, cell.images, cell.missing) == (1, 30, 30, 0)
+    (note,) = [remark for remark in cells.remarks if remark.startswith("Human votes on joint")]
+    assert "of the votes of 3 raters" in note and "raters and prompts are resampled" in note
+    # of rows that do not say who voted it is over prompts, and says so
+    alone = compare.compare(found.drop(columns=rows.RATERS))
+    (note,) = [remark for remark in alone.remarks if remark.startswith("Human votes on joint")]
+    assert "raters are no cluster" in note
+
+
+def test_of_few_prompts_the_exact_test_of_votes_is_kept() -> None:
+    """Five prompts won and one tied by all: no resample says otherwise, .06 by the exact sign test."""
+    votes = choose(made_up(6), {r: lambda p: "tie" if p.prompt_id == "p005" else "A" for r in "ab"})
+    (cell,) = compare.compare(tally.rows_of(votes).assign(file="x"), resamples=200).of(experiment="joint")
+    assert (cell.test, cell.p_test) == ("sign", pytest.approx(2 / 2**5))
+
+
+def test_swapping_the_sides_of_a_vote_negates_the_difference(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    votes = choose(made_up(12), {r: lambda p: ("A", "A", "tie", "B")[generator.integers(4)] for r in "abc"})
+    tally.write(votes, tmp_path / "votes.csv", "x")
+    found = rows.read([tmp_path / "votes.csv"])
+    (one,) = compare.compare(found, resamples=500).of(experiment="joint")
+    (other,) = compare.compare(found, resamples=500, against="joint").of(experiment="base")
+    assert other.value == pytest.approx((1 - one.value.value, 1 - one.value.high, 1 - one.value.low))
+    assert other.p == pytest.approx(one.p)
+
+
+def test_rows_of_several_comparisons_or_seeds_are_not_told_by_rater(tmp_path: Path) -> None:
+    votes = choose(made_up(3), {"anna": lambda p: "A", "bo": lambda p: "tie"})
+    found = tally.rows_of(votes)
+    by_rater = rows.by_rater(found)
+    assert by_rater is not None
+    mine = by_rater[by_rater["experiment"] == "joint"]
+    assert mine.groupby("seed")["value"].mean().to_dict() == {0: 1.0, 1: 0.5}
+    for other in (found.assign(seed=1), found.assign(version="01234567")):
+        assert rows.by_rater(pd.concat([found, other], ignore_index=True)) is None
+    assert rows.by_rater(found.assign(raters="")) is None
+    assert rows.by_rater(found.drop(columns="raters")) is None
+    (tmp_path / "v.csv").write_text(found.assign(raters="wx").to_csv(index=False))
+    with pytest.raises(
+        ValueError, match=r"v.csv: line 2: raters must be of the letters w, t, l, \., one for each"
+    ):
+        rows.read([tmp_path / "v.csv"])
+
+
+def test_compare_covers_where_raters_have_tastes_of_their_own() -> None:
+    """As the tally's interval does; that over prompts alone, of each pair's majority, does not."""
+    generator, raters = np.random.default_rng(13), "abc"
+    covered, naive, studies = 0, 0, 60
+    for _ in range(studies):
+        logit = 0.8 * generator.normal(size=(len(raters), 1)) + 0.8 * generator.normal(size=(1, 40))
+        won = generator.random((len(raters), 40)) < 1 / (1 + np.exp(-logit))
+        cast = {
+            rater: lambda p, of=won[place]: "A" if of[int(p.prompt_id[1:])] else "B"
+            for place, rater in enumerate(raters)
+        }
+        found = tally.rows_of(choose(made_up(40), cast)).assign(file="x")
+        ends = [
+            compare.compare(one, resamples=200).of(experiment="joint")[0].value[1:]
+            for one in (found, found.drop(columns=rows.RATERS))
+        ]
+        covered += ends[0][0] <= 0.5 <= ends[0][1]
+        naive += ends[1][0] <= 0.5 <= ends[1][1]
+    assert covered / studies > 0.92
+    assert naive / studies < 0.85
+
+
+def test_people_on_the_panel_are_a_cluster_too(tmp_path: Path) -> None:
+    """Two raters who differ do not settle anything; their majorities, over many prompts, would seem to."""
+    cast = {"anna": lambda p: "A", "bo": lambda p: "A" if int(p.prompt_id[1:]) % 3 == 0 else "tie"}
+    found = tally.rows_of(choose(made_up(60), cast))
+    judge = found.assign(scorer="imagereward", version="0badc0de", raters="")
+    judge["value"] = np.random.default_rng(6).normal(size=len(judge)) - 3 * (judge["experiment"] == "joint")
+    both = pd.concat([found, judge], ignore_index=True).assign(file="x")
+    made = compare.compare(both, resamples=500)
+    (human,) = made.of(experiment="joint", metric="win_rate_human")
+    assert human.value.low < 0.5
+    assert human.test == "bootstrap" and human.p_test > 0.05  # the exact test over prompts has 1e-18
+    assert not made.panel.flips
+    alone = compare.compare(both.drop(columns=rows.RATERS), resamples=500).panel
+    (flip,) = alone.flips
+    assert [verdict.metric for verdict in flip.for_first] == ["win_rate_human"]
+    # pictures are ordered by all raters together, as before
+    assert made.panel.agreements == alone.agreements
 
 
 def test_a_pair_without_votes_is_an_empty_value() -> None:

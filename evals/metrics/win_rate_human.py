@@ -1,7 +1,7 @@
-"""Share of pairs in which most people prefer the picture to the base's at the same prompt and noise, an even split counted half.
+"""Share of votes of people who prefer the picture to the base's at the same prompt and noise, a tie counted half.
 
-This is a majority for each pair, as a judge's verdict is one for each pair; the share of votes, with an interval over raters too, is
-`python -m evals tally`'s (`evals.tally`).
+`statistics` is of one rater's votes, which `evals.compare` gives it rater by rater where the rows say who voted: raters and prompts are then resampled, as
+`evals.tally` does. Of rows that do not, it is of each pair's majority, as a judge's verdict is one for each pair.
 """
 
 from __future__ import annotations

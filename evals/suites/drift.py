@@ -2,7 +2,7 @@
 
 PartiPrompts, four pictures of each, are general and none of them is trained on here; DiffusionDB's held-out ones, one of each, are of the kind that preference is trained on. The distances
 are between the pictures of the checkpoint and of the base over a whole prompt set, and say nothing of quality: `clip_score` and `aesthetic` stand
-beside them. Variety is that of the pictures of one prompt, and only compared at equal numbers.
+beside them. FID is none of them: it is biased by the number of pictures, and a set of photographs to hold it to differs from these prompts whatever was trained. Variety is that of the pictures of one prompt, and only compared at equal numbers.
 """
 
 from __future__ import annotations
