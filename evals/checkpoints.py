@@ -34,6 +34,10 @@ STEMS = {
 }
 """What the files of a model's weights are called."""
 PARTS = (*STEMS, "tokenizer", "tokenizer_2", "scheduler")
+VOCABULARY = "tokenizer.json"
+"""A tokenizer in one file."""
+WORDS, MERGES = "vocab.json", "merges.txt"
+"""A tokenizer in two files, as the hub has CLIP's."""
 ALIGNMENT = 64
 """Bytes: where torch's memory on the CPU starts is a multiple of it."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -150,6 +154,11 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
             raise ValueError(
                 f"base: the {name} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
             )
+        words, known = len(tokenizer), encoder.config.vocab_size
+        if not known / 2 <= words <= known:  # the text encoder may have room for words that nobody gave it
+            raise ValueError(
+                f"base: the {name} of {found} is damaged or of another model: it has {words} words, the text encoder {known}"
+            )
     return pipeline
 
 
@@ -199,7 +208,8 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     index = folder / "model_index.json"
     if not index.is_file():
         index = hub_file(found, index.name, revision)
-    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    components = json.loads(index.read_text(encoding="utf-8"))
+    name = components["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
     family, kinds, more = families[name]
@@ -218,6 +228,8 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
         part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
         for part, kind in kinds.items()
     }
+    for part in ("tokenizer", "tokenizer_2")[: len(kinds) - 2]:
+        parts[part] = _open_tokenizer(folder / part, components[part][1])
     pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
     pipeline.register_to_config(_name_or_path=found)  # not where the hub's files are kept
     return pipeline
@@ -289,6 +301,29 @@ def _open_part(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -
             f"the weights in {part} are those of another model, {len(wrong)} of this one's are not among them"
         )
     return model
+
+
+def _open_tokenizer(folder: Path, kind: str) -> Any:
+    """A tokenizer of a pipeline, its whole vocabulary from files: transformers makes up one of two words where there is none.
+
+    Args:
+        folder: its own.
+        kind: its class in transformers.
+
+    Raises:
+        ValueError: naming folder and file, where one is missing.
+    """
+    import transformers
+
+    opens = getattr(transformers, kind, None)
+    is_one = isinstance(opens, type) and issubclass(opens, transformers.PreTrainedTokenizerBase)
+    if opens is None or not is_one:
+        raise ValueError(f"its {folder.name} is a {kind}, which is no tokenizer of transformers")
+    in_one = (folder / VOCABULARY).is_file()
+    missing = [name for name in (WORDS, MERGES) if not (in_one or (folder / name).is_file())]
+    if missing:
+        raise ValueError(f"{folder} has neither {VOCABULARY} nor {' and '.join(missing)}")
+    return opens.from_pretrained(folder, local_files_only=True)
 
 
 def _refuse_another_diffusion(pipeline: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
-from evals import checkpoints
+from evals import checkpoints, families
 from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base
 from tests import toy
 from tests.original_layout import save_original
@@ -137,6 +137,64 @@ def test_a_denoiser_for_inpainting_is_refused(folder: Path) -> None:
     save_file(tensors | {"conv_in.weight": torch.zeros(8, 9, 3, 3)}, main)
     rewrite(folder / "unet" / "config.json", in_channels=9)
     with pytest.raises(ValueError, match="its denoiser takes 9 channels, as for inpainting or editing"):
+        load_pipeline(str(folder))
+
+
+def in_two_files(folder: Path, name: str = "tokenizer") -> Path:
+    """Write a tokenizer as the hub has CLIP's, with a merge, so that there is one to lose."""
+    whole = folder / name / "tokenizer.json"
+    vocab = json.loads(whole.read_text())["model"]["vocab"] | {"re": 58, "red</w>": 59}
+    whole.unlink()
+    whole.with_name("vocab.json").write_text(json.dumps(vocab))
+    whole.with_name("merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    return folder / name
+
+
+def test_a_tokenizer_is_opened_from_one_file_or_from_two(folder: Path) -> None:
+    assert load_pipeline(str(folder)).tokenizer("red").input_ids == [0, 19, 6, 33, 1]
+    in_two_files(folder)
+    assert load_pipeline(str(folder)).tokenizer("red").input_ids == [0, 59, 1]
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        (["tokenizer.json"], "tokenizer has neither tokenizer.json nor vocab.json and merges.txt"),
+        (["vocab.json"], "tokenizer has neither tokenizer.json nor vocab.json"),
+        (["merges.txt"], "tokenizer has neither tokenizer.json nor merges.txt"),
+        ([""], "tokenizer has neither tokenizer.json nor vocab.json and merges.txt"),
+    ],
+    ids=["in one", "vocab", "merges", "folder"],
+)
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder: Path, gone: list[str], told: str) -> None:
+    """Where transformers makes one up, of two words, to which every prompt is the same."""
+    if "tokenizer.json" not in gone:
+        in_two_files(folder)
+    for name in gone:
+        path = folder / "tokenizer" / name
+        path.unlink() if name else shutil.rmtree(path)
+    with pytest.raises(ValueError, match=f"{folder}/{told}$"):
+        load_pipeline(str(folder))
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    known = families.clip_tokenizer("!")
+    known.model_max_length = toy.TOKENS
+    known.save_pretrained(folder / "tokenizer")
+    told = (
+        rf"the tokenizer of {folder} is damaged or of another model: it has 49408 words, the text encoder 64"
+    )
+    with pytest.raises(ValueError, match=told):
+        load_pipeline(str(folder))
+    tokenizer = in_two_files(folder)
+    (tokenizer / "vocab.json").write_text(
+        '{"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2}'
+    )  # and "!", to fill up with
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="it has 4 words, the text encoder 64"):
+        load_pipeline(str(folder))
+    rewrite(folder / "model_index.json", tokenizer=["transformers", "CLIPTextModel"])
+    with pytest.raises(ValueError, match="its tokenizer is a CLIPTextModel, which is no tokenizer of tr"):
         load_pipeline(str(folder))
 
 
