@@ -208,7 +208,7 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     index = folder / "model_index.json"
     if not index.is_file():
         index = hub_file(found, index.name, revision)
-    components = json.loads(index.read_text(encoding="utf-8"))
+    components = _read_json(index)
     name = components["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
@@ -303,6 +303,23 @@ def _open_part(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -
     return model
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of a pipeline's settings says.
+
+    Raises:
+        ValueError: naming the file, where it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or not downloaded to its end ({first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}, not settings by name")
+    return found
+
+
 def _open_tokenizer(folder: Path, kind: str) -> Any:
     """A tokenizer of a pipeline, its whole vocabulary from files: transformers makes up one of two words where there is none.
 
@@ -311,7 +328,7 @@ def _open_tokenizer(folder: Path, kind: str) -> Any:
         kind: its class in transformers.
 
     Raises:
-        ValueError: naming folder and file, where one is missing.
+        ValueError: naming folder and file, where one is missing or damaged.
     """
     import transformers
 
@@ -323,7 +340,34 @@ def _open_tokenizer(folder: Path, kind: str) -> Any:
     missing = [name for name in (WORDS, MERGES) if not (in_one or (folder / name).is_file())]
     if missing:
         raise ValueError(f"{folder} has neither {VOCABULARY} nor {' and '.join(missing)}")
-    return opens.from_pretrained(folder, local_files_only=True)
+    for file in sorted(folder.glob("*.json")):
+        _read_json(file)
+    try:
+        tokenizer = opens.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no kind of its own
+        name = VOCABULARY if in_one else MERGES
+        raise ValueError(
+            f"{folder / name} is damaged, or not downloaded to its end ({first_line(error)})"
+        ) from error
+    if not in_one and (unmade := _unmade(tokenizer)):
+        raise ValueError(
+            f"{folder / MERGES} is damaged, or not downloaded to its end: it never makes {len(unmade)} words of {WORDS}, such as {unmade[0]}"
+        )
+    return tokenizer
+
+
+def _unmade(tokenizer: Any) -> list[str]:
+    """Words of a byte-pair vocabulary of more than a letter that no merge makes: none, unless merges are missing."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] != "BPE":
+        return []
+    special, end = {*tokenizer.all_special_tokens}, model["end_of_word_suffix"] or ""
+    made = {one + other for one, other in model["merges"]}
+    return [
+        word
+        for word in model["vocab"]
+        if len(word.removesuffix(end)) > 1 and word not in made and word not in special
+    ]
 
 
 def _refuse_another_diffusion(pipeline: Any) -> None:

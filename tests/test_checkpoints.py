@@ -198,6 +198,28 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
         load_pipeline(str(folder))
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.8])
+def test_a_file_of_a_tokenizer_that_is_half_there_is_named(folder: Path, name: str, kept: float) -> None:
+    if name in ("vocab.json", "merges.txt"):
+        in_two_files(folder)
+    path = folder / "tokenizer" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(ValueError, match=f"{path} is damaged, or not downloaded to its end") as refused:
+        load_pipeline(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_merges_that_end_after_a_whole_line_are_half_there(folder: Path) -> None:
+    merges = in_two_files(folder) / "merges.txt"
+    merges.write_text("#version: 0.2\nr e\n")
+    with pytest.raises(
+        ValueError, match=rf"{merges} is .*: it never makes 1 words of vocab\.json, such as red"
+    ):
+        load_pipeline(str(folder))
+
+
 def test_the_plan_counts_what_is_opened(folder: Path, tmp_path: Path) -> None:
     def told(base: Path) -> str:
         (line,) = (
