@@ -224,6 +224,9 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
         "image_encoder": None,
     }  # of the safety checker, and of prompts that are images
     options = {"use_safetensors": True, "local_files_only": True}
+    _refuse_another_architecture(
+        name, {part: _read_json(place[part] / part / "config.json") for part in kinds}
+    )
     parts = {
         part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
         for part, kind in kinds.items()
@@ -368,6 +371,43 @@ def _unmade(tokenizer: Any) -> list[str]:
         for word in model["vocab"]
         if len(word.removesuffix(end)) > 1 and word not in made and word not in special
     ]
+
+
+def _refuse_another_architecture(family: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse models that do not fit together as the family's do, before any of them is loaded.
+
+    Args:
+        family: the pipeline's class.
+        configs: of its models, by part, as they are stored.
+
+    Raises:
+        ValueError: a denoiser that reads text of another width, or that is told more or less than the family's.
+    """
+    from transformers import CLIPTextConfig
+
+    unet = configs["unet"]
+    texts = [CLIPTextConfig(**config) for part, config in configs.items() if part.startswith("text_encoder")]
+    told = "text_time" if len(texts) == 2 else None
+    given = unet.get("addition_embed_type")
+    if given != told or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        raise ValueError(
+            f"its denoiser is not that of a {family}: addition_embed_type is {given}, not {told}"
+            if given != told
+            else "its denoiser is told a class beside the text, as for variations or upscaling"
+        )
+    width = sum(text.hidden_size for text in texts)
+    read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)  # diffusers' default
+    if {*(read if isinstance(read, list) else [read])} != {width}:
+        raise ValueError(
+            f"its denoiser reads text of width {read} (cross_attention_dim), and its text encoders give {width}"
+        )
+    if told is None:
+        return
+    conditions = texts[-1].projection_dim + 6 * (unet.get("addition_time_embed_dim") or 0)
+    if (read := unet.get("projection_class_embeddings_input_dim")) != conditions:
+        raise ValueError(
+            f"its denoiser is told {read} numbers of text and size (projection_class_embeddings_input_dim), and there are {conditions}"
+        )
 
 
 def _refuse_another_diffusion(pipeline: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -137,6 +138,47 @@ def test_a_denoiser_for_inpainting_is_refused(folder: Path) -> None:
     save_file(tensors | {"conv_in.weight": torch.zeros(8, 9, 3, 3)}, main)
     rewrite(folder / "unet" / "config.json", in_channels=9)
     with pytest.raises(ValueError, match="its denoiser takes 9 channels, as for inpainting or editing"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("sd", {"cross_attention_dim": 16}, "reads text of width 16 (cross_attention_dim), and its text encoders give 8"),
+        ("sd", {"addition_embed_type": "text_time"}, "is not that of a StableDiffusionPipeline: addition_embed_type is text_time, not None"),
+        ("sd", {"class_embed_type": "projection"}, "is told a class beside the text, as for variations or upscaling"),
+        ("sd", {"num_class_embeds": 1000}, "is told a class beside the text, as for variations or upscaling"),
+        ("xl", {"cross_attention_dim": 8}, "reads text of width 8 (cross_attention_dim), and its text encoders give 16"),
+        ("xl", {"addition_embed_type": None}, "is not that of a StableDiffusionXLPipeline: addition_embed_type is None, not text_time"),
+        ("xl", {"projection_class_embeddings_input_dim": 48}, "is told 48 numbers of text and size (projection_class_embeddings_input_dim), and there are 56"),
+    ],
+)  # fmt: skip
+def test_a_denoiser_of_another_architecture_is_refused_before_anything_is_loaded(
+    kind: str, changes: dict[str, Any], told: str, folder: Path, tiny_xl_dir: Path, tmp_path: Path
+) -> None:
+    if kind == "xl":
+        folder = shutil.copytree(tiny_xl_dir, tmp_path / "xl")
+    rewrite(folder / "unet" / "config.json", **changes)
+    for path in folder.glob("*/*.safetensors"):
+        path.write_bytes(b"not looked at")
+    with pytest.raises(ValueError, match=re.escape(f": its denoiser {told}")):
+        load_pipeline(str(folder))
+
+
+def test_an_xl_denoiser_in_a_stable_diffusion_is_refused(folder: Path, tiny_xl_dir: Path) -> None:
+    shutil.rmtree(folder / "unet")
+    shutil.copytree(tiny_xl_dir / "unet", folder / "unet")
+    with pytest.raises(ValueError, match="its denoiser is not that of a StableDiffusionPipeline"):
+        load_pipeline(str(folder))
+
+
+def test_the_config_of_a_model_that_is_missing_or_half_there_is_named(folder: Path) -> None:
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text()[:100])
+    with pytest.raises(ValueError, match=f"{config} is damaged, or not downloaded to its end"):
+        load_pipeline(str(folder))
+    config.unlink()
+    with pytest.raises(ValueError, match=f"{config.parent} has no config.json"):
         load_pipeline(str(folder))
 
 
