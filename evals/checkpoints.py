@@ -121,6 +121,8 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
     The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
     only log it: weights of another model would be a base of noise. Where a model comes in float16 only, that is opened, and said.
 
+    Where the files lie, the hub's in the cache of downloads, is its `opened_from`; one file has none.
+
     Args:
         base: folder in diffusers layout, checkpoint in one file (see `evals.families`) or hub id.
         revision: of a hub id; None takes the newest.
@@ -235,6 +237,7 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
         parts[part] = _open_tokenizer(folder / part, components[part][1])
     pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
     pipeline.register_to_config(_name_or_path=found)  # not where the hub's files are kept
+    pipeline.opened_from = folder
     return pipeline
 
 
@@ -336,7 +339,7 @@ def _open_tokenizer(folder: Path, kind: str) -> Any:
     import transformers
 
     opens = getattr(transformers, kind, None)
-    is_one = isinstance(opens, type) and issubclass(opens, transformers.PreTrainedTokenizerBase)
+    is_one = isinstance(opens, type) and issubclass(opens, transformers.PreTrainedTokenizerFast)
     if opens is None or not is_one:
         raise ValueError(f"its {folder.name} is a {kind}, which is no tokenizer of transformers")
     in_one = (folder / VOCABULARY).is_file()
