@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evals.conditioning import text_encoders, towers
-from evals.families import is_checkpoint, is_lora, open_single_file
+from evals.families import Header, is_checkpoint, is_lora, open_single_file
 from evals.files import EXTERNAL
 from evals.hub import hub_file, hub_folder
 
@@ -229,6 +229,9 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     _refuse_another_architecture(
         name, {part: _read_json(place[part] / part / "config.json") for part in kinds}
     )
+    for part in kinds:
+        for file in weight_files(place[part], part)[1]:
+            Header.of(file)  # which names it, where it is damaged
     parts = {
         part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
         for part, kind in kinds.items()
@@ -346,7 +349,7 @@ def _open_tokenizer(folder: Path, kind: str) -> Any:
     missing = [name for name in (WORDS, MERGES) if not (in_one or (folder / name).is_file())]
     if missing:
         raise ValueError(f"{folder} has neither {VOCABULARY} nor {' and '.join(missing)}")
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted({*folder.glob("*.json"), folder / "tokenizer_config.json"}):
         _read_json(file)
     try:
         tokenizer = opens.from_pretrained(folder, local_files_only=True)
@@ -480,8 +483,9 @@ def quiet(library: Any) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says anything, else the kind of the error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of a message that says anything, rather than one that announces others, else the kind of the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), next(iter(lines), type(error).__name__))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from evals import checkpoints, families
-from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base
+from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base, with_lora
 from tests import toy
 from tests.original_layout import save_original
 from train.plan import plan
@@ -180,6 +180,40 @@ def test_the_config_of_a_model_that_is_missing_or_half_there_is_named(folder: Pa
     config.unlink()
     with pytest.raises(ValueError, match=f"{config.parent} has no config.json"):
         load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("part", MODELS)
+@pytest.mark.parametrize("kept", [0, 20, 4000])
+def test_weights_that_are_half_there_are_named(folder: Path, part: str, kept: int) -> None:
+    path = folder / part / f"{MODELS[part]}.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{path} is damaged, not downloaded to its end"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json"])
+def test_settings_that_are_half_there_are_named(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=str(path)):
+        load_pipeline(str(folder))
+
+
+def test_a_tokenizer_without_its_settings_is_refused(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer has no tokenizer_config\.json"):
+        load_pipeline(str(folder))
+
+
+def test_why_a_lora_is_not_of_this_base_is_told(folder: Path, tmp_path: Path) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(99, 2)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    with pytest.raises(
+        ValueError, match=r"is no LoRA of .*: size mismatch for mid_block\..*to_q\.lora_A"
+    ) as refused:
+        with_lora(load_pipeline(str(folder)), tmp_path / "lora.safetensors")
+    assert "\n" not in str(refused.value)
 
 
 def in_two_files(folder: Path, name: str = "tokenizer") -> Path:
