@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evals.conditioning import text_encoders, towers
-from evals.families import is_checkpoint, is_lora, open_single_file
+from evals.families import Header, is_checkpoint, is_lora, open_single_file
 from evals.files import EXTERNAL
 from evals.hub import hub_file, hub_folder
 
@@ -34,6 +34,10 @@ STEMS = {
 }
 """What the files of a model's weights are called."""
 PARTS = (*STEMS, "tokenizer", "tokenizer_2", "scheduler")
+VOCABULARY = "tokenizer.json"
+"""A tokenizer in one file."""
+WORDS, MERGES = "vocab.json", "merges.txt"
+"""A tokenizer in two files, as the hub has CLIP's."""
 ALIGNMENT = 64
 """Bytes: where torch's memory on the CPU starts is a multiple of it."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -117,6 +121,8 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
     The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
     only log it: weights of another model would be a base of noise. Where a model comes in float16 only, that is opened, and said.
 
+    Where the files lie, the hub's in the cache of downloads, is its `opened_from`; one file has none.
+
     Args:
         base: folder in diffusers layout, checkpoint in one file (see `evals.families`) or hub id.
         revision: of a hub id; None takes the newest.
@@ -149,6 +155,11 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
         if longest > positions:
             raise ValueError(
                 f"base: the {name} of {found} is damaged: it allows {longest:g} tokens, the text encoder {positions}"
+            )
+        words, known = len(tokenizer), encoder.config.vocab_size
+        if not known / 2 <= words <= known:  # the text encoder may have room for words that nobody gave it
+            raise ValueError(
+                f"base: the {name} of {found} is damaged or of another model: it has {words} words, the text encoder {known}"
             )
     return pipeline
 
@@ -199,7 +210,8 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     index = folder / "model_index.json"
     if not index.is_file():
         index = hub_file(found, index.name, revision)
-    name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    components = _read_json(index)
+    name = components["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")
     family, kinds, more = families[name]
@@ -214,12 +226,21 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
         "image_encoder": None,
     }  # of the safety checker, and of prompts that are images
     options = {"use_safetensors": True, "local_files_only": True}
+    _refuse_another_architecture(
+        name, {part: _read_json(place[part] / part / "config.json") for part in kinds}
+    )
+    for part in kinds:
+        for file in weight_files(place[part], part)[1]:
+            Header.of(file)  # which names it, where it is damaged
     parts = {
         part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
         for part, kind in kinds.items()
     }
+    for part in ("tokenizer", "tokenizer_2")[: len(kinds) - 2]:
+        parts[part] = _open_tokenizer(folder / part, components[part][1])
     pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
     pipeline.register_to_config(_name_or_path=found)  # not where the hub's files are kept
+    pipeline.opened_from = folder
     return pipeline
 
 
@@ -291,6 +312,110 @@ def _open_part(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -
     return model
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of a pipeline's settings says.
+
+    Raises:
+        ValueError: naming the file, where it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or not downloaded to its end ({first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}, not settings by name")
+    return found
+
+
+def _open_tokenizer(folder: Path, kind: str) -> Any:
+    """A tokenizer of a pipeline, its whole vocabulary from files: transformers makes up one of two words where there is none.
+
+    Args:
+        folder: its own.
+        kind: its class in transformers.
+
+    Raises:
+        ValueError: naming folder and file, where one is missing or damaged.
+    """
+    import transformers
+
+    opens = getattr(transformers, kind, None)
+    is_one = isinstance(opens, type) and issubclass(opens, transformers.PreTrainedTokenizerFast)
+    if opens is None or not is_one:
+        raise ValueError(f"its {folder.name} is a {kind}, which is no tokenizer of transformers")
+    in_one = (folder / VOCABULARY).is_file()
+    missing = [name for name in (WORDS, MERGES) if not (in_one or (folder / name).is_file())]
+    if missing:
+        raise ValueError(f"{folder} has neither {VOCABULARY} nor {' and '.join(missing)}")
+    for file in sorted({*folder.glob("*.json"), folder / "tokenizer_config.json"}):
+        _read_json(file)
+    try:
+        tokenizer = opens.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no kind of its own
+        name = VOCABULARY if in_one else MERGES
+        raise ValueError(
+            f"{folder / name} is damaged, or not downloaded to its end ({first_line(error)})"
+        ) from error
+    if not in_one and (unmade := _unmade(tokenizer)):
+        raise ValueError(
+            f"{folder / MERGES} is damaged, or not downloaded to its end: it never makes {len(unmade)} words of {WORDS}, such as {unmade[0]}"
+        )
+    return tokenizer
+
+
+def _unmade(tokenizer: Any) -> list[str]:
+    """Words of a byte-pair vocabulary of more than a letter that no merge makes: none, unless merges are missing."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] != "BPE":
+        return []
+    special, end = {*tokenizer.all_special_tokens}, model["end_of_word_suffix"] or ""
+    made = {one + other for one, other in model["merges"]}
+    return [
+        word
+        for word in model["vocab"]
+        if len(word.removesuffix(end)) > 1 and word not in made and word not in special
+    ]
+
+
+def _refuse_another_architecture(family: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse models that do not fit together as the family's do, before any of them is loaded.
+
+    Args:
+        family: the pipeline's class.
+        configs: of its models, by part, as they are stored.
+
+    Raises:
+        ValueError: a denoiser that reads text of another width, or that is told more or less than the family's.
+    """
+    from transformers import CLIPTextConfig
+
+    unet = configs["unet"]
+    texts = [CLIPTextConfig(**config) for part, config in configs.items() if part.startswith("text_encoder")]
+    told = "text_time" if len(texts) == 2 else None
+    given = unet.get("addition_embed_type")
+    if given != told or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        raise ValueError(
+            f"its denoiser is not that of a {family}: addition_embed_type is {given}, not {told}"
+            if given != told
+            else "its denoiser is told a class beside the text, as for variations or upscaling"
+        )
+    width = sum(text.hidden_size for text in texts)
+    read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)  # diffusers' default
+    if {*(read if isinstance(read, list) else [read])} != {width}:
+        raise ValueError(
+            f"its denoiser reads text of width {read} (cross_attention_dim), and its text encoders give {width}"
+        )
+    if told is None:
+        return
+    conditions = texts[-1].projection_dim + 6 * (unet.get("addition_time_embed_dim") or 0)
+    if (read := unet.get("projection_class_embeddings_input_dim")) != conditions:
+        raise ValueError(
+            f"its denoiser is told {read} numbers of text and size (projection_class_embeddings_input_dim), and there are {conditions}"
+        )
+
+
 def _refuse_another_diffusion(pipeline: Any) -> None:
     """Refuse a pipeline of a known class that is used in another way than Stable Diffusion.
 
@@ -358,8 +483,9 @@ def quiet(library: Any) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says anything, else the kind of the error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of a message that says anything, rather than one that announces others, else the kind of the error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), next(iter(lines), type(error).__name__))
 
 
 @dataclass(frozen=True)

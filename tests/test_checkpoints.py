@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,8 +17,8 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
-from evals import checkpoints
-from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base
+from evals import checkpoints, families
+from evals.checkpoints import declared, load_pipeline, resolve, weight_files, with_base, with_lora
 from tests import toy
 from tests.original_layout import save_original
 from train.plan import plan
@@ -137,6 +138,161 @@ def test_a_denoiser_for_inpainting_is_refused(folder: Path) -> None:
     save_file(tensors | {"conv_in.weight": torch.zeros(8, 9, 3, 3)}, main)
     rewrite(folder / "unet" / "config.json", in_channels=9)
     with pytest.raises(ValueError, match="its denoiser takes 9 channels, as for inpainting or editing"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("sd", {"cross_attention_dim": 16}, "reads text of width 16 (cross_attention_dim), and its text encoders give 8"),
+        ("sd", {"addition_embed_type": "text_time"}, "is not that of a StableDiffusionPipeline: addition_embed_type is text_time, not None"),
+        ("sd", {"class_embed_type": "projection"}, "is told a class beside the text, as for variations or upscaling"),
+        ("sd", {"num_class_embeds": 1000}, "is told a class beside the text, as for variations or upscaling"),
+        ("xl", {"cross_attention_dim": 8}, "reads text of width 8 (cross_attention_dim), and its text encoders give 16"),
+        ("xl", {"addition_embed_type": None}, "is not that of a StableDiffusionXLPipeline: addition_embed_type is None, not text_time"),
+        ("xl", {"projection_class_embeddings_input_dim": 48}, "is told 48 numbers of text and size (projection_class_embeddings_input_dim), and there are 56"),
+    ],
+)  # fmt: skip
+def test_a_denoiser_of_another_architecture_is_refused_before_anything_is_loaded(
+    kind: str, changes: dict[str, Any], told: str, folder: Path, tiny_xl_dir: Path, tmp_path: Path
+) -> None:
+    if kind == "xl":
+        folder = shutil.copytree(tiny_xl_dir, tmp_path / "xl")
+    rewrite(folder / "unet" / "config.json", **changes)
+    for path in folder.glob("*/*.safetensors"):
+        path.write_bytes(b"not looked at")
+    with pytest.raises(ValueError, match=re.escape(f": its denoiser {told}")):
+        load_pipeline(str(folder))
+
+
+def test_an_xl_denoiser_in_a_stable_diffusion_is_refused(folder: Path, tiny_xl_dir: Path) -> None:
+    shutil.rmtree(folder / "unet")
+    shutil.copytree(tiny_xl_dir / "unet", folder / "unet")
+    with pytest.raises(ValueError, match="its denoiser is not that of a StableDiffusionPipeline"):
+        load_pipeline(str(folder))
+
+
+def test_the_config_of_a_model_that_is_missing_or_half_there_is_named(folder: Path) -> None:
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text()[:100])
+    with pytest.raises(ValueError, match=f"{config} is damaged, or not downloaded to its end"):
+        load_pipeline(str(folder))
+    config.unlink()
+    with pytest.raises(ValueError, match=f"{config.parent} has no config.json"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("part", MODELS)
+@pytest.mark.parametrize("kept", [0, 20, 4000])
+def test_weights_that_are_half_there_are_named(folder: Path, part: str, kept: int) -> None:
+    path = folder / part / f"{MODELS[part]}.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{path} is damaged, not downloaded to its end"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json"])
+def test_settings_that_are_half_there_are_named(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=str(path)):
+        load_pipeline(str(folder))
+
+
+def test_a_tokenizer_without_its_settings_is_refused(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer has no tokenizer_config\.json"):
+        load_pipeline(str(folder))
+
+
+def test_why_a_lora_is_not_of_this_base_is_told(folder: Path, tmp_path: Path) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(99, 2)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    with pytest.raises(
+        ValueError, match=r"is no LoRA of .*: size mismatch for mid_block\..*to_q\.lora_A"
+    ) as refused:
+        with_lora(load_pipeline(str(folder)), tmp_path / "lora.safetensors")
+    assert "\n" not in str(refused.value)
+
+
+def in_two_files(folder: Path, name: str = "tokenizer") -> Path:
+    """Write a tokenizer as the hub has CLIP's, with a merge, so that there is one to lose."""
+    whole = folder / name / "tokenizer.json"
+    vocab = json.loads(whole.read_text())["model"]["vocab"] | {"re": 58, "red</w>": 59}
+    whole.unlink()
+    whole.with_name("vocab.json").write_text(json.dumps(vocab))
+    whole.with_name("merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    return folder / name
+
+
+def test_a_tokenizer_is_opened_from_one_file_or_from_two(folder: Path) -> None:
+    assert load_pipeline(str(folder)).tokenizer("red").input_ids == [0, 19, 6, 33, 1]
+    in_two_files(folder)
+    assert load_pipeline(str(folder)).tokenizer("red").input_ids == [0, 59, 1]
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        (["tokenizer.json"], "tokenizer has neither tokenizer.json nor vocab.json and merges.txt"),
+        (["vocab.json"], "tokenizer has neither tokenizer.json nor vocab.json"),
+        (["merges.txt"], "tokenizer has neither tokenizer.json nor merges.txt"),
+        ([""], "tokenizer has neither tokenizer.json nor vocab.json and merges.txt"),
+    ],
+    ids=["in one", "vocab", "merges", "folder"],
+)
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder: Path, gone: list[str], told: str) -> None:
+    """Where transformers makes one up, of two words, to which every prompt is the same."""
+    if "tokenizer.json" not in gone:
+        in_two_files(folder)
+    for name in gone:
+        path = folder / "tokenizer" / name
+        path.unlink() if name else shutil.rmtree(path)
+    with pytest.raises(ValueError, match=f"{folder}/{told}$"):
+        load_pipeline(str(folder))
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    known = families.clip_tokenizer("!")
+    known.model_max_length = toy.TOKENS
+    known.save_pretrained(folder / "tokenizer")
+    told = (
+        rf"the tokenizer of {folder} is damaged or of another model: it has 49408 words, the text encoder 64"
+    )
+    with pytest.raises(ValueError, match=told):
+        load_pipeline(str(folder))
+    tokenizer = in_two_files(folder)
+    (tokenizer / "vocab.json").write_text(
+        '{"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2}'
+    )  # and "!", to fill up with
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="it has 4 words, the text encoder 64"):
+        load_pipeline(str(folder))
+    rewrite(folder / "model_index.json", tokenizer=["transformers", "CLIPTextModel"])
+    with pytest.raises(ValueError, match="its tokenizer is a CLIPTextModel, which is no tokenizer of tr"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.8])
+def test_a_file_of_a_tokenizer_that_is_half_there_is_named(folder: Path, name: str, kept: float) -> None:
+    if name in ("vocab.json", "merges.txt"):
+        in_two_files(folder)
+    path = folder / "tokenizer" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(ValueError, match=f"{path} is damaged, or not downloaded to its end") as refused:
+        load_pipeline(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_merges_that_end_after_a_whole_line_are_half_there(folder: Path) -> None:
+    merges = in_two_files(folder) / "merges.txt"
+    merges.write_text("#version: 0.2\nr e\n")
+    with pytest.raises(
+        ValueError, match=rf"{merges} is .*: it never makes 1 words of vocab\.json, such as red"
+    ):
         load_pipeline(str(folder))
 
 

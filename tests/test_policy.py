@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bench.package import ENVIRONMENT
 from evals.arithmetic import Precision
 from evals.checkpoints import LORA_FILE, find_base, freeze, load_pipeline, with_lora
 from evals.diffusion import Painter, Sampling, predict
@@ -130,6 +136,91 @@ def test_full_fine_tuning_is_saved_as_a_pipeline(tiny_pipeline_dir: Path, tmp_pa
     freeze(opened)
     assert torch.equal(pictures(opened.unet, opened), after)
     assert all(torch.equal(untouched[name], weight) for name, weight in opened.vae.named_parameters())
+
+
+def saved(policy: Policy, folder: Path) -> Path:
+    policy.save(folder, policy.weights_to_hand_over())
+    return folder
+
+
+def as_on_the_hub(base: Path, folder: Path) -> Path:
+    """A pipeline as version 4 of transformers wrote it: vocabulary in two files, a prefix before the text encoder's names."""
+    shutil.copytree(base, folder)
+    whole = folder / "tokenizer" / "tokenizer.json"
+    (folder / "tokenizer" / "vocab.json").write_text(
+        json.dumps(json.loads(whole.read_text())["model"]["vocab"])
+    )
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    whole.unlink()
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file({f"text_model.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    return folder
+
+
+def test_what_training_does_not_change_is_handed_over_as_the_base_has_it(
+    tiny_pipeline_dir: Path, tmp_path: Path
+) -> None:
+    base = as_on_the_hub(tiny_pipeline_dir, tmp_path / "base")
+    (base / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another library")
+    policy = policy_of(base)
+    push(policy)
+    run = saved(policy, tmp_path / "run")
+    frozen = sorted(path.relative_to(base) for path in base.glob("*/*") if path.parent.name != "unet")
+    frozen.remove(Path("vae/diffusion_pytorch_model.bin"))
+    assert frozen == sorted(path.relative_to(run) for path in run.glob("*/*") if path.parent.name != "unet")
+    assert all((run / name).read_bytes() == (base / name).read_bytes() for name in frozen)
+
+
+@pytest.mark.parametrize("kind", ["version 5", "half", "gone", "one file"])
+def test_a_text_encoder_is_handed_over_as_every_version_reads_it(
+    tiny_pipeline_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    """Version 4 of transformers draws weights at random whose names have no prefix, and reads a vocabulary from two files."""
+    base = tiny_pipeline_dir
+    if kind in ("half", "gone"):
+        base = as_on_the_hub(base, tmp_path / "base")
+    if kind == "half":  # plain diffusers would open it in half precision, in which it was not trained with
+        file = base / "text_encoder" / "model.safetensors"
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    policy = policy_of(base)
+    if kind == "gone":
+        shutil.rmtree(base)
+    if kind == "one file":
+        del policy.pipeline.opened_from
+    after = pictures(policy.unet, policy.pipeline)
+    run = saved(policy, tmp_path / "run")
+    tensors = load_file(run / "text_encoder" / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in tensors)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    words = json.loads((run / "tokenizer" / "vocab.json").read_text())
+    assert words == policy.pipeline.tokenizer.get_vocab()
+    assert (run / "tokenizer" / "merges.txt").read_text().startswith("#version")
+    for opened in (StableDiffusionPipeline.from_pretrained(run), load_pipeline(str(run))):
+        assert opened.text_encoder.dtype == torch.float32
+        freeze(opened)
+        assert torch.equal(pictures(opened.unet, opened), after)
+
+
+OLD = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+stored = load_file(sys.argv[1] + "/text_encoder/model.safetensors")
+opened = pipeline.text_encoder.state_dict()
+assert all(torch.equal(opened[name], tensor) for name, tensor in stored.items())
+print(pipeline.tokenizer("red").input_ids)
+"""
+
+
+@pytest.mark.skipif(not (ENVIRONMENT / ".complete").is_file(), reason="`make parity` makes it")
+def test_version_4_of_transformers_opens_what_is_handed_over(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    policy = policy_of(tiny_pipeline_dir)
+    run = saved(policy, tmp_path / "run")
+    command = [ENVIRONMENT / "bin" / "python", "-c", OLD, run]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == policy.pipeline.tokenizer("red").input_ids
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=2.0)])

@@ -34,6 +34,7 @@ from train.card import ddim_options, origin
 from train.config import Experiment, Lora, as_json
 from train.loop import train
 from train.model_card import usage
+from train.push import content
 from train.start import hand_over, new_accelerator, prepare
 
 RUN, XL, LORA = "toy-miniature-1", "toy-xl-0", "toy-lora-0"
@@ -364,11 +365,18 @@ def test_weights_record_curves_and_samples_go_up_and_nothing_else(runs: Path) ->
         *("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
         *("text_encoder/config.json", "text_encoder/model.safetensors"),
         *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+        *("tokenizer/vocab.json", "tokenizer/merges.txt"),
         *("samples/000000.png", "samples/000001.png", "samples/prompts.txt"),
     }
     of_lora = card(runs / LORA).rsplit("\n\n", 1)[1].split()
     assert "pytorch_lora_weights.safetensors" in of_lora
     assert not [name for name in of_lora if "unet" in name or "state" in name]
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_a_vocabulary_goes_up_as_it_is(tmp_path: Path, name: str) -> None:
+    (path := tmp_path / name).write_text('{"/</w>": 269, "//": 270}')
+    assert content(path) == path
 
 
 def test_out_writes_the_card_and_lists_the_files(finished: Path, tmp_path: Path) -> None:
@@ -508,8 +516,8 @@ def test_what_goes_up_says_nothing_of_places_on_this_machine(hub: Hub, finished:
     change(finished, scorer_sources=record["scorer_sources"] | {"/home/me/red.py": source})
     assert pushed(finished, "--licence", "mit").exit_code == 0
     places = ("/home/me", str(Path(prompts).parent), str(Path(record["base"]).parent))
-    for name, content in hub.files.items():
-        assert not [place for place in places if place.encode() in content], name
+    for name, held in hub.files.items():
+        assert not [place for place in places if place.encode() in held], name
     theirs = json.loads(hub.files["run.json"])
     assert theirs["scorer_versions"] == record["scorer_versions"] | {"red.py": "01234567"}
     assert (theirs["base"], theirs["rewards"]) == (Path(record["base"]).name, ["red.py", "tone"])

@@ -22,6 +22,7 @@ from train.compiling import compiled
 from train.config import Ema, Experiment, Lora, Update
 from train.cuda_graphs import record_calls
 from train.determinism import only_deterministic
+from train.frozen_parts import save_frozen
 from train.loss_scale import LossScale, first_loss_scale
 from train.mixing import turns
 
@@ -287,12 +288,8 @@ class Policy:
             self.save_trained(folder, weights)
             return
         with disk_errors():
-            trained, self.pipeline.unet = self.pipeline.unet, self._alone(weights)
-            try:
-                self.pipeline.save_pretrained(folder, safe_serialization=True)
-            finally:
-                self.pipeline.unet = trained
-        as_the_umask_leaves(folder)
+            save_frozen(self.pipeline, folder)
+        self.save_trained(folder, weights)
 
     def save_trained(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Of what `save` writes, what training changes: `unet/`, or `pytorch_lora_weights.safetensors`.

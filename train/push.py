@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evals import asides
-from evals.checkpoints import LORA_FILE, PARTS, ROOT, Checkpoint, first_line, resolve
+from evals.checkpoints import LORA_FILE, PARTS, ROOT, VOCABULARY, WORDS, Checkpoint, first_line, resolve
 from evals.files import write_text
 from train import grids
 from train.config import with_defaults
@@ -265,7 +265,7 @@ def content(path: Path) -> Path | bytes:
     Raises:
         ValueError: naming a file that is damaged.
     """
-    if path.suffix not in (".json", ".jsonl") or path.name == "tokenizer.json":  # tokens are no paths
+    if path.suffix not in (".json", ".jsonl") or path.name in (VOCABULARY, WORDS):  # tokens are no paths
         return path
     text = path.read_text(encoding="utf-8")
     try:
