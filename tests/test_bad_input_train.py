@@ -16,9 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from huggingface_hub import errors
 
 from evals import scorers
 from evals.checkpoints import resolve
@@ -27,7 +29,7 @@ from evals.signals import STOPS
 from prompts import Prompt
 from prompts.lock import locked
 from tests import toy
-from train import experiments
+from train import experiments, start
 from train.__main__ import main, run_name
 from train.config import (
     Ema,
@@ -956,6 +958,32 @@ def test_pretraining_on_pictures_works_and_stops_where_they_are_damaged(run: Run
     assert "Traceback" not in result.output
     nowhere = f"--set=pretraining.source={tmp_path / 'nowhere'}"
     refused(run(nowhere, out=tmp_path / "third"), "pretraining.source: there is no folder")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            errors.RepositoryNotFoundError,
+            "you may read: others keep its weights at stable-diffusion-v1-5/stable-diffusion-v1-5; "
+            "`--set base=` takes another hub id, ",
+        ),
+        (errors.GatedRepoError, "runwayml/stable-diffusion-v1-5 is gated: accept its terms"),
+    ],
+)
+def test_a_base_that_is_gone_is_told_before_prompts_and_weights_are_fetched(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception], told: str
+) -> None:
+    fetched: list[str] = []
+
+    def gone(repository: str, name: str, **_: Any) -> str:
+        fetched.append(name)
+        raise error.__new__(error)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gone)
+    monkeypatch.setattr(start, "named_inputs", lambda *_: fetched.append("prompts and scorers"))
+    refused(run("--set=base=runwayml/stable-diffusion-v1-5"), "error: base: ", told)
+    assert fetched == ["model_index.json"]
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:

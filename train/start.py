@@ -22,6 +22,7 @@ from torch import Tensor
 import prompts
 from evals import decoder
 from evals.arithmetic import exact_device
+from evals.bases import pipeline_index
 from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
 from evals.scorers import weights_of
@@ -214,6 +215,20 @@ def check_names(experiment: Experiment) -> None:
     check_prompts(experiment, loaded, own)
 
 
+def ask_for_base(experiment: Experiment) -> None:
+    """Fetch of a base on the hub what says which one it is, before prompts and scorers' weights of some gigabytes: it may be gone, or gated.
+
+    Raises:
+        ValueError: where it cannot be had, with what to take instead.
+    """
+    found = find_base(experiment.base)
+    if not Path(found).exists():
+        try:
+            pipeline_index(found, experiment.revision, "`--set base=` takes")
+        except ValueError as error:
+            raise ValueError(f"base: {error}") from error
+
+
 def named_inputs(
     experiment: Experiment, device: torch.device | str
 ) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
@@ -258,12 +273,14 @@ def prepare(
         cuda_graphs.check_device(accelerator.device)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
-    prompt_sets, scorers = named_inputs(experiment, accelerator.device)
     checkpoint = states.latest(out / "state")
     progress = states.Progress()
     if checkpoint is not None:
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
+    if pipeline is None:
+        ask_for_base(experiment)
+    prompt_sets, scorers = named_inputs(experiment, accelerator.device)
     versions = {name: scorer.version for name, scorer in scorers.items()}
     refuse_other_rewards(out, experiment, progress.scorer_versions, versions)
     progress.scorer_versions = versions
