@@ -32,6 +32,7 @@ from tests import toy
 from train import experiments, start
 from train.__main__ import main, run_name
 from train.config import (
+    MEMORY_FIELDS,
     Ema,
     Experiment,
     Lora,
@@ -1028,6 +1029,46 @@ def test_a_broken_reward_stops_the_run_with_its_state_saved(
     completed = 2 if scorer == "raising" else 0
     assert checkpoint.name == f"{completed:06d}-0"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * completed
+
+
+TOO_MUCH = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.00 GiB is free. "
+    "Including non-PyTorch memory, this process has 78.00 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    "place", ["evals.diffusion.predict", "evals.decoder.pixels", "tests.toy.Redness.__call__"]
+)
+def test_too_little_memory_is_one_sentence_with_the_settings_that_help(
+    run: Run, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In the denoiser, the decoder, and a reward."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise TOO_MUCH
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, refuse)
+        result = run()
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert (
+        "needs more memory than there is (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+        in message
+    )
+    for name in (
+        "update.micro_batch",
+        "sampling.micro_batch",
+        "sampling.decode_batch",
+        "update.gradient_checkpointing=true",
+    ):
+        assert name in message
+        assert name.partition("=")[0] in MEMORY_FIELDS
+    assert message.endswith("the same command resumes")
+    assert ("scorer redness needs" in message) == place.startswith("tests")
+    assert run("--set=update.micro_batch=1", "--set=sampling.micro_batch=1").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ import torch
 from tqdm import tqdm
 
 from evals import signals, weights
+from evals.memory import too_little
 from evals.scorers import what_is_cut
 from evals.workers import is_orphaned
 from prompts.lock import locked
 from train import experiments, trackers
 from train.config import (
+    LESS_MEMORY,
     MEMORY_FIELDS,
     Experiment,
     as_json,
@@ -37,13 +39,15 @@ from train.config import (
     with_reward,
 )
 from train.gates import GateBroken
-from train.launch import Hosts, launch, speaks
+from train.launch import Hosts, has_lost_another, launch, speaks
 from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
 from train.run import Run
 from train.start import LOCK, check_names, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
+
+RESUMES = "the state saved before is intact, and the same command resumes"
 
 
 class Trainer(click.Command):
@@ -278,8 +282,30 @@ def lock_of(folder: Path) -> Path:
 def _run(
     experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str]
 ) -> int:
-    stop = StopOnSignal()
     bar = Bar(name, experiment.iterations)
+    try:
+        return _train(experiment, name, model, seed, out, followers, bar)
+    except torch.OutOfMemoryError as error:
+        bar.close()
+        click.echo(f"error: {_whose()}{too_little(error)}: {LESS_MEMORY}; {RESUMES}", err=True)
+    except RuntimeError as error:
+        if not has_lost_another(error):
+            raise
+        bar.close()
+        say("error: stopped, since another of the processes has ended", to_stderr=True)
+    return 1
+
+
+def _whose() -> str:
+    """Which process speaks, where there are several: not all have as much to hold."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"on process {os.environ.get('RANK', '0')}: " if several else ""
+
+
+def _train(
+    experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str], bar: Bar
+) -> int:
+    stop = StopOnSignal()
     try:
         if is_finished(name, out, Identity(as_json(experiment), model, seed)):  # by another, in between
             return 0
@@ -308,10 +334,7 @@ def _run(
         return leave(str(stopped), stopped.exit_code)
     except OSError as error:
         bar.close()
-        return leave(
-            f"{out} cannot be written ({error}): the state saved before is intact, and the same command resumes",
-            1,
-        )
+        return leave(f"{out} cannot be written ({error}): {RESUMES}", 1)
     accelerator.end_training()
     say(f"{name} is finished: {out}")
     return 0
@@ -391,8 +414,9 @@ class Bar:
         self._bar.update(progress.iteration - self._bar.n)
 
     def close(self) -> None:
-        """Leave the line as it is."""
-        self._bar.close()
+        """Leave the line as it is, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def pace(start: Progress, now: Progress, iterations: int) -> dict[str, str]:

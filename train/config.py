@@ -237,6 +237,9 @@ MEMORY_FIELDS = (
 )
 """What a resumed run may change: these cannot change a result beyond rounding."""
 
+LESS_MEMORY = "lower update.micro_batch, sampling.micro_batch or sampling.decode_batch, or `--set update.gradient_checkpointing=true`"
+"""Which of them to change where a device has too little."""
+
 
 # ------------------------------------------------------------------------------------------------------------- geometry
 

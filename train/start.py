@@ -31,6 +31,7 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
+from train.launch import has_lost_another
 from train.plan import refuse_steps
 from train.policy import Policy
 from train.rewards import check_prompts, check_rewards, load_scorers
@@ -337,6 +338,10 @@ def restore(run: Run, checkpoint: Path) -> None:
         run.policy.load_state(files)
         restore_random(run, files["random"])
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and has_lost_another(error)
+        ):
+            raise  # the checkpoint may well be
         raise ValueError(
             f"{checkpoint} is not of this run ({error}): delete {checkpoint.parent} to start it again"
         ) from None
