@@ -987,6 +987,22 @@ def test_a_base_that_is_gone_is_told_before_prompts_and_weights_are_fetched(
     assert fetched == ["model_index.json"]
 
 
+def test_what_a_run_needs_can_be_fetched_without_training(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The base is opened, so that half of one is told where there is a network still."""
+    fetched: list[str] = []
+    load, needed = start.load_pipeline, SimpleNamespace(paths=lambda: fetched.append("weights"))
+    monkeypatch.setattr(start, "weights_of", lambda _: (needed,))
+    monkeypatch.setattr(start, "load_pipeline", lambda *given: (fetched.append("base"), load(*given))[1])
+    result = run("--fetch")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "base, prompts and scorers' weights of toy on tiny are on this machine\n"
+    assert set(fetched) == {"weights", "base"}
+    assert not (tmp_path / "run").exists()
+    refused(run("--fetch", f"--set=tasks.redness.prompts={tmp_path / 'no.txt'}"), "cannot be read")
+
+
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     result = run(out=tmp_path / "file" / "run")

@@ -44,7 +44,7 @@ from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
 from train.run import Run
-from train.start import LOCK, check_names, finished_card, hand_over, new_accelerator, prepare
+from train.start import LOCK, check_names, fetch, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
 RESUMES = "the state saved before is intact, and the same command resumes"
@@ -135,6 +135,12 @@ class Trainer(click.Command):
     help=f"Where curves and samples go beside the run directory: {', '.join(trackers.NAMES)}, or none; repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
+@click.option(
+    "--fetch",
+    "only_fetch",
+    is_flag=True,
+    help="Fetch base, prompts and scorers' weights, and stop: for hosts that train without internet.",
+)
 def main(
     experiment: str,
     model: str,
@@ -149,6 +155,7 @@ def main(
     accept_terms: tuple[str, ...],
     tracker_names: tuple[str, ...],
     dry_run: bool,
+    only_fetch: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     weights.accept_terms(accept_terms)
@@ -168,6 +175,9 @@ def main(
         if dry_run:
             Hosts.of(hosts, host, first or "HOST:1")  # the address is not needed to make a plan
             click.echo(describe(chosen, processes * hosts))
+        elif only_fetch:
+            fetch(chosen)
+            click.echo(f"base, prompts and scorers' weights of {experiment} on {model} are on this machine")
         else:
             together = Hosts.of(hosts, host, first)
             refuse_to_share_gpus(processes)
@@ -175,7 +185,7 @@ def main(
                 click.echo(plan(chosen, processes * hosts), err=True)
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
-    if dry_run:
+    if dry_run or only_fetch:
         return
     if processes * hosts > 1 and "RANK" not in os.environ:
         sys.exit(launch(processes, together))

@@ -242,6 +242,29 @@ def named_inputs(
     return prompt_sets, load_scorers(experiment.scorers, device, experiment.domain)
 
 
+def fetch_weights(scorers: Mapping[str, Any]) -> None:
+    """Weights of scorers onto this machine.
+
+    Raises:
+        ValueError: for those that cannot be had.
+    """
+    for scorer in scorers.values():
+        for weights in weights_of(scorer):
+            weights.paths()
+
+
+def fetch(experiment: Experiment) -> None:
+    """Everything that a run needs of others onto this machine: base, prompts, prepared, and scorers' weights. So it can be trained without a network.
+
+    Raises:
+        ValueError: for what cannot be had, or does not open.
+    """
+    ask_for_base(experiment)
+    _, scorers = named_inputs(experiment, "cpu")
+    fetch_weights(scorers)
+    load_pipeline(experiment.base, experiment.revision)
+
+
 def prepare(
     experiment: Experiment,
     model: str,
@@ -289,9 +312,7 @@ def prepare(
     refuse_other_prompts(out, progress.prompt_versions, asked)
     progress.prompt_versions = asked
 
-    for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
-        for weights in weights_of(scorer):
-            weights.paths()
+    fetch_weights(scorers)  # what cannot be had is said before hours have gone into it
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
     refuse_steps(pipeline.scheduler.config, experiment.sampling.steps)
     policy = Policy(pipeline, experiment, accelerator, seed)
