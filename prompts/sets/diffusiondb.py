@@ -113,10 +113,16 @@ def _texts_kept_out(part: str) -> set[str]:
         except Missing as one:
             missing.append(one)
     if missing:
+        needs = "none of them"
+        try:
+            FILE.path()
+        except Missing as table:
+            missing.append(table)
+            needs = "only the last of them"
         files = ", ".join(f"{next(iter(one.file.kept))} ({one.file.url})" for one in missing)
         raise ValueError(
-            f"diffusiondb-{part} leaves out the prompts that others are evaluated on, for which {len(missing)} files are not to be had: put {files} "
-            f"below a folder that {FOLDER} names; diffusiondb-{part}-released needs none of them; of the first: {missing[0]}"
+            f"diffusiondb-{part} leaves out the prompts that others are evaluated on, and {len(missing)} files are not to be had: put {files} "
+            f"below a folder that {FOLDER} names; diffusiondb-{part}-released needs {needs}; of the first: {missing[0]}"
         ) from missing[0]
     return texts
 
