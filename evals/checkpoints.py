@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evals.bases import pipeline_index
 from evals.conditioning import text_encoders, towers
 from evals.families import Header, is_checkpoint, is_lora, open_single_file
 from evals.files import EXTERNAL
-from evals.hub import hub_file, hub_folder
+from evals.hub import hub_folder
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -207,10 +208,7 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
         ),
     }
     folder = Path(found)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        index = hub_file(found, index.name, revision)
-    components = _read_json(index)
+    components = _read_json(pipeline_index(found, revision))
     name = components["_class_name"]
     if name not in families:
         raise ValueError(f"it is a {name}, and only {' and '.join(families)} can be trained and scored")

@@ -32,6 +32,7 @@ from evals.arithmetic import exact_device
 from evals.asides import beside
 from evals.checkpoints import Checkpoint, declared, find_base, first_line, resolve, say, with_base
 from evals.files import EXTERNAL, write_bytes, write_text
+from evals.memory import too_little
 from evals.pictures import (
     Given,
     Item,
@@ -281,6 +282,13 @@ def _refuse_another_family(checkpoint: Checkpoint, base: Checkpoint) -> None:
             )
 
 
+LESS_MEMORY = (
+    "leave the device to this command alone, or score by a suite of your own (evals/suites) with a smaller sampling.micro_batch or decode_batch; "
+    "what was drawn and scored before is kept, and the same command goes on"
+)
+"""What helps where a device has too little."""
+
+
 class Scoring:
     """One command's work, and what is there of it."""
 
@@ -310,9 +318,12 @@ class Scoring:
             ValueError: see `score`; what was scored before is kept.
         """
         self._say_what_is_cut()
-        for wait in (False, True):
-            for part, units in self.units.items():
-                self._work(part, units, wait)
+        try:
+            for wait in (False, True):
+                for part, units in self.units.items():
+                    self._work(part, units, wait)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{too_little(error)}: {LESS_MEMORY}") from error
         records = {unit.name: self._done(unit) for units in self.units.values() for unit in units}
         self._merge(records)
         self._say_what_was_found(records)
@@ -715,6 +726,8 @@ def _answer(name: str, ask: Callable[[], Tensor], prompt_set: str = "") -> Tenso
         return ask()
     except scorers.ScorerFailed as failure:
         cause = failure.__cause__
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise ValueError(f"{too_little(cause, f'scorer {name}')}: {LESS_MEMORY}") from failure
         if isinstance(cause, OSError | SafetensorError):
             raise ValueError(
                 f"the weights of scorer {name} cannot be opened: {first_line(cause)}"

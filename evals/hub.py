@@ -11,15 +11,21 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
-def hub_file(repository: str, name: str, revision: str | None = None) -> Path:
+def hub_file(repository: str, name: str, revision: str | None = None, advice: str = "") -> Path:
     """A file's place in the cache of downloads; fetched where it is not there yet.
+
+    Args:
+        repository: its id, `owner/name`.
+        name: of the file in it.
+        revision: of the repository; None takes the newest.
+        advice: what to do where the repository is gone, which only the caller knows.
 
     Raises:
         ValueError: no network and not in the cache; a repository that is gone, private or gated; no such revision or file; a download that broke off.
     """
     from huggingface_hub import hf_hub_download
 
-    with _in_one_sentence(repository, name, revision):
+    with _in_one_sentence(repository, name, revision, advice):
         return Path(hf_hub_download(repository, name, revision=revision))
 
 
@@ -40,7 +46,7 @@ def hub_folder(
 
 
 @contextmanager
-def _in_one_sentence(repository: str, name: str, revision: str | None) -> Iterator[None]:
+def _in_one_sentence(repository: str, name: str, revision: str | None, advice: str = "") -> Iterator[None]:
     """What the hub's client raises as a ValueError of one sentence."""
     from huggingface_hub import errors
 
@@ -52,8 +58,8 @@ def _in_one_sentence(repository: str, name: str, revision: str | None) -> Iterat
         why = f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
         raise ValueError(why) from error
     except errors.RepositoryNotFoundError as error:
-        why = f"the hub has no repository {repository} that you may read: name another, or a folder in diffusers layout"
-        raise ValueError(why) from error
+        told = f": {advice}" if advice else ""
+        raise ValueError(f"the hub has no repository {repository} that you may read{told}") from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repository} has no revision {revision}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # a kind of the next

@@ -89,14 +89,16 @@ class Weights:
         return dict(zip(self.files, found, strict=True))
 
     def _find(self, name: str) -> Path:
+        place = f"{self.repository}/{name}"
+        where = f"; a copy of your own is read as {place} below a folder that {FOLDER} names"
         if FOLDER in os.environ:
-            here = Path(os.environ[FOLDER]) / self.repository / name
+            here = Path(os.environ[FOLDER]) / place
             if here.is_file():
                 return here
+            where = f", nor at {here}, where {FOLDER} has it"
         try:
             return hub_file(self.repository, name, self.revision)
         except ValueError as error:
-            where = f", nor at {here}, where {FOLDER} has it" if FOLDER in os.environ else ""
             raise ValueError(f"{error}{where}") from error
 
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from prompts.lock import locked
@@ -24,6 +26,16 @@ FOLDER = "T2I_PROMPTS_DIR"
 SECONDS = 60
 """How long a server may say nothing."""
 BLOCK = 2**20
+_silent: set[str] = set()
+"""Hosts that did not answer this process: a firewall that drops everything makes it wait once, not for each of their files."""
+
+
+class Missing(ValueError):
+    """A file that is not here and cannot be fetched."""
+
+    def __init__(self, message: str, file: File) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class File:
         """The file on this machine, fetched where it is not there yet, and checked.
 
         Raises:
-            ValueError: no network, a folder without the file, other content than is expected, a disk that refuses.
+            Missing: no network, a folder without the file, or another content behind the address than is expected.
+            ValueError: other content than is expected on this machine, a disk that refuses.
         """
         if folder := os.environ.get(FOLDER):
             return self._in(Path(folder))
@@ -49,8 +62,8 @@ class File:
             try:
                 _download(self.url, sha256, part)
             except ValueError as error:
-                raise ValueError(
-                    f"{error}; a copy of your own is read as {name} below a folder that {FOLDER} names"
+                raise Missing(
+                    f"{error}; a copy of your own is read as {name} below a folder that {FOLDER} names", self
                 ) from error
 
         path = made_once(cache_folder() / name, fetch)
@@ -63,9 +76,10 @@ class File:
             if path.is_file():
                 _check(path, sha256, f"the right one is {self.url}")
                 return path
-        raise ValueError(
+        raise Missing(
             f"{FOLDER} is {folder}, in which there is no {' or '.join(self.kept)}: put {self.url} there, "
-            "or unset the variable, and it is fetched"
+            "or unset the variable, and it is fetched",
+            self,
         )
 
 
@@ -134,8 +148,11 @@ def _blocks(url: str) -> Iterator[bytes]:
     Raises:
         ValueError: it cannot be had, or not to its end.
     """
+    host = urlsplit(url).netloc
+    if host in _silent:
+        raise ValueError(f"{url} cannot be fetched ({host} did not answer before)")
     try:
-        with urlopen(url, timeout=SECONDS) as answer:
+        with _opened(url, host) as answer:
             length = answer.headers.get("Content-Length")
             received = 0
             while block := answer.read(BLOCK):
@@ -149,6 +166,17 @@ def _blocks(url: str) -> Iterator[bytes]:
         raise ValueError(f"{url} cannot be fetched ({getattr(error, 'reason', error)})") from error
     if length is not None and received != int(length):
         raise ValueError(f"{url} broke off after {received} of {length} bytes")
+
+
+def _opened(url: str, host: str) -> Any:
+    """The answer, whose content is still to be read."""
+    try:
+        return urlopen(url, timeout=SECONDS)
+    except HTTPError:
+        raise
+    except OSError:
+        _silent.add(host)
+        raise
 
 
 def _check(path: Path, sha256: str, remedy: str) -> None:

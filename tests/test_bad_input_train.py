@@ -16,9 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from huggingface_hub import errors
 
 from evals import scorers
 from evals.checkpoints import resolve
@@ -27,9 +29,10 @@ from evals.signals import STOPS
 from prompts import Prompt
 from prompts.lock import locked
 from tests import toy
-from train import experiments
+from train import experiments, start
 from train.__main__ import main, run_name
 from train.config import (
+    MEMORY_FIELDS,
     Ema,
     Experiment,
     Lora,
@@ -958,6 +961,48 @@ def test_pretraining_on_pictures_works_and_stops_where_they_are_damaged(run: Run
     refused(run(nowhere, out=tmp_path / "third"), "pretraining.source: there is no folder")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            errors.RepositoryNotFoundError,
+            "you may read: others keep its weights at stable-diffusion-v1-5/stable-diffusion-v1-5; "
+            "`--set base=` takes another hub id, ",
+        ),
+        (errors.GatedRepoError, "runwayml/stable-diffusion-v1-5 is gated: accept its terms"),
+    ],
+)
+def test_a_base_that_is_gone_is_told_before_prompts_and_weights_are_fetched(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception], told: str
+) -> None:
+    fetched: list[str] = []
+
+    def gone(repository: str, name: str, **_: Any) -> str:
+        fetched.append(name)
+        raise error.__new__(error)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gone)
+    monkeypatch.setattr(start, "named_inputs", lambda *_: fetched.append("prompts and scorers"))
+    refused(run("--set=base=runwayml/stable-diffusion-v1-5"), "error: base: ", told)
+    assert fetched == ["model_index.json"]
+
+
+def test_what_a_run_needs_can_be_fetched_without_training(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The base is opened, so that half of one is told where there is a network still."""
+    fetched: list[str] = []
+    load, needed = start.load_pipeline, SimpleNamespace(paths=lambda: fetched.append("weights"))
+    monkeypatch.setattr(start, "weights_of", lambda _: (needed,))
+    monkeypatch.setattr(start, "load_pipeline", lambda *given: (fetched.append("base"), load(*given))[1])
+    result = run("--fetch")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "base, prompts and scorers' weights of toy on tiny are on this machine\n"
+    assert set(fetched) == {"weights", "base"}
+    assert not (tmp_path / "run").exists()
+    refused(run("--fetch", f"--set=tasks.redness.prompts={tmp_path / 'no.txt'}"), "cannot be read")
+
+
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     result = run(out=tmp_path / "file" / "run")
@@ -1000,6 +1045,46 @@ def test_a_broken_reward_stops_the_run_with_its_state_saved(
     completed = 2 if scorer == "raising" else 0
     assert checkpoint.name == f"{completed:06d}-0"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * completed
+
+
+TOO_MUCH = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.00 GiB is free. "
+    "Including non-PyTorch memory, this process has 78.00 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    "place", ["evals.diffusion.predict", "evals.decoder.pixels", "tests.toy.Redness.__call__"]
+)
+def test_too_little_memory_is_one_sentence_with_the_settings_that_help(
+    run: Run, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In the denoiser, the decoder, and a reward."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise TOO_MUCH
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, refuse)
+        result = run()
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert (
+        "needs more memory than there is (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+        in message
+    )
+    for name in (
+        "update.micro_batch",
+        "sampling.micro_batch",
+        "sampling.decode_batch",
+        "update.gradient_checkpointing=true",
+    ):
+        assert name in message
+        assert name.partition("=")[0] in MEMORY_FIELDS
+    assert message.endswith("the same command resumes")
+    assert ("scorer redness needs" in message) == place.startswith("tests")
+    assert run("--set=update.micro_batch=1", "--set=sampling.micro_batch=1").exit_code == 0
 
 
 @pytest.mark.parametrize(

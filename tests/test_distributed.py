@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed import DistBackendError  # type: ignore[attr-defined]
 
 from evals.signals import heeded
 from evals.workers import LAUNCHER
@@ -31,6 +32,7 @@ from tests.test_resume import Runner, assert_same, kill, train_toy
 from train.__main__ import StopOnSignal
 from train.batches import gathered_scores
 from train.config import Experiment, Lora, Pretraining, Reward, Task
+from train.launch import has_lost_another
 from train.methods._reward_gradient import agreed
 from train.rewards import CannotAnswer, RewardFailed
 from train.start import new_accelerator
@@ -359,6 +361,19 @@ def test_a_process_that_dies_ends_the_others_and_is_named(
         assert not any(worker.is_running() for worker in workers)
     assert code == 128 + signal.SIGKILL
     assert stderr.splitlines()[-1] == "error: process 1 was killed by signal 9"
+    assert "error: stopped, since another of the processes has ended" in stderr.splitlines()
+    assert "Traceback" not in stderr
+
+
+def test_of_another_process_that_is_gone_is_told_apart_what_went_wrong_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
+    assert not has_lost_another(closed), "torchrun names nobody"
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    assert has_lost_another(closed)
+    assert has_lost_another(DistBackendError("NCCL communicator was aborted"))
+    assert not has_lost_another(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def killed_while_weights_are_gathered(arguments: list[str], environment: dict[str, str]) -> None:

@@ -268,6 +268,35 @@ def test_a_scorer_that_raises_is_named_and_what_was_scored_is_kept(
 
 
 @pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("evals.diffusion.predict", "this"),
+        ("evals.decoder.pixels", "this"),
+        ("evals.miniature.scorers.gold_utility.Scorer.__call__", "scorer gold_utility"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, what: str
+):
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3 GiB. And so on"
+        )
+
+    monkeypatch.setattr(place, refuse)
+    code, told = run_cli(
+        "score", str(base_run), "--suite", "small", "--out", str(tmp_path / "scores" / "x.csv")
+    )
+    assert code == 2
+    asked = "(CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3 GiB)"
+    assert (
+        f"error: {what} needs more memory than there is {asked}: leave the device to this command alone, "
+        in told
+    )
+    assert "a smaller sampling.micro_batch or decode_batch; what was drawn and scored before is kept" in told
+
+
+@pytest.mark.parametrize(
     ("answer", "told"),
     [
         (lambda images: torch.zeros(len(images) - 1), r"answered with \(24,\) for 25 images"),

@@ -12,8 +12,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from evals.architectures import MAINTAINED, REPOSITORIES
 from evals.checkpoints import load_pipeline
 from evals.hub import hub_file, hub_folder
+from evals.weights import FOLDER, Weights
 
 
 def http(kind: type[Exception], status: int = 502, said: str | None = None) -> Exception:
@@ -122,3 +124,57 @@ def test_a_base_whose_download_broke_off_says_so(monkeypatch: pytest.MonkeyPatch
         ValueError, match=r"base: a/b cannot be opened .*: the download of a part of a/b broke off"
     ):
         load_pipeline("a/b")
+
+
+def gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that has no repository at all."""
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise http(errors.RepositoryNotFoundError, 404)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        (
+            "runwayml/stable-diffusion-v1-5",
+            "others keep its weights at stable-diffusion-v1-5/stable-diffusion-v1-5; name another hub id, ",
+        ),
+        ("a/b", "name another hub id, a folder in diffusers layout or a .safetensors file"),
+    ],
+)
+def test_of_a_base_that_is_gone_it_is_said_what_to_take(
+    monkeypatch: pytest.MonkeyPatch, base: str, told: str
+) -> None:
+    gone(monkeypatch)
+    expected = f"the hub has no repository {base} that you may read: {told}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        load_pipeline(base)
+
+
+def test_where_others_keep_weights_they_are_of_the_same_architecture() -> None:
+    assert MAINTAINED
+    for taken_down, kept in MAINTAINED.items():
+        assert REPOSITORIES[taken_down] == REPOSITORIES[kept]
+        assert taken_down.partition("/")[2] == kept.partition("/")[2]
+
+
+@pytest.mark.parametrize("folder", [None, "mine"])
+def test_of_a_scorers_weights_that_are_gone_it_is_said_where_a_copy_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str | None
+) -> None:
+    """Neither another repository nor a folder in diffusers layout can take their place."""
+    gone(monkeypatch)
+    monkeypatch.delenv(FOLDER, raising=False)
+    place = "a/b/w.safetensors"
+    told = f"; a copy of your own is read as {place} below a folder that {FOLDER} names"
+    if folder:
+        monkeypatch.setenv(FOLDER, str(tmp_path / folder))
+        told = f", nor at {tmp_path / folder / place}, where {FOLDER} has it"
+    weights = Weights("a/b", ("w.safetensors",), "MIT", free=True)
+    with pytest.raises(ValueError) as refused:
+        weights.paths()
+    assert str(refused.value) == f"the hub has no repository a/b that you may read{told}"

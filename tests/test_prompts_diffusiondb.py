@@ -233,6 +233,24 @@ def test_a_folder_without_the_table(table: Path) -> None:
     assert "in which there is no diffusiondb/metadata.parquet" in refusal("diffusiondb-train-released")
 
 
+def test_all_files_that_are_missing_are_told_at_once_and_why_they_are_needed(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusiondb, "KEPT_OUT", ("occupations", "parti", "geneval"))
+    told = refusal("diffusiondb-train")
+    assert told.startswith(
+        "diffusiondb-train leaves out the prompts that others are evaluated on, and 2 files are not to be had: put parti/PartiPrompts.tsv (https://"
+    )
+    assert "geneval/evaluation_metadata.jsonl (https://raw.githubusercontent.com/djghosh13/geneval/" in told
+    assert "diffusiondb-train-released needs none of them; of the first: T2I_PROMPTS_DIR is " in told
+    assert len(prompts.load("diffusiondb-train-released")) > TEST
+    table.unlink()
+    told = refusal("diffusiondb-train")
+    assert "and 3 files are not to be had: " in told
+    assert ", diffusiondb/metadata.parquet (https://example.org/x) below a folder" in told
+    assert "diffusiondb-train-released needs only the last of them; " in told
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "other"])
 def test_prepared_prompts_that_are_damaged(table: Path, tmp_path: Path, damage: str) -> None:
     prompts.load("diffusiondb-train")

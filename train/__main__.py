@@ -22,11 +22,13 @@ import torch
 from tqdm import tqdm
 
 from evals import signals, weights
+from evals.memory import too_little
 from evals.scorers import what_is_cut
 from evals.workers import is_orphaned
 from prompts.lock import locked
 from train import experiments, trackers
 from train.config import (
+    LESS_MEMORY,
     MEMORY_FIELDS,
     Experiment,
     as_json,
@@ -37,13 +39,15 @@ from train.config import (
     with_reward,
 )
 from train.gates import GateBroken
-from train.launch import Hosts, launch, speaks
+from train.launch import Hosts, has_lost_another, launch, speaks
 from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
 from train.run import Run
-from train.start import LOCK, check_names, finished_card, hand_over, new_accelerator, prepare
+from train.start import LOCK, check_names, fetch, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
+
+RESUMES = "the state saved before is intact, and the same command resumes"
 
 
 class Trainer(click.Command):
@@ -131,6 +135,12 @@ class Trainer(click.Command):
     help=f"Where curves and samples go beside the run directory: {', '.join(trackers.NAMES)}, or none; repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and stop.")
+@click.option(
+    "--fetch",
+    "only_fetch",
+    is_flag=True,
+    help="Fetch base, prompts and scorers' weights, and stop: for hosts that train without internet.",
+)
 def main(
     experiment: str,
     model: str,
@@ -145,6 +155,7 @@ def main(
     accept_terms: tuple[str, ...],
     tracker_names: tuple[str, ...],
     dry_run: bool,
+    only_fetch: bool,
 ) -> None:
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     weights.accept_terms(accept_terms)
@@ -164,6 +175,9 @@ def main(
         if dry_run:
             Hosts.of(hosts, host, first or "HOST:1")  # the address is not needed to make a plan
             click.echo(describe(chosen, processes * hosts))
+        elif only_fetch:
+            fetch(chosen)
+            click.echo(f"base, prompts and scorers' weights of {experiment} on {model} are on this machine")
         else:
             together = Hosts.of(hosts, host, first)
             refuse_to_share_gpus(processes)
@@ -171,7 +185,7 @@ def main(
                 click.echo(plan(chosen, processes * hosts), err=True)
     except ValueError as mistake:
         sys.exit(leave(str(mistake), 2))
-    if dry_run:
+    if dry_run or only_fetch:
         return
     if processes * hosts > 1 and "RANK" not in os.environ:
         sys.exit(launch(processes, together))
@@ -278,8 +292,30 @@ def lock_of(folder: Path) -> Path:
 def _run(
     experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str]
 ) -> int:
-    stop = StopOnSignal()
     bar = Bar(name, experiment.iterations)
+    try:
+        return _train(experiment, name, model, seed, out, followers, bar)
+    except torch.OutOfMemoryError as error:
+        bar.close()
+        click.echo(f"error: {_whose()}{too_little(error)}: {LESS_MEMORY}; {RESUMES}", err=True)
+    except RuntimeError as error:
+        if not has_lost_another(error):
+            raise
+        bar.close()
+        say("error: stopped, since another of the processes has ended", to_stderr=True)
+    return 1
+
+
+def _whose() -> str:
+    """Which process speaks, where there are several: not all have as much to hold."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"on process {os.environ.get('RANK', '0')}: " if several else ""
+
+
+def _train(
+    experiment: Experiment, name: str, model: str, seed: int, out: Path, followers: Sequence[str], bar: Bar
+) -> int:
+    stop = StopOnSignal()
     try:
         if is_finished(name, out, Identity(as_json(experiment), model, seed)):  # by another, in between
             return 0
@@ -308,10 +344,7 @@ def _run(
         return leave(str(stopped), stopped.exit_code)
     except OSError as error:
         bar.close()
-        return leave(
-            f"{out} cannot be written ({error}): the state saved before is intact, and the same command resumes",
-            1,
-        )
+        return leave(f"{out} cannot be written ({error}): {RESUMES}", 1)
     accelerator.end_training()
     say(f"{name} is finished: {out}")
     return 0
@@ -391,8 +424,9 @@ class Bar:
         self._bar.update(progress.iteration - self._bar.n)
 
     def close(self) -> None:
-        """Leave the line as it is."""
-        self._bar.close()
+        """Leave the line as it is, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def pace(start: Progress, now: Progress, iterations: int) -> dict[str, str]:

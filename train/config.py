@@ -46,7 +46,7 @@ class Task:
     rewards: tuple[Reward, ...]
     """Reward terms, added within the task; tasks are never added (paper, sec. 3.3)."""
     batch: int = 2048
-    """Images per iteration over all processes (paper: 16 x 128 GPUs)."""
+    """Images per iteration over all processes (paper: 16 x 128 GPUs; the released yaml has `batch_size: 5`, and the folder it saves to is called batch2048)."""
     images_per_prompt: int = 1
     """Group size G: images drawn of each prompt (paper, sec. 3.2: 16 for the set-level reward; others not stated)."""
     baseline: Literal["batch", "group"] = "batch"
@@ -99,7 +99,7 @@ class Update:
     weight_decay: float = 1e-2
     """AdamW's weight decay (paper, App. A)."""
     clip: float = 1e-4
-    """Epsilon of Eq 7, a bound on the ratio (paper, App. A; it belongs to the averaged log-probability)."""
+    """Epsilon of Eq 7, a bound on the ratio (paper, App. A, and released config, which remarks 5e-2 beside it; it belongs to the averaged log-probability)."""
     reduction: Reduction = "mean"
     """Log-probability averaged over latent dimensions (released code) or summed, the density."""
     advantage_clip: float = 10.0
@@ -129,7 +129,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The denoising step on pretraining data that ends an iteration (Eq 9)."""
+    """The denoising step on pretraining data that ends an iteration (Eq 9, last in Algorithm 1; the released code takes it first, so that its first ratio is not 1)."""
 
     source: str
     """Pictures with captions (a folder, or WebDataset shards: `train.images`), a folder with latents.safetensors and captions.jsonl, or `miniature`."""
@@ -176,7 +176,7 @@ class Experiment:
     domain: Domain = "photo"
     """What the pictures show, which says by which weights a scorer sees them: `imagereward` has some for each (ours)."""
     iterations: int = 1000
-    """Iterations of Algorithm 1 (paper, sec. 4.1: about 1,000 to converge)."""
+    """Iterations of Algorithm 1 (paper, sec. 4.1: about 1,000 to converge; released config: `max_iterations: 100000`)."""
     revision: str | None = None
     """Revision of a hub id; None for a folder."""
     sampling: Sampling = Sampling()  # noqa: RUF009  frozen
@@ -236,6 +236,9 @@ MEMORY_FIELDS = (
     "snapshots_every",
 )
 """What a resumed run may change: these cannot change a result beyond rounding."""
+
+LESS_MEMORY = "lower update.micro_batch, sampling.micro_batch or sampling.decode_batch, or `--set update.gradient_checkpointing=true`"
+"""Which of them to change where a device has too little."""
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry

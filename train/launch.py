@@ -221,6 +221,11 @@ class Line:
         return GONE if self.gone else said[0]
 
 
+def has_lost_another(error: RuntimeError) -> bool:
+    """Whether an error means that another process of the run has ended, whose launcher names it: what all do together cannot be done. Gloo says it in words only."""
+    return LAUNCHER in os.environ and (isinstance(error, DistError) or "gloo" in str(error))
+
+
 def speaks() -> bool:
     """Whether this process is the one of several that prints."""
     return os.environ.get("RANK", "0") == "0"

@@ -27,13 +27,13 @@ UPDATE, DECODING = "in the update", "while it decodes"
 
 
 def memory(experiment: Experiment, processes: int) -> list[str]:
-    """A line on what a process holds when it holds the most, where the base's sizes are known without a download; nothing where they are not.
+    """A line on what a process holds when it holds the most, where the base's sizes are known without a download; one that says so where they are not.
 
     It names the moment, tells the other one's sum, and names what comes on top.
     """
     held = moments(experiment, processes)
     if not held:
-        return []
+        return [f"memory of a process: not known for {experiment.base}"]
     (most, parts), *others = sorted(held.items(), key=lambda moment: sum(moment[1].values()), reverse=True)
     told = ", ".join(f"{name} {_short(size / GIB)}" for name, size in parts.items())
     sums = [f"{_short(sum(parts.values()) / GIB)} GiB {most} ({told})"]

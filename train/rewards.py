@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from evals import scorers
+from evals.memory import too_little
 from prompts import Prompt
-from train.config import Experiment, Reward, Task
+from train.config import LESS_MEMORY, Experiment, Reward, Task
 
 
 class RewardFailed(Exception):
@@ -184,6 +185,8 @@ def failed(name: str, failure: scorers.ScorerFailed) -> RewardFailed:
     """What stops the run: a ValueError of a scorer is of what it was given, which is the same the next time."""
     if isinstance(failure.__cause__, ValueError):
         return CannotAnswer(str(failure), name)
+    if isinstance(failure.__cause__, torch.OutOfMemoryError):
+        return RewardFailed(f"{too_little(failure.__cause__, f'scorer {name}')}: {LESS_MEMORY}")
     return RewardFailed(str(failure))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 import prompts
 from evals import decoder
 from evals.arithmetic import exact_device
+from evals.bases import pipeline_index
 from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
 from evals.scorers import weights_of
@@ -30,6 +31,7 @@ from train import state as states
 from train.config import MEMORY_FIELDS, Experiment, Sharding, as_json, check, differences
 from train.data import pretraining_source
 from train.gates import transition_gate
+from train.launch import has_lost_another
 from train.plan import refuse_steps
 from train.policy import Policy
 from train.rewards import check_prompts, check_rewards, load_scorers
@@ -214,6 +216,20 @@ def check_names(experiment: Experiment) -> None:
     check_prompts(experiment, loaded, own)
 
 
+def ask_for_base(experiment: Experiment) -> None:
+    """Fetch of a base on the hub what says which one it is, before prompts and scorers' weights of some gigabytes: it may be gone, or gated.
+
+    Raises:
+        ValueError: where it cannot be had, with what to take instead.
+    """
+    found = find_base(experiment.base)
+    if not Path(found).exists():
+        try:
+            pipeline_index(found, experiment.revision, "`--set base=` takes")
+        except ValueError as error:
+            raise ValueError(f"base: {error}") from error
+
+
 def named_inputs(
     experiment: Experiment, device: torch.device | str
 ) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
@@ -224,6 +240,29 @@ def named_inputs(
     """
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
     return prompt_sets, load_scorers(experiment.scorers, device, experiment.domain)
+
+
+def fetch_weights(scorers: Mapping[str, Any]) -> None:
+    """Weights of scorers onto this machine.
+
+    Raises:
+        ValueError: for those that cannot be had.
+    """
+    for scorer in scorers.values():
+        for weights in weights_of(scorer):
+            weights.paths()
+
+
+def fetch(experiment: Experiment) -> None:
+    """Everything that a run needs of others onto this machine: base, prompts, prepared, and scorers' weights. So it can be trained without a network.
+
+    Raises:
+        ValueError: for what cannot be had, or does not open.
+    """
+    ask_for_base(experiment)
+    _, scorers = named_inputs(experiment, "cpu")
+    fetch_weights(scorers)
+    load_pipeline(experiment.base, experiment.revision)
 
 
 def prepare(
@@ -258,12 +297,14 @@ def prepare(
         cuda_graphs.check_device(accelerator.device)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
-    prompt_sets, scorers = named_inputs(experiment, accelerator.device)
     checkpoint = states.latest(out / "state")
     progress = states.Progress()
     if checkpoint is not None:
         progress, stored = states.read(checkpoint)
         refuse_another_run(out, stored, identity)
+    if pipeline is None:
+        ask_for_base(experiment)
+    prompt_sets, scorers = named_inputs(experiment, accelerator.device)
     versions = {name: scorer.version for name, scorer in scorers.items()}
     refuse_other_rewards(out, experiment, progress.scorer_versions, versions)
     progress.scorer_versions = versions
@@ -271,9 +312,7 @@ def prepare(
     refuse_other_prompts(out, progress.prompt_versions, asked)
     progress.prompt_versions = asked
 
-    for scorer in scorers.values():  # what cannot be had is said before hours have gone into it
-        for weights in weights_of(scorer):
-            weights.paths()
+    fetch_weights(scorers)  # what cannot be had is said before hours have gone into it
     pipeline = pipeline or load_pipeline(experiment.base, experiment.revision)
     refuse_steps(pipeline.scheduler.config, experiment.sampling.steps)
     policy = Policy(pipeline, experiment, accelerator, seed)
@@ -320,6 +359,10 @@ def restore(run: Run, checkpoint: Path) -> None:
         run.policy.load_state(files)
         restore_random(run, files["random"])
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and has_lost_another(error)
+        ):
+            raise  # the checkpoint may well be
         raise ValueError(
             f"{checkpoint} is not of this run ({error}): delete {checkpoint.parent} to start it again"
         ) from None

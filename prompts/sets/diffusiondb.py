@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from prompts import LazyPrompts, Prompt, load, normalised
-from prompts.fetched import File, cache_folder, made_once
+from prompts.fetched import FOLDER, File, Missing, cache_folder, made_once
 
 REVISION = "fb620fbe49fa4420e0734bd9c0df11f51176b61f"
 SOURCE = f"poloclub/diffusiondb on the Hugging Face hub at {REVISION}, metadata.parquet"
@@ -90,13 +90,41 @@ def split_released(count: int) -> tuple[list[int], list[int]]:
 
 
 def _unique(part: str) -> LazyPrompts:
-    kept_out = sorted({key(prompt.text) for name in KEPT_OUT for prompt in load(name)})
+    kept_out = sorted({key(text) for text in _texts_kept_out(part)})
     without = hashlib.sha256(b"".join(kept_out)).hexdigest()
     return _open(
         part,
         f"each text once by its words in NFKC, prompt_nsfw < {NSFW}, {TEST} for the test, without {without}",
         lambda table: split_unique(_values(table["prompt"]), _values(table["prompt_nsfw"]), kept_out),
     )
+
+
+def _texts_kept_out(part: str) -> set[str]:
+    """What evaluation sets ask.
+
+    Raises:
+        ValueError: for files that cannot be had: why they are needed, and all of them at once.
+    """
+    texts: set[str] = set()
+    missing: list[Missing] = []
+    for name in KEPT_OUT:
+        try:
+            texts |= {prompt.text for prompt in load(name)}
+        except Missing as one:
+            missing.append(one)
+    if missing:
+        needs = "none of them"
+        try:
+            FILE.path()
+        except Missing as table:
+            missing.append(table)
+            needs = "only the last of them"
+        files = ", ".join(f"{next(iter(one.file.kept))} ({one.file.url})" for one in missing)
+        raise ValueError(
+            f"diffusiondb-{part} leaves out the prompts that others are evaluated on, and {len(missing)} files are not to be had: put {files} "
+            f"below a folder that {FOLDER} names; diffusiondb-{part}-released needs {needs}; of the first: {missing[0]}"
+        ) from missing[0]
+    return texts
 
 
 def _released(part: str) -> LazyPrompts:

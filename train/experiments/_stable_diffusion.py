@@ -1,7 +1,8 @@
 """Stable Diffusion: the bases, the paper's setting, and what becomes of it on fewer GPUs.
 
 `sd15`, `sd2` and `sdxl` are the paper's setting (App. A and the released config; 128 GPUs there, any number here: the batch is a global number).
-`_8gpus` is a day or two on eight GPUs of 80 GB, `_1gpu` fits one of 24 GB. These two are ours and have not been run to their end by us.
+`_8gpus` is for eight GPUs of 80 GB, `_1gpu` is meant for one of 24 GB; neither was measured. These two are ours and have not been run to their end by us:
+the hours that the plan computes for each are in `results/README.md`.
 
 | variant | batch of a task | on a GPU | trained | rate |
 |---|---|---|---|---|
@@ -64,7 +65,7 @@ def variants(*tasks: Task) -> dict[str, Experiment]:
 
 
 def on_eight(paper: Experiment) -> Experiment:
-    """256 images a task: at the paper's 44 s for 16 images on an A100, a thousand iterations of one task are a day."""
+    """256 images a task: 32 on a GPU, twice the paper's 16, which took 44 s on an A100; a thousand iterations of one task of SD2 are a day at that."""
     return replace(paper, tasks=_batches(paper.tasks, 256))
 
 
