@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from evals import signals, weights
+from evals.checkpoints import first_line
 from evals.memory import too_little
 from evals.scorers import what_is_cut
 from evals.workers import is_orphaned
@@ -302,7 +303,10 @@ def _run(
         if not has_lost_another(error):
             raise
         bar.close()
-        say("error: stopped, since another of the processes has ended", to_stderr=True)
+        say(
+            f"error: stopped, since another of the processes has ended or does not answer ({first_line(error)})",
+            to_stderr=True,
+        )
     return 1
 
 
