@@ -107,9 +107,10 @@ def usual(batch: int) -> Experiment:
     return micro_batches_of(16)(experiment)
 
 
-def ready(experiment: Experiment, out: Path) -> Run:
-    """A run with an iteration behind it."""
-    run = prepare(experiment, "miniature", 0, out, new_accelerator())
+def ready(way: Way, batch: int, out: Path) -> Run:
+    """A run that way with an iteration behind it."""
+    run = prepare(way.experiment(usual(batch)), "miniature", 0, out, new_accelerator())
+    way.run(run)
     iterate(run, 0)
     return run
 
@@ -119,12 +120,8 @@ def ratios(way: Way, batch: int, rounds: int) -> tuple[list[float], list[float]]
     threads = torch.get_num_threads()
     clock, processor = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        usually = ready(usual(batch), Path(folder) / "usually")
-        other = prepare(
-            way.experiment(usual(batch)), "miniature", 0, Path(folder) / "other", new_accelerator()
-        )
-        way.run(other)
-        iterate(other, 0)
+        usually = ready(Way(), batch, Path(folder) / "usually")
+        other = ready(way, batch, Path(folder) / "other")
         for number in range(rounds):
             seconds, of_processor = dict[bool, float](), dict[bool, float]()
             for run in (usually, other) if number % 2 else (other, usually):
@@ -142,7 +139,7 @@ def ratios(way: Way, batch: int, rounds: int) -> tuple[list[float], list[float]]
 def shares(batch: int) -> dict[str, float]:
     """Of the calls of an iteration, the share of each part's time."""
     with tempfile.TemporaryDirectory() as folder:
-        bare = BareCalls(ready(usual(batch), Path(folder) / "run"))
+        bare = BareCalls(ready(Way(), batch, Path(folder) / "run"))
         bare()
         parts = bare()
     return {each.name: getattr(parts, each.name) / parts.total for each in fields(parts)}
@@ -151,7 +148,7 @@ def shares(batch: int) -> dict[str, float]:
 def profiled(batch: int, rows: int) -> str:
     """Table of the operations that an iteration spends most time in, by the time that is their own."""
     with tempfile.TemporaryDirectory() as folder:
-        run = ready(usual(batch), Path(folder) / "run")
+        run = ready(Way(), batch, Path(folder) / "run")
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         with profile(activities=kinds) as seen:
             iterate(run, run.progress.iteration)

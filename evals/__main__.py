@@ -672,7 +672,7 @@ def _check_votes(out: Path) -> None:
     if out.is_file() and not rows.begins_as_scores(out):
         raise ValueError(f"--out {out} is there, and no score file: choose another name")
     held = rows.first_row(out)
-    if held is not None and held["scorer"] != "human_votes":
+    if held is not None and held["scorer"] != rows.HUMAN:
         raise ValueError(f"--out {out} holds {held['scorer']} scores, and no votes: choose another name")
     from evals.ballots import TITLE
 

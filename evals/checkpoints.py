@@ -393,12 +393,12 @@ def _refuse_another_architecture(family: str, configs: Mapping[str, Mapping[str,
     texts = [CLIPTextConfig(**config) for part, config in configs.items() if part.startswith("text_encoder")]
     told = "text_time" if len(texts) == 2 else None
     given = unet.get("addition_embed_type")
-    if given != told or unet.get("class_embed_type") or unet.get("num_class_embeds"):
+    if given != told:
         raise ValueError(
             f"its denoiser is not that of a {family}: addition_embed_type is {given}, not {told}"
-            if given != told
-            else "its denoiser is told a class beside the text, as for variations or upscaling"
         )
+    if unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        raise ValueError("its denoiser is told a class beside the text, as for variations or upscaling")
     width = sum(text.hidden_size for text in texts)
     read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)  # diffusers' default
     if {*(read if isinstance(read, list) else [read])} != {width}:

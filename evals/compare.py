@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 Mark = Literal["better", "worse", "changed", "not distinguished", ""]
 Test = Literal["McNemar", "sign", "Wilcoxon", "bootstrap", ""]
 NOTHING = Interval(math.nan, math.nan, math.nan)
-HUMAN = "human_votes"
-"""The scorer of people's votes."""
 ROUNDING = 1e-12
 """Relative to a score: what differs by less, of scores that files keep with six digits, differs by the order of a sum."""
 
@@ -301,7 +299,7 @@ def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin])
 def _who_voted(rows: pd.DataFrame, against: str) -> list[str]:
     """A sentence for every experiment that people voted on: whether its interval is for other raters too."""
     told = []
-    votes = rows[rows["scorer"] == HUMAN]
+    votes = rows[rows["scorer"] == score_rows.HUMAN]
     for (model, experiment), mine in votes[votes["experiment"] != against].groupby(
         ["model", "experiment"], sort=False
     ):
@@ -452,6 +450,8 @@ def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
 
 def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | None:
     """Run and base beside each other in the eyes of each rater; None where no vote says whose it is."""
+    if score_rows.RATERS not in rows.columns or not rows[score_rows.RATERS].iloc[0]:
+        return None  # at once: most scores are no votes, and many
     votes = score_rows.by_rater(pd.concat([rows, base], ignore_index=True))
     if votes is None:
         return None

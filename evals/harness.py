@@ -406,13 +406,9 @@ class Scoring:
     def _is_current(self, unit: Unit, kept: Record, base: Source | None) -> bool:
         """Whether the files are those that were read, by their size and time, and as fit: then they need not be read again."""
         return all(
-            [(one.stat, one.unfit) for one in seen]
-            == [
-                (provenance.stat(file), why)
-                for file, why in zip(
-                    source.files(unit.part, unit.items), source.unfit(unit.part, unit.items), strict=True
-                )
-            ]
+            [one.stat for one in seen]
+            == [provenance.stat(file) for file in source.files(unit.part, unit.items)]
+            and [one.unfit for one in seen] == source.unfit(unit.part, unit.items)
             for source, seen in ((self.pictures, kept.pictures), *([(base, kept.base or [])] if base else []))
         )
 

@@ -46,6 +46,8 @@ class Row(NamedTuple):
 
 
 COLUMNS: tuple[str, ...] = Row._fields
+HUMAN = "human_votes"
+"""The scorer of people's votes."""
 RATERS = "raters"
 """The column that rows of human votes have beside `COLUMNS`: a letter of `VOTES` for each rater, the same rater at the same place in all rows. Packed files do not keep it."""
 VOTES = {"w": 1.0, "t": 0.5, "l": 0.0, ".": np.nan}

@@ -27,7 +27,6 @@ from evals.files import EXTERNAL, write_text
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.stats import Array, Interval
 
-SCORER = "human_votes"
 OUTCOMES = ("A", "tie", "B")
 _RUN = re.compile(r"(?P<experiment>[A-Za-z0-9_.]+(@[0-9]+)?)-(?P<model>[A-Za-z0-9_.]+)-(?P<seed>[0-9]{1,18})")
 """What folders of pictures are called; those of a snapshot have its iteration: joint@40-miniature-0."""
@@ -305,7 +304,7 @@ def rows_of(votes: Votes) -> pd.DataFrame:
                     prompt_id=pair.prompt_id,
                     image=pair.image,
                     picture=pair.b if side else pair.a,
-                    scorer=SCORER,
+                    scorer=score_rows.HUMAN,
                     version=version,
                     trained_on=0,
                     value=1 - share if side else share,

@@ -183,12 +183,12 @@ def test_what_is_recorded_in_inference_serves_inference(denoiser: Denoiser) -> N
 def test_only_calls_without_a_gradient_are_recorded_where_it_computes_them_again(denoiser: Denoiser) -> None:
     record_calls(denoiser, checkpointing=True)
     call: Any = denoiser.forward
-    call.recorder.recording = Remade
+    call.recording = Remade
     for _ in range(USUAL_CALLS + 1):
         answer(denoiser, 1.0).sum().backward()
         with torch.no_grad():
             answer(denoiser, 1.0)
-    (recording,) = call.recorder.recordings.values()
+    (recording,) = call.recordings.values()
     assert recording.slope is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,25 @@ def experiment_of(
         # wide enough for what 16 bits round, where a GPU takes other kernels for another size of batch
         update=replace(experiment.update, gradient_checkpointing=checkpointing, clip=1.0, skip_last=1),
     )
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(tiny_pipeline_dir: Path, toy_prompts: Path, tmp_path: Path, toy_scorers: None) -> Start:
+    """A run of that name on the GPU, ready to go."""
+
+    def started(
+        name: str, precision: Precision, lora: bool, checkpointing: bool, recording: bool = False
+    ) -> Run:
+        experiment = experiment_of(tiny_pipeline_dir, toy_prompts, precision, lora, checkpointing)
+        experiment = with_recordings(experiment) if recording else experiment
+        run = prepare(experiment, "toy", 0, tmp_path / name, new_accelerator())
+        assert run.accelerator.device.type == "cuda"
+        return run
+
+    return started
 
 
 @pytest.mark.parametrize("base", ["tiny_pipeline_dir", "tiny_xl_dir"])
@@ -92,19 +112,10 @@ def test_what_is_read_of_a_text_depends_on_none_beside_it(base: str, request: py
     [("fp32", False, False), ("bf16", False, True), ("bf16", True, False), ("fp16", True, True)],
 )
 def test_it_trains_and_resumes_bit_for_bit(
-    precision: Precision,
-    lora: bool,
-    checkpointing: bool,
-    tiny_pipeline_dir: Path,
-    toy_prompts: Path,
-    tmp_path: Path,
-    toy_scorers: None,
+    precision: Precision, lora: bool, checkpointing: bool, start: Start
 ) -> None:
     def started(name: str) -> Run:
-        experiment = experiment_of(tiny_pipeline_dir, toy_prompts, precision, lora, checkpointing)
-        run = prepare(experiment, "toy", 0, tmp_path / name, new_accelerator())
-        assert run.accelerator.device.type == "cuda"
-        return run
+        return start(name, precision, lora, checkpointing)
 
     straight, stopped = started("straight"), started("stopped")
     before = {name: weight.detach().clone() for name, weight in straight.policy.weights.items()}
@@ -120,11 +131,16 @@ def test_it_trains_and_resumes_bit_for_bit(
         assert torch.equal(resumed.policy.weights[name], weight), name
 
 
-def in_a_group_of_one(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
-    """NCCL, shares and their gathering, with nobody to share with."""
+def be_a_group_of_one() -> None:
+    """Of this process: it meets nobody at the test's port."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["PORT_OF_THE_TEST"]}
+
+
+def in_a_group_of_one(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
+    """NCCL, shares and their gathering, with nobody to share with."""
+    be_a_group_of_one()
     two_iterations_and_the_hand_over(base, prompts, out, lora, sharding)
     assert "nccl" in str(torch.distributed.get_backend_config())
 
@@ -158,18 +174,11 @@ def test_a_group_of_one_trains_as_one(
     [("fp32", False, False), ("bf16", True, False), ("fp16", False, False), ("bf16", False, True)],
 )
 def test_recorded_calls_change_nothing_but_time(
-    precision: Precision,
-    lora: bool,
-    checkpointing: bool,
-    tiny_pipeline_dir: Path,
-    toy_prompts: Path,
-    tmp_path: Path,
-    toy_scorers: None,
+    precision: Precision, lora: bool, checkpointing: bool, start: Start
 ) -> None:
-    plain = experiment_of(tiny_pipeline_dir, toy_prompts, precision, lora, checkpointing)
     runs = []
-    for name, experiment in {"plain": plain, "recorded": with_recordings(plain)}.items():
-        runs.append(prepare(experiment, "toy", 0, tmp_path / name, new_accelerator()))
+    for name, recording in (("plain", False), ("recorded", True)):
+        runs.append(start(name, precision, lora, checkpointing, recording))
         train(runs[-1])
     usual, ours = runs
     recordings = recordings_of(ours)
@@ -187,16 +196,14 @@ def with_recordings(experiment: Experiment) -> Experiment:
 
 
 def recordings_of(run: Run) -> list[Recording]:
-    call: Any = run.policy.unet.forward
-    recorder = call if isinstance(call, Recorder) else call.recorder
+    recorder: Any = run.policy.unet.forward
+    assert isinstance(recorder, Recorder)
     return list(recorder.recordings.values())
 
 
 def in_a_group_of_one_recorded(base: str, prompts: str, out: str, recording: bool) -> None:
     """DDP, whose gradients are summed as each comes."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["PORT_OF_THE_TEST"]}
+    be_a_group_of_one()
     experiment = experiment_of(Path(base), Path(prompts), "fp32", lora=False, checkpointing=False)
     run = prepared(with_recordings(experiment) if recording else experiment, out)
     train(run)

@@ -99,8 +99,17 @@ class CudaRecording:
 class Recorder:
     """In place of a denoiser's `forward`: its calls, recorded."""
 
-    def __init__(self, unet: nn.Module, recording: Callable[..., Recording] = CudaRecording) -> None:
-        self.unet = unet
+    def __init__(
+        self, unet: nn.Module, recording: Callable[..., Recording] = CudaRecording, gradients: bool = True
+    ) -> None:
+        """Stand in for it.
+
+        Args:
+            unet: whose `forward` this is to be.
+            recording: what makes and holds a recording.
+            gradients: whether calls with a gradient are recorded too.
+        """
+        self.unet, self.gradients = unet, gradients
         self.usual: Call = unet.forward
         self.weights = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
         self.recording = recording
@@ -116,7 +125,7 @@ class Recorder:
         leaves, form = tree_flatten((arguments, options))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         with_gradient = torch.is_grad_enabled()
-        if with_gradient and (self._awaits_a_gradient() or any(tensor.requires_grad for tensor in inputs)):
+        if with_gradient and not self._can_record_a_gradient(inputs):
             return self.usual(*arguments, **options)
         kind = _kind(leaves, form, with_gradient)
         recording = self.recordings.get(kind)
@@ -134,10 +143,11 @@ class Recorder:
         answer: Tensor = _Replayed.apply(asked, *self.weights.values())
         return (answer,)
 
-    def _awaits_a_gradient(self) -> bool:
-        """Whether an answer is there whose gradient may still be asked for."""
+    def _can_record_a_gradient(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether it is to, no input wants one, and no answer is there whose gradient may still be asked for."""
         asked = None if self.asked is None else self.asked()
-        return asked is not None and not asked.answered
+        awaited = asked is not None and not asked.answered
+        return self.gradients and not awaited and not any(tensor.requires_grad for tensor in inputs)
 
     def _record(self, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]) -> Recording:
         # what gathers a weight's gradient belongs to the stream on which the weight was first used, which is not that of a recording: so they are recorded by
@@ -234,17 +244,4 @@ def record_calls(unet: nn.Module, checkpointing: bool) -> None:
         unet: on a GPU (`check_device`), at the place where its weights stay.
         checkpointing: whether its gradient computes it again, which a recording cannot: then calls without a gradient alone are recorded.
     """
-    recorder = Recorder(unet)
-    unet.forward = WithoutGradient(recorder) if checkpointing else recorder
-
-
-class WithoutGradient:
-    """In place of a denoiser's `forward`: of its calls, those without a gradient recorded."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor]:
-        """The denoiser's answer."""
-        made_by = self.recorder.usual if torch.is_grad_enabled() else self.recorder
-        return made_by(*arguments, **options)
+    unet.forward = Recorder(unet, gradients=not checkpointing)

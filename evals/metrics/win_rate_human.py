@@ -10,11 +10,12 @@ import pandas as pd
 
 from evals.metrics._wins import half_tie_rate as finish  # noqa: F401
 from evals.metrics._wins import win_tie_loss
+from evals.rows import HUMAN
 
 title = "win rate (human votes)"
 unit = "share"
 higher_is_better: bool | None = True
-scorer = "human_votes"
+scorer = HUMAN
 needs_base = True
 reference: float | None = None
 specialist: str | None = "imagereward"
