@@ -445,7 +445,7 @@ def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
     run = rows
     if len(paired.pairs) > len(mine):
         run = pd.concat([rows.assign(seed=seed) for _, seed in paired.pairs], ignore_index=True)
-    return _Sides(rows, f"seeds of {experiment}", run, _beside(run, base), paired.stream)
+    return _Sides(rows, f"seeds of {experiment}", run, _partners(run, base), paired.stream)
 
 
 def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | None:
@@ -461,7 +461,7 @@ def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | Non
     )
 
 
-def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+def _partners(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """`evals.rows.same_images`; at once where both files list the same pictures in the same order, as suites do."""
     used = base[base["prompt_set"].isin(rows["prompt_set"].unique())]
     times, rest = divmod(len(rows), max(len(used), 1))
@@ -571,8 +571,7 @@ def _cell(
         base = Resampled(
             reference, np.full_like(run.draws_N, reference), np.zeros_like(run.influence_RP), run.strata
         )
-        net = stats.beside_constant(run, reference, metric.unit == "share")
-        own = Interval(run.value, *(reference + end for end in net[1:]))
+        own, net = stats.relative(run, reference, metric.unit == "share")
     else:
         own = stats.interval(run, metric.unit == "share")
         lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))

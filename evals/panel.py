@@ -227,7 +227,7 @@ def _judged(
     return _Judged(experiment, tuple(scores), of_judges, tuple(trained), tuple(of_raters))
 
 
-def _beside(place: int, first: _Judged, second: _Judged) -> _Seeds:
+def _paired_seeds(place: int, first: _Judged, second: _Judged) -> _Seeds:
     """The training seeds of two checkpoints that one judge sees beside each other on the set, as the tables have them.
 
     The tables refuse several on both sides that are not the same: of these every seed of one is beside every seed of the other.
@@ -250,7 +250,7 @@ def _agreements(
     model: str, bench: _Bench, run: _Judged, base: _Judged, resampler: Resampler
 ) -> list[Agreement]:
     """Tau-b of every two judges over one run's differences to the base, of the pairs of pictures that both judges of a pair and all others have scored."""
-    beside = {place: _beside(place, run, base).pairs for place in range(len(bench.judges))}
+    beside = {place: _paired_seeds(place, run, base).pairs for place in range(len(bench.judges))}
     able = {
         place: pairs
         for place, pairs in beside.items()
@@ -286,7 +286,7 @@ def _agreements(
 
 
 def _seeds_of(first: str, second: str, pairs: Sequence[tuple[int, int]]) -> _Seeds:
-    """What resamples pairs of seeds that several judges have in common, ascending: as `_beside`, each side by itself where they are all pairs of some, and else the pairs."""
+    """What resamples pairs of seeds that several judges have in common, ascending: as `_paired_seeds`, each side by itself where they are all pairs of some, and else the pairs."""
     sides = tuple((name, len({pair[side] for pair in pairs})) for side, name in enumerate((first, second)))
     if len(pairs) == sides[0][1] * sides[1][1]:
         return _Seeds(tuple(pairs), tuple((f"seeds of {name}", units) for name, units in sides))
@@ -374,7 +374,7 @@ def _verdict(
 ) -> Verdict | None:
     """One judge's half-tie win rate of the first over the second, as a cell of the tables has it; None where it has not seen both."""
     name, metric = bench.judges[place], metrics.load(bench.judges[place])
-    seeds, of_raters = _beside(place, first, second), first.of_raters[place]
+    seeds, of_raters = _paired_seeds(place, first, second), first.of_raters[place]
     if not seeds.pairs:
         return None
     if of_raters:
@@ -387,8 +387,7 @@ def _verdict(
     run = stats.resampled(
         _wins(difference_KB, margin, prompt_B), metric.finish, _weights(seeds, resampler), sample
     )
-    net = stats.beside_constant(replace(run, of_raters=of_raters), _EVEN, share=True)
-    rate = Interval(run.value, _EVEN + net.low, _EVEN + net.high)
+    rate, _ = stats.relative(replace(run, of_raters=of_raters), _EVEN, share=True)
     trained_on = first.trained_on[place] or second.trained_on[place]
     return Verdict(name, rate, trained_on, 1 if of_raters else len(seeds.pairs))
 

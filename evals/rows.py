@@ -194,9 +194,9 @@ def _version_by_whom(found: pd.DataFrame) -> str:
     if found["version"].nunique() == 1:
         return str(found["version"].iloc[0])
     whose = "experiment" if (found.groupby("model")["version"].nunique() > 1).any() else "model"
+    several = whose == "experiment" and found["model"].nunique() > 1
     told = []
     for version, part in found.groupby("version", sort=False):
-        several = whose == "experiment" and found["model"].nunique() > 1
         names = [
             f"{one} ({model})" if several else str(one)
             for one, model in part[[whose, "model"]]
@@ -282,7 +282,10 @@ def same_images(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a row has no partner, on either side; nothing is ever dropped.
     """
-    parts = [_beside(part, _base_of(base, int(str(seed)))) for seed, part in rows.groupby("seed", sort=False)]
+    parts = [
+        _partners_of_seed(part, _base_of(base, int(str(seed))))
+        for seed, part in rows.groupby("seed", sort=False)
+    ]
     return pd.concat(parts).loc[rows.index] if parts else rows
 
 
@@ -292,7 +295,7 @@ def _base_of(base: pd.DataFrame, seed: int) -> pd.DataFrame:
     return base[base["seed"] == (seed if seed in seeds else min(seeds))]
 
 
-def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+def _partners_of_seed(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """The partner of each row of one training seed."""
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])

@@ -21,7 +21,7 @@ From per-prompt statistics to an interval, a p and a mark
     resampled_p                         the p that goes with the interval, also beyond the last resample
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
     is_unvaried                         whether it is such a share
-    beside_constant                     the difference to what is known exactly, such as a win rate's to one half
+    beside_constant, relative           the difference to what is known exactly, such as a win rate's to one half; with the value itself
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
     mcnemar_exact                       pass or fail; on prompts won and lost, the sign test
@@ -308,6 +308,12 @@ def beside_constant(run: Resampled, constant: float, share: bool) -> Interval:
     return Interval(*(min(max(end, -constant), 1 - constant) for end in net))
 
 
+def relative(run: Resampled, constant: float, share: bool) -> tuple[Interval, Interval]:
+    """A value that is relative to what is known exactly, as a win rate is to the base's one half, and its difference to that: both from one interval."""
+    net = beside_constant(run, constant, share)
+    return Interval(run.value, constant + net.low, constant + net.high), net
+
+
 def is_unvaried(share: float, draws_N: Array) -> bool:
     """Whether a share is 0 or 1 in every prompt: no resample varies there, and that is not certainty."""
     return share in (0.0, 1.0) and bool(np.all(draws_N == share))
@@ -468,7 +474,11 @@ def with_tails(value: float, draws_N: Array, known: Precision) -> Array:
     resamples' own shape is left out: what comes back are then as many values of the normal's, stretched, in rising order, so that interval and p are those of
     Student's t.
     """
-    spread = _spread(draws_N)
+    return _tailed(value, draws_N, known, _spread(draws_N))
+
+
+def _tailed(value: float, draws_N: Array, known: Precision, spread: float) -> Array:
+    """`with_tails`, of resamples whose spread is known."""
     if not spread > 0 or math.isnan(known.standard_error):
         return draws_N
     finite_N = np.where(np.isfinite(draws_N), draws_N, np.nan)
@@ -496,7 +506,7 @@ def tailed_interval(value: float, draws_N: Array, known: Precision, level: float
     """`percentile_interval` of `with_tails`. That keeps the order of the resamples, so that those next to the ends alone are stretched, as a table has thousands of intervals."""
     spread = _spread(draws_N)
     if not spread > 0 or math.isnan(value) or math.isnan(known.standard_error) or 0 < known.prompts < FEW:
-        return percentile_interval(value, with_tails(value, draws_N, known), level)
+        return percentile_interval(value, _tailed(value, draws_N, known, spread), level)
     finite_N, tail = draws_N[np.isfinite(draws_N)], (1 - level) / 2
 
     def end(value: float, draws_N: Array) -> float:
