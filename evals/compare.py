@@ -322,9 +322,8 @@ def _who_voted(rows: pd.DataFrame, against: str) -> list[str]:
 def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
     """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
     found: list[variety.Collapse] = []
-    for (model, scorer), part in rows[rows["scorer"].isin(variety.VENDI)].groupby(
-        ["model", "scorer"], sort=False
-    ):
+    scorers = [name for name in map(str, rows["scorer"].unique()) if variety.order_of(name) is not None]
+    for (model, scorer), part in rows[rows["scorer"].isin(scorers)].groupby(["model", "scorer"], sort=False):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]
         for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
