@@ -20,7 +20,7 @@ from evals import rows as score_rows
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.panel import Panel
-from evals.rows import BASE, IMAGE, PROMPT, without_copies
+from evals.rows import BASE, IMAGE, PROMPT, Voices, without_copies
 from evals.stats import Array, Interval, Resampled, Resampler
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ class _Sides(NamedTuple):
     base: pd.DataFrame
     seeds: str
     """The stream that resamples the pairs of training seeds."""
-    of_raters: bool = False
-    """Whether run and base have raters in the place of training seeds (`evals.rows.by_rater`)."""
+    raters: int = 0
+    """How many raters run and base have in the place of each training seed (`evals.rows.by_rater`); 0 where scores are no votes, or nothing says whose."""
 
 
 class Strata(NamedTuple):
@@ -253,14 +253,15 @@ def compare(
     outcomes: list[Outcome] = []
     retentions: list[Retention] = []
     panels: list[Panel] = []
+    voices = {str(model): score_rows.by_rater(part) for model, part in rows.groupby("model", sort=False)}
     for model, part in rows.groupby("model", sort=False):
         _refuse_alone(str(model), part, against)
-        found, won = _compare_model(part, against, resampler)
+        found, won = _compare_model(part, against, voices[str(model)], resampler)
         found = _with_conflicts(_with_headlines(_with_refusals(found, against), origins), origins, against)
         cells += found
         outcomes += won
         retentions += _retentions(found, part)
-        panels.append(panel.of_model(str(model), part, against, resampler))
+        panels.append(panel.of_model(str(model), part, against, voices[str(model)], resampler))
     cells = _with_holm(cells)
     margins = {name: getattr(metrics.load(name), "tie_margin", None) for name in metrics.names()}
     return Comparison(
@@ -275,15 +276,20 @@ def compare(
         against=against,
         origins=origins,
         strata=strata.names(),
-        remarks=(*strata.remarks, *_remarks(rows, against, origins)),
+        remarks=(*strata.remarks, *_remarks(rows, against, voices, origins)),
     )
 
 
-def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
+def _remarks(
+    rows: pd.DataFrame,
+    against: str,
+    voices: Mapping[str, Voices | None],
+    origins: dict[OriginKey, Origin],
+) -> list[str]:
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
     return [
         *_without_reference(rows, against),
-        *_who_voted(rows, against),
+        *_who_voted(rows, against, voices),
         *variety.duplicate_notes(rows),
         *(
             note
@@ -296,27 +302,27 @@ def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin])
     ]
 
 
-def _who_voted(rows: pd.DataFrame, against: str) -> list[str]:
+def _who_voted(rows: pd.DataFrame, against: str, voices: Mapping[str, Voices | None]) -> list[str]:
     """A sentence for every experiment that people voted on: whether its interval is for other raters too."""
-    told = []
-    votes = rows[rows["scorer"] == score_rows.HUMAN]
-    for (model, experiment), mine in votes[votes["experiment"] != against].groupby(
-        ["model", "experiment"], sort=False
-    ):
-        theirs = votes[(votes["model"] == model) & (votes["experiment"] == against)]
-        raters = score_rows.by_rater(pd.concat([mine, theirs], ignore_index=True))
-        if raters is None:
-            told.append(
-                f"Human votes on {experiment} ({model}): raters are no cluster, as the rows are of several training seeds, or do not say who voted. A pair counts "
-                "by its majority, and the interval, over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
-            )
-        else:
-            several = raters["seed"].nunique()
-            which = f"{several} raters" if several > 1 else "one rater, of whom alone the interval speaks"
-            told.append(
-                f"Human votes on {experiment} ({model}): the rate is of the votes of {which}, a tie counted half, and raters and prompts are resampled."
-            )
-    return told
+    votes = rows[(rows["scorer"] == score_rows.HUMAN) & (rows["experiment"] != against)]
+    return [
+        f"Human votes on {experiment} ({model}): {_whose_votes(voices[str(model)])}"
+        for model, experiment in votes[["model", "experiment"]].drop_duplicates().to_numpy()
+    ]
+
+
+def _whose_votes(voices: Voices | None) -> str:
+    """Whether the interval of votes is for other raters too."""
+    if voices is None:
+        return (
+            "raters are no cluster, as some rows do not say who voted, or are of several comparisons. A pair counts by its majority, and the interval, "
+            "over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
+        )
+    several = voices.raters > 1
+    which = f"{voices.raters} raters" if several else "one rater, of whom alone the interval speaks"
+    seeds = f", on {voices.seeds} training seeds" if voices.seeds > 1 else ""
+    above = "training seeds, " if voices.seeds > 1 else ""
+    return f"the rate is of the votes of {which}{seeds}, a tie counted half, and {above}raters and prompts are resampled."
 
 
 def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
@@ -373,7 +379,7 @@ def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
 
 
 def _compare_model(
-    rows: pd.DataFrame, against: str, resampler: Resampler
+    rows: pd.DataFrame, against: str, voices: Voices | None, resampler: Resampler
 ) -> tuple[list[_Cell], list[Outcome]]:
     base = without_copies(rows[rows["experiment"] == against])
     experiments = sorted(
@@ -389,7 +395,8 @@ def _compare_model(
         parts = {str(scorer): part for scorer, part in of_experiment.groupby("scorer", sort=False)}
         for scorer, names in by_scorer.items():
             if scorer in parts:
-                made += _scorer_cells(names, parts[scorer], base_of.get(scorer), against, resampler)
+                votes = voices if scorer == score_rows.HUMAN else None
+                made += _scorer_cells(names, parts[scorer], base_of.get(scorer), against, votes, resampler)
     return [cell for cell, _ in made], [outcome for _, outcome in made if outcome is not None]
 
 
@@ -398,9 +405,14 @@ def _first_row(rows: pd.DataFrame, experiment: str) -> int:
 
 
 def _scorer_cells(
-    names: list[str], rows: pd.DataFrame, base: pd.DataFrame | None, against: str, resampler: Resampler
+    names: list[str],
+    rows: pd.DataFrame,
+    base: pd.DataFrame | None,
+    against: str,
+    voices: Voices | None,
+    resampler: Resampler,
 ) -> list[tuple[_Cell, Outcome | None]]:
-    """The cells of one experiment under the metrics that read one scorer."""
+    """The cells of one experiment under the metrics that read one scorer; `voices` where it is people, and known who of them."""
     experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
     relative = all(metrics.load(name).reference is not None for name in names)
     if base is None and relative and against != BASE:
@@ -414,7 +426,7 @@ def _scorer_cells(
     sides = _Sides(rows, stream, rows, rows, stream)
     if experiment != against and not by_definition:
         assert base is not None
-        sides = _voted(rows, base, against) or _sides(rows, base, against)
+        sides = _sides(rows, base, against) if voices is None else _voted(voices, rows, against)
     made = [
         _metric_cells(name, metrics.load(name), sides, by_definition, against, resampler) for name in names
     ]
@@ -447,17 +459,11 @@ def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
     return _Sides(rows, f"seeds of {experiment}", run, _partners(run, base), paired.stream)
 
 
-def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | None:
-    """Run and base beside each other in the eyes of each rater; None where no vote says whose it is."""
-    if score_rows.RATERS not in rows.columns or not rows[score_rows.RATERS].iloc[0]:
-        return None  # at once: most scores are no votes, and many
-    votes = score_rows.by_rater(pd.concat([rows, base], ignore_index=True))
-    if votes is None:
-        return None
-    of_base = votes["experiment"] == against
-    return _sides(votes[~of_base], votes[of_base], against)._replace(
-        own=rows, seeds=stats.RATERS, of_raters=True
-    )
+def _voted(voices: Voices, rows: pd.DataFrame, against: str) -> _Sides:
+    """Run and base beside each other in the eyes of each rater; their training seeds are as many on both sides."""
+    experiment, votes = str(rows["experiment"].iloc[0]), voices.rows
+    run, base = (votes[votes["experiment"] == name] for name in (experiment, against))
+    return _sides(run, base, against)._replace(own=rows, raters=voices.raters)
 
 
 def _partners(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
@@ -559,8 +565,13 @@ def _cell(
     sample = resampler.prompts(prompt_set, ids)
 
     def resample(array_RPS: Array, seeds: str) -> Resampled:
-        found = stats.resampled(array_RPS, metric.finish, resampler.seeds(seeds, len(array_RPS)), sample)
-        return replace(found, of_raters=sides.of_raters)
+        units = len(array_RPS)
+        weight_NR = (
+            resampler.raters(seeds, units // sides.raters, sides.raters)
+            if sides.raters
+            else resampler.seeds(seeds, units)
+        )
+        return replace(stats.resampled(array_RPS, metric.finish, weight_NR, sample), raters=sides.raters)
 
     run = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
     lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
@@ -583,7 +594,7 @@ def _cell(
     nothing: tuple[Test, float] = ("", math.nan)
     # what is no difference is not tested, and makes nobody else's correction larger
     test, p_test = nothing if math.isnan(difference.value) else _test(metric, pair_RPS, base_RPS, less)
-    if sides.of_raters and (p_resampled := stats.resampled_p(less)) > p_test:
+    if sides.raters and (p_resampled := stats.resampled_p(less)) > p_test:
         test, p_test = "bootstrap", p_resampled  # the exact test takes raters as they are
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),
