@@ -17,6 +17,7 @@ The map of this package
     rows.py         score rows, the tidy CSV from which every table is made
     stats.py        paired, prompt-clustered bootstrap intervals
     compare.py      every cell and every difference with an interval and a test; tables.py prints them, as Markdown, CSV, LaTeX, JSON
+    unscored.py     what was left out of a comparison, and the command that would score it
     order.py        Vendi scores of another order than 1, as names of scorers and metrics say it
     panel.py        judges: how far they agree, and where they order two checkpoints differently
     variety.py      runs that have lost their variety, pictures that are there twice; asides.py reads what stands beside score files

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -164,6 +164,8 @@ class Comparison:
     """The strata of every prompt set that is resampled inside them."""
     remarks: tuple[str, ...]
     """Sentences on the rows themselves, for the foot of a table."""
+    left_out: tuple[OriginKey, ...] = ()
+    """What runs were scored by and `against` was not on that prompt set: in no number, and told of by `evals.unscored`."""
 
     @property
     def family(self) -> int:
@@ -173,6 +175,10 @@ class Comparison:
     def models(self) -> list[str]:
         """In the order of the files."""
         return list(dict.fromkeys(e.model for e in self.estimates))
+
+    def compared(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of the rows that the comparison is of: without what is left out."""
+        return _without_left_out(rows, self.left_out)
 
     def of(self, **wanted: object) -> list[Estimate]:
         """The estimates whose fields have the given values."""
@@ -234,6 +240,8 @@ def compare(
 ) -> Comparison:
     """Every experiment x metric x prompt set of the rows (as `evals.rows.read` gives them), each model by itself.
 
+    What `against` has no scores of, by a scorer and on a prompt set, is left out (`Comparison.left_out`), as long as something of the model can be compared.
+
     Args:
         rows: score rows.
         resamples: of the bootstrap.
@@ -242,25 +250,29 @@ def compare(
         force: compare scores of different scorer versions, and say so in every cell concerned.
 
     Raises:
-        ValueError: a model without rows of `against`; pairs that are missing on a side; training seeds that cannot be set beside each
-            other; scorer versions that differ, unless forced.
+        ValueError: a model without rows of `against`, or none of whose scores `against` has; images that are missing on a side of a scorer and prompt set that
+            both have; training seeds that cannot be set beside each other; scorer versions that differ, unless forced.
     """
+    every, origins = rows, _origins(rows)
+    left_out = _left_out(origins, against)
+    for model, part in every.groupby("model", sort=False):
+        _refuse_alone(str(model), part, against)
+        _refuse_nothing_left(str(model), origins, left_out, against)
+    rows = _without_left_out(rows, left_out)
     versions = score_rows.versions(rows, refuse=not force)
     strata = strata_of(rows)
     resampler = Resampler(resamples, seed, strata.of)
-    origins = _origins(rows)
     cells: list[_Cell] = []
     outcomes: list[Outcome] = []
     retentions: list[Retention] = []
     panels: list[Panel] = []
     voices = {str(model): score_rows.by_rater(part) for model, part in rows.groupby("model", sort=False)}
     for model, part in rows.groupby("model", sort=False):
-        _refuse_alone(str(model), part, against)
         found, won = _compare_model(part, against, voices[str(model)], resampler)
         found = _with_conflicts(_with_headlines(_with_refusals(found, against), origins), origins, against)
         cells += found
         outcomes += won
-        retentions += _retentions(found, part)
+        retentions += _retentions(found, every[every["model"] == model])
         panels.append(panel.of_model(str(model), part, against, voices[str(model)], resampler))
     cells = _with_holm(cells)
     margins = {name: getattr(metrics.load(name), "tie_margin", None) for name in metrics.names()}
@@ -277,7 +289,36 @@ def compare(
         origins=origins,
         strata=strata.names(),
         remarks=(*strata.remarks, *_remarks(rows, against, voices, origins)),
+        left_out=left_out,
     )
+
+
+def _left_out(origins: Mapping[OriginKey, Origin], against: str) -> tuple[OriginKey, ...]:
+    """What a run was scored by, and what all are compared with was not on the same prompt set; not where a metric needs no scores of the base."""
+    by_definition = {
+        scorer: against == BASE and all(metrics.load(name).reference is not None for name in names)
+        for scorer, names in _by_scorer(scorer for *_, scorer in origins).items()
+    }
+    return tuple(
+        (model, experiment, prompt_set, scorer)
+        for model, experiment, prompt_set, scorer in origins
+        if not by_definition.get(scorer, True) and (model, against, prompt_set, scorer) not in origins
+    )
+
+
+def _by_scorer(scorers: Iterable[str]) -> dict[str, list[str]]:
+    """The metrics that read each scorer; one that none reads is not in it."""
+    found: dict[str, list[str]] = {}
+    for name in metrics.names(scorers):
+        found.setdefault(metrics.load(name).scorer, []).append(name)
+    return found
+
+
+def _without_left_out(rows: pd.DataFrame, left_out: Sequence[OriginKey]) -> pd.DataFrame:
+    if not left_out:
+        return rows
+    keys = pd.MultiIndex.from_frame(rows[["model", "experiment", "prompt_set", "scorer"]])
+    return rows[~keys.isin(left_out)]
 
 
 def _remarks(
@@ -288,7 +329,6 @@ def _remarks(
 ) -> list[str]:
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
     return [
-        *_without_reference(rows, against),
         *_who_voted(rows, against, voices),
         *variety.duplicate_notes(rows),
         *(
@@ -363,6 +403,26 @@ def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
     )
 
 
+def _refuse_nothing_left(
+    model: str, origins: Mapping[OriginKey, Origin], left_out: Sequence[OriginKey], against: str
+) -> None:
+    """Refuse a model of which nothing that a metric reads can be compared."""
+    read = _by_scorer(scorer for *_, scorer in origins)
+    of_runs = [key for key in origins if key[0] == model and key[1] != against and key[3] in read]
+    if not of_runs or not {*of_runs} <= {*left_out}:
+        return
+    scored = [key for key in of_runs if key[3] != score_rows.HUMAN]
+    if not scored:
+        names = list(dict.fromkeys(experiment for _, experiment, _, _ in of_runs))
+        raise ValueError(
+            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(names)}"
+        )
+    _, experiment, prompt_set, scorer = scored[0]
+    raise ValueError(
+        f"nothing of {model} can be compared: {against} has no {scorer} scores on {prompt_set} but {experiment} has: score {_the(against)} again with the same scorers"
+    )
+
+
 def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
     """What the rows of each model, experiment, prompt set and scorer say of themselves."""
     key = ["model", "experiment", "prompt_set", "scorer"]
@@ -385,9 +445,7 @@ def _compare_model(
     experiments = sorted(
         rows["experiment"].unique(), key=lambda name: (name != against, _first_row(rows, name))
     )
-    by_scorer: dict[str, list[str]] = {}
-    for name in metrics.names(map(str, rows["scorer"].unique())):
-        by_scorer.setdefault(metrics.load(name).scorer, []).append(name)
+    by_scorer = _by_scorer(map(str, rows["scorer"].unique()))
     base_of = {str(scorer): part for scorer, part in base.groupby("scorer", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
     for experiment in experiments:
@@ -413,19 +471,12 @@ def _scorer_cells(
     resampler: Resampler,
 ) -> list[tuple[_Cell, Outcome | None]]:
     """The cells of one experiment under the metrics that read one scorer; `voices` where it is people, and known who of them."""
-    experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
-    relative = all(metrics.load(name).reference is not None for name in names)
-    if base is None and relative and against != BASE:
-        return []  # see _without_reference
-    if base is None and not relative:
-        raise ValueError(
-            f"{against} has no {scorer} scores but {experiment} has: score {_the(against)} again with the same scorers"
-        )
-    by_definition = relative and against == BASE
+    experiment = str(rows["experiment"].iloc[0])
+    by_definition = against == BASE and all(metrics.load(name).reference is not None for name in names)
     stream = f"seeds of {experiment}"
     sides = _Sides(rows, stream, rows, rows, stream)
     if experiment != against and not by_definition:
-        assert base is not None
+        assert base is not None, "what the base has no scores of is left out"
         sides = _sides(rows, base, against) if voices is None else _voted(voices, rows, against)
     made = [
         _metric_cells(name, metrics.load(name), sides, by_definition, against, resampler) for name in names
@@ -476,24 +527,6 @@ def _partners(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
         if times == rows["seed"].nunique() and (mine == theirs).all():
             return rows.assign(value=np.tile(used["value"].to_numpy(), times))
     return score_rows.same_images(rows, base)
-
-
-def _without_reference(rows: pd.DataFrame, against: str) -> list[str]:
-    """A sentence for each metric that is relative to the base and cannot be compared with something else that was not scored on it."""
-    if against == BASE:
-        return []
-    scored = {
-        (str(m), str(e), str(s))
-        for m, e, s in rows[["model", "experiment", "scorer"]].drop_duplicates().to_numpy()
-    }
-    return [
-        f"{model}: {metrics.load(name).title} is not compared: {against} has no {scorer} scores."
-        for name in metrics.names()
-        for model in dict.fromkeys(m for m, _, _ in scored)
-        if metrics.load(name).reference is not None
-        and (scorer := metrics.load(name).scorer) in {s for m, _, s in scored if m == model}
-        and (model, against, scorer) not in scored
-    ]
 
 
 def _metric_cells(

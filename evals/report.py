@@ -29,7 +29,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import prompts
-from evals import asides, compare, fairness, layout, metrics, panel, report_data, stats, svg, tables
+from evals import asides, compare, fairness, layout, metrics, panel, report_data, stats, svg, tables, unscored
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
@@ -190,6 +190,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    rows = comparison.compared(rows)
     asked, untold = _asked(rows)
     sections = [
         _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
@@ -561,6 +562,7 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
     """Every metric's change for every run; the depth of a colour is the change over the largest of its line."""
     cells = {(e.metric, e.prompt_set, e.experiment): e for e in comparison.of(model=model)}
     keys = {(m, s) for m, s, experiment in cells if experiment in tuned}
+    keys |= unscored.left_out_lines(comparison, model)
     lines = []
     for name, prompt_set in sorted(keys, key=lambda key: (key[1], *tables.metric_order(key[0]))):
         found = [cells.get((name, prompt_set, experiment)) for experiment in tuned]
@@ -568,15 +570,21 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
         largest = max((size for size in sizes if size > 0), default=1.0)
         metric = metrics.load(name)
         arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        unit = next(tables.change(e).unit for e in found if e)
+        unit = next((tables.change(e).unit for e in found if e), "")
         lines.append(
             {
                 "title": metric.title + arrow,
-                "unit": {"points": "points", "sd": "SD", "raw": "raw"}[unit],
+                "unit": {"points": "points", "sd": "SD", "raw": "raw", "": ""}[unit],
                 "metric": name,
                 "prompt_set": prompt_set,
                 "cells": [
-                    _tax_cell(comparison, metric, e, largest) if e else {"experiment": x, "id": ""}
+                    _tax_cell(comparison, metric, e, largest)
+                    if e
+                    else {
+                        "experiment": x,
+                        "id": "",
+                        "text": unscored.why_empty(comparison, model, x, name, prompt_set),
+                    }
                     for x, e in zip(tuned, found, strict=True)
                 ],
             }

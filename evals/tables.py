@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from evals import asides, metrics, panel, stats
+from evals import asides, metrics, panel, stats, unscored
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate, Outcome, Retention, compare, most_missing
 from evals.files import write_text
@@ -36,7 +36,7 @@ GOALS = (
 """The order of columns: what no run is trained on stands before what some run is."""
 SMALLEST_P = 1e-300
 """Below it p-values are not told apart: that of 1,632 prompts won of 1,632 is 2^-1631, which is 0 as a double."""
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON; another number where a reader of this one would be wrong."""
 Unit = Literal["points", "sd", "raw"]
 
@@ -369,10 +369,15 @@ def _tax(comparison: Comparison, model: str) -> str:
     lines = [["metric", "prompt set", "in", *runs]]
     for name, prompt_set in _tax_lines(comparison, model):
         found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
-        unit = next(units[change(found[run]).unit] for run in runs if run in found)
+        unit = next((units[change(found[run]).unit] for run in runs if run in found), "")
         metric = metrics.load(name)
         arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        cells = [_tax_cell(comparison, found[run]) if run in found else "–" for run in runs]
+        cells = [
+            _tax_cell(comparison, found[run])
+            if run in found
+            else unscored.why_empty(comparison, model, run, name, prompt_set)
+            for run in runs
+        ]
         lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
     return (
         f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
@@ -381,9 +386,10 @@ def _tax(comparison: Comparison, model: str) -> str:
 
 
 def _tax_lines(comparison: Comparison, model: str) -> list[tuple[str, str]]:
-    """Metric and prompt set of every line of the matrix."""
+    """Metric and prompt set of every line of the matrix, those among them that are left out."""
     runs = set(_runs(comparison, model))
     found = {(e.metric, e.prompt_set) for e in comparison.of(model=model) if e.experiment in runs}
+    found |= unscored.left_out_lines(comparison, model)
     return sorted(found, key=lambda line: (line[1], *metric_order(line[0])))
 
 
@@ -469,7 +475,7 @@ def _is_scored(comparison: Comparison, name: str) -> bool:
 
 def count_notes(comparison: Comparison) -> list[str]:
     """What was not counted, or does not hold up: nothing is dropped in silence."""
-    notes = []
+    notes = unscored.left_out_notes(comparison)
     for (model, scorer, prompt_set), total in _missing_by(comparison).items():
         notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
     for e in comparison.estimates:
@@ -495,7 +501,7 @@ def count_notes(comparison: Comparison) -> list[str]:
     read = {metrics.load(name).scorer for name in metrics.names(comparison.versions)}
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
-    return [*notes, *_not_scored(comparison), *comparison.remarks]
+    return [*notes, *unscored.not_scored_notes(comparison), *comparison.remarks]
 
 
 def _alone(comparison: Comparison) -> list[str]:
@@ -541,22 +547,6 @@ def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
         key: ", ".join(f"{e.experiment} {e.missing} of {e.seeds * e.images}" for e in of_scorer.values())
         for key, of_scorer in widest.items()
     }
-
-
-def _not_scored(comparison: Comparison) -> list[str]:
-    notes = []
-    for model in comparison.models():
-        cells = {(e.experiment, e.metric, e.prompt_set) for e in comparison.of(model=model)}
-        for experiment in _experiments(comparison, model):
-            absent = [
-                f"{metrics.load(metric).title} on {prompt_set}"
-                for metric, prompt_set in sorted({(m, s) for _, m, s in cells})
-                if (experiment, metric, prompt_set) not in cells
-                and not (experiment == BASE and metrics.load(metric).reference is not None)
-            ]
-            if absent:
-                notes.append(f"{model}: not scored for {experiment}: {'; '.join(absent)}.")
-    return notes
 
 
 def conflicts(comparison: Comparison) -> list[str]:
@@ -727,6 +717,10 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         ],
         "flips": [_machine_flip(comparison, f) for f in comparison.panel.flips],
         "tax": [_machine_tax(comparison, model) for model in comparison.models()],
+        "left_out": [
+            dict(zip(("model", "experiment", "prompt_set", "scorer"), key, strict=True))
+            for key in comparison.left_out
+        ],
         "conflicts": conflicts(comparison),
         "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},
     }
