@@ -355,8 +355,8 @@ def _whose_votes(voices: Voices | None) -> str:
     """Whether the interval of votes is for other raters too."""
     if voices is None:
         return (
-            "raters are no cluster, as some rows do not say who voted, or are of several comparisons. A pair counts by its majority, and the interval, "
-            "over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
+            "raters are no cluster, as some rows do not say who voted, are of several comparisons, or of training seeds of which it is not known which met. A pair "
+            "counts by its majority, and the interval, over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
         )
     several = voices.raters > 1
     which = f"{voices.raters} raters" if several else "one rater, of whom alone the interval speaks"

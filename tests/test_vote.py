@@ -885,6 +885,16 @@ def test_votes_on_several_training_seeds_keep_their_raters(tmp_path: Path) -> No
     assert of_majorities.value.value != pytest.approx(value)
 
 
+def test_votes_are_taken_apart_by_rater_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For cells, panel and foot together."""
+    found = tally.rows_of(choose(made_up(6), {r: lambda p: "A" for r in "ab"})).assign(file="x")
+    asked, by_rater = [], rows.by_rater
+    monkeypatch.setattr(rows, "by_rater", lambda votes: asked.append(len(votes)) or by_rater(votes))
+    made = compare.compare(found, resamples=50)
+    assert asked == [len(found)]
+    assert "of the votes of 2 raters" in "".join(made.remarks)
+
+
 def test_a_judge_beside_people_who_voted_on_two_seeds(tmp_path: Path) -> None:
     """The panel's rate of people is that of the tables."""
     generator = np.random.default_rng(3)
