@@ -841,6 +841,10 @@ def test_raters_of_several_training_seeds_are_known_again(tmp_path: Path) -> Non
         for place, name in enumerate(names):
             assert said[seed * 3 + place] == pytest.approx(expected.get((name, seed), math.nan), nan_ok=True)
     assert len(mine) == 2 * 3 * 4
+    swapped = rows.by_rater(found[::-1])
+    assert swapped is not None  # the order of files changes nobody's number
+    other = swapped.rows[swapped.rows["experiment"] == "joint"].groupby("seed")["value"].mean()
+    pd.testing.assert_series_equal(said, other)
     assert "anna" not in (tmp_path / "votes-0.csv").read_text()
 
 
