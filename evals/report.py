@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -202,7 +201,7 @@ def render(
         command=command,
         method=tables.method_notes(comparison),
         against=comparison.against,
-        the=_the(comparison),
+        the=tables.compared_with(comparison),
         conflicts=tables.conflicts(comparison),
         counted=[*_forced(comparison), *tables.count_notes(comparison), *counted],
         versions=sorted(comparison.versions.items()),
@@ -395,22 +394,12 @@ def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estim
     return sorted(chosen.values(), key=lambda e: tables.metric_order(e.metric))
 
 
-def _the(comparison: Comparison) -> str:
-    return "the base" if comparison.against == BASE else comparison.against
-
-
 def _forced(comparison: Comparison) -> list[str]:
     """In what forced comparisons differ, by the number of their footmark."""
     return [
         f"‡{place} Forced, what cannot be compared: {conflict}."
-        for place, conflict in enumerate(tables.conflicts(comparison), start=1)
+        for place, conflict in tables.footnotes(comparison)
     ]
-
-
-def _marks(comparison: Comparison, e: Estimate) -> str:
-    """Behind a number: † where the run was trained on its scorer, ‡ and a number where the comparison was forced."""
-    place = tables.conflicts(comparison).index(e.conflict) + 1 if e.conflict else ""
-    return tables.dagger(e) + (f"‡{place}" if e.conflict else "")
 
 
 def _change(comparison: Comparison, e: Estimate) -> Markup:
@@ -422,7 +411,7 @@ def _change(comparison: Comparison, e: Estimate) -> Markup:
     else:
         told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
     return Markup('{} <a class="cell" href="#{}">{}</a> {} on {}').format(
-        metric.title, cell_id(e), told, tables.sign(e) + _marks(comparison, e), e.prompt_set
+        metric.title, cell_id(e), told, tables.sign(e) + tables.marks(comparison, e), e.prompt_set
     )
 
 
@@ -521,10 +510,10 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
         "ratio": ratio,
         "mark": e.mark,
         "sign": tables.sign(e),
-        "dagger": _marks(comparison, e),
+        "dagger": tables.marks(comparison, e),
         "p": "" if math.isnan(e.p_holm) else tables.p_told(e.p_holm),
         "test": e.test,
-        "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
+        "n": tables.size_told(e.seeds, e.prompts, e.images),
     }
 
 
@@ -548,8 +537,7 @@ def _kept(comparison: Comparison, r: compare.Retention) -> dict[str, str]:
         "specialist": r.specialist,
         "name": r.metric,
         "prompt_set": r.prompt_set,
-        "id": "cell/"
-        + "/".join(quote(n, safe="@+") for n in (r.model, r.prompt_set, r.metric, r.experiment)),
+        "id": cell_id(r),
         "metric": metrics.load(r.metric).title,
         "raw": tables.percent(r.raw),
         "gain": tables.percent(r.gain),
@@ -567,12 +555,10 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
         sizes = [abs(tables.change(e).value) for e in found if e]
         largest = max((size for size in sizes if size > 0), default=1.0)
         metric = metrics.load(name)
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        unit = next(tables.change(e).unit for e in found if e)
         lines.append(
             {
-                "title": metric.title + arrow,
-                "unit": {"points": "points", "sd": "SD", "raw": "raw"}[unit],
+                "title": tables.heading(metric, unit=False),
+                "unit": next(tables.UNITS[tables.change(e).unit] for e in found if e),
                 "metric": name,
                 "prompt_set": prompt_set,
                 "cells": [
@@ -585,17 +571,16 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
 
 
 def _tax_cell(comparison: Comparison, metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
-    value, unit = tables.change(e)
-    depth = abs(value) / largest if e.mark in ("better", "worse", "changed") else 0.0
-    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
+    change = tables.change(e)
+    depth = abs(change.value) / largest if e.mark in ("better", "worse", "changed") else 0.0
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
-        "text": text,
+        "text": tables.change_told(change),
         "full": f"{e.experiment}, {metric.title}: {tables.interval(metric, e.difference, signed=True)}, {e.mark or 'no difference'}",
         "mark": e.mark.replace(" ", "-"),
         "sign": tables.sign(e),
-        "dagger": _marks(comparison, e),
+        "dagger": tables.marks(comparison, e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }
 
@@ -617,7 +602,10 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "prompt_set": o.prompt_set,
             "experiment": o.experiment,
             "bar": svg.win_bar(o.win, o.tie, o.loss, f"{o.experiment}, {metrics.load(o.metric).title}"),
-            "shares": [_share(share) for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)],
+            "shares": [
+                tables.decimals(100 * share, 1)
+                for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)
+            ],
             "prompts": f"{o.prompts_won} : {o.prompts_lost}",
             "p": tables.p_told(o.sign_p),
         }
@@ -670,10 +658,6 @@ def _verdicts(
         (*tables.verdict(comparison, f, v, swapped), ids.get((favoured, v.metric, f.prompt_set), ""))
         for v in told
     ]
-
-
-def _share(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -749,11 +733,7 @@ def _value_of(
 ) -> str:
     of = (rows["experiment"] == experiment) & (rows["seed"] == seed) & (rows["scorer"] == scorer)
     found = rows.loc[of & (rows["prompt_id"] == prompt_id) & (rows["image"] == image), "value"]
-    return _decimals(float(found.iloc[0])) if len(found) else "–"
-
-
-def _decimals(value: float, signed: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+    return tables.decimals(float(found.iloc[0]), 2) if len(found) else "–"
 
 
 def _strips(
@@ -871,8 +851,8 @@ def _pair(row: Any, run: str, base: str, pictures: Pictures, some: dict[str, Pro
     return {
         "text": prompt.text,
         "tags": prompt.tags,
-        "gain": _decimals(row.gain, signed=True),
-        "scores": f"{_decimals(row.base)} → {_decimals(row.value)}",
+        "gain": tables.decimals(row.gain, 2, signed=True),
+        "scores": f"{tables.decimals(row.base, 2)} → {tables.decimals(row.value, 2)}",
         "base": pictures.get(base, *place),
         "tuned": pictures.get(run, *place),
     }
@@ -912,15 +892,15 @@ def _tone_column(
     return {
         "experiment": f.experiment,
         "refused": f.refused,
-        "gap": (_told(f.gap), ids.get("parity", "")),
-        "floor": fairness.three(f.floor),
-        "unbiased": (_told(f.unbiased), ids.get("parity_unbiased", "")),
-        "pooled": (_told(f.pooled), ids.get("parity_pooled", "")),
+        "gap": (tables.with_ends(f.gap), ids.get("parity", "")),
+        "floor": tables.decimals(f.floor),
+        "unbiased": (tables.with_ends(f.unbiased), ids.get("parity_unbiased", "")),
+        "pooled": (tables.with_ends(f.pooled), ids.get("parity_pooled", "")),
         "contradiction": fairness.contradiction(f) if f.outside else "",
-        "pooled_floor": fairness.three(f.pooled_floor),
-        "pooled_unbiased": fairness.three(f.pooled_unbiased),
-        "unusable": (f"{100 * f.unusable.value:.1f}", ids.get("unusable", "")),
-        "n": f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}",
+        "pooled_floor": tables.decimals(f.pooled_floor),
+        "pooled_unbiased": tables.decimals(f.pooled_unbiased),
+        "unusable": (tables.decimals(100 * f.unusable.value, 1), ids.get("unusable", "")),
+        "n": tables.size_told(f.seeds, f.prompts, f.images),
         # of nobody there is nothing to draw
         "histogram": svg.tone_histogram(
             shares, top, f"{f.experiment}: tone groups from light to dark {groups}"
@@ -942,20 +922,12 @@ def _tone_column(
                 ),
                 "counts": " · ".join(map(str, p.counts)),
                 "unusable": p.unusable,
-                "gap": fairness.three(p.gap),
-                "floor": fairness.three(p.floor),
+                "gap": tables.decimals(p.gap),
+                "floor": tables.decimals(p.floor),
             }
             for p in f.ranked
         ],
     }
-
-
-def _told(value: stats.Interval) -> str:
-    if math.isnan(value.value):
-        return "–"
-    if math.isnan(value.low):
-        return f"{value.value:.3f}".replace("-", "−")
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
 
 
 # --------------------------------------------------------------------------------------- over-optimisation

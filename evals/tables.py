@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,26 +39,38 @@ SMALLEST_P = 1e-300
 SCHEMA = 1
 """Of the JSON; another number where a reader of this one would be wrong."""
 Unit = Literal["points", "sd", "raw"]
+UNITS: dict[Unit, str] = {"points": "points", "sd": "SD", "raw": "raw"}
+"""As a reader is told them."""
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
 
 
-def number(metric: Metric, value: float, signed: bool = False) -> str:
-    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
+def decimals(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A value with so many decimals; NaN as a dash."""
     if math.isnan(value):
         return "–"
-    sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.3f}"
-    return text.replace("-", "−")
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def with_ends(value: Interval, told: Callable[[float], str] = decimals) -> str:
+    """A value and the ends of its interval, each as `told` writes it; without ends where there are none."""
+    text = told(value.value)
+    if math.isnan(value.value) or math.isnan(value.low):
+        return text
+    return f"{text} [{told(value.low)}, {told(value.high)}]"
+
+
+def number(metric: Metric, value: float, signed: bool = False) -> str:
+    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
+    return decimals(100 * value, 1, signed) if metric.unit == "share" else decimals(value, 3, signed)
 
 
 def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
     """`80.3 [78.5, 82.0]`; without ends where there are none or where they are the value itself."""
-    text = number(metric, value.value, signed)
-    if math.isnan(value.low) or value.low == value.high == value.value:
-        return text
-    return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
+    if value.low == value.high == value.value:
+        return number(metric, value.value, signed)
+    return with_ends(value, lambda end: number(metric, end, signed))
 
 
 def value_told(e: Estimate) -> str:
@@ -68,15 +80,12 @@ def value_told(e: Estimate) -> str:
 
 def ratio_told(e: Estimate) -> str:
     """The ratio to the base, without its interval."""
-    return f"{e.ratio.value:.2f}".replace("-", "−")
+    return decimals(e.ratio.value, 2)
 
 
 def signed(value: Interval) -> str:
     """A correlation with its interval, with two decimals; without ends where there are none."""
-    if math.isnan(value.value):
-        return "–"
-    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.value:+.2f}{ends}".replace("-", "−")
+    return with_ends(value, lambda end: decimals(end, 2, signed=True))
 
 
 def p_told(p: float) -> str:
@@ -86,16 +95,18 @@ def p_told(p: float) -> str:
 
 def percent(value: Interval) -> str:
     """A ratio with its interval, in whole per cent, without ends where there are none; a dash where it has no meaning."""
-    if math.isnan(value.value):
-        return "–"
-    ends = "" if math.isnan(value.low) else f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
-    return f"{100 * value.value:.0f}{ends}".replace("-", "−")
+    return with_ends(value, lambda end: decimals(100 * end, 0))
 
 
-def heading(metric: Metric) -> str:
-    """The metric's title with its unit and an arrow to the good side."""
+def size_told(seeds: int, prompts: int, images: int) -> str:
+    """How much stands behind a number: training seeds × prompts × images of each, of so many images of a seed."""
+    return f"{seeds} × {prompts} × {images / prompts:g}"
+
+
+def heading(metric: Metric, unit: bool = True) -> str:
+    """The metric's title with an arrow to the good side, and with its unit where that is asked for."""
     arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-    return f"{metric.title}{', %' if metric.unit == 'share' else ''}{arrow}"
+    return f"{metric.title}{', %' if unit and metric.unit == 'share' else ''}{arrow}"
 
 
 def dagger(estimate: Estimate) -> str:
@@ -154,6 +165,11 @@ def change(e: Estimate) -> Change:
     return Change(e.difference.value / e.base_sd, "sd")
 
 
+def change_told(of: Change) -> str:
+    """A change with its sign: of points one decimal, of anything else two."""
+    return decimals(of.value, 1 if of.unit == "points" else 2, signed=True)
+
+
 # --------------------------------------------------------------------------------------------------- markdown
 
 
@@ -202,10 +218,9 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
     if e is None:
         return "–"
     if left_out(e):
-        return f"†{_footmark(comparison, e)}"
+        return marks(comparison, e)
     ratio = "" if math.isnan(e.ratio.value) else f" (×{ratio_told(e)})"
-    marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
-    return f"{value_told(e)}{ratio} {marks}".strip()
+    return f"{value_told(e)}{ratio} {sign(e)}{marks(comparison, e)}".strip()
 
 
 def left_out(e: Estimate) -> bool:
@@ -231,13 +246,12 @@ def _kept(comparison: Comparison, model: str) -> str:
         return ""
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
-        marks = kept_marks(comparison, r)
-        ratios = [f"{percent(ratio)}{marks}" for ratio in (r.raw, r.gain)]
+        ratios = [f"{percent(ratio)}{kept_marks(comparison, r)}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
         "### What the joint run keeps of each specialist\n\n"
         "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
-        f"{_the(comparison)} (.84, .66, "
+        f"{compared_with(comparison)} (.84, .66, "
         ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none. "
         "† one of the two was trained on this very scorer.\n\n"
         f"{markdown_table(lines, padded=True)}\n"
@@ -256,7 +270,8 @@ def _kept_trained(comparison: Comparison, r: Retention) -> bool:
     return any(e.experiment in (r.experiment, r.specialist) for e in cells)
 
 
-def _the(comparison: Comparison) -> str:
+def compared_with(comparison: Comparison) -> str:
+    """What all is compared with, in a sentence."""
     return "the base" if comparison.against == BASE else comparison.against
 
 
@@ -275,11 +290,11 @@ def _wins(comparison: Comparison, model: str) -> str:
         lines.append(
             [judge(comparison, model, o.prompt_set, [o.experiment], scorer, o.trained_on)]
             + [o.prompt_set, o.experiment]
-            + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
+            + [decimals(100 * share, 1) for share in shares]
             + [f"{o.prompts_won} : {o.prompts_lost}", p_told(o.sign_p)]
         )
     return (
-        f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
+        f"### Win, tie and loss against {compared_with(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
         f"over prompts, uncorrected; corrected it is in the tables below.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
@@ -312,7 +327,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
-        f"{_the(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
+        f"{compared_with(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
         f"set beside each other. Intervals are those of every table here: prompts are resampled, and training seeds above them.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
@@ -365,17 +380,14 @@ def _tax(comparison: Comparison, model: str) -> str:
     runs = _runs(comparison, model)
     if not runs:
         return ""
-    units = {"points": "points", "sd": "SD", "raw": "raw"}
     lines = [["metric", "prompt set", "in", *runs]]
     for name, prompt_set in _tax_lines(comparison, model):
         found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
-        unit = next(units[change(found[run]).unit] for run in runs if run in found)
-        metric = metrics.load(name)
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+        unit = next(UNITS[change(found[run]).unit] for run in runs if run in found)
         cells = [_tax_cell(comparison, found[run]) if run in found else "–" for run in runs]
-        lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
+        lines.append([heading(metrics.load(name), unit=False), prompt_set, unit, *cells])
     return (
-        f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
+        f"### What every run changed\n\nDifferences to {compared_with(comparison)}: of a share in points, of a score in standard deviations of "
         f"its prompts' means, raw where a prompt has no value of its own.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
@@ -388,9 +400,7 @@ def _tax_lines(comparison: Comparison, model: str) -> list[tuple[str, str]]:
 
 
 def _tax_cell(comparison: Comparison, e: Estimate) -> str:
-    value, unit = change(e)
-    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
-    return f"{text} {sign(e)}{dagger(e)}{_footmark(comparison, e)}".strip()
+    return f"{change_told(change(e))} {sign(e)}{marks(comparison, e)}".strip()
 
 
 def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
@@ -400,8 +410,8 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
     for name in sorted({e.metric for e in found}, key=metric_order):
         metric = metrics.load(name)
         for e in (e for e in found if e.metric == name):
-            n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
-            value = f"{value_told(e)}{dagger(e)}{_footmark(comparison, e)}"
+            n = size_told(e.seeds, e.prompts, e.images)
+            value = f"{value_told(e)}{marks(comparison, e)}"
             p = "" if math.isnan(e.p_holm) else f"{p_told(e.p_holm)} {e.test}"
             difference = interval(metric, e.difference, True)
             lines.append(
@@ -420,7 +430,7 @@ def method_notes(comparison: Comparison) -> list[str]:
         for n, m in sorted(comparison.tie_margins.items())
         if _is_scored(comparison, n)
     )
-    the = _the(comparison)
+    the = compared_with(comparison)
     notes = [
         f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
@@ -476,7 +486,7 @@ def count_notes(comparison: Comparison) -> list[str]:
         if e.unpaired and e.experiment != comparison.against:
             notes.append(
                 f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
-                f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."
+                f"{e.seeds * e.prompts} prompts are in no difference, since the run or {compared_with(comparison)} has no usable image there."
             )
     notes += _refusals(comparison)
     marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
@@ -564,6 +574,16 @@ def conflicts(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(e.conflict for e in comparison.estimates if e.conflict))
 
 
+def footnotes(comparison: Comparison) -> Iterator[tuple[int, str]]:
+    """The conflicts, each with the number of its footmark."""
+    return enumerate(conflicts(comparison), start=1)
+
+
+def marks(comparison: Comparison, e: Estimate) -> str:
+    """Behind a number: † where the run was trained on its scorer, ‡ and a number where the comparison was forced."""
+    return dagger(e) + _footmark(comparison, e)
+
+
 def _footmark(comparison: Comparison, e: Estimate) -> str:
     return f"‡{conflicts(comparison).index(e.conflict) + 1}" if e.conflict else ""
 
@@ -587,10 +607,9 @@ def _cells(
 
 
 def _conflicts(comparison: Comparison) -> str:
-    found = conflicts(comparison)
-    if not found:
+    if not conflicts(comparison):
         return ""
-    told = "\n".join(f"- ‡{place} {conflict}." for place, conflict in enumerate(found, start=1))
+    told = "\n".join(f"- ‡{place} {conflict}." for place, conflict in footnotes(comparison))
     return (
         "## Forced\n\nThese cells compare what cannot be compared: their differences may be the evaluation's, not the "
         f"checkpoint's.\n\n{told}\n"
@@ -673,10 +692,7 @@ def latex(comparison: Comparison, command: str) -> str:
     parts = [
         f"% Generated by {' '.join(command.split())}. Do not edit. Needs \\usepackage{{booktabs,amssymb}}.",
         f"% 95 % intervals, {comparison.resamples:,} resamples; signs and daggers as in the Markdown table.",
-        *(
-            f"% ddagger {place}, forced: {escaped(conflict)}."
-            for place, conflict in enumerate(conflicts(comparison), start=1)
-        ),
+        *(f"% ddagger {place}, forced: {escaped(conflict)}." for place, conflict in footnotes(comparison)),
     ]
     for model in comparison.models():
         header, *lines = glance(comparison, model)

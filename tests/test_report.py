@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import asides, compare, panel, report, report_data, rows, svg
+from evals import asides, compare, panel, report, report_data, rows, svg, tables
 from evals.__main__ import main
 from evals.compare import Comparison
 from evals.stats import Interval
@@ -477,7 +477,7 @@ def test_a_picture_stands_beside_that_of_the_seed_whose_score_it_has(
         found = re.fullmatch(r"fairness-miniature-1: (\w+), image (\d+) .*", pair["base"].alt)
         assert found, pair["base"].alt
         value = theirs[found[1], int(found[2])]
-        assert pair["scores"].startswith(f"{report._decimals(value)} → ")
+        assert pair["scores"].startswith(f"{tables.decimals(value, 2)} → ")
 
 
 def test_wins_are_decided_by_a_judge_that_the_run_was_not_trained_on(
