@@ -24,7 +24,7 @@ The map of this package
     curve.py        over the snapshots of a run: where reward and judge part; divergence.py is the exact KL to the base
     plan.py         what a comparison will be able to tell, before it is made
     ballots.py      votes of people: what is shown, and the log; vote.py serves the page, tally.py counts
-    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it
+    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it, report_runs.py what run directories tell
     geneval.py      GenEval's rules, t2i_compbench.py T2I-CompBench's; geneval_people.py and skin.py hold them to people and to known tones
     __main__.py     `python -m evals score | compare | report | ...`
 
