@@ -172,6 +172,25 @@ def test_stable_diffusion_is_refused_what_it_cannot_do(
     refused(CliRunner().invoke(main, [experiment, "--on", "sd2", *arguments, "--dry-run"]), *parts)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "needs"),
+    [("compositionality", "scorer objects cannot answer for {}: none of its 2 prompts names an object, as "), ("fairness", "scorer skin_tone cannot answer for {}: none of its 2 prompts is a portrait")],
+)  # fmt: skip
+def test_stable_diffusion_is_refused_prompts_that_its_reward_has_nothing_to_say_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, experiment: str, needs: str
+) -> None:
+    """In the plan: it was said once the first pictures were drawn."""
+    monkeypatch.setattr("evals.scorers.load", LOAD)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a cat\na dog\n")
+    refused(
+        CliRunner().invoke(main, [experiment, "--on", "sd2", "--set", f"tasks.prompts={mine}", "--dry-run"]),
+        needs.format(mine),
+        "; the first is '00001', 'a cat': ",
+        f"tasks.{experiment}.rewards needs it, so give tasks.{experiment}.prompts that it can answer for, or train on another scorer",
+    )
+
+
 @pytest.mark.parametrize("target", ["to_q", "attn1.to_out.0", "conv1", "net.2"])
 def test_what_can_have_adapters_is_not_refused(target: str) -> None:
     chosen = override(experiments.load("imagereward", "sd2"), [f"lora.targets={target}"])
