@@ -490,7 +490,7 @@ def _figure(
 
 def _without_number(line: dict[str, Any]) -> dict[str, Any]:
     """As the table at a glance has a judge that the run was trained on: the † is the link to its number."""
-    nothing = dict.fromkeys(("bar", "ends", "mark", "sign"), "")
+    nothing = dict.fromkeys(("bar", "ends", "mark", "sign", "said"), "")
     return {**line, **nothing, "value": "†", "dagger": line["dagger"].removeprefix("†")}
 
 
@@ -510,6 +510,7 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
         "ratio": ratio,
         "mark": e.mark,
         "sign": tables.sign(e),
+        "said": tables.sign_said(e),
         "dagger": tables.marks(comparison, e),
         "p": "" if math.isnan(e.p_holm) else tables.p_told(e.p_holm),
         "test": e.test,
@@ -580,6 +581,7 @@ def _tax_cell(comparison: Comparison, metric: metrics.Metric, e: Estimate, large
         "full": f"{e.experiment}, {metric.title}: {tables.interval(metric, e.difference, signed=True)}, {e.mark or 'no difference'}",
         "mark": e.mark.replace(" ", "-"),
         "sign": tables.sign(e),
+        "said": tables.sign_said(e),
         "dagger": tables.marks(comparison, e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }

@@ -188,9 +188,25 @@ def _chart(values: list[list[float]], logs: list[list[dict[str, Any]]], title: s
     across = [[_number(record[unit]) for record in log] for log in logs]
     lines = [svg.Line(x, y, f"{css} seed") for x, y in zip(across, values, strict=True)]
     shortest = min(len(y) for y in values)
-    mean = np.mean([y[:shortest] for y in values], axis=0)
-    lines.append(svg.Line(across[0][:shortest], mean.tolist(), f"{css} mean"))
-    return svg.chart(lines, f"{title} over {unit}", unit if counted else "iterations")
+    x, mean = across[0][:shortest], np.mean([y[:shortest] for y in values], axis=0).tolist()
+    lines.append(svg.Line(x, mean, f"{css} mean"))
+    x_title = unit if counted else "iterations"
+    told = f"{title} over {unit}{_in_words(x, mean, x_title)}"
+    return svg.chart(lines, told, x_title)
+
+
+def _in_words(x: Sequence[float], y: Sequence[float], x_title: str) -> str:
+    """Where a curve begins, is highest and ends, for who does not see it."""
+    points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a + b)]
+    if not points:
+        return ""
+    places = {"begins": points[0], "is highest": max(points, key=lambda point: point[1]), "ends": points[-1]}
+    told = ", ".join(f"{what} with {svg.written(b)} at {_place(a)}" for what, (a, b) in places.items())
+    return f": {told} {x_title}"
+
+
+def _place(x: float) -> str:
+    return f"{x:,.0f}" if x == round(x) else svg.written(x)
 
 
 def _number(value: object) -> float:
@@ -345,7 +361,7 @@ def _over(path: Path, experiment: str, table: pd.DataFrame) -> dict[str, Any]:
                 low,
                 high,
                 marks,
-                f"{title}, by {x}",
+                f"{title}, by {x}{_in_words(part[column].astype(float).tolist(), gain, x)}",
                 x,
                 f"band {role}",
             )

@@ -119,6 +119,12 @@ def sign(estimate: Estimate) -> str:
     return (SIGNS if estimate.survives else HOLLOW)[estimate.mark]
 
 
+def sign_said(estimate: Estimate) -> str:
+    """What the sign of a difference says, in words."""
+    is_hollow = sign(estimate) != SIGNS[estimate.mark]
+    return f"{estimate.mark}, not after Holm's correction" if is_hollow else estimate.mark
+
+
 def metric_order(name: str) -> tuple[int, str]:
     """Goals first, in the order of `GOALS`, then the side effects by name."""
     return (GOALS.index(name) if name in GOALS else len(GOALS), name)

@@ -249,7 +249,7 @@ def test_what_is_kept_names_its_set_and_has_the_marks_of_the_table(
     found = [[plain(cell) for cell in re.findall("<td>(.*?)</td>", line)] for line in table.split("<tr")[2:]]
     marks = {
         (metric, prompt_set): re.findall("[†‡].*", raw) + re.findall("[†‡].*", gain)
-        for _, _, metric, prompt_set, raw, gain in found
+        for _, metric, prompt_set, raw, gain in found
     }
     assert len(marks) == len(made.retentions)
     assert marks["detection score", SCENES] == ["†‡1"] * 2
@@ -712,6 +712,7 @@ def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
     assert (one["experiment"], one["kept"], one["apart"]) == ("joint", "10", "a judge at iteration 20")
     proxy, judge = one["series"]
     assert proxy["title"].startswith("proxy") and judge["title"].endswith("points")
+    assert "nats of KL: begins with" in proxy["charts"][1]
     for drawing in (*proxy["charts"], *judge["charts"]):
         assert drawing.count('class="kept"') == 1 and ">keep<" in drawing
     assert [chart.count('class="ring"') for chart in (*proxy["charts"], *judge["charts"])] == [0, 0, 1, 1]
@@ -896,6 +897,58 @@ def test_the_page_says_its_language_and_has_landmarks(page: str) -> None:
     assert '<a class="skip" href="#content">' in page and '<main id="content">' in page
     for table in re.findall(r'<div class="[^"]*scroll[^"]*"[^>]*>', page):
         assert 'tabindex="0"' in table and 'role="region"' in table and "aria-label=" in table
+
+
+def test_every_table_has_headings_of_columns_and_of_lines(page: str) -> None:
+    """So that a screen reader says with a number of which run and what it is; of what is in per cent the head says so."""
+    assert re.findall("<th(?![^>]* scope=)[^>]*>", page) == []
+    found = re.findall("<table.*?</table>", page, re.DOTALL)
+    assert len(found) > 8
+    for table in found:
+        lines = re.findall("<tr(?! class=.(?:first|about|set))[^>]*>(.*?)</tr>", table, re.DOTALL)
+        assert all('<th scope="row"' in line or 'scope="col"' in line for line in lines), table[:200]
+    (wins,) = re.findall('aria-label="Win, tie and loss"><table>(.*?)</thead>', page, re.DOTALL)
+    assert [f">{share}, %<" in wins for share in ("won", "tied", "lost", "half-tie", "ties dropped")] == [
+        True
+    ] * 5
+
+
+SAID = {
+    **{"▲": "better", "▼": "worse", "◆": "changed", "≈": "not distinguished"},
+    **{"△": "better, not after Holm's correction", "▽": "worse, not after Holm's correction", "◇": "changed, not after Holm's correction"},
+}  # fmt: skip
+
+
+def test_every_sign_is_said_in_words_to_who_hears_the_page(page: str) -> None:
+    said = re.findall('<span aria-hidden="true">(.)([^<]*)</span><span class="aloud">([^<]*)</span>', page)
+    assert {sign for sign, _, _ in said} >= {"≈", "△", "▽"}
+    assert all(words.replace("&#39;", "'") == SAID[sign] for sign, _, words in said)
+    (numbers,) = re.findall('<h2 id="numbers">.*?</section>', page, re.DOTALL)
+    (tax,) = re.findall('<h2 id="tax">.*?</section>', page, re.DOTALL)
+    for section in (numbers, tax):
+        shown = section.split("</p>", 2)[2]  # beneath what explains them
+        assert re.findall("[▲▼◆≈△▽◇]", shown)
+        assert not re.findall("[▲▼◆≈△▽◇]", re.sub('<span aria-hidden="true">[^<]*</span>', "", shown))
+
+
+def test_what_explains_a_number_is_there_for_who_cannot_point_at_it(page: str, made: Comparison) -> None:
+    """What a metric is and by which test its p was found: in sight, where they were in titles that a mouse alone shows."""
+    for e in made.estimates:
+        if not math.isnan(e.p_holm):
+            assert f" <small>{e.test}</small></td>" in page
+    gold = [e for e in made.estimates if e.metric == "win_rate_gold" and e.experiment == "base"]
+    about = '<tr class="about"><td colspan="9">Share of images with a higher gold utility than the base'
+    assert page.count(about) == len(gold) > 0
+
+
+def test_a_chart_says_in_words_where_it_begins_and_ends(page: str) -> None:
+    told = "reward over images: begins with 0.00 at 96, is highest with 0.20 at 288, ends with 0.20 at 288 images"
+    assert page.count(f'aria-label="{told}"') == 2
+    assert report_runs._in_words([0, 1, 2], [math.nan] * 3, "x") == ""
+    drawn = report_runs._in_words([0.5, 1.25, 2.0], [0.0, 3.0, -1.0], "nats of KL")
+    assert (
+        drawn == ": begins with 0.00 at 0.50, is highest with 3.00 at 1.25, ends with -1.00 at 2 nats of KL"
+    )
 
 
 def test_drawings_hold_what_they_are_given() -> None:
