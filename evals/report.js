@@ -249,7 +249,7 @@
     }
     const table = make("tbody");
     for (const p of sorted.slice(0, SHOWN)) {
-      const said = make("td", { class: "prompt" }, p.text, " ", make("small", {}, p.tags.join(", ")));
+      const said = make("th", { class: "prompt", scope: "row" }, p.text, " ", make("small", {}, p.tags.join(", ")));
       if (data.whole) {
         const details = make("details", {}, make("summary", {}, p.text), make("small", {}, p.tags.join(", ")));
         details.addEventListener("toggle", () => {

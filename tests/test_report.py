@@ -937,7 +937,7 @@ def test_what_explains_a_number_is_there_for_who_cannot_point_at_it(page: str, m
         if not math.isnan(e.p_holm):
             assert f" <small>{e.test}</small></td>" in page
     gold = [e for e in made.estimates if e.metric == "win_rate_gold" and e.experiment == "base"]
-    about = '<tr class="about"><td colspan="9">Share of images with a higher gold utility than the base'
+    about = '<tr class="about"><td colspan="9"><span>Share of images with a higher gold utility than the base'
     assert page.count(about) == len(gold) > 0
 
 

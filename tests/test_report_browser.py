@@ -222,6 +222,8 @@ def test_a_number_opens_its_rows_and_they_are_saved_as_they_were(
     page.wait_for("document.querySelector('dialog[open] #raw') !== null")
     assert JOINT in page.evaluate("decodeURIComponent(location.hash)")
     told = page.evaluate("document.querySelector('dialog').innerText")
+    headed = "[...document.querySelectorAll('dialog #rows-of tbody > tr')].every(e => e.firstElementChild.scope === 'row')"
+    assert page.evaluate(headed)
     (made,) = compare.compare(frame, resamples=50).of(
         experiment="joint", metric="win_rate_gold", prompt_set=PREFERENCE
     )
@@ -231,7 +233,7 @@ def test_a_number_opens_its_rows_and_they_are_saved_as_they_were(
         "[...document.querySelectorAll('dialog tbody > tr > td:last-child')].map(e => +e.textContent.replace('−', '-'))"
     )
     assert len(gains) == 6 and gains == sorted(gains, reverse=True)
-    page.click("dialog td summary")
+    page.click("dialog .prompt summary")
     page.wait_for(
         "document.querySelectorAll('dialog .raw tbody tr').length === 6"
     )  # 2 images of base and two seeds
@@ -371,7 +373,7 @@ def test_on_a_phone_what_is_touched_is_large_enough_and_what_is_read_too(page: B
     page.viewport(360, 740, phone=True)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     page.evaluate(f"document.querySelector('a.cell[href=\"#{JOINT}\"]').click()")
-    page.wait_for("document.querySelector('dialog[open] td summary') !== null")
+    page.wait_for("document.querySelector('dialog[open] .prompt summary') !== null")
     small = """(selector, size) => [...document.querySelectorAll(selector)].filter(e => e.checkVisibility() && size(e)).map(e => e.outerHTML.slice(0, 80))"""
     targets = "'nav a, .theme label, #filter label, button, summary'"
     assert page.evaluate(f"({small})({targets}, e => e.getBoundingClientRect().height < 24)") == []
