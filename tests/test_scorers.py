@@ -365,10 +365,10 @@ def test_prompts_that_a_scorer_of_photographs_needs_are_told_before_there_are_pi
     scorer = scorers.load(name, terms=False)
     asked, others = (
         Prompt("mine", text, expect=expect),
-        [Prompt("p0", "a mood " * 20), Prompt("p1", "an idea")],
+        [Prompt("p0", "the mood " * 20), Prompt("p1", "ideas")],
     )
     scorer.check_prompts([*others, asked])
-    told = rf"^none of its 2 prompts {needs}.*; the first is 'p0', 'a mood a mood .* \.\.\.'$"
+    told = rf"^none of its 2 prompts {needs}.*; the first is 'p0', 'the mood the mood .* \.\.\.'$"
     with pytest.raises(ValueError, match=told):
         scorer.check_prompts(others)
 
