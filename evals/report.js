@@ -276,7 +276,6 @@
     const name = event.target.name;
     go({ [name]: boxes.filter((box) => box.name === name && box.checked).map((box) => box.value) });
   });
-  one("form", bar).addEventListener("submit", (event) => event.preventDefault()); // Enter on a box asks for it
   one("#clear").addEventListener("click", () => go(Object.fromEntries(boxes.map((box) => [box.name, []]))));
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");

@@ -921,6 +921,7 @@ SAID = {
 
 def test_every_sign_is_said_in_words_to_who_hears_the_page(page: str) -> None:
     said = re.findall('<span aria-hidden="true">(.)([^<]*)</span><span class="aloud">([^<]*)</span>', page)
+    assert len(said) == page.count('<span aria-hidden="true">')
     assert {sign for sign, _, _ in said} >= {"≈", "△", "▽"}
     assert all(words.replace("&#39;", "'") == SAID[sign] for sign, _, words in said)
     (numbers,) = re.findall('<h2 id="numbers">.*?</section>', page, re.DOTALL)

@@ -313,17 +313,6 @@ def test_the_skip_link_keeps_the_filter(page: Browser) -> None:
     assert set(seen(page, "main tr[data-cell]", "e.dataset.run")) == {"joint"}
 
 
-def test_enter_on_a_box_of_the_filter_sends_nothing(page: Browser, file: Path) -> None:
-    """It is what sends a form; the page's policy forbids that, and the browser complains (see `page`)."""
-    page.evaluate("document.querySelector('#filter').open = true")
-    page.evaluate("document.querySelector('#filter input').focus()")
-    page.press("Enter")
-    page.press(" ")
-    assert page.evaluate("document.querySelector('#filter input').checked")
-    assert page.evaluate("location.pathname") == file.as_uri().removeprefix("file://")
-    assert page.evaluate("location.search") == ""
-
-
 def test_who_clears_the_filter_by_keyboard_stays_where_they_are(page: Browser) -> None:
     check(page, "run", "joint")
     page.evaluate("document.querySelector('#clear').focus()")
