@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.bare import BareCalls, now
-from bench.machine import Machine, forget_peak, peak_mib, record_path
+from bench.machine import Machine, record_path
+from bench.memory import forget_peak, peak_mib
 from evals import compare, metrics, rows, scorers, stats, tables
 from evals.checkpoints import ROOT
 from evals.files import write_text

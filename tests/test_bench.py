@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from bench import check, growth, machine, operations, ways
 from bench.growth import Point
-from bench.machine import Machine, peak_mib
+from bench.machine import Machine
+from bench.memory import peak_mib
 from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
 from bench.peers import __main__ as peers
 from bench.peers import gain, ours, worker
@@ -419,7 +420,7 @@ def test_asking_a_large_set_takes_no_more_than_its_order() -> None:
 
 PEAKS = """
 import numpy as np
-from bench.machine import forget_peak, peak_mib
+from bench.memory import forget_peak, peak_mib
 forget_peak()
 before = peak_mib()
 block = np.ones(64 * 2**17)
@@ -436,8 +437,8 @@ def test_a_benchmarks_peak_is_its_own() -> None:
     if peak_mib() is None:
         pytest.skip("this system does not say a process's peak memory")
     of_benchmark = PEAKS.replace(
-        "bench.machine import forget_peak, peak_mib",
-        "bench.bench_overhead import forget_peak_memory as forget_peak, peak_memory_mib as peak_mib",
+        "bench.memory import forget_peak, peak_mib",
+        "bench.memory import forget_own_peak as forget_peak, own_peak_mib as peak_mib",
     )
     told = subprocess.run(
         [sys.executable, "-c", of_benchmark], cwd=ROOT, capture_output=True, text=True, check=True

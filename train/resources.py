@@ -153,7 +153,7 @@ def _of_update(experiment: Experiment, known: str) -> float | None:
     if experiment.sampling.precision == "fp32":
         return None
     way = _counted(known)[_way(experiment)]
-    evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length()
+    evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length
     return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
 
 

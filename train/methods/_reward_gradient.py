@@ -93,7 +93,8 @@ class RewardGradient(Method):
         """The steps that have a gradient, as a sampler of their own."""
         raise NotImplementedError
 
-    def number_of_views(self) -> int:
+    @property
+    def views(self) -> int:
         """How many views of a picture the reward is shown; what is differentiated is its mean."""
         return 1
 
@@ -150,12 +151,12 @@ class RewardGradient(Method):
         """On average over the steps at which the gradient may begin; a run counts what it did (`update`)."""
         firsts = self.firsts(experiment.sampling.steps)
         each = task.batch * experiment.sampling.branches
-        return Evaluations(each * sum(firsts) // len(firsts), each * self.length() * self.repeats())
+        return Evaluations(each * sum(firsts) // len(firsts), each * self.length * self.repeats)
 
     def evaluations_done(self, experiment: Experiment, task: Task, first: int) -> Evaluations:
         """Of an iteration whose gradient began at that step."""
         each = task.batch * experiment.sampling.branches
-        return Evaluations(each * first, each * self.length() * self.repeats())
+        return Evaluations(each * first, each * self.length * self.repeats)
 
     def collect(self, run: Run, task: Task, iteration: int) -> Batch:
         """What we ask, and what the model draws of it before the gradient begins."""
@@ -246,7 +247,7 @@ class RewardGradient(Method):
         Raises:
             RewardFailed: on all processes, where a reward failed on one.
         """
-        size, repeats = len(batch.latents_BCHW), self.repeats()
+        size, repeats = len(batch.latents_BCHW), self.repeats
         # DDP averages over processes, the loss is a sum over all images divided by their number
         scale = run.world / (batch.task.batch * repeats)
         after = self.differentiated(run.policy.painter.schedule, batch.first)
@@ -266,14 +267,7 @@ class RewardGradient(Method):
                     found = agreed(
                         run,
                         partial(
-                            slopes,
-                            run,
-                            batch.task,
-                            latents_BCHW,
-                            prompts_B,
-                            self.loss,
-                            seen,
-                            self.number_of_views(),
+                            slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen, self.views
                         ),
                     )
                     run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
