@@ -176,7 +176,7 @@ methods: $(VENV)
 	$(PY) -m bench.methods$(if $(filter-out results,$(RESULTS)), --out $(RESULTS) --root $(RESULTS)/methods)$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
 
 ##@ Upkeep
-# numpy's products with one thread: with more they feel what else a machine does, and the plain Python beside which they are timed does not.
+# numpy's products with one thread: with more they feel what else a machine does, more than what they are timed beside.
 ALONE = OPENBLAS_NUM_THREADS=1
 ## bench | throughput and memory
 bench: $(VENV)
