@@ -2,11 +2,11 @@
 
 What is compared are ratios to a reference operation, measured in the same run, pass by pass (`bench.operations`): those of now with those of the record. An operation is slower where
 
-- its ratios lie above the record's times 1 + `LEAST`, told by a one-sided rank test (Mann and Whitney): how much ratios differ from pass to pass where nothing has changed is thus
-  part of the question, on both sides, and a single pass that went wrong decides nothing;
+- its ratios of the processor's time lie above the record's times 1 + `LEAST`, told by a one-sided rank test (Mann and Whitney): how much ratios differ from pass to pass where nothing has
+  changed is thus part of the question, on both sides, and a single pass that went wrong decides nothing. Of the processor's time, because who shares a processor with others waits by the clock;
 - in the passes in which the machine was as quick as in the record, by the reference's own time. What slows a machine slows an operation more or less than its reference, so that busy passes
   say nothing of it; where all are busy nothing is told;
-- by the clock and by the processor's time: what only waits longer, for a disk, is not noticed;
+- and by the clock too, in the median: what does the same work with more threads is not slower. What only waits longer, for a disk, is not noticed;
 - and all of that again where it is measured a second time, when all others are through, alone with what else seemed slower, in twice the passes.
 
 So noise does not decide. In the simulation of `tests/test_bench.py` (spells in which something else runs, jitter, single readings gone wrong, an operation and its reference that feel them
@@ -28,7 +28,7 @@ from typing import Literal
 from scipy import stats as scipy_stats
 
 from bench.machine import Machine
-from bench.operations import PASSES, Operation, Taken, Timed, Workbench, kept, makers, measured, path_here
+from bench.operations import PASSES, Operation, Timed, Workbench, kept, makers, measured, path_here
 from train.records import device_name
 
 LEAST = 0.15
@@ -36,9 +36,7 @@ LEAST = 0.15
 BUSY = 1.1
 """Times the record's least that a reference may take in a pass that counts."""
 SEEMS, ALPHA = 0.05, 0.01
-"""Of the rank test, by each clock, in the first measurement and in the second."""
-CLOCKS = range(len(Taken._fields))
-"""The wall's, and the processor's time."""
+"""Of the rank test, in the first measurement and in the second."""
 
 
 def verdict(name: str, before: Timed, after: Timed, again: bool = False) -> str:
@@ -50,7 +48,7 @@ def verdict(name: str, before: Timed, after: Timed, again: bool = False) -> str:
         after: what was measured last.
         again: whether that was a second time.
     """
-    busy = len(after.passes) - min(len(quiet(after, before, clock)) for clock in CLOCKS)
+    busy = len(after.passes) - len(quiet(after, before))
     return (
         f"{outcome(before, after):9} {name}: {_range(after)} times its reference, {_range(before)} on {before.date[:10]} at {before.commit[:12]}: "
         f"{change_of(before, after):+.0%}{', measured again' if again else ''}"
@@ -72,18 +70,17 @@ def outcome(before: Timed, after: Timed) -> Literal["SLOWER", "faster", "not tol
 
 
 def is_slower(before: Timed, after: Timed, alpha: float = ALPHA) -> bool:
-    """Whether by both clocks its ratios lie above those of before, by more than is tolerated and than chance does."""
-    return all(
-        _p(quiet(before, before, clock), [ratio / (1 + LEAST) for ratio in quiet(after, before, clock)])
-        <= alpha
-        for clock in CLOCKS
-    )
+    """Whether its ratios lie above those of before, by more than is tolerated and, of the processor's time, than chance does."""
+    if change_of(before, after) <= LEAST:
+        return False
+    above = [ratio / (1 + LEAST) for ratio in quiet(after, before)]
+    return _p(quiet(before, before), above) <= alpha
 
 
-def quiet(of: Timed, before: Timed, clock: int) -> list[float]:
-    """Ratios of the passes in which the machine was no busier, by its reference, than in the quietest of before."""
-    least = min(each.reference[clock] for each in before.passes)
-    return [each.ratio[clock] for each in of.passes if each.reference[clock] <= BUSY * least]
+def quiet(of: Timed, before: Timed) -> list[float]:
+    """Ratios, of the processor's time, of the passes in which the machine was no busier, by its reference, than in the quietest of before."""
+    least = min(each.reference.cpu for each in before.passes)
+    return [each.ratio.cpu for each in of.passes if each.reference.cpu <= BUSY * least]
 
 
 def _p(before: Sequence[float], after: Sequence[float]) -> float:

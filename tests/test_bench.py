@@ -461,7 +461,8 @@ def test_a_busier_machine_is_no_slower_operation() -> None:
     # but where the record was made on a busy one, what is lower now is not faster for that
     assert check.outcome(took(*times(1.5), reference=1.2), before) == "not told"
     # the passes that were quiet tell it, and the others nothing
-    some_busy = replace(before, passes=took(*times(1.3)).passes[:6] + after.passes[:5])
+    slower = took(*times(1.3))
+    some_busy = replace(slower, passes=slower.passes[:6] + after.passes[:5])
     assert check.outcome(before, some_busy) == "SLOWER"
     assert "in 5 of 11 passes" in check.verdict("a", before, some_busy)
     assert check.outcome(before, replace(before, passes=before.passes[:6] + after.passes)) == "as before"
