@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,10 @@ from torch import Tensor
 from evals.hub import hub_file
 
 FOLDER = "T2I_WEIGHTS_DIR"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files of tensors that are pickles."""
+TENSORS = (".safetensors", *PICKLES)
+"""Endings of all files of tensors that are opened."""
 _accepted: set[str] = set()
 
 
@@ -151,8 +156,12 @@ def _sha256(path: Path, _size: int, _changed: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, mapped: bool = False) -> dict[str, Tensor]:
     """Tensors by name, on the CPU: of a safetensors file, or of a pickle that holds nothing else.
+
+    Args:
+        path: of the file.
+        mapped: whether those of a pickle may stay in the file, where its form allows it, until their numbers are used: for names and shapes alone.
 
     Raises:
         ValueError: naming the file, where it is damaged, no file of tensors, or a pickle that wants to run code.
@@ -163,11 +172,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     with path.open("rb") as content:
+        lazily = mapped and is_zipfile(content)
+        content.seek(0)
+        source = path if lazily else content
         try:
-            loaded = torch.load(content, map_location="cpu", weights_only=True)  # noqa: TID251  runs no code of the file
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=lazily)  # noqa: TID251  runs no code of the file
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code"
+                f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code; "
+                "convert it to safetensors elsewhere, in a sandbox"
             ) from error
         except Exception as error:  # over half a file the reader stumbles in many ways
             raise ValueError(f"{path} is damaged, or not downloaded to its end") from error

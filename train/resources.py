@@ -6,12 +6,10 @@ import json
 import math
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base, weight_files
 from evals.decoder import SHARE
-from evals.families import UNET
+from evals.families import UNET, Header
 from evals.miniature import weights_folder
 from train import records
 from train.config import Experiment, Lora
@@ -227,23 +225,22 @@ def _padded(count: int, size: int) -> int:
 
 
 def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
-    """Shapes of the base denoiser's weights, from the headers of its files, else as published; None for what is neither here nor known, or is damaged."""
+    """Shapes of the base denoiser's weights, from its files, else as published; None for what is neither here nor known, or is damaged."""
     base = Path(find_base(experiment.base))
     try:
         if base.is_file():
             return _shapes(base, UNET)
         files = weight_files(base, "unet")[1]
         return {name: shape for file in files for name, shape in _shapes(file).items()}
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, ValueError):
         known = REPOSITORIES.get(experiment.base)
         return None if known is None else ARCHITECTURES[known].shapes["unet"]  # loading it says why
 
 
 def _shapes(file: Path, beginning: str = "") -> Shapes:
     """Shapes of a file's tensors by name, of those whose names begin so."""
-    with safe_open(file, "pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(beginning)]  # noqa: SIM118
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    found = Header.of(file).shapes.items()
+    return {name: shape for name, shape in found if name.startswith(beginning)}
 
 
 def _numbers(shapes: Shapes) -> int:
