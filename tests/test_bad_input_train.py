@@ -1001,6 +1001,9 @@ def test_what_a_run_needs_can_be_fetched_without_training(
     assert set(fetched) == {"weights", "base"}
     assert not (tmp_path / "run").exists()
     refused(run("--fetch", f"--set=tasks.redness.prompts={tmp_path / 'no.txt'}"), "cannot be read")
+    fetched.clear()
+    refused(run("--fetch", "--dry-run"), "--dry-run fetches nothing, and --fetch makes no plan")
+    assert not fetched
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:

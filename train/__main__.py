@@ -161,6 +161,8 @@ def main(
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     weights.accept_terms(accept_terms)
     try:
+        if dry_run and only_fetch:
+            raise ValueError("--dry-run fetches nothing, and --fetch makes no plan: leave one of them out")
         as_it_is = experiments.load(experiment, model)
         refuse_twice(settings)
         chosen = override(as_it_is, settings)
