@@ -34,7 +34,7 @@ from train.gates import GateBroken, check_part
 from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.rewards import RewardFailed, differentiated, score
-from train.run import Run, accumulated, gather, synchronised
+from train.run import Run, accumulated, gather, own_stream, synchronised
 
 if TYPE_CHECKING:
     from prompts import Prompt
@@ -217,11 +217,11 @@ class RewardGradient(Method):
         with torch.no_grad():
             latents_BCHW = latents_of(slice(0, count))
         found = slopes(run, task, latents_BCHW, asked.prompts, lambda reward_B: reward_B)
-        called_B = sum(
-            term.weight * score(term.scorer, run.scorers[term.scorer], found.images_BCHW.cpu(), asked.prompts)
-            for term in task.rewards
-        )
-        assert isinstance(called_B, Tensor)
+        called_B = torch.zeros(count)
+        for term in task.rewards:
+            with own_stream(run, term.scorer):
+                scorer = run.scorers[term.scorer]
+                called_B += term.weight * score(term.scorer, scorer, found.images_BCHW.cpu(), asked.prompts)
         off_B = (found.reward_B.cpu() - called_B).abs() / called_B.abs().nan_to_num().max().clamp(min=1)
         applies_B = called_B.isfinite()
         differs = float(off_B[applies_B].max()) if applies_B.any() else 0.0
@@ -374,12 +374,12 @@ def reward_of(run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Pro
     Raises:
         RewardFailed: where a scorer failed.
     """
-    terms = [
-        term.weight * differentiated(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
-        for term in task.rewards
-    ]
-    reward_B: Tensor = torch.stack(terms).sum(0)
-    return reward_B
+    terms = []
+    for term in task.rewards:
+        with own_stream(run, term.scorer):
+            value_B = differentiated(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
+        terms.append(term.weight * value_B)
+    return torch.stack(terms).sum(0)
 
 
 def slopes(
