@@ -93,14 +93,26 @@ class Weights:
         found = self.sha256 or [sha256_of(path) for path in self.paths()]
         return dict(zip(self.files, found, strict=True))
 
+    def here(self, name: str) -> Path | None:
+        """A file's place on this machine, in the folder that T2I_WEIGHTS_DIR names or among earlier downloads; None where it is not there. Nothing is fetched or checked."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if (own := self._own(name)) is not None and own.is_file():
+            return own
+        cached = try_to_load_from_cache(self.repository, name, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def _own(self, name: str) -> Path | None:
+        """Where a file lies in the folder that T2I_WEIGHTS_DIR names."""
+        return Path(os.environ[FOLDER]) / self.repository / name if FOLDER in os.environ else None
+
     def _find(self, name: str) -> Path:
-        place = f"{self.repository}/{name}"
-        where = f"; a copy of your own is read as {place} below a folder that {FOLDER} names"
-        if FOLDER in os.environ:
-            here = Path(os.environ[FOLDER]) / place
-            if here.is_file():
-                return here
-            where = f", nor at {here}, where {FOLDER} has it"
+        own = self._own(name)
+        where = f"; a copy of your own is read as {self.repository}/{name} below a folder that {FOLDER} names"
+        if own is not None:
+            if own.is_file():
+                return own
+            where = f", nor at {own}, where {FOLDER} has it"
         try:
             return hub_file(self.repository, name, self.revision)
         except ValueError as error:

@@ -319,7 +319,9 @@ SCORERS: dict[str, type[Redness]] = {
 }
 
 
-def load_scorer(name: str, device: torch.device | str = "cpu", domain: str = "photo") -> Redness:
+def load_scorer(
+    name: str, device: torch.device | str = "cpu", domain: str = "photo", terms: bool = True
+) -> Redness:
     """What `evals.scorers.load` is replaced by."""
     return SCORERS[name](device)
 

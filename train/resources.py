@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from evals.architectures import ARCHITECTURES, REPOSITORIES
@@ -15,6 +16,7 @@ from train import records
 from train.config import Experiment, Lora
 from train.mixing import turns
 from train.records import Case, Record
+from train.scorer_sizes import of_scorers
 
 GIB = 2**30
 BYTES = 4
@@ -27,16 +29,22 @@ UPDATE, DECODING = "in the update", "while it decodes"
 def memory(experiment: Experiment, processes: int) -> list[str]:
     """A line on what a process holds when it holds the most, where the base's sizes are known without a download; one that says so where they are not.
 
-    It names the moment, tells the other one's sum, and names what comes on top.
+    It names the moment, tells the other one's sum, and names what comes on top. Another line tells the scorers' weights, which are in that sum, one by one.
     """
     held = moments(experiment, processes)
+    known, unknown = of_scorers(experiment.scorers, experiment.domain)
+    of_weights = _of_weights(known, unknown)
     if not held:
-        return [f"memory of a process: not known for {experiment.base}"]
+        return [f"memory of a process: not known for {experiment.base}", *of_weights]
+    if known:  # they are called between the two, and stay
+        held = {moment: parts | {"scorers": float(sum(known.values()))} for moment, parts in held.items()}
     (most, parts), *others = sorted(held.items(), key=lambda moment: sum(moment[1].values()), reverse=True)
     told = ", ".join(f"{name} {_short(size / GIB)}" for name, size in parts.items())
     sums = [f"{_short(sum(parts.values()) / GIB)} GiB {most} ({told})"]
     sums += [f"{_short(sum(parts.values()) / GIB)} {name}" for name, parts in others]
-    on_top = [f"the scorers {', '.join(experiment.scorers)}"]
+    on_top = [f"activations of the scorers {', '.join(experiment.scorers)}"]
+    if unknown:
+        on_top.insert(0, f"weights of the scorers {', '.join(unknown)}")
     if experiment.base not in REPOSITORIES:
         on_top.insert(0, "text encoders and decoder")
     if not any(name.startswith("activations") for name in held[UPDATE]):
@@ -50,7 +58,19 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
     return [
         f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}",
         *_fewer_pictures(experiment),
+        *of_weights,
     ]
+
+
+def _of_weights(known: Mapping[str, int], unknown: Mapping[str, str]) -> list[str]:
+    """A line on the weights of scorers, unless they have none."""
+    told = []
+    if known:
+        each = ", ".join(f"{name} {_short(size / GIB)}" for name, size in known.items())
+        told.append(f"{_short(sum(known.values()) / GIB)} GiB ({each})")
+    if unknown:
+        told.append(f"not known of {', '.join(f'{name} ({why})' for name, why in unknown.items())}")
+    return [f"scorers' weights on every process: {'; '.join(told)}"] if told else []
 
 
 def _fewer_pictures(experiment: Experiment) -> list[str]:
