@@ -109,7 +109,8 @@ def own_stream(run: Run, scorer: str) -> Iterator[None]:
     """Torch's generators as a scorer finds them where it is called: seeded for its place in training, and afterwards as they were.
 
     A scorer loads its weights when it is first called, and to build a network draws random numbers; in a resumed run it does so again. Here it moves no
-    stream that a state keeps, and one that draws in its calls finds the numbers there that it would have found had the run not been stopped.
+    stream that a state keeps, and one that draws in its calls finds the numbers there that it would have found had the run not been stopped; but for one that does
+    both in its first call.
     """
     progress, device = run.progress, run.accelerator.device
     place = (run.rank, progress.iteration, progress.phase)
