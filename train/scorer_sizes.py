@@ -28,9 +28,9 @@ NUMBERS: Mapping[str, int] = {
     "timm/vit_large_patch14_clip_336.openai": 427_944_193,
     "trl-lib/ddpo-aesthetic-predictor": 927_969,
     "timm/vgg16.tv_in1k": 14_714_688,
-    "facebook/dinov2-large": 0,
-    "google/owlv2-base-patch16-ensemble": 0,
-    "IDEA-Research/grounding-dino-base": 0,
+    "facebook/dinov2-large": 304_368_640,
+    "google/owlv2-base-patch16-ensemble": 154_966_792,
+    "IDEA-Research/grounding-dino-base": 232_315_264,
 }
 """Numbers in the network that is made of a repository's weights: of the scorers' own architectures, and of transformers' where it says how the published weights were converted. `tests/test_resources.py` counts them."""
 SHARED = ("timm/vit_large_patch14_clip_224.openai", "facebook/dinov2-large")
@@ -39,6 +39,7 @@ MINIATURE: Mapping[str, str] = {
     "imagereward": "imagereward",
     "clip_judge": "judge",
     "kid": "judge",
+    "pairwise_distance": "judge",
     "vendi": "judge",
 }
 """Folder of the shipped weights that a scorer of the miniature opens; the others need none."""
