@@ -323,6 +323,8 @@ def load_scorer(
     name: str, device: torch.device | str = "cpu", domain: str = "photo", terms: bool = True
 ) -> Redness:
     """What `evals.scorers.load` is replaced by."""
+    if name not in SCORERS:
+        raise ValueError(f"there is no scorer {name!r}")
     return SCORERS[name](device)
 
 
