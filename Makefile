@@ -10,7 +10,7 @@
 ##@ Variables (make train-joint ON=miniature SEEDS="0 1 2" SET="update.lr=2e-5 iterations=50")
 ## ON=MODEL | miniature, sd15, sd2, sdxl, or with _8gpus, _1gpu; eval, compare: every model
 ## SEEDS="0 1 2" | train: 0 unless given; reproduce: 0 1 2; eval, compare, report: all that is there
-## SET="field=value ..." | changes fields of the experiment
+## SET="field=value ..." | changes fields of the experiment; values may have spaces in them
 ## ARGS="--jobs 2" | further options of methods (python -m bench.methods --help)
 ## TERMS="owner/name ..." | weights whose terms you may accept (python -m evals licences)
 ## GPUS=2 | processes, one to a GPU; without a GPU they share the CPU
@@ -30,6 +30,7 @@ RESULTS ?= results
 DEMO_SET ?= iterations=24 update.lr=1e-4 tasks.imagereward.batch=96 tasks.compositionality.batch=96
 
 comma := ,
+space := $(subst ,, )
 $(if $(filter command,$(firstword $(origin HOSTS))),$(error HOSTS is for train/hosts.sh: make trains on this host alone))
 NO_FOLDER = $(error RESULTS="$(RESULTS)" must be one folder$(comma) without spaces$(comma) : and % in its name: make takes them for its own)
 # Names are made of these, so what is no name is refused before anything is made of it.
@@ -38,6 +39,10 @@ $(if $(SEEDS),$(call refuse,$(SEEDS),0|[1-9][0-9]{0$(comma)17},SEEDS="$(SEEDS)" 
 $(call refuse,$(ON),[A-Za-z0-9_]+,ON="$(ON)" must be one model$(comma) such as miniature$(comma) sd2 or sdxl_1gpu)
 $(call refuse,$(GPUS),[1-9][0-9]*,GPUS="$(GPUS)" must be a number of processes$(comma) 1 or more)
 $(if $(filter 1,$(words $(RESULTS))),$(if $(findstring %,$(RESULTS))$(findstring :,$(RESULTS)),$(NO_FOLDER)),$(NO_FOLDER))
+# A word without = goes on with the value before it.
+SPACED := $(strip $(foreach word,$(SET),$(if $(findstring =,$(word)),,$(word))))
+$(if $(SPACED),$(if $(findstring =,$(firstword $(SET))),,$(error SET="$(SET)" must be fields with values$(comma) such as SET="update.lr=2e-5 iterations=50")))
+$(if $(SPACED),$(if $(findstring $(space)$(space),$(subst $(shell printf '\t'),$(space)$(space),$(SET))),$(error SET="$(SET)" has several spaces in a row$(comma) of which make leaves one: give such a value to python -m train EXPERIMENT --set 'field=value')))
 $(if $(filter 1/1,$(words $(ON))/$(words $(GPUS))),,$(error ON="$(ON)" and GPUS="$(GPUS)" must be one value each))
 
 # Those with an underscore in the name are beside the paper: other ways to mix rewards, and experiments as other methods train them.
@@ -66,6 +71,9 @@ FINISHED = $(patsubst $(RESULTS)/runs/%/run.json,%,$(wildcard $(RESULTS)/runs/*-
 THEIR_BASES = $(foreach name,$(FINISHED),base-$(call part,2,$(name))-$(call part,3,$(name)))
 TO_SCORE = $(if $(SEEDS),$(call names,$(EXPERIMENTS),$(SEEDS)),$(sort $(FINISHED) $(THEIR_BASES)))
 SET_OF_RUN = $(if $(TRAINED),$(if $(filter $*,$(TRAINED)),$(SET)),$(SET))
+NEXT = ' --set '
+SETTINGS = $(call of_shell,$(subst ','\'',$(SET_OF_RUN)))
+of_shell = $(if $1, --set '$(subst $(space)$(NEXT),$(NEXT),$(strip $(firstword $1) $(foreach word,$(wordlist 2,$(words $1),$1),$(if $(findstring =,$(word)),$(NEXT))$(word))))')
 SCORED = $(patsubst %,$(RESULTS)/scores/%.csv,$(TO_SCORE))
 SCORES = $(if $(SEEDS),$(SCORED),$(sort $(wildcard $(RESULTS)/scores/*-$(MODELS)-*.csv) $(if $(filter eval,$(MAKECMDGOALS)),$(SCORED))))
 
@@ -116,7 +124,7 @@ $(EXPERIMENTS:%=train-%) $(BESIDE:%=train-%): train-%: $(foreach seed,$(TRAIN_SE
 # settings. What the same command trains beside it, as eval does the base, is without them.
 $(RESULTS)/runs/%/run.json: $$(if $$(SET),$$(if $$(filter $$*,$$(TRAINED)),always)) | $(VENV)
 	@echo "$(call part,1,$*), seed $(call part,3,$*), on $(call part,2,$*) ($(WHY_ON))"
-	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES) $(SET_OF_RUN:%=--set '%')$(ACCEPT)
+	$(PY) -m train $(call part,1,$*) --on $(call part,2,$*) --seed $(call part,3,$*) --out $(@D)$(PROCESSES)$(SETTINGS)$(ACCEPT)
 
 ## eval | scores every run that has no scores yet, and the base models they came from
 eval: $(SCORED) | $(VENV)
@@ -169,14 +177,13 @@ reproduce: $(VENV)
 	$(MAKE) SEEDS= SET= compare report
 
 ## methods | training methods at equal compute: a page of each reward in results (ARGS=--dry-run: cost)
-space := $(subst ,, )
 methods: $(VENV)
 	$(if $(strip $(SET)),$(error make methods takes no SET: a method's settings are in its file of train/methods))
 	$(if $(filter-out miniature,$(if $(ON_IS_GIVEN),$(ON))),$(error make methods is on the miniature$(comma) not on ON=$(ON)))
 	$(PY) -m bench.methods$(if $(filter-out results,$(RESULTS)), --out $(RESULTS) --root $(RESULTS)/methods)$(if $(SEEDS), --seeds $(subst $(space),$(comma),$(strip $(SEEDS))))$(if $(strip $(ARGS)), $(ARGS))
 
 ##@ Upkeep
-# numpy's products with one thread: with more they feel what else a machine does, and the plain Python beside which they are timed does not.
+# numpy's products with one thread: with more they feel what else a machine does, more than what they are timed beside.
 ALONE = OPENBLAS_NUM_THREADS=1
 ## bench | throughput and memory
 bench: $(VENV)

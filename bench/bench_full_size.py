@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.bare import BareCalls, now
-from bench.bench_overhead import peak_memory_mib
+from bench.memory import forget_own_peak, gpu_peak_mib, own_peak_mib
 from evals.architectures import ARCHITECTURES, Architecture
 from evals.arithmetic import Precision, micro_batches
 from evals.decoder import DecoderPrecision
@@ -153,8 +153,7 @@ def test_an_iteration(
     check_before(run)  # compiles
     iterate(run, 0)  # makes AdamW's moments, and recordings
     bare()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forget_own_peak()
 
     def iteration() -> None:
         start = now()
@@ -249,9 +248,8 @@ def _record(
 
 def _peak_gib(update: Update) -> float:
     """Most memory; where calls are recorded, with what the recordings keep, in which nothing is allocated and which is lent to nothing."""
-    if update.cuda_graphs:
-        return torch.cuda.max_memory_reserved() / 2**30
-    return peak_memory_mib() / 1024
+    reserved = gpu_peak_mib() if update.cuda_graphs else None
+    return (own_peak_mib() if reserved is None else reserved) / 1024
 
 
 def _mfu(run: Run, bare: BareCalls, seconds: float) -> float | None:

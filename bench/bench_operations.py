@@ -5,44 +5,52 @@ Kept in `results/bench/operations`, one file per hardware, with which `make benc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 
 from bench.machine import Machine
-from bench.operations import SCORES, Timed, Workbench, keep, makers, path_here, timed
+from bench.operations import SCORES, Operation, Timed, Workbench, keep, makers, measured, path_here
 from evals.miniature import weights_folder
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # the first waits for all
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Operation]:
+    """An operation by its name, made once."""
     if not (weights_folder("pipeline") / "model_index.json").is_file() or not SCORES.is_file():
         pytest.skip("the miniature's weights or scores are not here: the clone is incomplete")
-    return Workbench(tmp_path_factory.mktemp("operations"))
+    bench = Workbench(tmp_path_factory.mktemp("operations"))
+    return cache(lambda name: makers()[name](bench, name))
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[dict[str, Timed]]:
-    machine, measured = Machine.here(), dict[str, Timed]()
-    yield measured
-    if measured:
-        keep(path_here(), machine, measured)
+def found(request: pytest.FixtureRequest, make: Callable[[str], Operation]) -> dict[str, Timed]:
+    """What all operations take that are asked for, pass by pass."""
+    asked: list[Any] = [
+        item for item in request.session.items if getattr(item, "originalname", "") == "test_operation"
+    ]
+    machine = Machine.here()
+    told = measured([item.callspec.params["name"] for item in asked], make, machine)
+    keep(path_here(), machine, told)
+    return told
 
 
 @pytest.mark.parametrize("name", makers())
 @pytest.mark.benchmark(group="operations")
-def test_operation(name: str, bench: Workbench, found: dict[str, Timed], benchmark: Any) -> None:
-    operation = makers()[name](bench, name)
+def test_operation(
+    name: str, make: Callable[[str], Operation], request: pytest.FixtureRequest, benchmark: Any
+) -> None:
+    operation = make(name)
     if benchmark.disabled:
         operation.before()
         operation.call()
         return
-    told = timed(operation, Machine.here())
+    told: Timed = request.getfixturevalue("found")[name]
     benchmark.pedantic(operation.call, setup=operation.before, rounds=1)
-    found[name] = told
     benchmark.extra_info |= {"ratio": told.ratio, "per_second": told.per_second, "peak_mib": told.peak_mib}
     print(
         f"\n{name}: {told.ratio:.3g} times its reference ({told.least:.3g} to {told.most:.3g}), {told.seconds:.3g} s, "

@@ -9,9 +9,7 @@ the machine does falls on both; the overhead is the median of the ratios of neig
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import pytest
 import torch
 
 from bench.bare import BareCalls, now
-from bench.machine import forget_peak, peak_mib
+from bench.memory import forget_own_peak, own_peak_mib
 from evals.checkpoints import ROOT
 from train import experiments
 from train.config import Experiment
@@ -77,7 +75,7 @@ def test_an_iteration_costs_little_more_than_its_bare_calls(run: Run, benchmark:
         "bare_seconds": statistics.median(bare_seconds),
         "overhead": overhead,
         "images_per_second": task.batch / statistics.median(seconds),
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": own_peak_mib(),
         "threads": torch.get_num_threads(),
     }
     print(
@@ -92,13 +90,13 @@ def test_memory_stays_level_over_iterations_and_trained_steps(run: Run, benchmar
     drawable = len(run.drawable)
     run.experiment = replace(run.experiment, update=replace(run.experiment.update, trained_steps=1))
     # each of its own iteration: a peak from before would hide that of either
-    forget_peak_memory()
+    forget_own_peak()
     iterate(run, run.progress.iteration)
-    one_step = peak_memory_mib()
+    one_step = own_peak_mib()
     run.experiment = replace(run.experiment, update=replace(run.experiment.update, trained_steps=drawable))
-    forget_peak_memory()
+    forget_own_peak()
     benchmark.pedantic(lambda: iterate(run, run.progress.iteration), rounds=1)
-    all_steps = peak_memory_mib()
+    all_steps = own_peak_mib()
     # three float32 latents of each image and step: before, after, mean
     stored = (
         drawable * run.experiment.tasks[0].batch * 3 * math.prod(run.policy.painter.latent_shape) * 4 / 2**20
@@ -116,20 +114,3 @@ def test_saving_a_state(run: Run, benchmark: Any) -> None:
         run.progress.iteration += 1  # a state of the same place is not written twice
 
     benchmark.pedantic(save, args=(run,), setup=elsewhere, rounds=3, iterations=1)
-
-
-def forget_peak_memory() -> None:
-    """From here on the peak is that of what comes; without effect on the CPU of a system that does not say one."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    forget_peak()
-
-
-def peak_memory_mib() -> float:
-    """Peak of this process, since it was forgotten: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    if (resident := peak_mib()) is not None:
-        return resident
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.machine import Machine, forget_peak, peak_mib, record_path
+from bench.machine import Machine, record_path
+from bench.memory import forget_peak, peak_mib
 from evals.checkpoints import ROOT
 from evals.files import write_text
 from evals.svg import Line, chart

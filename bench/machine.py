@@ -1,10 +1,9 @@
-"""What a measurement was made on, and the most memory that a process has had."""
+"""What a measurement was made on."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -56,31 +55,3 @@ def record_path(folder: Path, ending: str = ".json") -> Path:
     """Where the record of this device lies in a folder: its name, and what the file's ends in."""
     named = file_of(device_name(), folder)
     return named.with_name(named.stem + ending)
-
-
-def peak_mib(pid: int | str = "self") -> float | None:
-    """Most resident memory of a process since it began or `forget_peak`, MiB; None where the system does not say, which only Linux does.
-
-    Not `getrusage`: its number is inherited, so that a small process started by a large one has the large one's.
-    """
-    return _status(pid, "VmHWM")
-
-
-def resident_mib(pid: int | str = "self") -> float | None:
-    """Resident memory of a process now, MiB; None where the system does not say."""
-    return _status(pid, "VmRSS")
-
-
-def _status(pid: int | str, field: str) -> float | None:
-    status = Path(f"/proc/{pid}/status")
-    if not status.is_file():
-        return None
-    found = re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-    return int(found[1]) / 1024 if found else None
-
-
-def forget_peak(pid: int | str = "self") -> None:
-    """From here on the peak is that of what comes; without effect where the system does not say one."""
-    switch = Path(f"/proc/{pid}/clear_refs")
-    if switch.is_file():
-        switch.write_text("5")

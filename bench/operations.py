@@ -1,8 +1,9 @@
 """What is timed one by one, beside a reference operation that is timed with it: `make bench` keeps the ratios, `make bench-check` compares with them.
 
-An operation's ratio is its time over that of a fixed piece of work of its own kind (products and convolutions, or plain Python), done right before and right
-after it: whatever else the machine does, and whether it is a fast one, falls on both. The median over the rounds is kept, one file per hardware in
-`results/bench/operations`. The models are the miniature's.
+An operation's ratio is its time over that of a fixed piece of work of its own kind (products and convolutions, tables, or plain Python), done in turn with
+it: whatever else the machine does, and whether it is a fast one, falls on both. All operations are gone through several times. In each pass the least of some short readings is taken of both,
+which what comes and goes does not move; from pass to pass, minutes apart, ratios differ by what lasts. The ratio of every pass is kept, so that a comparison knows by how much ratios differ where nothing has changed:
+one file per hardware in `results/bench/operations`. The models are the miniature's.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ import gc
 import json
 import math
 import statistics
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from time import process_time as processor_time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from bench.bare import BareCalls, now
-from bench.machine import Machine, forget_peak, peak_mib, record_path
+from bench.machine import Machine, record_path
+from bench.memory import forget_peak, peak_mib
 from evals import compare, metrics, rows, scorers, stats, tables
 from evals.checkpoints import ROOT
 from evals.files import write_text
@@ -40,10 +47,19 @@ from train.records import FOLDER
 from train.run import Run
 from train.start import new_accelerator, prepare, restore
 
-Kind = Literal["arithmetic", "python"]
-ROUNDS = 7
-LEAST_SECONDS = 0.05
-"""A shorter operation is repeated until it takes as long."""
+Kind = Literal["arithmetic", "python", "tables"]
+PASSES = 8
+"""Times that all operations are gone through."""
+ROUNDS = 8
+"""Readings of an operation in a pass, at most; fewer of one that takes long, one at least."""
+LEAST_SECONDS = 0.02
+"""A shorter operation is repeated until a reading takes as long."""
+PASS_SECONDS = 0.2
+"""What the readings of an operation in a pass are to take together."""
+MOST_REFERENCE_SECONDS = 1.0
+"""A reading of the reference takes no longer, however long the operation is."""
+LEAST_PASS_SECONDS = 5.0
+"""From the beginning of a pass to that of the next, at least: a few short operations are else all measured in one moment."""
 SCORES = ROOT / "results" / "scores.csv.xz"
 RESAMPLES = 1000
 
@@ -63,12 +79,28 @@ class Operation:
     """Done before each call, off the clock."""
 
 
+class Taken(NamedTuple):
+    """Seconds of a call."""
+
+    wall: float
+    cpu: float
+
+
+class Pass(NamedTuple):
+    """What came of one pass, by each clock."""
+
+    ratio: Taken
+    """The operation's least time over its reference's."""
+    reference: Taken
+    """That least time of the reference: how fast the machine was."""
+
+
 @dataclass(frozen=True)
 class Timed:
     """What an operation took."""
 
     ratio: float
-    """Its time over its reference's, median over the rounds."""
+    """Its time over its reference's, median over the passes."""
     least: float
     most: float
     cpu_ratio: float
@@ -82,13 +114,9 @@ class Timed:
     date: str
     commit: str
     load: float
-
-
-class Taken(NamedTuple):
-    """Seconds of a call."""
-
-    wall: float
-    cpu: float
+    kind: str = ""
+    """Of its reference. Records that were made before passes were kept have neither it nor what follows, and are compared with nothing."""
+    passes: tuple[Pass, ...] = ()
 
 
 # -------------------------------------------------------------------------------------------------------------- reference
@@ -117,7 +145,35 @@ def python() -> None:
             np.sort(numbers)
 
 
-REFERENCES: dict[Kind, Callable[[], None]] = {"arithmetic": arithmetic, "python": python}
+def on_tables() -> None:
+    """Grouping, joining and resampling of a table as large as a metric is given: the same thousands of small calls inside pandas and numpy, which feel a busy machine as those of a metric do."""
+    table, weight_NP = _made_up_table()
+    keys = ["seed", "set", "prompt"]
+    summed = table.groupby(keys, sort=True)["value"].agg(["sum", "count"])
+    wide = table.pivot_table(index=keys, columns="image", values="value")
+    joined = summed.join(wide, how="inner")
+    table[table["value"].notna()].merge(table[[*keys, "image"]], on=[*keys, "image"])
+    mean_NS = weight_NP @ joined.to_numpy() / weight_NP.sum(axis=1, keepdims=True)
+    np.quantile(mean_NS, [0.025, 0.975], axis=0)
+
+
+@cache
+def _made_up_table() -> tuple[pd.DataFrame, stats.Array]:
+    """Made-up scores of 553 prompts, and weights of a thousand resamples."""
+    generator, prompts, images = np.random.default_rng(0), 553, 4
+    table = pd.DataFrame(
+        {
+            "seed": 0,
+            "set": "made-up",
+            "prompt": [f"{number:05d}" for number in range(prompts) for _ in range(images)],
+            "image": [*range(images)] * prompts,
+            "value": generator.normal(size=prompts * images),
+        }
+    )
+    return table, generator.exponential(size=(RESAMPLES, prompts))
+
+
+REFERENCES: dict[Kind, Callable[[], None]] = {"arithmetic": arithmetic, "python": python, "tables": on_tables}
 
 
 # ------------------------------------------------------------------------------------------------------------- operations
@@ -280,7 +336,7 @@ def _metric(bench: Workbench, name: str) -> Operation:
         values_RPS = found.to_numpy(dtype=np.float64)[None]
         metric.finish(stats.mean_statistics(values_RPS, weight_NR, weight_NP))
 
-    return Operation(name, len(own), "rows", "python", estimate)
+    return Operation(name, len(own), "rows", "tables", estimate)
 
 
 def rows_of(metric: Metric, prompts: int, experiment: int) -> Any:
@@ -315,54 +371,130 @@ def _table(bench: Workbench, name: str) -> Operation:
     def table() -> None:
         tables.markdown(compare.compare(chosen, RESAMPLES), "python -m evals compare")
 
-    return Operation(name, len(chosen), "rows", "python", table)
+    return Operation(name, len(chosen), "rows", "tables", table)
 
 
 # ----------------------------------------------------------------------------------------------------------------- timing
 
 
-def timed(operation: Operation, machine: Machine, rounds: int = ROUNDS) -> Timed:
-    """Time an operation and its reference in turn.
+@dataclass
+class Series:
+    """An operation that is warm, and what it and its reference took, pass by pass."""
+
+    operation: Operation
+    repeats: int
+    """Calls of it in a reading."""
+    reference_repeats: int
+    """Calls of its reference in one, which takes about as long: what comes and goes is then in both alike."""
+    rounds: int
+    """Readings of each in a pass."""
+    times: list[Taken] = field(default_factory=list)
+    """Least of each pass."""
+    references: list[Taken] = field(default_factory=list)
+    peak_mib: float | None = None
+    """Of the first pass: later ones have in it what was made since."""
+
+    @classmethod
+    def of(cls, operation: Operation) -> Series:
+        """Warm it and its reference, and see how long they take."""
+        reference = _reference(operation)
+        seconds, reference_seconds = (
+            max(min(_taken(each, 1).wall for _ in range(2)), 1e-9) for each in (operation, reference)
+        )
+        repeats = math.ceil(LEAST_SECONDS / seconds)
+        reading = seconds * repeats
+        return cls(
+            operation,
+            repeats,
+            max(1, round(min(reading, MOST_REFERENCE_SECONDS) / reference_seconds)),
+            rounds=min(ROUNDS, max(1, int(PASS_SECONDS / reading))),
+        )
+
+    def go(self) -> None:
+        """One pass: reference and operation in turn, the least of each by each clock."""
+        reference = _reference(self.operation)
+        if not self.times:
+            forget_peak()
+        readings = list[tuple[Taken, Taken]]()
+        with without_collecting():
+            for _ in range(self.rounds):
+                before = _taken(reference, self.reference_repeats)
+                readings.append((before, _taken(self.operation, self.repeats)))
+        if not self.times:
+            self.peak_mib = peak_mib()
+        references, times = zip(*readings, strict=True)
+        self.references.append(least_of(references))
+        self.times.append(least_of(times))
+
+    def timed(self, machine: Machine) -> Timed:
+        """What came of all passes."""
+        passes = tuple(
+            Pass(Taken(own.wall / reference.wall, own.cpu / reference.cpu), reference)
+            for own, reference in zip(self.times, self.references, strict=True)
+        )
+        ratios = [each.ratio.wall for each in passes]
+        seconds = statistics.median(own.wall for own in self.times)
+        return Timed(
+            ratio=statistics.median(ratios),
+            least=min(ratios),
+            most=max(ratios),
+            cpu_ratio=statistics.median(each.ratio.cpu for each in passes),
+            seconds=seconds,
+            per_second=self.operation.count / seconds,
+            unit=self.operation.unit,
+            peak_mib=self.peak_mib,
+            date=machine.date,
+            commit=machine.commit,
+            load=machine.load,
+            kind=self.operation.kind,
+            passes=passes,
+        )
+
+
+def measured(
+    names: Sequence[str], make: Callable[[str], Operation], machine: Machine, passes: int = PASSES
+) -> dict[str, Timed]:
+    """Go through operations pass by pass, each of them in every pass.
 
     Args:
-        operation: to be timed.
-        machine: on which it is.
-        rounds: how often.
+        names: of the operations.
+        make: an operation, by its name; asked for in the first pass.
+        machine: on which they are.
+        passes: how often all are gone through.
     """
-    repeats = max(1, math.ceil(LEAST_SECONDS / max(_taken(operation, 1).wall, 1e-9)))  # and it is warm
-    reference = REFERENCES[operation.kind]
-    reference()
-    gc.collect()  # else what was made before is gone through while the first reference is timed
-    forget_peak()
-    references, times = [_clocked(reference)], list[Taken]()
-    for _ in range(rounds):
-        times.append(_taken(operation, repeats))
-        references.append(_clocked(reference))
-    peak = peak_mib()
-    ratios = neighbours([each.wall for each in times], [each.wall for each in references])
-    of_cpu = neighbours([each.cpu for each in times], [each.cpu for each in references])
-    middle = statistics.median(each.wall for each in times)
-    return Timed(
-        ratio=statistics.median(ratios),
-        least=min(ratios),
-        most=max(ratios),
-        cpu_ratio=statistics.median(of_cpu),
-        seconds=middle,
-        per_second=operation.count / middle,
-        unit=operation.unit,
-        peak_mib=peak,
-        date=machine.date,
-        commit=machine.commit,
-        load=machine.load,
-    )
+    series = dict[str, Series]()
+    with tqdm(total=passes * len(names), desc="operations", file=sys.stderr) as told:
+        for number in range(passes):
+            start = now()
+            for name in names:
+                if name not in series:
+                    series[name] = Series.of(make(name))
+                series[name].go()
+                told.update()
+            if number + 1 < passes:
+                time.sleep(max(0.0, LEAST_PASS_SECONDS - (now() - start)))
+    return {name: each.timed(machine) for name, each in series.items()}
 
 
-def neighbours(seconds: Sequence[float], references: Sequence[float]) -> list[float]:
-    """Each time over the mean of the reference's before and after it."""
-    return [
-        value / ((before + after) / 2)
-        for value, before, after in zip(seconds, references[:-1], references[1:], strict=True)
-    ]
+def least_of(taken: Sequence[Taken]) -> Taken:
+    """The least by each clock: whatever else a machine does makes things slower, never faster."""
+    return Taken(min(each.wall for each in taken), min(each.cpu for each in taken))
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """What was made before is not gone through for garbage while something is timed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _reference(operation: Operation) -> Operation:
+    return Operation("reference", 1, "calls", operation.kind, REFERENCES[operation.kind])
 
 
 def _taken(operation: Operation, repeats: int) -> Taken:
@@ -399,11 +531,19 @@ def kept(path: Path) -> dict[str, Timed]:
         return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Timed(**each) for name, each in stored["operations"].items()}
+        return {name: _read(each) for name, each in stored["operations"].items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged, or of another version ({error}): delete it, `make bench` makes it again"
         ) from error
+
+
+def _read(stored: Mapping[str, Any]) -> Timed:
+    """An operation as JSON has it."""
+    passes = stored.get("passes", ())
+    return replace(
+        Timed(**stored), passes=tuple(Pass(Taken(*ratio), Taken(*reference)) for ratio, reference in passes)
+    )
 
 
 def keep(path: Path, machine: Machine, found: Mapping[str, Timed]) -> None:

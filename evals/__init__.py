@@ -17,6 +17,7 @@ The map of this package
     rows.py         score rows, the tidy CSV from which every table is made
     stats.py        paired, prompt-clustered bootstrap intervals
     compare.py      every cell and every difference with an interval and a test; tables.py prints them, as Markdown, CSV, LaTeX, JSON
+    unscored.py     what was left out of a comparison, and the command that would score it
     order.py        Vendi scores of another order than 1, as names of scorers and metrics say it
     panel.py        judges: how far they agree, and where they order two checkpoints differently
     variety.py      runs that have lost their variety, pictures that are there twice; asides.py reads what stands beside score files
@@ -24,7 +25,7 @@ The map of this package
     curve.py        over the snapshots of a run: where reward and judge part; divergence.py is the exact KL to the base
     plan.py         what a comparison will be able to tell, before it is made
     ballots.py      votes of people: what is shown, and the log; vote.py serves the page, tally.py counts
-    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it
+    report.py       the table as one self-contained HTML page, with pictures and curves; report_data.py puts the rows into it, report_runs.py what run directories tell
     geneval.py      GenEval's rules, t2i_compbench.py T2I-CompBench's; geneval_people.py and skin.py hold them to people and to known tones
     __main__.py     `python -m evals score | compare | report | ...`
 

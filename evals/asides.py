@@ -59,10 +59,21 @@ def folders(paths: Sequence[Path | str]) -> dict[str, Path]:
     for path in (p for p in map(Path, paths) if p.suffix == ".csv"):
         model = _mapping(_mapping(_content(path)).get("model"))
         if isinstance(model.get("pictures"), str):
-            found[f"{model.get('experiment')}-{model.get('model')}-{model.get('seed')}"] = Path(
-                model["pictures"]
-            )
+            found[_run_name(model)] = Path(model["pictures"])
     return found
+
+
+def weights(paths: Sequence[Path | str]) -> dict[str, set[str]]:
+    """Digests of the weights that drew what was scored (`evals.checkpoints.Checkpoint.digest`), by the name of the run; of no run of which that is not known."""
+    found: dict[str, set[str]] = {}
+    for model in map(scored, map(Path, paths)):
+        if isinstance(model.get("weights"), str):
+            found.setdefault(_run_name(model), set()).add(model["weights"])
+    return found
+
+
+def _run_name(model: Mapping[str, Any]) -> str:
+    return f"{model.get('experiment')}-{model.get('model')}-{model.get('seed')}"
 
 
 def refuse_two_sizes(paths: Sequence[Path | str]) -> None:

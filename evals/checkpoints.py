@@ -10,17 +10,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from evals.bases import pipeline_index
 from evals.conditioning import text_encoders, towers
 from evals.families import Header, is_checkpoint, is_lora, open_single_file
 from evals.files import EXTERNAL
 from evals.hub import hub_folder
+from evals.weights import PICKLES, TENSORS
 
 ROOT = Path(__file__).parent.parent
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -34,6 +36,8 @@ STEMS = {
     "text_encoder_2": "model",
 }
 """What the files of a model's weights are called."""
+FORMS = ((None, ".safetensors"), ("fp16", ".safetensors"), (None, ".bin"), ("fp16", ".bin"))
+"""Variant and ending of the files in which a model's weights may come; the first of these that is there is opened. The last two are pickles."""
 PARTS = (*STEMS, "tokenizer", "tokenizer_2", "scheduler")
 VOCABULARY = "tokenizer.json"
 """A tokenizer in one file."""
@@ -41,7 +45,6 @@ WORDS, MERGES = "vocab.json", "merges.txt"
 """A tokenizer in two files, as the hub has CLIP's."""
 ALIGNMENT = 64
 """Bytes: where torch's memory on the CPU starts is a multiple of it."""
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _NAME = re.compile(r"[^A-Za-z0-9_.]+")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 
@@ -63,7 +66,7 @@ def find_base(base: str) -> str:
     """A local folder's or file's path, relative to the repository or to where one is, or a hub id as it stands.
 
     Raises:
-        ValueError: where it is neither, or a pickle.
+        ValueError: where it is neither.
     """
     for path in (ROOT / base, Path(base)):
         if path.is_dir():
@@ -73,15 +76,15 @@ def find_base(base: str) -> str:
                 )
             return str(path)
         if path.is_file():
-            refuse_pickle(path)
-            if path.suffix != ".safetensors":
+            if path.suffix not in TENSORS:
                 raise ValueError(
-                    f"base: {path} is no checkpoint: give a .safetensors file, a folder in diffusers layout or a hub id"
+                    f"base: {path} is no checkpoint: give a .safetensors file (or one of {', '.join(PICKLES)}, which are opened where they hold "
+                    "nothing but tensors), a folder in diffusers layout or a hub id"
                 )
             return str(path)
     if "@" in base:
         raise ValueError(f"base: {base} names a revision: give it as revision, `--set revision=...`")
-    is_file_name = Path(base).suffix in (".safetensors", *PICKLES)
+    is_file_name = Path(base).suffix in TENSORS
     if base.count("/") == 1 and not base.startswith((".", "/")) and not is_file_name:
         return base
     raise ValueError(f"base: there is no {'file' if is_file_name else 'folder'} {base}")
@@ -104,23 +107,19 @@ def refuse_revision(found: str, revision: str | None) -> None:
         )
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuse a checkpoint that could run code when it is opened.
-
-    Raises:
-        ValueError: naming the file and what to take instead.
-    """
-    if path.suffix in PICKLES:
-        raise ValueError(
-            f"{path} is a pickle, which can run code of whoever made it: take the .safetensors of the same model"
-        )
+def say_pickled(files: Sequence[str]) -> None:
+    """Tell which of the files that are opened are pickles; nothing where none is."""
+    if pickled := [file for file in files if Path(file).suffix in PICKLES]:
+        are = "is a pickle" if len(pickled) == 1 else "are pickles"
+        say(f"note: {', '.join(pickled)} {are}, opened as weights only, which runs no code")
 
 
 def load_pipeline(base: str, revision: str | None = None, unet: Path | None = None) -> Any:
-    """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` in float32, from safetensors only, on the CPU.
+    """A `StableDiffusionPipeline` or `StableDiffusionXLPipeline` in float32, on the CPU.
 
     The models are opened one by one, because diffusers and transformers fill whatever a weights file lacks with random numbers and
-    only log it: weights of another model would be a base of noise. Where a model comes in float16 only, that is opened, and said.
+    only log it: weights of another model would be a base of noise. Where a model comes in float16 only, that is opened, and said; so is a pickle where
+    there are no safetensors, by the reader of weights alone, which runs no code of it.
 
     Where the files lie, the hub's in the cache of downloads, is its `opened_from`; one file has none.
 
@@ -130,7 +129,7 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
         unet: folder whose `unet/` is opened in place of that of `base`, a folder too.
 
     Raises:
-        ValueError: missing, truncated, pickled or foreign files, or a pipeline of another family, in one sentence.
+        ValueError: missing, truncated or foreign files, a pickle that holds more than tensors, or a pipeline of another family, in one sentence.
     """
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
@@ -143,7 +142,7 @@ def load_pipeline(base: str, revision: str | None = None, unet: Path | None = No
     refuse_revision(found, revision)
     try:
         with quiet(diffusers_logging), quiet(transformers_logging), quiet(hub_logging):
-            pipeline = open_single_file(path) if path.is_file() else _open(found, revision, unet)
+            pipeline = _open_file(path) if path.is_file() else _open(found, revision, unet)
             _refuse_another_diffusion(pipeline)
             freeze(pipeline)
     except DAMAGE as error:
@@ -178,6 +177,13 @@ def freeze(pipeline: Any) -> None:
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.data_ptr() % ALIGNMENT:
                     tensor.data = tensor.data.clone()
+
+
+def _open_file(path: Path) -> Any:
+    """A pipeline of a checkpoint in one file."""
+    pipeline = open_single_file(path)
+    say_pickled([str(path)])
+    return pipeline
 
 
 def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
@@ -216,27 +222,26 @@ def _open(found: str, revision: str | None, unet: Path | None = None) -> Any:
     if not folder.is_dir():
         folder = _fetched(found, list(kinds), revision)
     place = dict.fromkeys(kinds, folder) | ({} if unet is None else {"unet": unet})
-    variants = {part: weight_files(place[part], part)[0] for part in kinds}
-    if halves := [part for part, variant in variants.items() if variant]:
+    held = {part: weight_files(place[part], part) for part in kinds}
+    if halves := [part for part, (variant, _) in held.items() if variant]:
         say(f"note: {found} has the weights of {', '.join(halves)} in float16 only")
     more |= {
         "feature_extractor": None,
         "image_encoder": None,
     }  # of the safety checker, and of prompts that are images
-    options = {"use_safetensors": True, "local_files_only": True}
     _refuse_another_architecture(
         name, {part: _read_json(place[part] / part / "config.json") for part in kinds}
     )
-    for part in kinds:
-        for file in weight_files(place[part], part)[1]:
-            Header.of(file)  # which names it, where it is damaged
-    parts = {
-        part: _open_part(kind, place[part], part, {**options, "variant": variants[part]})
-        for part, kind in kinds.items()
-    }
+    for _, files in held.values():
+        for file in files:
+            Header.of(file)  # which names it, where it is damaged or more than tensors
+    say_pickled([f"{found}/{part}/{file.name}" for part, (_, files) in held.items() for file in files])
+    parts = {part: _open_part(kind, place[part], part, *held[part]) for part, kind in kinds.items()}
     for part in ("tokenizer", "tokenizer_2")[: len(kinds) - 2]:
         parts[part] = _open_tokenizer(folder / part, components[part][1])
-    pipeline = family.from_pretrained(folder, dtype=torch.float32, **parts, **more, **options)
+    pipeline = family.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **parts, **more
+    )
     pipeline.register_to_config(_name_or_path=found)  # not where the hub's files are kept
     pipeline.opened_from = folder
     return pipeline
@@ -246,61 +251,88 @@ def _fetched(repository: str, models: Sequence[str], revision: str | None) -> Pa
     """The folder of a pipeline from the hub: of all that lies there only what is opened."""
     rest = [part for part in PARTS if part not in STEMS]
     small = [f"{part}/*.{ending}" for part in (*models, *rest) for ending in ("json", "txt")]
-    folder = hub_folder(repository, ["model_index.json", *small, *_weights(models, "")], revision)
-    halves = [part for part in models if not any((folder / part).glob("*.safetensors"))]
-    return hub_folder(repository, _weights(halves, ".fp16"), revision) if halves else folder
+    folder = hub_folder(repository, ["model_index.json", *small, *_weights(models, *FORMS[0])], revision)
+    lacking = list(models)
+    for before, form in pairwise(FORMS):
+        lacking = [part for part in lacking if not _in_form(folder / part, part, *before)]
+        if not lacking:
+            break
+        folder = hub_folder(repository, _weights(lacking, *form), revision)
+    return folder
 
 
-def _weights(models: Sequence[str], variant: str) -> list[str]:
-    """Patterns of the names of models' weights, in one file or several."""
-    stems = [f"{part}/{STEMS[part]}" for part in models]
-    kinds = [".safetensors", "-?????-of-?????.safetensors"]
+def _weights(models: Sequence[str], variant: str | None, ending: str) -> list[str]:
+    """Patterns of the names of models' weights in one of `FORMS`, in one file or several."""
+    kinds = [ending, f"-?????-of-?????{ending}"]
     if variant:  # the place of its name in that of one of several files has changed over time
         kinds = [
-            f"{variant}.safetensors",
-            f"{variant}-?????-of-?????.safetensors",
-            f"-?????-of-?????{variant}.safetensors",
+            f".{variant}{ending}",
+            f".{variant}-?????-of-?????{ending}",
+            f"-?????-of-?????.{variant}{ending}",
         ]
-    return [stem + kind for stem in stems for kind in kinds]
+    return [f"{part}/{_stem(part, ending)}{kind}" for part in models for kind in kinds]
+
+
+def _stem(part: str, ending: str) -> str:
+    """What the files of a model's weights are called in that form; transformers has another name where they are pickles."""
+    return "pytorch_model" if ending == ".bin" and part.startswith("text_encoder") else STEMS[part]
+
+
+def _in_form(folder: Path, part: str, variant: str | None, ending: str) -> list[Path]:
+    """The files of a model in a folder of its own, in one of `FORMS`: one, or several that an index names; none where there are none.
+
+    Raises:
+        ValueError: where one that the index names is missing.
+    """
+    stem, of_variant = _stem(part, ending), f".{variant}" if variant else ""
+    one, index = folder / f"{stem}{of_variant}{ending}", folder / f"{stem}{ending}.index{of_variant}.json"
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        return []
+    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    files = [folder / name for name in sorted(set(named))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{missing[0]} of {part} is missing, or was not downloaded")
+    return files
 
 
 def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
     """The files of a model in a pipeline's folder that diffusers and transformers open.
 
     Returns:
-        variant, None for full precision or `fp16` where there is no other, and the files: one, or several that an index names.
+        variant, None for full precision or `fp16` where there is no other, and the files: one, or several that an index names. Pickles only where there is nothing else.
 
     Raises:
         ValueError: where there is none, or one that the index names is missing.
     """
-    stem = STEMS[part]
-    for variant, one, index in (
-        (None, f"{stem}.safetensors", f"{stem}.safetensors.index.json"),
-        ("fp16", f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"),
-    ):
-        if (folder / part / one).is_file():
-            return variant, [folder / part / one]
-        if (folder / part / index).is_file():
-            named = json.loads((folder / part / index).read_text(encoding="utf-8"))["weight_map"].values()
-            files = [folder / part / name for name in sorted(set(named))]
-            if missing := [file.name for file in files if not file.is_file()]:
-                raise ValueError(f"{missing[0]} of {part} is missing, or was not downloaded")
+    for variant, ending in FORMS:
+        if files := _in_form(folder / part, part, variant, ending):
             return variant, files
-    for pickled in sorted((folder / part).glob("*.bin")):
-        raise ValueError(
-            f"the weights in {part} are a pickle ({pickled.name}), which can run code of whoever made it: only .safetensors are opened"
-        )
-    raise ValueError(f"{part} has no {stem}.safetensors")
+    raise ValueError(f"{part} has no {STEMS[part]}.safetensors, and no {_stem(part, '.bin')}.bin")
 
 
-def _open_part(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -> Any:
-    """One model of a pipeline, every weight of it from the file.
+def _open_part(kind: Any, folder: Path, part: str, variant: str | None, files: Sequence[Path]) -> Any:
+    """One model of a pipeline, every weight of it from its files; of pickles both libraries read weights only.
+
+    Args:
+        kind: its class.
+        folder: of the pipeline.
+        part: its name there.
+        variant: of `weight_files`, as the files.
+        files: of its weights.
 
     Raises:
         ValueError: where the file is that of another model.
     """
     model, report = kind.from_pretrained(
-        folder, subfolder=part, dtype=torch.float32, output_loading_info=True, **options
+        folder,
+        subfolder=part,
+        variant=variant,
+        use_safetensors=files[0].suffix not in PICKLES,
+        local_files_only=True,
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
@@ -451,8 +483,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
     from diffusers.utils import logging as diffusers_logging
 
     try:
-        with safe_open(lora, "pt") as file:
-            given = [name for name in file.keys() if not name.endswith((".alpha", ".dora_scale"))]  # noqa: SIM118
+        given = [name for name in Header.of(lora).names if not name.endswith((".alpha", ".dora_scale"))]
         with quiet(diffusers_logging):
             pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
         models = (pipeline.unet, *text_encoders(pipeline))
@@ -461,6 +492,7 @@ def with_lora(pipeline: Any, lora: Path) -> Any:
             raise ValueError(f"{len(given) - placed} of its {len(given)} tensors have no place there")
         if not placed:
             raise ValueError("it holds no tensor")
+        say_pickled([str(lora)])
         freeze(pipeline)
     except DAMAGE as error:
         raise ValueError(
@@ -566,7 +598,7 @@ class Checkpoint:
     def _lora_file(self) -> Path | None:
         if self.weights is None:
             return None
-        if self.weights.suffix == ".safetensors":
+        if self.weights.suffix in TENSORS:
             return None if is_checkpoint(self.weights) else self.weights
         lora = self.weights / LORA_FILE
         return lora if lora.is_file() else None
@@ -601,9 +633,7 @@ def resolve(target: str) -> Checkpoint:
         raise ValueError(
             f"{target} is a run that has not finished: train it to its end first, the same command resumes"
         )
-    if path.is_file():
-        refuse_pickle(path)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix in TENSORS and path.is_file():
         card = path.parent / "run.json"
         return _from_run(path.parent) if card.is_file() else _foreign(_name_of(path), path, target)
     if path.is_dir():
@@ -614,10 +644,10 @@ def resolve(target: str) -> Checkpoint:
         return _foreign(path.name, path, target)
     repository, at, revision = target.partition("@")
     no_id = repository.startswith((".", "/")) or repository.count("/") != 1 or (at and not revision)
-    if path.exists() or path.suffix == ".safetensors" or no_id:
+    if path.exists() or path.suffix in TENSORS or no_id:
         raise ValueError(
             f"{target} cannot be scored: give a run directory, RUN@ITERATION, a folder in diffusers layout, a checkpoint in one file or a LoRA "
-            "(.safetensors), or a hub id, owner/name or owner/name@revision"
+            f"({', '.join(TENSORS)}), or a hub id, owner/name or owner/name@revision"
         )
     return replace(_foreign(target, None, repository), revision=revision or None)
 
@@ -675,7 +705,7 @@ def declared(checkpoint: Checkpoint, name: str | None, trained_on: Sequence[str]
 
 def _name_of(file: Path) -> str:
     """What a file is called: a LoRA as diffusers names all of them is called as its folder."""
-    return file.absolute().parent.name if file.name == LORA_FILE else file.stem
+    return file.absolute().parent.name if file.stem == Path(LORA_FILE).stem else file.stem
 
 
 def _foreign(name: str, weights: Path | None, source: str) -> Checkpoint:

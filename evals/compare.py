@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from evals import rows as score_rows
 from evals.metrics import Metric
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.panel import Panel
-from evals.rows import BASE, IMAGE, PROMPT, without_copies
+from evals.rows import BASE, IMAGE, PROMPT, Voices, without_copies
 from evals.stats import Array, Interval, Resampled, Resampler
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ class Comparison:
     """The strata of every prompt set that is resampled inside them."""
     remarks: tuple[str, ...]
     """Sentences on the rows themselves, for the foot of a table."""
+    left_out: tuple[OriginKey, ...] = ()
+    """What runs were scored by and `against` was not on that prompt set: in no number, and told of by `evals.unscored`."""
 
     @property
     def family(self) -> int:
@@ -173,6 +175,10 @@ class Comparison:
     def models(self) -> list[str]:
         """In the order of the files."""
         return list(dict.fromkeys(e.model for e in self.estimates))
+
+    def compared(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of the rows that the comparison is of: without what is left out."""
+        return _without_left_out(rows, self.left_out)
 
     def of(self, **wanted: object) -> list[Estimate]:
         """The estimates whose fields have the given values."""
@@ -208,8 +214,8 @@ class _Sides(NamedTuple):
     base: pd.DataFrame
     seeds: str
     """The stream that resamples the pairs of training seeds."""
-    of_raters: bool = False
-    """Whether run and base have raters in the place of training seeds (`evals.rows.by_rater`)."""
+    raters: int = 0
+    """How many raters run and base have in the place of each training seed (`evals.rows.by_rater`); 0 where scores are no votes, or nothing says whose."""
 
 
 class Strata(NamedTuple):
@@ -234,6 +240,8 @@ def compare(
 ) -> Comparison:
     """Every experiment x metric x prompt set of the rows (as `evals.rows.read` gives them), each model by itself.
 
+    What `against` has no scores of, by a scorer and on a prompt set, is left out (`Comparison.left_out`), as long as something of the model can be compared.
+
     Args:
         rows: score rows.
         resamples: of the bootstrap.
@@ -242,25 +250,30 @@ def compare(
         force: compare scores of different scorer versions, and say so in every cell concerned.
 
     Raises:
-        ValueError: a model without rows of `against`; pairs that are missing on a side; training seeds that cannot be set beside each
-            other; scorer versions that differ, unless forced.
+        ValueError: a model without rows of `against`, or none of whose scores `against` has; images that are missing on a side of a scorer and prompt set that
+            both have; training seeds that cannot be set beside each other; scorer versions that differ, unless forced.
     """
+    every, origins = rows, _origins(rows)
+    left_out = _left_out(origins, against)
+    for model, part in every.groupby("model", sort=False):
+        _refuse_alone(str(model), part, against)
+        _refuse_nothing_left(str(model), origins, left_out, against)
+    rows = _without_left_out(rows, left_out)
     versions = score_rows.versions(rows, refuse=not force)
     strata = strata_of(rows)
     resampler = Resampler(resamples, seed, strata.of)
-    origins = _origins(rows)
     cells: list[_Cell] = []
     outcomes: list[Outcome] = []
     retentions: list[Retention] = []
     panels: list[Panel] = []
+    voices = {str(model): score_rows.by_rater(part) for model, part in rows.groupby("model", sort=False)}
     for model, part in rows.groupby("model", sort=False):
-        _refuse_alone(str(model), part, against)
-        found, won = _compare_model(part, against, resampler)
+        found, won = _compare_model(part, against, voices[str(model)], resampler)
         found = _with_conflicts(_with_headlines(_with_refusals(found, against), origins), origins, against)
         cells += found
         outcomes += won
-        retentions += _retentions(found, part)
-        panels.append(panel.of_model(str(model), part, against, resampler))
+        retentions += _retentions(found, every[every["model"] == model])
+        panels.append(panel.of_model(str(model), part, against, voices[str(model)], resampler))
     cells = _with_holm(cells)
     margins = {name: getattr(metrics.load(name), "tie_margin", None) for name in metrics.names()}
     return Comparison(
@@ -275,15 +288,48 @@ def compare(
         against=against,
         origins=origins,
         strata=strata.names(),
-        remarks=(*strata.remarks, *_remarks(rows, against, origins)),
+        remarks=(*strata.remarks, *_remarks(rows, against, voices, origins)),
+        left_out=left_out,
     )
 
 
-def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
+def _left_out(origins: Mapping[OriginKey, Origin], against: str) -> tuple[OriginKey, ...]:
+    """What a run was scored by, and what all are compared with was not on the same prompt set; not where a metric needs no scores of the base."""
+    by_definition = {
+        scorer: against == BASE and all(metrics.load(name).reference is not None for name in names)
+        for scorer, names in _by_scorer(scorer for *_, scorer in origins).items()
+    }
+    return tuple(
+        (model, experiment, prompt_set, scorer)
+        for model, experiment, prompt_set, scorer in origins
+        if not by_definition.get(scorer, True) and (model, against, prompt_set, scorer) not in origins
+    )
+
+
+def _by_scorer(scorers: Iterable[str]) -> dict[str, list[str]]:
+    """The metrics that read each scorer; one that none reads is not in it."""
+    found: dict[str, list[str]] = {}
+    for name in metrics.names(scorers):
+        found.setdefault(metrics.load(name).scorer, []).append(name)
+    return found
+
+
+def _without_left_out(rows: pd.DataFrame, left_out: Sequence[OriginKey]) -> pd.DataFrame:
+    if not left_out:
+        return rows
+    keys = pd.MultiIndex.from_frame(rows[["model", "experiment", "prompt_set", "scorer"]])
+    return rows[~keys.isin(left_out)]
+
+
+def _remarks(
+    rows: pd.DataFrame,
+    against: str,
+    voices: Mapping[str, Voices | None],
+    origins: dict[OriginKey, Origin],
+) -> list[str]:
     """What is to be said of the rows themselves: what cannot be compared, pictures that are there twice, variety that is gone."""
     return [
-        *_without_reference(rows, against),
-        *_who_voted(rows, against),
+        *_who_voted(rows, against, voices),
         *variety.duplicate_notes(rows),
         *(
             note
@@ -296,35 +342,34 @@ def _remarks(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin])
     ]
 
 
-def _who_voted(rows: pd.DataFrame, against: str) -> list[str]:
+def _who_voted(rows: pd.DataFrame, against: str, voices: Mapping[str, Voices | None]) -> list[str]:
     """A sentence for every experiment that people voted on: whether its interval is for other raters too."""
-    told = []
-    votes = rows[rows["scorer"] == score_rows.HUMAN]
-    for (model, experiment), mine in votes[votes["experiment"] != against].groupby(
-        ["model", "experiment"], sort=False
-    ):
-        theirs = votes[(votes["model"] == model) & (votes["experiment"] == against)]
-        raters = score_rows.by_rater(pd.concat([mine, theirs], ignore_index=True))
-        if raters is None:
-            told.append(
-                f"Human votes on {experiment} ({model}): raters are no cluster, as the rows are of several training seeds, or do not say who voted. A pair counts "
-                "by its majority, and the interval, over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
-            )
-        else:
-            several = raters["seed"].nunique()
-            which = f"{several} raters" if several > 1 else "one rater, of whom alone the interval speaks"
-            told.append(
-                f"Human votes on {experiment} ({model}): the rate is of the votes of {which}, a tie counted half, and raters and prompts are resampled."
-            )
-    return told
+    votes = rows[(rows["scorer"] == score_rows.HUMAN) & (rows["experiment"] != against)]
+    return [
+        f"Human votes on {experiment} ({model}): {_whose_votes(voices[str(model)])}"
+        for model, experiment in votes[["model", "experiment"]].drop_duplicates().to_numpy()
+    ]
+
+
+def _whose_votes(voices: Voices | None) -> str:
+    """Whether the interval of votes is for other raters too."""
+    if voices is None:
+        return (
+            "raters are no cluster, as some rows do not say who voted, are of several comparisons, or of training seeds of which it is not known which met. A pair "
+            "counts by its majority, and the interval, over prompts, speaks of these raters only: that over raters and prompts is `python -m evals tally`'s."
+        )
+    several = voices.raters > 1
+    which = f"{voices.raters} raters" if several else "one rater, of whom alone the interval speaks"
+    seeds = f", on {voices.seeds} training seeds" if voices.seeds > 1 else ""
+    above = "training seeds, " if voices.seeds > 1 else ""
+    return f"the rate is of the votes of {which}{seeds}, a tie counted half, and {above}raters and prompts are resampled."
 
 
 def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
     """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
     found: list[variety.Collapse] = []
-    for (model, scorer), part in rows[rows["scorer"].isin(variety.VENDI)].groupby(
-        ["model", "scorer"], sort=False
-    ):
+    scorers = [name for name in map(str, rows["scorer"].unique()) if variety.order_of(name) is not None]
+    for (model, scorer), part in rows[rows["scorer"].isin(scorers)].groupby(["model", "scorer"], sort=False):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]
         for _, mine in others.groupby("experiment", sort=False) if len(base) else ():
@@ -358,6 +403,26 @@ def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
     )
 
 
+def _refuse_nothing_left(
+    model: str, origins: Mapping[OriginKey, Origin], left_out: Sequence[OriginKey], against: str
+) -> None:
+    """Refuse a model of which nothing that a metric reads can be compared."""
+    read = _by_scorer(scorer for *_, scorer in origins)
+    of_runs = [key for key in origins if key[0] == model and key[1] != against and key[3] in read]
+    if not of_runs or not {*of_runs} <= {*left_out}:
+        return
+    scored = [key for key in of_runs if key[3] != score_rows.HUMAN]
+    if not scored:
+        names = list(dict.fromkeys(experiment for _, experiment, _, _ in of_runs))
+        raise ValueError(
+            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(names)}"
+        )
+    _, experiment, prompt_set, scorer = scored[0]
+    raise ValueError(
+        f"nothing of {model} can be compared: {against} has no {scorer} scores on {prompt_set} but {experiment} has: score {_the(against)} again with the same scorers"
+    )
+
+
 def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
     """What the rows of each model, experiment, prompt set and scorer say of themselves."""
     key = ["model", "experiment", "prompt_set", "scorer"]
@@ -374,15 +439,13 @@ def _origins(rows: pd.DataFrame) -> dict[OriginKey, Origin]:
 
 
 def _compare_model(
-    rows: pd.DataFrame, against: str, resampler: Resampler
+    rows: pd.DataFrame, against: str, voices: Voices | None, resampler: Resampler
 ) -> tuple[list[_Cell], list[Outcome]]:
     base = without_copies(rows[rows["experiment"] == against])
     experiments = sorted(
         rows["experiment"].unique(), key=lambda name: (name != against, _first_row(rows, name))
     )
-    by_scorer: dict[str, list[str]] = {}
-    for name in metrics.names(map(str, rows["scorer"].unique())):
-        by_scorer.setdefault(metrics.load(name).scorer, []).append(name)
+    by_scorer = _by_scorer(map(str, rows["scorer"].unique()))
     base_of = {str(scorer): part for scorer, part in base.groupby("scorer", sort=False)}
     made: list[tuple[_Cell, Outcome | None]] = []
     for experiment in experiments:
@@ -390,7 +453,8 @@ def _compare_model(
         parts = {str(scorer): part for scorer, part in of_experiment.groupby("scorer", sort=False)}
         for scorer, names in by_scorer.items():
             if scorer in parts:
-                made += _scorer_cells(names, parts[scorer], base_of.get(scorer), against, resampler)
+                votes = voices if scorer == score_rows.HUMAN else None
+                made += _scorer_cells(names, parts[scorer], base_of.get(scorer), against, votes, resampler)
     return [cell for cell, _ in made], [outcome for _, outcome in made if outcome is not None]
 
 
@@ -399,23 +463,21 @@ def _first_row(rows: pd.DataFrame, experiment: str) -> int:
 
 
 def _scorer_cells(
-    names: list[str], rows: pd.DataFrame, base: pd.DataFrame | None, against: str, resampler: Resampler
+    names: list[str],
+    rows: pd.DataFrame,
+    base: pd.DataFrame | None,
+    against: str,
+    voices: Voices | None,
+    resampler: Resampler,
 ) -> list[tuple[_Cell, Outcome | None]]:
-    """The cells of one experiment under the metrics that read one scorer."""
-    experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
-    relative = all(metrics.load(name).reference is not None for name in names)
-    if base is None and relative and against != BASE:
-        return []  # see _without_reference
-    if base is None and not relative:
-        raise ValueError(
-            f"{against} has no {scorer} scores but {experiment} has: score {_the(against)} again with the same scorers"
-        )
-    by_definition = relative and against == BASE
+    """The cells of one experiment under the metrics that read one scorer; `voices` where it is people, and known who of them."""
+    experiment = str(rows["experiment"].iloc[0])
+    by_definition = against == BASE and all(metrics.load(name).reference is not None for name in names)
     stream = f"seeds of {experiment}"
     sides = _Sides(rows, stream, rows, rows, stream)
     if experiment != against and not by_definition:
-        assert base is not None
-        sides = _voted(rows, base, against) or _sides(rows, base, against)
+        assert base is not None, "what the base has no scores of is left out"
+        sides = _sides(rows, base, against) if voices is None else _voted(voices, rows, against)
     made = [
         _metric_cells(name, metrics.load(name), sides, by_definition, against, resampler) for name in names
     ]
@@ -445,23 +507,17 @@ def _sides(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides:
     run = rows
     if len(paired.pairs) > len(mine):
         run = pd.concat([rows.assign(seed=seed) for _, seed in paired.pairs], ignore_index=True)
-    return _Sides(rows, f"seeds of {experiment}", run, _beside(run, base), paired.stream)
+    return _Sides(rows, f"seeds of {experiment}", run, _partners(run, base), paired.stream)
 
 
-def _voted(rows: pd.DataFrame, base: pd.DataFrame, against: str) -> _Sides | None:
-    """Run and base beside each other in the eyes of each rater; None where no vote says whose it is."""
-    if score_rows.RATERS not in rows.columns or not rows[score_rows.RATERS].iloc[0]:
-        return None  # at once: most scores are no votes, and many
-    votes = score_rows.by_rater(pd.concat([rows, base], ignore_index=True))
-    if votes is None:
-        return None
-    of_base = votes["experiment"] == against
-    return _sides(votes[~of_base], votes[of_base], against)._replace(
-        own=rows, seeds=stats.RATERS, of_raters=True
-    )
+def _voted(voices: Voices, rows: pd.DataFrame, against: str) -> _Sides:
+    """Run and base beside each other in the eyes of each rater; their training seeds are as many on both sides."""
+    experiment, votes = str(rows["experiment"].iloc[0]), voices.rows
+    run, base = (votes[votes["experiment"] == name] for name in (experiment, against))
+    return _sides(run, base, against)._replace(own=rows, raters=voices.raters)
 
 
-def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+def _partners(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """`evals.rows.same_images`; at once where both files list the same pictures in the same order, as suites do."""
     used = base[base["prompt_set"].isin(rows["prompt_set"].unique())]
     times, rest = divmod(len(rows), max(len(used), 1))
@@ -471,24 +527,6 @@ def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
         if times == rows["seed"].nunique() and (mine == theirs).all():
             return rows.assign(value=np.tile(used["value"].to_numpy(), times))
     return score_rows.same_images(rows, base)
-
-
-def _without_reference(rows: pd.DataFrame, against: str) -> list[str]:
-    """A sentence for each metric that is relative to the base and cannot be compared with something else that was not scored on it."""
-    if against == BASE:
-        return []
-    scored = {
-        (str(m), str(e), str(s))
-        for m, e, s in rows[["model", "experiment", "scorer"]].drop_duplicates().to_numpy()
-    }
-    return [
-        f"{model}: {metrics.load(name).title} is not compared: {against} has no {scorer} scores."
-        for name in metrics.names()
-        for model in dict.fromkeys(m for m, _, _ in scored)
-        if metrics.load(name).reference is not None
-        and (scorer := metrics.load(name).scorer) in {s for m, _, s in scored if m == model}
-        and (model, against, scorer) not in scored
-    ]
 
 
 def _metric_cells(
@@ -560,8 +598,13 @@ def _cell(
     sample = resampler.prompts(prompt_set, ids)
 
     def resample(array_RPS: Array, seeds: str) -> Resampled:
-        found = stats.resampled(array_RPS, metric.finish, resampler.seeds(seeds, len(array_RPS)), sample)
-        return replace(found, of_raters=sides.of_raters)
+        units = len(array_RPS)
+        weight_NR = (
+            resampler.raters(seeds, units // sides.raters, sides.raters)
+            if sides.raters
+            else resampler.seeds(seeds, units)
+        )
+        return replace(stats.resampled(array_RPS, metric.finish, weight_NR, sample), raters=sides.raters)
 
     run = resample(own_RPS, sides.seeds if own_RPS is pair_RPS else sides.own_seeds)
     lost_RP = np.zeros((runs, prompts), dtype=np.bool_)
@@ -571,8 +614,7 @@ def _cell(
         base = Resampled(
             reference, np.full_like(run.draws_N, reference), np.zeros_like(run.influence_RP), run.strata
         )
-        net = stats.beside_constant(run, reference, metric.unit == "share")
-        own = Interval(run.value, *(reference + end for end in net[1:]))
+        own, net = stats.relative(run, reference, metric.unit == "share")
     else:
         own = stats.interval(run, metric.unit == "share")
         lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
@@ -585,7 +627,7 @@ def _cell(
     nothing: tuple[Test, float] = ("", math.nan)
     # what is no difference is not tested, and makes nobody else's correction larger
     test, p_test = nothing if math.isnan(difference.value) else _test(metric, pair_RPS, base_RPS, less)
-    if sides.of_raters and (p_resampled := stats.resampled_p(less)) > p_test:
+    if sides.raters and (p_resampled := stats.resampled_p(less)) > p_test:
         test, p_test = "bootstrap", p_resampled  # the exact test takes raters as they are
     estimate = Estimate(
         model=str(rows["model"].iloc[0]),

@@ -376,8 +376,7 @@ def _beside_base(metric: Metric, seen: Resampled, base: Resampled) -> tuple[Inte
     """The value and the difference to the base, with the intervals that `evals.compare` gives them."""
     share = metric.unit == "share"
     if metric.needs_base:  # beside itself the base is known exactly
-        net = stats.beside_constant(seen, base.value, share)
-        return Interval(seen.value, *(base.value + end for end in net[1:])), net
+        return stats.relative(seen, base.value, share)
     less = seen.less(base)
     return stats.interval(seen, share), stats.interval(less)
 

@@ -43,7 +43,7 @@ from evals.metrics._parity import (
 from evals.miniature.render import TONE_GROUPS
 from evals.rows import BASE, PROMPT
 from evals.stats import Array, Interval, Resampler
-from evals.tables import markdown_table
+from evals.tables import decimals, markdown_table, size_told, with_ends
 
 GROUPED, TONES = "skin_tone", "monk_tone"
 """The scorers that are read."""
@@ -412,12 +412,11 @@ def _gaps(found: Sequence[Fairness]) -> str:
     for f in found:
         bounds = f.bounds
         gaps = ["refused"] * 7 if f.refused else [
-            _told(f.gap), three(f.floor), _told(f.unbiased), "–" if bounds is None else _told(bounds),
-            _told(f.pooled), three(f.pooled_floor), three(f.pooled_unbiased),
+            with_ends(f.gap), decimals(f.floor), with_ends(f.unbiased), "–" if bounds is None else with_ends(bounds),
+            with_ends(f.pooled), decimals(f.pooled_floor), decimals(f.pooled_unbiased),
         ]  # fmt: skip
-        share = _told(Interval(*(100 * end for end in f.unusable)), 1)
-        n = f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}"
-        lines.append([f"{f.experiment} ({f.model})", f.prompt_set, *gaps, share, n])
+        n = size_told(f.seeds, f.prompts, f.images)
+        lines.append([f"{f.experiment} ({f.model})", f.prompt_set, *gaps, _percent(f.unusable), n])
     return f"{markdown_table(lines)}\n"
 
 
@@ -425,10 +424,11 @@ def _one(f: Fairness, shown: int) -> str:
     parts = [f"## {f.experiment} ({f.model}), {f.prompt_set}"]
     lines = [
         ["Monk tones", *NAMES],
-        ["share, %", *(_told(Interval(*(100 * e for e in s)), 1) for s in f.shares)],
+        ["share, %", *map(_percent, f.shares)],
     ]
     lines += [
-        [f"corrected: {name}", *(f"{100 * s:.1f}" for s in shares)] for name, shares in f.true_shares.items()
+        [f"corrected: {name}", *(decimals(100 * s, 1) for s in shares)]
+        for name, shares in f.true_shares.items()
     ]
     parts.append(markdown_table(lines))
     if not f.refused:
@@ -448,7 +448,7 @@ def _one(f: Fairness, shown: int) -> str:
             markdown_table(
                 [
                     ["confusion", "squared gap, corrected"],
-                    *([name, _told(v)] for name, v in f.corrected.items()),
+                    *([name, with_ends(v)] for name, v in f.corrected.items()),
                 ]
             )
         )
@@ -457,7 +457,7 @@ def _one(f: Fairness, shown: int) -> str:
     for p in told:
         rank = f.ranked.index(p) + 1
         lines.append(
-            [str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), three(p.gap), three(p.floor)]
+            [str(rank), p.prompt_id, *map(str, p.counts), str(p.unusable), decimals(p.gap), decimals(p.floor)]
         )
     parts.append(markdown_table(lines))
     return "\n\n".join(parts) + "\n"
@@ -467,8 +467,8 @@ def _as_others_print(f: Fairness) -> str:
     """The pooled shares' unevenness in the units of other benchmarks."""
     other = unevenness(np.array([share.value for share in f.shares]))
     return (
-        f"As other benchmarks print it, of these shares: sum of |share − 1/{len(f.shares)}| {three(other.l1)}, total variation {three(other.total_variation)}, "
-        f"mean absolute deviation (DALL-Eval, HEIM) {three(other.mean_absolute)}, entropy over that of an even split {three(other.entropy)}. None is corrected for "
+        f"As other benchmarks print it, of these shares: sum of |share − 1/{len(f.shares)}| {decimals(other.l1)}, total variation {decimals(other.total_variation)}, "
+        f"mean absolute deviation (DALL-Eval, HEIM) {decimals(other.mean_absolute)}, entropy over that of an even split {decimals(other.entropy)}. None is corrected for "
         "the number of pictures."
     )
 
@@ -481,17 +481,8 @@ def contradiction(f: Fairness) -> str:
     )
 
 
-def three(value: float) -> str:
-    """To three decimals; a dash where there is no value."""
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
-
-
-def _told(value: Interval, digits: int = 3) -> str:
-    if math.isnan(value.value):
-        return "–"
-    if math.isnan(value.low):
-        return f"{value.value:.{digits}f}".replace("-", "−")
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]".replace("-", "−")
+def _percent(share: Interval) -> str:
+    return with_ends(share, lambda end: decimals(100 * end, 1))
 
 
 def tidy(found: Sequence[Fairness]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ opening one asks no hub. The sampler is DDIM's, which this project trains, whate
 
 What the denoiser predicts is not in the tensors. It is taken from, in this order,
 
-1. `NAME.yaml` beside `NAME.safetensors`, the model's original config: `model.params.parameterization` is `v`, or `eps`, which is also meant where the line is missing;
+1. `NAME.yaml` beside `NAME.safetensors` or `NAME.ckpt`, the model's original config: `model.params.parameterization` is `v`, or `eps`, which is also meant where the line is missing;
 2. the file's own word: metadata `modelspec.prediction_type`, or tensors called `v_pred` and, for noise levels that end without signal, `ztsnr`;
 3. the noise, as published, for Stable Diffusion 1 and XL. Of Stable Diffusion 2 there are both kinds (512 pixels predict noise, 768 predict v), so it must be told.
 """
@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evals.architectures import ARCHITECTURES, Architecture
+from evals.weights import PICKLES, read_tensors
 
 UNET = "model.diffusion_model."
 """What the names of a denoiser's tensors begin with."""
@@ -91,31 +93,43 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says before its tensors."""
+    """What a file of tensors says of them: a safetensors file before they come, a pickle in its place for them, which only the reader of weights alone opens."""
 
     path: Path
-    names: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the tensors by name."""
     metadata: Mapping[str, str]
-    channels: int
-    """Of the denoiser's input; 0 where there is none."""
+    """A pickle has none."""
 
     @classmethod
     def of(cls, path: Path) -> Header:
         """Read a file's.
 
         Raises:
-            ValueError: naming the file, where it is damaged.
+            ValueError: naming the file, where it is damaged, or a pickle that holds more than tensors.
         """
+        if path.suffix in PICKLES:
+            held = read_tensors(path, mapped=True)
+            return cls(path, {name: tuple(tensor.shape) for name, tensor in held.items()}, {})
         try:
             with safe_open(path, "pt") as file:
-                names, metadata = frozenset(file.keys()), file.metadata()
-                first = f"{UNET}input_blocks.0.0.weight"
-                channels = file.get_slice(first).get_shape()[1] if first in names else 0
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                return cls(path, shapes, file.metadata() or {})
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is damaged, not downloaded to its end, or no safetensors file ({error})"
             ) from error
-        return cls(path, names, metadata or {}, channels)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of the tensors."""
+        return frozenset(self.shapes)
+
+    @property
+    def channels(self) -> int:
+        """Of the denoiser's input; 0 where there is none."""
+        first = self.shapes.get(f"{UNET}input_blocks.0.0.weight")
+        return first[1] if first else 0
 
     def has(self, prefix: str) -> bool:
         """Whether there are tensors of such names."""
@@ -123,19 +137,19 @@ class Header:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a safetensors file holds a denoiser in the original layout, as no LoRA does.
+    """Whether a file of tensors holds a denoiser in the original layout, as no LoRA does.
 
     Raises:
-        ValueError: where it is damaged.
+        ValueError: as `Header.of`.
     """
     return Header.of(path).has(UNET)
 
 
 def is_lora(path: Path) -> bool:
-    """Whether a safetensors file holds LoRA adapters, by any of the names that are in use for them.
+    """Whether a file of tensors holds LoRA adapters, by any of the names that are in use for them.
 
     Raises:
-        ValueError: where it is damaged.
+        ValueError: as `Header.of`.
     """
     return any("lora" in name.lower() for name in Header.of(path).names)
 

@@ -238,7 +238,9 @@ def _refuse_unanswerable(suite: Suite, loaded: Mapping[str, Scorer]) -> None:
                 try:
                     check(prompts.load(part.prompt_set))
                 except ValueError as error:
-                    raise ValueError(f"scorer {name} cannot answer for {part.prompt_set}: {error}") from error
+                    raise ValueError(
+                        f"scorer {name} cannot answer for {part.prompt_set}: {error}: leave it out of that part of the suite, or score other prompts with it"
+                    ) from error
 
 
 def _without(suite: Suite, names: Sequence[str]) -> Suite:

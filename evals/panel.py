@@ -19,13 +19,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from evals import metrics, stats
-from evals.rows import RATERS, by_rater, seed_pairs, seeds_of, without_copies
+from evals.rows import HUMAN, Voices, seed_pairs, seeds_of, without_copies
 from evals.stats import Array, Interval, Resampler
 
 _CHUNK = 64
 """Pictures that are set beside all others at a time: memory only."""
 _VOTER = "voter"
-"""The column that says whether a row has a rater's number in the place of the training seed."""
+"""The column that says how many raters have numbers in the place of a row's training seed; 0 where none have."""
 _EVEN = 0.5
 """The half-tie win rate of a checkpoint over itself."""
 
@@ -91,8 +91,8 @@ class _Judged(NamedTuple):
     seeds: tuple[tuple[int, ...], ...]
     """Of each judge, those that it saw of any set."""
     trained_on: tuple[bool, ...]
-    of_raters: tuple[bool, ...]
-    """Of each judge, whether raters stand in the place of training seeds."""
+    raters: tuple[int, ...]
+    """Of each judge, how many raters stand in the place of each training seed; 0 where none do."""
 
 
 class _Seeds(NamedTuple):
@@ -136,13 +136,16 @@ def together(panels: Sequence[Panel]) -> Panel:
     )
 
 
-def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler) -> Panel:
+def of_model(
+    model: str, rows: pd.DataFrame, against: str, voices: Voices | None, resampler: Resampler
+) -> Panel:
     """What the judges of one model's rows say, on every prompt set that two or more of them have scored.
 
     Args:
         model: its name.
         rows: its score rows.
         against: the experiment that is first in every order.
+        voices: its human votes rater by rater (`evals.rows.by_rater`).
         resampler: that of the tables, so that a rate here is the one there.
     """
     of_against = rows["experiment"] == against
@@ -150,7 +153,7 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
     agreements: list[Agreement] = []
     flips: list[Flip] = []
     pairs = 0
-    votes = _by_rater(rows)
+    votes = _with_voices(rows, voices)
     benches = list(_benches(rows, against))
     for bench, voted in zip(benches, benches if votes is None else _benches(votes, against), strict=True):
         base, *runs = bench.judged
@@ -162,17 +165,12 @@ def of_model(model: str, rows: pd.DataFrame, against: str, resampler: Resampler)
     return Panel(tuple(agreements), tuple(flips), pairs)
 
 
-def _by_rater(rows: pd.DataFrame) -> pd.DataFrame | None:
-    """The rows with those of human votes rater by rater; None where none say who voted."""
-    if RATERS not in rows.columns:
+def _with_voices(rows: pd.DataFrame, voices: Voices | None) -> pd.DataFrame | None:
+    """The rows with those of human votes rater by rater; None where it is not known whose they are."""
+    if voices is None:
         return None
-    of_people = rows[RATERS] != ""
-    votes = by_rater(rows[of_people])
-    if votes is None:
-        return None
-    return pd.concat(
-        [rows[~of_people].assign(**{_VOTER: False}), votes.assign(**{_VOTER: True})], ignore_index=True
-    )
+    others = rows[rows["scorer"] != HUMAN].assign(**{_VOTER: 0})
+    return pd.concat([others, voices.rows.assign(**{_VOTER: voices.raters})], ignore_index=True)
 
 
 def _benches(rows: pd.DataFrame, against: str) -> Iterator[_Bench]:
@@ -213,7 +211,7 @@ def _judged(
     pictures: int,
 ) -> _Judged:
     scores: list[dict[int, Array]] = []
-    trained, of_raters = [], []
+    trained, raters = [], []
     for scorer in scorers:
         mine = rows[rows["scorer"] == scorer]
         of_seeds: dict[int, Array] = {}
@@ -222,12 +220,12 @@ def _judged(
             scores_B[part["picture_number"]] = part["value"]
         scores.append(of_seeds)
         trained.append(bool(mine["trained_on"].any()))
-        of_raters.append(_VOTER in mine.columns and bool(mine[_VOTER].any()))
+        raters.append(int(mine[_VOTER].max()) if _VOTER in mine.columns and len(mine) else 0)
     of_judges = tuple(seeds.get((experiment, scorer), ()) for scorer in scorers)
-    return _Judged(experiment, tuple(scores), of_judges, tuple(trained), tuple(of_raters))
+    return _Judged(experiment, tuple(scores), of_judges, tuple(trained), tuple(raters))
 
 
-def _beside(place: int, first: _Judged, second: _Judged) -> _Seeds:
+def _paired_seeds(place: int, first: _Judged, second: _Judged) -> _Seeds:
     """The training seeds of two checkpoints that one judge sees beside each other on the set, as the tables have them.
 
     The tables refuse several on both sides that are not the same: of these every seed of one is beside every seed of the other.
@@ -250,7 +248,7 @@ def _agreements(
     model: str, bench: _Bench, run: _Judged, base: _Judged, resampler: Resampler
 ) -> list[Agreement]:
     """Tau-b of every two judges over one run's differences to the base, of the pairs of pictures that both judges of a pair and all others have scored."""
-    beside = {place: _beside(place, run, base).pairs for place in range(len(bench.judges))}
+    beside = {place: _paired_seeds(place, run, base).pairs for place in range(len(bench.judges))}
     able = {
         place: pairs
         for place, pairs in beside.items()
@@ -286,7 +284,7 @@ def _agreements(
 
 
 def _seeds_of(first: str, second: str, pairs: Sequence[tuple[int, int]]) -> _Seeds:
-    """What resamples pairs of seeds that several judges have in common, ascending: as `_beside`, each side by itself where they are all pairs of some, and else the pairs."""
+    """What resamples pairs of seeds that several judges have in common, ascending: as `_paired_seeds`, each side by itself where they are all pairs of some, and else the pairs."""
     sides = tuple((name, len({pair[side] for pair in pairs})) for side, name in enumerate((first, second)))
     if len(pairs) == sides[0][1] * sides[1][1]:
         return _Seeds(tuple(pairs), tuple((f"seeds of {name}", units) for name, units in sides))
@@ -374,11 +372,13 @@ def _verdict(
 ) -> Verdict | None:
     """One judge's half-tie win rate of the first over the second, as a cell of the tables has it; None where it has not seen both."""
     name, metric = bench.judges[place], metrics.load(bench.judges[place])
-    seeds, of_raters = _beside(place, first, second), first.of_raters[place]
+    seeds, raters = _paired_seeds(place, first, second), first.raters[place]
     if not seeds.pairs:
         return None
-    if of_raters:
-        seeds = seeds._replace(streams=((stats.RATERS, len(seeds.pairs)),))
+    trained_seeds = len(seeds.pairs) // max(raters, 1)
+    if raters:
+        (stream, _), *_ = seeds.streams
+        seeds = seeds._replace(streams=((stream, trained_seeds), (stats.RATERS, raters)))
     asked_B = bench.asked_JB[place]
     difference_KB = _differences(place, first, second, seeds.pairs)[:, asked_B]
     margin: float = getattr(metric, "tie_margin")  # noqa: B009  no part of the protocol
@@ -387,10 +387,9 @@ def _verdict(
     run = stats.resampled(
         _wins(difference_KB, margin, prompt_B), metric.finish, _weights(seeds, resampler), sample
     )
-    net = stats.beside_constant(replace(run, of_raters=of_raters), _EVEN, share=True)
-    rate = Interval(run.value, _EVEN + net.low, _EVEN + net.high)
+    rate, _ = stats.relative(replace(run, raters=raters), _EVEN, share=True)
     trained_on = first.trained_on[place] or second.trained_on[place]
-    return Verdict(name, rate, trained_on, 1 if of_raters else len(seeds.pairs))
+    return Verdict(name, rate, trained_on, trained_seeds)
 
 
 def _wins(difference_KB: Array, margin: float, prompt_B: npt.NDArray[np.int64]) -> Array:
@@ -409,5 +408,5 @@ def _weights(seeds: _Seeds, resampler: Resampler) -> Array:
     """Resampling weights of the pairs of seeds, [N, K]."""
     weight_NK, *others = (resampler.seeds(stream, units) for stream, units in seeds.streams)
     for weight_NU in others:
-        weight_NK = (weight_NK[:, :, None] * weight_NU[:, None, :]).reshape(len(weight_NK), -1)
+        weight_NK = stats.crossed(weight_NK, weight_NU)
     return weight_NK

@@ -77,7 +77,7 @@
     const seen = lines.filter((line) => !line.closest("[hidden]")).length;
     one("#filter .count").textContent = count ? ` (${count})` : "";
     one("#shown").textContent = `${seen} of ${lines.length} lines of numbers shown`;
-    one("#clear").disabled = !count;
+    one("#clear").setAttribute("aria-disabled", !count); // not disabled: that would take the focus from who has just pressed it
     for (const empty of all(".empty"))
       empty.hidden = !count || all(".leaf", empty.parentElement).some((leaf) => !leaf.closest("[hidden]"));
     for (const place of all(".tagged")) place.hidden = !wanted.tag.size;
@@ -249,7 +249,7 @@
     }
     const table = make("tbody");
     for (const p of sorted.slice(0, SHOWN)) {
-      const said = make("td", { class: "prompt" }, p.text, " ", make("small", {}, p.tags.join(", ")));
+      const said = make("th", { class: "prompt", scope: "row" }, p.text, " ", make("small", {}, p.tags.join(", ")));
       if (data.whole) {
         const details = make("details", {}, make("summary", {}, p.text), make("small", {}, p.tags.join(", ")));
         details.addEventListener("toggle", () => {
@@ -279,7 +279,7 @@
   one("#clear").addEventListener("click", () => go(Object.fromEntries(boxes.map((box) => [box.name, []]))));
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");
-    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey && link.className !== "skip") {
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault(); // the filter stays in the address
       const id = link.getAttribute("href").slice(1);
       go(id.startsWith("cell/") ? { cell: id } : { at: id, cell: [] });
@@ -298,6 +298,14 @@
   one("#close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => opened !== null && go({ cell: [] }));
+  let closed = []; // what is closed would not be printed
+  addEventListener("beforeprint", () => {
+    closed = all("main details:not([open])");
+    for (const details of closed) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of closed) details.open = false;
+  });
   addEventListener("hashchange", apply);
   apply();
 })();

@@ -1,8 +1,8 @@
 """The report: one self-contained HTML page per comparison, from score rows, pictures and run directories.
 
 Numbers come from `evals.compare`, tones from `evals.fairness`, pictures from `<images>/<run>/<prompt set>/<prompt id>/<index>.png`, curves,
-cost and gates from the run directories; a run's name is `<experiment>-<model>-<seed>`. Tables of `python -m evals curve` are taken from the
-folder that holds the run directories and from these. What is not there is said on the page.
+cost and gates from the run directories (`evals.report_runs`); a run's name is `<experiment>-<model>-<seed>`. Tables of `python -m evals curve` are taken
+from the folder that holds the run directories and from these. What is not there is said on the page.
 
 The template is report.html.j2, autoescaped: prompts and names may hold anything. report.js filters what is shown and opens the rows behind a
 number (`evals.report_data`); the page's policy allows that script alone, by its hash, and no request. Without scripts everything is shown.
@@ -13,23 +13,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import jinja2
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
 import prompts
-from evals import asides, compare, fairness, layout, metrics, panel, report_data, stats, svg, tables
+from evals import (
+    asides,
+    compare,
+    fairness,
+    layout,
+    metrics,
+    panel,
+    report_data,
+    report_runs,
+    stats,
+    svg,
+    tables,
+    unscored,
+)
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
@@ -50,13 +60,6 @@ DECIDING = (
     *("geneval", "objects_grounding_dino", "objects"),
 )
 """Wins and losses are chosen by the first of these that was scored and that the run was not trained on: gold before the panel's judges."""
-CURVE = (
-    *("iteration", "experiment", "kl", "role", "metric", "prompt_set"),
-    *("gain", "gain_low", "gain_high", "kept", "apart"),
-)
-"""Columns that are read of a table of `python -m evals curve`."""
-ROLES = ("proxy", "judge", "gold")
-"""In which order they are drawn."""
 SMALL, SHRUNK, MANY = 128, 256, 16
 """Pictures up to SMALL pixels are embedded as they are; larger ones are shrunk to SHRUNK, or to SMALL where there are more than MANY
 experiments times prompt sets, so that the page stays light."""
@@ -129,17 +132,6 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 
-class Run(NamedTuple):
-    """What a run directory tells."""
-
-    name: str
-    experiment: str
-    seed: int
-    card: dict[str, Any]
-    log: list[dict[str, Any]]
-    problems: list[str]
-
-
 def write(
     paths: Sequence[Path | str],
     runs: Path,
@@ -159,8 +151,8 @@ def write(
         asides.refuse_two_sizes(paths)
     rows = score_rows.read(paths, refuse=not force)
     comparison = compare.compare(rows, resamples, against=against, force=force)
-    counted, given = asides.read(paths), asides.folders(paths)
-    write_text(render(rows, comparison, runs, images, command, counted, given), out)
+    counted, given, weights = asides.read(paths), asides.folders(paths), asides.weights(paths)
+    write_text(render(rows, comparison, runs, images, command, counted, given, weights), out)
 
 
 def render(
@@ -171,6 +163,7 @@ def render(
     command: str,
     counted: Sequence[str] = (),
     given: Mapping[str, Path] | None = None,
+    weights: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """The page of a comparison.
 
@@ -182,6 +175,7 @@ def render(
         command: that makes the page.
         counted: more sentences for its foot.
         given: folders of pictures that were given, by run.
+        weights: which ones drew the scored pictures, by run (`evals.asides.weights`).
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -190,9 +184,12 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    rows = comparison.compared(rows)
     asked, untold = _asked(rows)
     sections = [
-        _model(model, rows[rows["model"] == model], comparison, runs, images, asked, given or {})
+        _model(
+            model, rows[rows["model"] == model], comparison, runs, images, asked, given or {}, weights or {}
+        )
         for model in comparison.models()
     ]
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
@@ -202,7 +199,7 @@ def render(
         command=command,
         method=tables.method_notes(comparison),
         against=comparison.against,
-        the=_the(comparison),
+        the=tables.compared_with(comparison),
         conflicts=tables.conflicts(comparison),
         counted=[*_forced(comparison), *tables.count_notes(comparison), *counted],
         versions=sorted(comparison.versions.items()),
@@ -261,6 +258,7 @@ def _model(
     images: Path,
     asked: dict[str, dict[str, Prompt]],
     given: Mapping[str, Path],
+    weights: Mapping[str, Collection[str]],
 ) -> dict[str, Any]:
     """Everything that the template shows of one model."""
     experiments = list(dict.fromkeys(e.experiment for e in comparison.of(model=name)))
@@ -268,9 +266,10 @@ def _model(
     many = len(experiments) * rows["prompt_set"].nunique() > MANY
     pictures = Pictures(images, SMALL if many else SHRUNK, given=given, scored=_scored(rows))
     tags = {s: sorted({tag for prompt in some.values() for tag in prompt.tags}) for s, some in asked.items()}
-    cards = [_run(runs, *key) for key in _run_keys(rows)]
+    found = report_runs.read(runs, rows[rows["experiment"].isin(experiments)], weights)
+    shown = [run for run in found if not run.other]
     tuned = [experiment for experiment in experiments if experiment != comparison.against]
-    over, problems = _over_optimisation(runs, cards, experiments)
+    over = report_runs.over_optimisation(runs, found, weights)
     section = {
         "name": name,
         "experiments": experiments,
@@ -292,11 +291,13 @@ def _model(
         "tones": _tones(rows, comparison, asked),
         "tax": _tax(comparison, name, tuned),
         "judges": _judges(comparison, name),
-        "curves": _curves(cards, colours),
-        "over": over,
-        "cost": [_cost(run) for run in cards],
-        "gates": [_gates(run) for run in cards if run.experiment != BASE],
-        "problems": [*(problem for run in cards for problem in run.problems), *problems],
+        "curves": report_runs.curves(shown, colours),
+        "over": over.curves,
+        "cost": [report_runs.cost(run) for run in shown],
+        "gates": [report_runs.gates(run) for run in shown if run.experiment != BASE],
+        "others": [*((run.experiment, run.other) for run in found if run.other), *over.others],
+        "unproven": [run.name for run in shown if (run.card or run.log) and not run.is_proven],
+        "problems": [*(problem for run in shown for problem in run.problems), *over.problems],
     }
     return {**section, "missing": sorted(pictures.missing.items())}
 
@@ -395,22 +396,12 @@ def _goals_of(comparison: Comparison, model: str, experiment: str) -> list[Estim
     return sorted(chosen.values(), key=lambda e: tables.metric_order(e.metric))
 
 
-def _the(comparison: Comparison) -> str:
-    return "the base" if comparison.against == BASE else comparison.against
-
-
 def _forced(comparison: Comparison) -> list[str]:
     """In what forced comparisons differ, by the number of their footmark."""
     return [
         f"‡{place} Forced, what cannot be compared: {conflict}."
-        for place, conflict in enumerate(tables.conflicts(comparison), start=1)
+        for place, conflict in tables.footnotes(comparison)
     ]
-
-
-def _marks(comparison: Comparison, e: Estimate) -> str:
-    """Behind a number: † where the run was trained on its scorer, ‡ and a number where the comparison was forced."""
-    place = tables.conflicts(comparison).index(e.conflict) + 1 if e.conflict else ""
-    return tables.dagger(e) + (f"‡{place}" if e.conflict else "")
 
 
 def _change(comparison: Comparison, e: Estimate) -> Markup:
@@ -422,7 +413,7 @@ def _change(comparison: Comparison, e: Estimate) -> Markup:
     else:
         told = f"to {after}" if metric.needs_base else f"from {before} to {after}"
     return Markup('{} <a class="cell" href="#{}">{}</a> {} on {}').format(
-        metric.title, cell_id(e), told, tables.sign(e) + _marks(comparison, e), e.prompt_set
+        metric.title, cell_id(e), told, tables.sign(e) + tables.marks(comparison, e), e.prompt_set
     )
 
 
@@ -501,7 +492,7 @@ def _figure(
 
 def _without_number(line: dict[str, Any]) -> dict[str, Any]:
     """As the table at a glance has a judge that the run was trained on: the † is the link to its number."""
-    nothing = dict.fromkeys(("bar", "ends", "mark", "sign"), "")
+    nothing = dict.fromkeys(("bar", "ends", "mark", "sign", "said"), "")
     return {**line, **nothing, "value": "†", "dagger": line["dagger"].removeprefix("†")}
 
 
@@ -521,10 +512,11 @@ def _line(comparison: Comparison, e: Estimate, base: float, scale: svg.Scale, co
         "ratio": ratio,
         "mark": e.mark,
         "sign": tables.sign(e),
-        "dagger": _marks(comparison, e),
+        "said": tables.sign_said(e),
+        "dagger": tables.marks(comparison, e),
         "p": "" if math.isnan(e.p_holm) else tables.p_told(e.p_holm),
         "test": e.test,
-        "n": f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}",
+        "n": tables.size_told(e.seeds, e.prompts, e.images),
     }
 
 
@@ -548,8 +540,7 @@ def _kept(comparison: Comparison, r: compare.Retention) -> dict[str, str]:
         "specialist": r.specialist,
         "name": r.metric,
         "prompt_set": r.prompt_set,
-        "id": "cell/"
-        + "/".join(quote(n, safe="@+") for n in (r.model, r.prompt_set, r.metric, r.experiment)),
+        "id": cell_id(r),
         "metric": metrics.load(r.metric).title,
         "raw": tables.percent(r.raw),
         "gain": tables.percent(r.gain),
@@ -561,22 +552,28 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
     """Every metric's change for every run; the depth of a colour is the change over the largest of its line."""
     cells = {(e.metric, e.prompt_set, e.experiment): e for e in comparison.of(model=model)}
     keys = {(m, s) for m, s, experiment in cells if experiment in tuned}
+    keys |= unscored.left_out_lines(comparison, model)
     lines = []
     for name, prompt_set in sorted(keys, key=lambda key: (key[1], *tables.metric_order(key[0]))):
         found = [cells.get((name, prompt_set, experiment)) for experiment in tuned]
         sizes = [abs(tables.change(e).value) for e in found if e]
         largest = max((size for size in sizes if size > 0), default=1.0)
         metric = metrics.load(name)
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        unit = next(tables.change(e).unit for e in found if e)
+        unit = next((tables.change(e).unit for e in found if e), None)
         lines.append(
             {
-                "title": metric.title + arrow,
-                "unit": {"points": "points", "sd": "SD", "raw": "raw"}[unit],
+                "title": tables.heading(metric, unit=False),
+                "unit": "" if unit is None else tables.UNITS[unit],
                 "metric": name,
                 "prompt_set": prompt_set,
                 "cells": [
-                    _tax_cell(comparison, metric, e, largest) if e else {"experiment": x, "id": ""}
+                    _tax_cell(comparison, metric, e, largest)
+                    if e
+                    else {
+                        "experiment": x,
+                        "id": "",
+                        "text": unscored.why_empty(comparison, model, x, name, prompt_set),
+                    }
                     for x, e in zip(tuned, found, strict=True)
                 ],
             }
@@ -585,17 +582,17 @@ def _tax(comparison: Comparison, model: str, tuned: Sequence[str]) -> list[dict[
 
 
 def _tax_cell(comparison: Comparison, metric: metrics.Metric, e: Estimate, largest: float) -> dict[str, Any]:
-    value, unit = tables.change(e)
-    depth = abs(value) / largest if e.mark in ("better", "worse", "changed") else 0.0
-    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
+    change = tables.change(e)
+    depth = abs(change.value) / largest if e.mark in ("better", "worse", "changed") else 0.0
     return {
         "id": cell_id(e),
         "experiment": e.experiment,
-        "text": text,
+        "text": tables.change_told(change),
         "full": f"{e.experiment}, {metric.title}: {tables.interval(metric, e.difference, signed=True)}, {e.mark or 'no difference'}",
         "mark": e.mark.replace(" ", "-"),
         "sign": tables.sign(e),
-        "dagger": _marks(comparison, e),
+        "said": tables.sign_said(e),
+        "dagger": tables.marks(comparison, e),
         "depth": round(15 + 65 * depth) if depth else 0,
     }
 
@@ -617,7 +614,10 @@ def _judges(comparison: Comparison, model: str) -> dict[str, Any]:
             "prompt_set": o.prompt_set,
             "experiment": o.experiment,
             "bar": svg.win_bar(o.win, o.tie, o.loss, f"{o.experiment}, {metrics.load(o.metric).title}"),
-            "shares": [_share(share) for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)],
+            "shares": [
+                tables.decimals(100 * share, 1)
+                for share in (o.win, o.tie, o.loss, o.half_tie, o.ties_dropped)
+            ],
             "prompts": f"{o.prompts_won} : {o.prompts_lost}",
             "p": tables.p_told(o.sign_p),
         }
@@ -670,10 +670,6 @@ def _verdicts(
         (*tables.verdict(comparison, f, v, swapped), ids.get((favoured, v.metric, f.prompt_set), ""))
         for v in told
     ]
-
-
-def _share(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -749,11 +745,7 @@ def _value_of(
 ) -> str:
     of = (rows["experiment"] == experiment) & (rows["seed"] == seed) & (rows["scorer"] == scorer)
     found = rows.loc[of & (rows["prompt_id"] == prompt_id) & (rows["image"] == image), "value"]
-    return _decimals(float(found.iloc[0])) if len(found) else "–"
-
-
-def _decimals(value: float, signed: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+    return tables.decimals(float(found.iloc[0]), 2) if len(found) else "–"
 
 
 def _strips(
@@ -871,8 +863,8 @@ def _pair(row: Any, run: str, base: str, pictures: Pictures, some: dict[str, Pro
     return {
         "text": prompt.text,
         "tags": prompt.tags,
-        "gain": _decimals(row.gain, signed=True),
-        "scores": f"{_decimals(row.base)} → {_decimals(row.value)}",
+        "gain": tables.decimals(row.gain, 2, signed=True),
+        "scores": f"{tables.decimals(row.base, 2)} → {tables.decimals(row.value, 2)}",
         "base": pictures.get(base, *place),
         "tuned": pictures.get(run, *place),
     }
@@ -912,15 +904,15 @@ def _tone_column(
     return {
         "experiment": f.experiment,
         "refused": f.refused,
-        "gap": (_told(f.gap), ids.get("parity", "")),
-        "floor": fairness.three(f.floor),
-        "unbiased": (_told(f.unbiased), ids.get("parity_unbiased", "")),
-        "pooled": (_told(f.pooled), ids.get("parity_pooled", "")),
+        "gap": (tables.with_ends(f.gap), ids.get("parity", "")),
+        "floor": tables.decimals(f.floor),
+        "unbiased": (tables.with_ends(f.unbiased), ids.get("parity_unbiased", "")),
+        "pooled": (tables.with_ends(f.pooled), ids.get("parity_pooled", "")),
         "contradiction": fairness.contradiction(f) if f.outside else "",
-        "pooled_floor": fairness.three(f.pooled_floor),
-        "pooled_unbiased": fairness.three(f.pooled_unbiased),
-        "unusable": (f"{100 * f.unusable.value:.1f}", ids.get("unusable", "")),
-        "n": f"{f.seeds} × {f.prompts} × {f.images / f.prompts:g}",
+        "pooled_floor": tables.decimals(f.pooled_floor),
+        "pooled_unbiased": tables.decimals(f.pooled_unbiased),
+        "unusable": (tables.decimals(100 * f.unusable.value, 1), ids.get("unusable", "")),
+        "n": tables.size_told(f.seeds, f.prompts, f.images),
         # of nobody there is nothing to draw
         "histogram": svg.tone_histogram(
             shares, top, f"{f.experiment}: tone groups from light to dark {groups}"
@@ -942,266 +934,9 @@ def _tone_column(
                 ),
                 "counts": " · ".join(map(str, p.counts)),
                 "unusable": p.unusable,
-                "gap": fairness.three(p.gap),
-                "floor": fairness.three(p.floor),
+                "gap": tables.decimals(p.gap),
+                "floor": tables.decimals(p.floor),
             }
             for p in f.ranked
         ],
     }
-
-
-def _told(value: stats.Interval) -> str:
-    if math.isnan(value.value):
-        return "–"
-    if math.isnan(value.low):
-        return f"{value.value:.3f}".replace("-", "−")
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
-
-
-# --------------------------------------------------------------------------------------- over-optimisation
-
-
-def _over_optimisation(
-    runs: Path, cards: Sequence[Run], experiments: Sequence[str]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The curves of `python -m evals curve` of these experiments, and what is wrong with their files."""
-    folders = [runs.parent, *dict.fromkeys(runs / card.name for card in cards)]
-    found, problems = [], []
-    for path in (path for folder in folders for path in sorted(folder.glob("*.csv"))):
-        try:
-            with path.open(encoding="utf-8") as file:
-                if not file.readline().startswith("iteration,experiment,"):
-                    continue
-            table = pd.read_csv(path)
-            lacks = next((name for name in CURVE if name not in table), None)
-            if lacks is not None:
-                problems.append(f"{path}: lacks the column {lacks}, so its curves are not shown")
-                continue
-            last = table.sort_values("iteration")["experiment"].iloc[-1].split("@")[0]
-            if last in experiments:
-                found.append(_over(path, last, table.sort_values("iteration")))
-        except (OSError, ValueError, AttributeError, IndexError) as error:
-            problems.append(f"{path}: is no table of curves ({str(error).splitlines()[0]})")
-    return found, problems
-
-
-def _over(path: Path, experiment: str, table: pd.DataFrame) -> dict[str, Any]:
-    """Proxy, judge and gold of one run, each over iterations and over KL."""
-    series = []
-    keys = [
-        (str(r), str(m), str(p))
-        for r, m, p in table[["role", "metric", "prompt_set"]].drop_duplicates().to_numpy()
-    ]
-    for role, name, prompt_set in sorted(
-        keys, key=lambda key: (ROLES.index(key[0]) if key[0] in ROLES else 3, key)
-    ):
-        of = (table["role"] == role) & (table["metric"] == name) & (table["prompt_set"] == prompt_set)
-        part = table[of & table["gain"].notna()]  # one that is refused has none
-        metric = metrics.load(name)
-        scale = 100.0 if metric.unit == "share" else 1.0
-        gain, low, high = (
-            (scale * part[column].astype(float)).tolist() for column in ("gain", "gain_low", "gain_high")
-        )
-        marks = svg.Marks(
-            kept=_first(part["kept"].to_numpy() == 1),
-            apart=tuple(np.flatnonzero(part["apart"].to_numpy() == 1)),
-        )
-        title = f"{role} ({metric.title}) gained over the base{', points' if scale == 100 else ''}"
-        charts = [
-            svg.banded(
-                part[column].astype(float).tolist(),
-                gain,
-                low,
-                high,
-                marks,
-                f"{title}, by {x}",
-                x,
-                f"band {role}",
-            )
-            for column, x in (("iteration", "iterations"), ("kl", "nats of KL"))
-        ]
-        series.append({"title": title, "metric": name, "prompt_set": prompt_set, "charts": charts})
-    kept = table.loc[table["kept"] == 1, "iteration"]
-    return {
-        "experiment": experiment,
-        "file": str(path),
-        "kept": "" if kept.empty else f"{int(kept.iloc[0]):,}",
-        "apart": _apart(table),
-        "series": series,
-    }
-
-
-def _apart(table: pd.DataFrame) -> str:
-    """Where each role and the proxy have parted: gold has no say in what is kept, so a judge is never told of by it."""
-    told = []
-    for role in (role for role in ROLES if role in set(table["role"]) - {"proxy"}):
-        at = table.loc[(table["role"] == role) & (table["apart"] == 1), "iteration"]
-        places = ", ".join(f"{int(n):,}" for n in sorted(at.unique()))
-        told.append(
-            f"{'a judge' if role == 'judge' else role} {f'at iteration {places}' if places else 'nowhere'}"
-        )
-    return ", ".join(told)
-
-
-def _first(flags: np.ndarray[Any, np.dtype[np.bool_]]) -> int | None:
-    """The place of the first that is true."""
-    places = np.flatnonzero(flags)
-    return int(places[0]) if len(places) else None
-
-
-# ----------------------------------------------------------------------------------------------------- runs
-
-
-def _run_keys(rows: pd.DataFrame) -> list[tuple[str, str, int]]:
-    keys = rows[["experiment", "model", "seed"]].drop_duplicates()
-    return [(str(e), str(m), int(s)) for e, m, s in keys.itertuples(index=False, name=None)]
-
-
-def _run(folder: Path, experiment: str, model: str, seed: int) -> Run:
-    """What is in a run directory; what is missing or broken there becomes a sentence for the page."""
-    name = f"{experiment}-{model}-{seed}"
-    problems: list[str] = []
-    card = _json(folder / name / "run.json", problems)
-    log = _json_lines(folder / name / "metrics.jsonl", problems) if experiment != BASE else []
-    return Run(name, experiment, seed, card, log, problems)
-
-
-def _json(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        problems.append(
-            f"{path.parent.name}/{path.name}: not there, so the cost and the gates of this run are not shown"
-        )
-        return {}
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        problems.append(
-            f"{path.parent.name}/{path.name}: is not a JSON object, so the cost and the gates of this run are not shown"
-        )
-        return {}
-    return content
-
-
-def _json_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        problems.append(f"{path.parent.name}/{path.name}: not there, so the curves of this run are not shown")
-        return []
-    records, broken = [], 0
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and "iteration" in record and "task" in record:
-            records.append(record)
-        else:
-            broken += 1
-    if broken:
-        problems.append(
-            f"{path.parent.name}/{path.name}: {broken} lines are not records of an iteration and are left out"
-        )
-    return records
-
-
-def _curves(runs: Iterable[Run], colours: dict[str, str]) -> list[dict[str, Any]]:
-    """For each experiment and task, its reward and its monitors (the gold measure) over the images drawn."""
-    groups: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
-    for run in runs:
-        for task in dict.fromkeys(str(record["task"]) for record in run.log):
-            of_task = [record for record in run.log if str(record["task"]) == task]
-            groups.setdefault(run.experiment, {}).setdefault(task, []).append(of_task)
-    return [
-        {
-            "experiment": experiment,
-            "colour": colours[experiment],
-            "tasks": [_task_curves(task, logs) for task, logs in tasks.items()],
-        }
-        for experiment, tasks in groups.items()
-    ]
-
-
-def _task_curves(task: str, logs: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    monitors = sorted({name for log in logs for record in log for name in record.get("monitors") or {}})
-    charts = [
-        (
-            "reward",
-            _chart([[_number(r.get("reward_mean")) for r in log] for log in logs], logs, "reward", "proxy"),
-        )
-    ]
-    for name in monitors:
-        values = [[_number((r.get("monitors") or {}).get(name)) for r in log] for log in logs]
-        charts.append((name, _chart(values, logs, name, "gold")))
-    return {"task": task, "seeds": len(logs), "charts": [pair for pair in charts if pair[1]]}
-
-
-def _chart(values: list[list[float]], logs: list[list[dict[str, Any]]], title: str, css: str) -> Markup:
-    """Every seed thin, their mean bold where there are several."""
-    counted = all("images" in record for log in logs for record in log)
-    unit = "images" if counted else "iteration"
-    across = [[_number(record[unit]) for record in log] for log in logs]
-    lines = [svg.Line(x, y, f"{css} seed") for x, y in zip(across, values, strict=True)]
-    shortest = min(len(y) for y in values)
-    mean = np.mean([y[:shortest] for y in values], axis=0)
-    lines.append(svg.Line(across[0][:shortest], mean.tolist(), f"{css} mean"))
-    return svg.chart(lines, f"{title} over {unit}", unit if counted else "iterations")
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _cost(run: Run) -> dict[str, str]:
-    told = run.card.get("cost")
-    cost = told if isinstance(told, dict) else {}
-    commit = str(run.card.get("commit") or "")[:10]
-    return {
-        "run": run.name,
-        "experiment": run.experiment,
-        "images": _count(cost.get("images")),
-        "evaluations": _count(cost.get("denoiser_evaluations")),
-        "minutes": f"{_number(cost.get('seconds')) / 60:.1f}" if cost.get("seconds") is not None else "–",
-        "gpu_hours": f"{_number(cost.get('gpu_hours')):.2f}" if cost.get("gpu_hours") is not None else "–",
-        "hardware": _short(run.card.get("hardware")),
-        "commit": f"{commit} + changes" if run.card.get("dirty") else commit or "–",
-    }
-
-
-def _count(value: object) -> str:
-    return f"{value:,.0f}" if isinstance(value, (int, float)) else "–"
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key} {_short(item)}" for key, item in value.items() if item not in (None, "", [], {})
-        )
-    return "–" if value is None else str(value)
-
-
-def _gates(run: Run) -> dict[str, Any]:
-    gates = run.card.get("gates")
-    found = list(_flat(gates)) if isinstance(gates, dict) else []
-    states = [state for _, _, state in found if state]
-    return {
-        "run": run.name,
-        "experiment": run.experiment,
-        "gates": found,
-        "held": len(states),
-        "failed": states.count("fail"),
-    }
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str, str]]:
-    """(name, value, state) of every leaf; the state of a yes or no is pass or fail."""
-    for key, item in value.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(item, dict):
-            yield from _flat(item, f"{name} · ")
-        elif isinstance(item, bool):
-            yield name, "yes" if item else "no", "pass" if item else "fail"
-        else:
-            yield name, f"{item:.3g}" if isinstance(item, float) else str(item), ""

@@ -20,7 +20,7 @@ import pandas as pd
 
 from evals import metrics, tables
 from evals import rows as score_rows
-from evals.compare import Comparison, Estimate
+from evals.compare import Comparison, Estimate, Retention
 from evals.metrics import Metric
 from evals.rows import BASE
 from prompts import Prompt
@@ -31,7 +31,7 @@ OF_ROW = ("prompt_id", "image", "picture", "value")
 """The columns that differ within a scoring: one run, prompt set and scorer."""
 
 
-def cell_id(e: Estimate) -> str:
+def cell_id(e: Estimate | Retention) -> str:
     """The name of a cell in the page and in links to it."""
     return "cell/" + "/".join(
         quote(name, safe="@+") for name in (e.model, e.prompt_set, e.metric, e.experiment)
@@ -191,7 +191,7 @@ def told(e: Estimate) -> str:
         )
     if not math.isnan(e.p_holm):
         parts.append(f"p {tables.p_told(e.p_holm)} ({e.test}, after Holm)")
-    parts.append(f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g} seeds, prompts, images")
+    parts.append(f"{tables.size_told(e.seeds, e.prompts, e.images)} seeds, prompts, images")
     parts += [f"{e.missing} images not applicable"] if e.missing else []
     parts += [f"{e.unpaired} prompts in no difference"] if e.unpaired else []
     return "; ".join(parts) + "."

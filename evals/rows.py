@@ -4,7 +4,7 @@ A file is CSV with the columns of `COLUMNS`. A row says by whom: `experiment`, `
 all its prompts, `prompt_id`, `image`, the index of the image within its prompt (image i of a prompt is drawn from the same noise for every checkpoint of a
 model), and `picture`, a hash of its pixels; and how: `scorer` and `version`, a hash of its code, weights and arithmetic, with `trained_on` 1 where the scorer was a
 reward of that run. An empty `value` is NaN: the scorer does not apply (no clear face). An empty `picture` is not known: the row was written before pictures were
-hashed, or the picture could not be decoded. A value keeps six significant digits. Rows of human votes have one more column, `raters` (`RATERS`). A file may hold several runs, and may be compressed (.csv.gz)
+hashed, or the picture could not be decoded. A value keeps six significant digits. Rows of human votes have one more column, `raters` (see `VOTES`). A file may hold several runs, and may be compressed (.csv.gz)
 or packed (.csv.xz, see `evals.packed`).
 """
 
@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from evals.files import EXTERNAL, write_bytes
+from evals.packed import RATERS as RATERS
 from evals.packed import pack, unpack
 
 
@@ -48,10 +50,11 @@ class Row(NamedTuple):
 COLUMNS: tuple[str, ...] = Row._fields
 HUMAN = "human_votes"
 """The scorer of people's votes."""
-RATERS = "raters"
-"""The column that rows of human votes have beside `COLUMNS`: a letter of `VOTES` for each rater, the same rater at the same place in all rows. Packed files do not keep it."""
 VOTES = {"w": 1.0, "t": 0.5, "l": 0.0, ".": np.nan}
-"""What a rater says of a picture beside the other one: it wins, ties or loses; a dot is no vote."""
+"""What a rater says of a picture beside the other one: it wins, ties or loses; a dot is no vote. `RATERS` has it of every rater, `1f3a9c07=w;77e0b21d=t`, and calls a rater the same in all comparisons."""
+OTHER_SIDE = str.maketrans("wl", "lw")
+"""Votes as they are of the other picture; no letter of a rater's is one of these."""
+_CAST = re.compile(r"[0-9a-f]{8}=[wtl.](?:;[0-9a-f]{8}=[wtl.])*|")
 KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
 NAMES: tuple[str, ...] = ("experiment", "model", "prompt_set", "prompt_id", "scorer")
 """Columns that say of what a score is: never empty."""
@@ -87,6 +90,7 @@ def read(paths: Sequence[Path | str], refuse: bool = True) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True)
     if RATERS in rows.columns:
         rows[RATERS] = rows[RATERS].fillna("")
+    rows = _by_opponent(rows)
     _refuse_repeats(rows)
     _refuse_two_pictures(rows)
     if refuse:
@@ -112,7 +116,7 @@ def refuse_unlike(rows: pd.DataFrame) -> None:
 def write(rows: pd.DataFrame, path: Path | str) -> None:
     """Write the rows as CSV, packed where the name ends in .xz; at once or not at all."""
     packed = Path(path).suffix == ".xz"
-    lines = rows.loc[:, list(COLUMNS if packed or RATERS not in rows.columns else (*COLUMNS, RATERS))]
+    lines = rows.loc[:, list(COLUMNS if RATERS not in rows.columns else (*COLUMNS, RATERS))]
     if packed:
         lines = pack(
             lines.assign(value=lines["value"].map(lambda value: "" if value != value else f"{value:.6g}"))
@@ -194,9 +198,9 @@ def _version_by_whom(found: pd.DataFrame) -> str:
     if found["version"].nunique() == 1:
         return str(found["version"].iloc[0])
     whose = "experiment" if (found.groupby("model")["version"].nunique() > 1).any() else "model"
+    several = whose == "experiment" and found["model"].nunique() > 1
     told = []
     for version, part in found.groupby("version", sort=False):
-        several = whose == "experiment" and found["model"].nunique() > 1
         names = [
             f"{one} ({model})" if several else str(one)
             for one, model in part[[whose, "model"]]
@@ -215,23 +219,58 @@ def without_copies(base: pd.DataFrame) -> pd.DataFrame:
     return base[base["seed"] == base["seed"].min()] if copies.all() else base
 
 
-def by_rater(votes: pd.DataFrame) -> pd.DataFrame | None:
-    """Human votes with a row for each rater, who is numbered in the place of the training seed; `value` is the rater's, NaN without a vote.
+class Voices(NamedTuple):
+    """Human votes with a row for each rater's."""
 
-    None for what is no vote; where the rows do not say who voted (`RATERS`); and where they are of several training seeds of an experiment, or of
-    several comparisons, of which raters are not the same.
+    rows: pd.DataFrame
+    """`value` is the rater's, NaN without a vote, and `seed` says whose: rater k of K on the r-th training seed is r K + k."""
+    seeds: int
+    """Training seeds that were voted on."""
+    raters: int
+    """Of all seeds together; a rater need not have voted on each."""
+
+
+def by_rater(rows: pd.DataFrame) -> Voices | None:
+    """The human votes among some rows of one model, rater by rater.
+
+    None where there is no vote; where a row of one does not say who voted (`RATERS`); where they are of several comparisons; and where the training seeds of
+    the two that were compared are not as many on both sides, or not the same votes seen from either side: of such rows it is not known which seeds met.
     """
-    if RATERS not in votes.columns or votes.empty or votes[RATERS].str.len().nunique() > 1:
+    votes = rows[rows["scorer"] == HUMAN]
+    if RATERS not in votes.columns or votes.empty or (votes[RATERS] == "").any():
         return None
-    seeds = votes.groupby("experiment")["seed"].nunique()
-    raters = len(votes[RATERS].iloc[0])
-    if not raters or (seeds > 1).any() or votes["version"].nunique() > 1:
+    order = votes.groupby("experiment")["seed"].rank("dense").astype(int) - 1
+    seeds = order.groupby(votes["experiment"]).max() + 1
+    if votes["version"].nunique() > 1 or seeds.nunique() > 1 or not _is_mirrored(votes, order):
         return None
+    cast = {cell: dict(vote.split("=") for vote in cell.split(";")) for cell in votes[RATERS].unique()}
+    raters = _raters(cast.values())
     each = [
-        votes.assign(seed=rater, value=votes[RATERS].str[rater].map(VOTES).astype(np.float64))
-        for rater in range(raters)
+        votes.assign(
+            seed=order * len(raters) + place,
+            value=[VOTES[cast[cell].get(rater, ".")] for cell in votes[RATERS]],
+        )
+        for place, rater in enumerate(raters)
     ]
-    return pd.concat(each, ignore_index=True)
+    return Voices(pd.concat(each, ignore_index=True), int(seeds.iloc[0]), len(raters))
+
+
+def _is_mirrored(votes: pd.DataFrame, order: pd.Series[int]) -> bool:
+    """Whether several training seeds of two checkpoints have the same votes, seen from either side; of one seed each they can be no others."""
+    if not order.any():
+        return True
+    images = votes.assign(order=order).sort_values(["order", *IMAGE], kind="stable")
+    first, *others = (list(part[RATERS]) for _, part in images.groupby("experiment"))
+    return all([seen.translate(OTHER_SIDE) for seen in first] == other for other in others)
+
+
+def _raters(cast: Iterable[dict[str, str]]) -> list[str]:
+    """All raters, in the order of their places where these are the same in all votes."""
+    places: dict[str, int] = {}
+    for said in cast:
+        for place, rater in enumerate(said):
+            places[rater] = min(place, places.get(rater, place))
+    return sorted(places, key=lambda rater: (places[rater], rater))
 
 
 class SeedPairs(NamedTuple):
@@ -282,7 +321,10 @@ def same_images(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: a row has no partner, on either side; nothing is ever dropped.
     """
-    parts = [_beside(part, _base_of(base, int(str(seed)))) for seed, part in rows.groupby("seed", sort=False)]
+    parts = [
+        _partners_of_seed(part, _base_of(base, int(str(seed))))
+        for seed, part in rows.groupby("seed", sort=False)
+    ]
     return pd.concat(parts).loc[rows.index] if parts else rows
 
 
@@ -292,7 +334,7 @@ def _base_of(base: pd.DataFrame, seed: int) -> pd.DataFrame:
     return base[base["seed"] == (seed if seed in seeds else min(seeds))]
 
 
-def _beside(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+def _partners_of_seed(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     """The partner of each row of one training seed."""
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
@@ -410,10 +452,11 @@ def _whole_numbers(column: pd.Series[str], name: str, path: Path) -> pd.Series[i
 
 
 def _refuse_no_votes(column: pd.Series[str], path: Path) -> None:
-    bad = column[~column.str.fullmatch(f"[{''.join(VOTES)}]*")]
+    bad = column[~column.str.fullmatch(_CAST)]
     if len(bad):
         raise ValueError(
-            f"{path}: line {_line(bad)}: {RATERS} must be of the letters {', '.join(VOTES)}, one for each rater, not {bad.iloc[0]!r}"
+            f"{path}: line {_line(bad)}: {RATERS} must be RATER=VOTE for each rater, with a semicolon between, where RATER is 8 hex characters and VOTE one of "
+            f"{', '.join(VOTES)}, not {bad.iloc[0]!r}; `python -m evals tally` makes these rows from the log of the votes"
         )
 
 
@@ -482,6 +525,20 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
         if (before := first.setdefault(path.resolve(), path)) is not path:
             also = "" if str(before) == str(path) else f", also as {before}"
             raise ValueError(f"{path} is given twice{also}: once is enough")
+
+
+def _by_opponent(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the votes on a checkpoint that met several training seeds of another, as the one base does, under the seeds that it met: a vote is of a pair."""
+    votes = rows[rows["scorer"] == HUMAN]
+    again = votes[votes.duplicated(list(KEY))]
+    met = set(zip(again["model"], again["experiment"], strict=True))
+    seeds = rows["seed"].copy()
+    for (_, model), part in votes.groupby(["file", "model"], sort=False) if met else ():
+        is_met = np.array([(model, experiment) in met for experiment in part["experiment"]])
+        others = part.loc[~is_met, "seed"].unique()
+        if len(others) == 1:
+            seeds[part.index[is_met]] = others[0]
+    return rows.assign(seed=seeds) if met else rows
 
 
 def _refuse_repeats(rows: pd.DataFrame) -> None:

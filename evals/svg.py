@@ -260,7 +260,7 @@ def sheet(panels: Sequence[Markup], width: float, height: float, title: str) -> 
 
 
 def win_bar(win: float, tie: float, loss: float, label: str) -> Markup:
-    """Shares won, tied and lost as one bar; the tick is at one half. Ties are hatched, so that it reads without colours."""
+    """Shares won, tied and lost as one bar, always in this order and with a gap between, so that it reads without colours; the tick is at one half."""
     if not math.isfinite(win + tie + loss):
         return Markup("")
     told = ", ".join(
@@ -322,7 +322,7 @@ def tone_histogram(shares: Sequence[float], top: float, label: str) -> Markup:
 
 
 def tone_strip(counts: Sequence[int], unusable: int, label: str) -> Markup:
-    """One prompt's images as a stacked bar of tone groups; unusable ones are hatched."""
+    """One prompt's images as a stacked bar of tone groups; unusable ones are last."""
     total = sum(counts) + unusable
     if total == 0:
         return Markup("")

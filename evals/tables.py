@@ -9,12 +9,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from evals import asides, metrics, panel, stats
+from evals import asides, metrics, panel, stats, unscored
 from evals import rows as score_rows
 from evals.compare import Comparison, Estimate, Outcome, Retention, compare, most_missing
 from evals.files import write_text
@@ -36,29 +36,41 @@ GOALS = (
 """The order of columns: what no run is trained on stands before what some run is."""
 SMALLEST_P = 1e-300
 """Below it p-values are not told apart: that of 1,632 prompts won of 1,632 is 2^-1631, which is 0 as a double."""
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON; another number where a reader of this one would be wrong."""
 Unit = Literal["points", "sd", "raw"]
+UNITS: dict[Unit, str] = {"points": "points", "sd": "SD", "raw": "raw"}
+"""As a reader is told them."""
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
 
 
-def number(metric: Metric, value: float, signed: bool = False) -> str:
-    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
+def decimals(value: float, digits: int = 3, signed: bool = False) -> str:
+    """A value with so many decimals; NaN as a dash."""
     if math.isnan(value):
         return "–"
-    sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f}" if metric.unit == "share" else f"{value:{sign}.3f}"
-    return text.replace("-", "−")
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def with_ends(value: Interval, told: Callable[[float], str] = decimals) -> str:
+    """A value and the ends of its interval, each as `told` writes it; without ends where there are none."""
+    text = told(value.value)
+    if math.isnan(value.value) or math.isnan(value.low):
+        return text
+    return f"{text} [{told(value.low)}, {told(value.high)}]"
+
+
+def number(metric: Metric, value: float, signed: bool = False) -> str:
+    """A value as printed: a share in per cent, a score with three decimals; NaN as a dash."""
+    return decimals(100 * value, 1, signed) if metric.unit == "share" else decimals(value, 3, signed)
 
 
 def interval(metric: Metric, value: Interval, signed: bool = False) -> str:
     """`80.3 [78.5, 82.0]`; without ends where there are none or where they are the value itself."""
-    text = number(metric, value.value, signed)
-    if math.isnan(value.low) or value.low == value.high == value.value:
-        return text
-    return f"{text} [{number(metric, value.low, signed)}, {number(metric, value.high, signed)}]"
+    if value.low == value.high == value.value:
+        return number(metric, value.value, signed)
+    return with_ends(value, lambda end: number(metric, end, signed))
 
 
 def value_told(e: Estimate) -> str:
@@ -68,15 +80,12 @@ def value_told(e: Estimate) -> str:
 
 def ratio_told(e: Estimate) -> str:
     """The ratio to the base, without its interval."""
-    return f"{e.ratio.value:.2f}".replace("-", "−")
+    return decimals(e.ratio.value, 2)
 
 
 def signed(value: Interval) -> str:
     """A correlation with its interval, with two decimals; without ends where there are none."""
-    if math.isnan(value.value):
-        return "–"
-    ends = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.value:+.2f}{ends}".replace("-", "−")
+    return with_ends(value, lambda end: decimals(end, 2, signed=True))
 
 
 def p_told(p: float) -> str:
@@ -86,16 +95,18 @@ def p_told(p: float) -> str:
 
 def percent(value: Interval) -> str:
     """A ratio with its interval, in whole per cent, without ends where there are none; a dash where it has no meaning."""
-    if math.isnan(value.value):
-        return "–"
-    ends = "" if math.isnan(value.low) else f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
-    return f"{100 * value.value:.0f}{ends}".replace("-", "−")
+    return with_ends(value, lambda end: decimals(100 * end, 0))
 
 
-def heading(metric: Metric) -> str:
-    """The metric's title with its unit and an arrow to the good side."""
+def size_told(seeds: int, prompts: int, images: int) -> str:
+    """How much stands behind a number: training seeds × prompts × images of each, of so many images of a seed."""
+    return f"{seeds} × {prompts} × {images / prompts:g}"
+
+
+def heading(metric: Metric, unit: bool = True) -> str:
+    """The metric's title with an arrow to the good side, and with its unit where that is asked for."""
     arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-    return f"{metric.title}{', %' if metric.unit == 'share' else ''}{arrow}"
+    return f"{metric.title}{', %' if unit and metric.unit == 'share' else ''}{arrow}"
 
 
 def dagger(estimate: Estimate) -> str:
@@ -106,6 +117,12 @@ def dagger(estimate: Estimate) -> str:
 def sign(estimate: Estimate) -> str:
     """The sign of a difference, hollow where it does not survive Holm's correction."""
     return (SIGNS if estimate.survives else HOLLOW)[estimate.mark]
+
+
+def sign_said(estimate: Estimate) -> str:
+    """What the sign of a difference says, in words."""
+    is_hollow = sign(estimate) != SIGNS[estimate.mark]
+    return f"{estimate.mark}, not after Holm's correction" if is_hollow else estimate.mark
 
 
 def metric_order(name: str) -> tuple[int, str]:
@@ -152,6 +169,11 @@ def change(e: Estimate) -> Change:
     if math.isnan(e.base_sd):
         return Change(e.difference.value, "raw")
     return Change(e.difference.value / e.base_sd, "sd")
+
+
+def change_told(of: Change) -> str:
+    """A change with its sign: of points one decimal, of anything else two."""
+    return decimals(of.value, 1 if of.unit == "points" else 2, signed=True)
 
 
 # --------------------------------------------------------------------------------------------------- markdown
@@ -202,10 +224,9 @@ def _glance(comparison: Comparison, e: Estimate | None) -> str:
     if e is None:
         return "–"
     if left_out(e):
-        return f"†{_footmark(comparison, e)}"
+        return marks(comparison, e)
     ratio = "" if math.isnan(e.ratio.value) else f" (×{ratio_told(e)})"
-    marks = f"{sign(e)}{dagger(e)}{_footmark(comparison, e)}"
-    return f"{value_told(e)}{ratio} {marks}".strip()
+    return f"{value_told(e)}{ratio} {sign(e)}{marks(comparison, e)}".strip()
 
 
 def left_out(e: Estimate) -> bool:
@@ -231,13 +252,12 @@ def _kept(comparison: Comparison, model: str) -> str:
         return ""
     lines = [["run", "specialist", "metric", "prompt set", "raw ratio, %", "share of the gain, %"]]
     for r in found:
-        marks = kept_marks(comparison, r)
-        ratios = [f"{percent(ratio)}{marks}" for ratio in (r.raw, r.gain)]
+        ratios = [f"{percent(ratio)}{kept_marks(comparison, r)}" for ratio in (r.raw, r.gain)]
         lines.append([r.experiment, r.specialist, metrics.load(r.metric).title, r.prompt_set, *ratios])
     return (
         "### What the joint run keeps of each specialist\n\n"
         "Raw ratio of scores, as the paper's Table 5 has it (.895, .805, .960), and share of the gain over "
-        f"{_the(comparison)} (.84, .66, "
+        f"{compared_with(comparison)} (.84, .66, "
         ".77). A dash: the ratio has no meaning, or the specialist's own gain is not distinguished from none. "
         "† one of the two was trained on this very scorer.\n\n"
         f"{markdown_table(lines, padded=True)}\n"
@@ -256,7 +276,8 @@ def _kept_trained(comparison: Comparison, r: Retention) -> bool:
     return any(e.experiment in (r.experiment, r.specialist) for e in cells)
 
 
-def _the(comparison: Comparison) -> str:
+def compared_with(comparison: Comparison) -> str:
+    """What all is compared with, in a sentence."""
     return "the base" if comparison.against == BASE else comparison.against
 
 
@@ -275,11 +296,11 @@ def _wins(comparison: Comparison, model: str) -> str:
         lines.append(
             [judge(comparison, model, o.prompt_set, [o.experiment], scorer, o.trained_on)]
             + [o.prompt_set, o.experiment]
-            + ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
+            + [decimals(100 * share, 1) for share in shares]
             + [f"{o.prompts_won} : {o.prompts_lost}", p_told(o.sign_p)]
         )
     return (
-        f"### Win, tie and loss against {_the(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
+        f"### Win, tie and loss against {compared_with(comparison)}\n\nIn per cent of pairs at the same prompt and noise; p is the exact sign test "
         f"over prompts, uncorrected; corrected it is in the tables below.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
@@ -312,7 +333,7 @@ def _agreement(comparison: Comparison, model: str) -> str:
         lines.append([a.prompt_set, a.experiment, names, signed(a.tau), f"{a.pictures:,}", f"{a.prompts:,}"])
     return (
         "### Do the judges agree?\n\nOver a run's pictures, each by how much a judge prefers it to that of "
-        f"{_the(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
+        f"{compared_with(comparison)}: 1 is the same order, 0 none. Pairs of pictures are at the same prompt and noise, of the training seeds that the tables "
         f"set beside each other. Intervals are those of every table here: prompts are resampled, and training seeds above them.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
@@ -365,32 +386,33 @@ def _tax(comparison: Comparison, model: str) -> str:
     runs = _runs(comparison, model)
     if not runs:
         return ""
-    units = {"points": "points", "sd": "SD", "raw": "raw"}
     lines = [["metric", "prompt set", "in", *runs]]
     for name, prompt_set in _tax_lines(comparison, model):
         found = {e.experiment: e for e in comparison.of(model=model, metric=name, prompt_set=prompt_set)}
-        unit = next(units[change(found[run]).unit] for run in runs if run in found)
-        metric = metrics.load(name)
-        arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        cells = [_tax_cell(comparison, found[run]) if run in found else "–" for run in runs]
-        lines.append([f"{metric.title}{arrow}", prompt_set, unit, *cells])
+        unit = next((UNITS[change(found[run]).unit] for run in runs if run in found), "")
+        cells = [
+            _tax_cell(comparison, found[run])
+            if run in found
+            else unscored.why_empty(comparison, model, run, name, prompt_set)
+            for run in runs
+        ]
+        lines.append([heading(metrics.load(name), unit=False), prompt_set, unit, *cells])
     return (
-        f"### What every run changed\n\nDifferences to {_the(comparison)}: of a share in points, of a score in standard deviations of "
+        f"### What every run changed\n\nDifferences to {compared_with(comparison)}: of a share in points, of a score in standard deviations of "
         f"its prompts' means, raw where a prompt has no value of its own.\n\n{markdown_table(lines, padded=True)}\n"
     )
 
 
 def _tax_lines(comparison: Comparison, model: str) -> list[tuple[str, str]]:
-    """Metric and prompt set of every line of the matrix."""
+    """Metric and prompt set of every line of the matrix, those among them that are left out."""
     runs = set(_runs(comparison, model))
     found = {(e.metric, e.prompt_set) for e in comparison.of(model=model) if e.experiment in runs}
+    found |= unscored.left_out_lines(comparison, model)
     return sorted(found, key=lambda line: (line[1], *metric_order(line[0])))
 
 
 def _tax_cell(comparison: Comparison, e: Estimate) -> str:
-    value, unit = change(e)
-    text = "–" if math.isnan(value) else f"{value:+.{1 if unit == 'points' else 2}f}".replace("-", "−")
-    return f"{text} {sign(e)}{dagger(e)}{_footmark(comparison, e)}".strip()
+    return f"{change_told(change(e))} {sign(e)}{marks(comparison, e)}".strip()
 
 
 def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
@@ -400,8 +422,8 @@ def _prompt_set(comparison: Comparison, model: str, prompt_set: str) -> str:
     for name in sorted({e.metric for e in found}, key=metric_order):
         metric = metrics.load(name)
         for e in (e for e in found if e.metric == name):
-            n = f"{e.seeds} × {e.prompts} × {e.images / e.prompts:g}"
-            value = f"{value_told(e)}{dagger(e)}{_footmark(comparison, e)}"
+            n = size_told(e.seeds, e.prompts, e.images)
+            value = f"{value_told(e)}{marks(comparison, e)}"
             p = "" if math.isnan(e.p_holm) else f"{p_told(e.p_holm)} {e.test}"
             difference = interval(metric, e.difference, True)
             lines.append(
@@ -420,7 +442,7 @@ def method_notes(comparison: Comparison) -> list[str]:
         for n, m in sorted(comparison.tie_margins.items())
         if _is_scored(comparison, n)
     )
-    the = _the(comparison)
+    the = compared_with(comparison)
     notes = [
         f"Intervals are 95 % percentile intervals of a bootstrap ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed}). Prompts are resampled with all their images, and training seeds above them, where there are "
@@ -469,14 +491,14 @@ def _is_scored(comparison: Comparison, name: str) -> bool:
 
 def count_notes(comparison: Comparison) -> list[str]:
     """What was not counted, or does not hold up: nothing is dropped in silence."""
-    notes = []
+    notes = unscored.left_out_notes(comparison)
     for (model, scorer, prompt_set), total in _missing_by(comparison).items():
         notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
     for e in comparison.estimates:
         if e.unpaired and e.experiment != comparison.against:
             notes.append(
                 f"{e.model}: {e.experiment}, {metrics.load(e.metric).title} on {e.prompt_set}: {e.unpaired} of "
-                f"{e.seeds * e.prompts} prompts are in no difference, since the run or {_the(comparison)} has no usable image there."
+                f"{e.seeds * e.prompts} prompts are in no difference, since the run or {compared_with(comparison)} has no usable image there."
             )
     notes += _refusals(comparison)
     marks = [e for e in comparison.estimates if e.mark not in ("", "not distinguished")]
@@ -495,7 +517,7 @@ def count_notes(comparison: Comparison) -> list[str]:
     read = {metrics.load(name).scorer for name in metrics.names(comparison.versions)}
     if unread := sorted({*comparison.versions} - read):
         notes.append(f"No metric reads the scores of {', '.join(unread)}: they are in no table.")
-    return [*notes, *_not_scored(comparison), *comparison.remarks]
+    return [*notes, *unscored.not_scored_notes(comparison), *comparison.remarks]
 
 
 def _alone(comparison: Comparison) -> list[str]:
@@ -543,25 +565,19 @@ def _missing_by(comparison: Comparison) -> dict[tuple[str, str, str], str]:
     }
 
 
-def _not_scored(comparison: Comparison) -> list[str]:
-    notes = []
-    for model in comparison.models():
-        cells = {(e.experiment, e.metric, e.prompt_set) for e in comparison.of(model=model)}
-        for experiment in _experiments(comparison, model):
-            absent = [
-                f"{metrics.load(metric).title} on {prompt_set}"
-                for metric, prompt_set in sorted({(m, s) for _, m, s in cells})
-                if (experiment, metric, prompt_set) not in cells
-                and not (experiment == BASE and metrics.load(metric).reference is not None)
-            ]
-            if absent:
-                notes.append(f"{model}: not scored for {experiment}: {'; '.join(absent)}.")
-    return notes
-
-
 def conflicts(comparison: Comparison) -> list[str]:
     """In what forced comparisons differ, each once; a cell's footnote ‡n is the n-th."""
     return list(dict.fromkeys(e.conflict for e in comparison.estimates if e.conflict))
+
+
+def footnotes(comparison: Comparison) -> Iterator[tuple[int, str]]:
+    """The conflicts, each with the number of its footmark."""
+    return enumerate(conflicts(comparison), start=1)
+
+
+def marks(comparison: Comparison, e: Estimate) -> str:
+    """Behind a number: † where the run was trained on its scorer, ‡ and a number where the comparison was forced."""
+    return dagger(e) + _footmark(comparison, e)
 
 
 def _footmark(comparison: Comparison, e: Estimate) -> str:
@@ -587,10 +603,9 @@ def _cells(
 
 
 def _conflicts(comparison: Comparison) -> str:
-    found = conflicts(comparison)
-    if not found:
+    if not conflicts(comparison):
         return ""
-    told = "\n".join(f"- ‡{place} {conflict}." for place, conflict in enumerate(found, start=1))
+    told = "\n".join(f"- ‡{place} {conflict}." for place, conflict in footnotes(comparison))
     return (
         "## Forced\n\nThese cells compare what cannot be compared: their differences may be the evaluation's, not the "
         f"checkpoint's.\n\n{told}\n"
@@ -673,10 +688,7 @@ def latex(comparison: Comparison, command: str) -> str:
     parts = [
         f"% Generated by {' '.join(command.split())}. Do not edit. Needs \\usepackage{{booktabs,amssymb}}.",
         f"% 95 % intervals, {comparison.resamples:,} resamples; signs and daggers as in the Markdown table.",
-        *(
-            f"% ddagger {place}, forced: {escaped(conflict)}."
-            for place, conflict in enumerate(conflicts(comparison), start=1)
-        ),
+        *(f"% ddagger {place}, forced: {escaped(conflict)}." for place, conflict in footnotes(comparison)),
     ]
     for model in comparison.models():
         header, *lines = glance(comparison, model)
@@ -727,6 +739,10 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         ],
         "flips": [_machine_flip(comparison, f) for f in comparison.panel.flips],
         "tax": [_machine_tax(comparison, model) for model in comparison.models()],
+        "left_out": [
+            dict(zip(("model", "experiment", "prompt_set", "scorer"), key, strict=True))
+            for key in comparison.left_out
+        ],
         "conflicts": conflicts(comparison),
         "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},
     }

@@ -284,12 +284,12 @@ def rows_of(votes: Votes) -> pd.DataFrame:
     """Two score rows for each pair: the share that prefers A's picture to B's, and what is left to one for B's.
 
     A value speaks of two pictures, so the version holds both experiments: rows against another opponent are another scorer's. Beside the columns of all rows
-    they have `evals.rows.RATERS`, raters in the order of their names, which nothing else says.
+    they have `evals.rows.RATERS`, raters in the order of their names and each by a hash of the name: who votes in several comparisons is known again, and not named.
     """
     comparison = votes.comparison
     runs = [_run(name) for name in (comparison.a, comparison.b)]
     version = _version(runs[0][0], runs[1][0])
-    letters = letters_of(votes)
+    cast = cast_votes(votes)
     records = []
     for side, (experiment, model, seed) in enumerate(runs):
         for pair, share in zip(comparison.pairs, shares(votes), strict=True):
@@ -311,14 +311,11 @@ def rows_of(votes: Votes) -> pd.DataFrame:
                 )
             )
     return score_rows.table(records).assign(
-        **{score_rows.RATERS: letters + [one.translate(OTHER_SIDE) for one in letters]}
+        **{score_rows.RATERS: cast + [one.translate(score_rows.OTHER_SIDE) for one in cast]}
     )
 
 
-OTHER_SIDE = str.maketrans("wl", "lw")
-
-
-def letters_of(votes: Votes) -> list[str]:
+def cast_votes(votes: Votes) -> list[str]:
     """For each pair, what each rater says of A's picture, as `evals.rows.VOTES` has it."""
     said = {
         (rater, shown.pair): shown.prefers(choice)
@@ -326,9 +323,11 @@ def letters_of(votes: Votes) -> list[str]:
         if shown.answer is None
     }
     letter = {"A": "w", "tie": "t", "B": "l", "": "."}
-    raters = sorted({rater for rater, _ in said})
+    raters = {
+        rater: hashlib.sha256(rater.encode()).hexdigest()[:8] for rater in sorted({one for one, _ in said})
+    }
     return [
-        "".join(letter[said.get((rater, pair), "")] for rater in raters)
+        ";".join(f"{code}={letter[said.get((rater, pair), '')]}" for rater, code in raters.items())
         for pair in range(len(votes.comparison.pairs))
     ]
 
@@ -409,7 +408,7 @@ def _notes(tally: Tally) -> list[str]:
         f"Brackets: 95 % intervals, percentile bootstrap ({stats.RESAMPLES:,}) with raters and prompts as crossed clusters, stretched to Student's tails for few of either, of fewer than five prompts Student's itself; p: of no difference, ties half, from the same resamples.",
         f"One is said to be preferred where the interval leaves out one half and the exact sign test over prompts has p of at most .05 too; here {overall.sign_p:.2g}.",
         "Votes for A of all is the reading of arXiv 2401.12244 (80.3 % for its ImageReward model against SDv2, from 400 prompts and 5 raters, who could not say equal).",
-        "The rates here are shares of votes. `python -m evals compare` reads the rows of these votes and resamples raters and prompts too; where the rows are of several training seeds, or packed, it takes the majority of each pair and says so.",
+        "The rates here are shares of votes. `python -m evals compare` reads the rows of these votes and resamples raters and prompts too, and training seeds above them where it is given the votes on several.",
         f"Attention checks: {failed} of {checks} failed; nobody's votes are left out for it.",
         f"{tally.unvoted} of {len(comparison.pairs)} pairs have no vote, {tally.same} are the same picture twice.",
     ]

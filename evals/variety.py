@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import optimize, special
 
-from evals import stats
+from evals import order, stats
 from evals.metrics import Array, per_prompt
 from evals.metrics._equal import refuse_unequal
-from evals.order import VENDI as VENDI
+from evals.rows import PROMPT
 
 ONE_PICTURE = 1.05
-"""Vendi score up to which the pictures of a prompt are one picture.
+"""Vendi score of order 1 up to which the pictures of a prompt are one picture; of another order that is `one_picture`.
 
 Four pictures reach it where every two have a cosine of .991, sixteen at .994: copies that differ in their noise.
 """
@@ -72,9 +74,36 @@ class Collapse:
         )
 
 
-def is_collapsed(vendi_P: Array, base_P: Array) -> npt.NDArray[np.bool_]:
-    """Which prompts have one picture (`ONE_PICTURE`), or less than half of the base's variety (`LOST`); both scores at the same number of pictures."""
-    collapsed: npt.NDArray[np.bool_] = (vendi_P <= ONE_PICTURE) | (vendi_P - 1 < LOST * (base_P - 1))
+def order_of(scorer: str) -> float | None:
+    """The order of a Vendi scorer; None for any other."""
+    if scorer in order.VENDI:
+        return 1.0
+    other = order.split(scorer)
+    return None if other is None else other[1]
+
+
+@cache
+def one_picture(q: float, images: int) -> float:
+    """Vendi score of order q up to which so many pictures, two or more, are one: that of pictures as alike as those whose score of order 1 is `ONE_PICTURE`."""
+    if q == 1:
+        return ONE_PICTURE
+    cosine = float(optimize.brentq(lambda c: _alike(1, images, c) - ONE_PICTURE, 0.0, 1.0, xtol=1e-14))
+    return _alike(q, images, cosine)
+
+
+def _alike(q: float, images: int, cosine: float) -> float:
+    """Vendi score of order q of pictures of which every two have that cosine: one eigenvalue is large, and all others are the same."""
+    first, other = (1 + (images - 1) * cosine) / images, (1 - cosine) / images
+    if q == float("inf"):
+        return 1 / first
+    if q == 1:
+        return float(np.exp(special.entr(first) + (images - 1) * special.entr(other)))
+    return float((first**q + (images - 1) * other**q) ** (1 / (1 - q)))
+
+
+def is_collapsed(vendi_P: Array, base_P: Array, one: float = ONE_PICTURE) -> npt.NDArray[np.bool_]:
+    """Which prompts have one picture (`one_picture`), or less than half of the base's variety (`LOST`); both scores at the same number of pictures."""
+    collapsed: npt.NDArray[np.bool_] = (vendi_P <= one) | (vendi_P - 1 < LOST * (base_P - 1))
     return collapsed
 
 
@@ -85,7 +114,7 @@ def collapses(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[Collapse]:
     the run's: for two models of equal variety one is as likely as the other.
 
     Args:
-        rows: of one experiment and one scorer of `VENDI`.
+        rows: of one experiment and one Vendi scorer, of any order.
         base_rows: the base's, row by row (`evals.rows.same_images`).
 
     Raises:
@@ -94,19 +123,32 @@ def collapses(rows: pd.DataFrame, base_rows: pd.DataFrame) -> list[Collapse]:
     if rows.empty:
         return []
     experiment, scorer = str(rows["experiment"].iloc[0]), str(rows["scorer"].iloc[0])
-    if scorer not in VENDI:
-        raise ValueError(f"a collapse is told from a Vendi score ({' or '.join(VENDI)}), not from {scorer}")
+    q = order_of(scorer)
+    if q is None:
+        raise ValueError(
+            f"a collapse is told from a Vendi score ({' or '.join(order.VENDI)}, of any order), not from {scorer}"
+        )
     refuse_unequal(rows)
     found = per_prompt(rows, run=rows["value"], base=base_rows["value"]).dropna()
+    images = rows.dropna(subset="value").groupby(list(PROMPT)).size().groupby("prompt_set").max()
     return [
-        _collapse(experiment, scorer, int(str(seed)), str(prompt_set), part)
+        _collapse(
+            experiment,
+            scorer,
+            int(str(seed)),
+            str(prompt_set),
+            part,
+            one_picture(q, int(images[str(prompt_set)])),
+        )
         for (seed, prompt_set), part in found.groupby(["seed", "prompt_set"], sort=True)
     ]
 
 
-def _collapse(experiment: str, scorer: str, seed: int, prompt_set: str, part: pd.DataFrame) -> Collapse:
+def _collapse(
+    experiment: str, scorer: str, seed: int, prompt_set: str, part: pd.DataFrame, one: float
+) -> Collapse:
     run_P, base_P = part["run"].to_numpy(), part["base"].to_numpy()
-    mine, other = is_collapsed(run_P, base_P), is_collapsed(base_P, run_P)
+    mine, other = is_collapsed(run_P, base_P, one), is_collapsed(base_P, run_P, one)
     return Collapse(
         experiment,
         seed,

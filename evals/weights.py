@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,10 @@ from torch import Tensor
 from evals.hub import hub_file
 
 FOLDER = "T2I_WEIGHTS_DIR"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files of tensors that are pickles."""
+TENSORS = (".safetensors", *PICKLES)
+"""Endings of all files of tensors that are opened."""
 _accepted: set[str] = set()
 
 
@@ -88,14 +93,26 @@ class Weights:
         found = self.sha256 or [sha256_of(path) for path in self.paths()]
         return dict(zip(self.files, found, strict=True))
 
+    def here(self, name: str) -> Path | None:
+        """A file's place on this machine, in the folder that T2I_WEIGHTS_DIR names or among earlier downloads; None where it is not there. Nothing is fetched or checked."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if (own := self._own(name)) is not None and own.is_file():
+            return own
+        cached = try_to_load_from_cache(self.repository, name, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def _own(self, name: str) -> Path | None:
+        """Where a file lies in the folder that T2I_WEIGHTS_DIR names."""
+        return Path(os.environ[FOLDER]) / self.repository / name if FOLDER in os.environ else None
+
     def _find(self, name: str) -> Path:
-        place = f"{self.repository}/{name}"
-        where = f"; a copy of your own is read as {place} below a folder that {FOLDER} names"
-        if FOLDER in os.environ:
-            here = Path(os.environ[FOLDER]) / place
-            if here.is_file():
-                return here
-            where = f", nor at {here}, where {FOLDER} has it"
+        own = self._own(name)
+        where = f"; a copy of your own is read as {self.repository}/{name} below a folder that {FOLDER} names"
+        if own is not None:
+            if own.is_file():
+                return own
+            where = f", nor at {own}, where {FOLDER} has it"
         try:
             return hub_file(self.repository, name, self.revision)
         except ValueError as error:
@@ -151,8 +168,12 @@ def _sha256(path: Path, _size: int, _changed: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, mapped: bool = False) -> dict[str, Tensor]:
     """Tensors by name, on the CPU: of a safetensors file, or of a pickle that holds nothing else.
+
+    Args:
+        path: of the file.
+        mapped: whether those of a pickle may stay in the file, where its form allows it, until their numbers are used: for names and shapes alone.
 
     Raises:
         ValueError: naming the file, where it is damaged, no file of tensors, or a pickle that wants to run code.
@@ -163,11 +184,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     with path.open("rb") as content:
+        lazily = mapped and is_zipfile(content)
+        content.seek(0)
+        source = path if lazily else content
         try:
-            loaded = torch.load(content, map_location="cpu", weights_only=True)  # noqa: TID251  runs no code of the file
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=lazily)  # noqa: TID251  runs no code of the file
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code"
+                f"{path} is a pickle that holds more than tensors, or is damaged, and is not opened: a file from somebody else could run code; "
+                "convert it to safetensors elsewhere, in a sandbox"
             ) from error
         except Exception as error:  # over half a file the reader stumbles in many ways
             raise ValueError(f"{path} is damaged, or not downloaded to its end") from error

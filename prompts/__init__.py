@@ -20,14 +20,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, overload
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 HERE = Path(__file__).parent
 KEYS = ("id", "text", "tags", "expect")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_NO_WORD = re.compile(r"[\W_]+")
+_NO_WORD = re.compile(r"[\W_\u02bb\u02bc]+")
+"""Between words; the two are apostrophes that Unicode counts among the letters."""
+_UNSEEN = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Unicode's Default_Ignorable_Code_Point: what is there and shows nothing, soft hyphens, joiners, zero-width spaces, choices of a glyph."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,23 @@ def digest(prompts: Iterable[Prompt]) -> str:
 
 
 def normalised(text: str) -> str:
-    """What makes two prompts the same question: the words, whatever their case, punctuation, spaces and form in Unicode (NFKC: é in one piece or in two, ａ and a)."""
-    return _NO_WORD.sub(" ", normalize("NFKC", normalize("NFKC", text).casefold())).strip()
+    """What makes two prompts the same question: their words, in the form in which Unicode compares them (NFKC_Casefold, UAX 31), with single blanks between.
+
+    - Letters are those that a reader sees, however they are typed: é in one piece or in two, ａ and a, capitals, and nothing of what shows nothing (a soft
+      hyphen, a zero-width space, a byte order mark). Such a text is copied from a page, and leaks from a test into training unseen.
+    - A mark is part of the letter that it stands on, whether or not Unicode has the two in one piece: a vowel of Hindi, Thai or Arabic is a mark, and words that
+      differ in it are other words. So an accent counts: café is not cafe.
+    - All else is between words, and alike: dashes, apostrophes straight or curled, quotation marks, blanks of any width, punctuation, symbols. A mark that stands on no letter is nothing.
+    """
+    folded = normalize("NFKC", normalize("NFKC", _UNSEEN.sub("", text)).casefold())
+    return _NO_WORD.sub(" " if folded.isascii() else _between, folded).strip()
+
+
+def _between(found: re.Match[str]) -> str:
+    """What becomes of characters that are no letters: marks of the letter before them stay with it."""
+    others = "" if found.start() == 0 else found[0]
+    marks = "".join(takewhile(lambda character: category(character).startswith("M"), others))
+    return marks if marks == found[0] else f"{marks} "
 
 
 def _files() -> list[str]:

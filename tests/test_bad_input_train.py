@@ -172,6 +172,25 @@ def test_stable_diffusion_is_refused_what_it_cannot_do(
     refused(CliRunner().invoke(main, [experiment, "--on", "sd2", *arguments, "--dry-run"]), *parts)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "needs"),
+    [("compositionality", "scorer objects cannot answer for {}: none of its 2 prompts names an object, as "), ("fairness", "scorer skin_tone cannot answer for {}: none of its 2 prompts is a portrait")],
+)  # fmt: skip
+def test_stable_diffusion_is_refused_prompts_that_its_reward_has_nothing_to_say_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, experiment: str, needs: str
+) -> None:
+    """In the plan: it was said once the first pictures were drawn."""
+    monkeypatch.setattr("evals.scorers.load", LOAD)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a cat\na dog\n")
+    refused(
+        CliRunner().invoke(main, [experiment, "--on", "sd2", "--set", f"tasks.prompts={mine}", "--dry-run"]),
+        needs.format(mine),
+        "; the first is '00001', 'a cat': ",
+        f"tasks.{experiment}.rewards needs it, so give tasks.{experiment}.prompts that it can answer for, or train on another scorer",
+    )
+
+
 @pytest.mark.parametrize("target", ["to_q", "attn1.to_out.0", "conv1", "net.2"])
 def test_what_can_have_adapters_is_not_refused(target: str) -> None:
     chosen = override(experiments.load("imagereward", "sd2"), [f"lora.targets={target}"])
@@ -582,9 +601,9 @@ def test_plan_counts_the_weights_that_are_trained(
         "memory of a process: 4.0 GiB in the update (268.4 M trained weights 1.0, gradients 1.0, AdamW 2.0)"
         in told
     )
-    assert told.endswith(
-        "on top: the update's activations, text encoders and decoder, the scorers redness, tone"
-    )
+    (line,) = (line for line in told.splitlines() if line.startswith("memory of a process: "))
+    assert "on top: the update's activations, text encoders and decoder, " in line
+    assert line.endswith(", activations of the scorers redness, tone")
     assert "AdamW 2.0, average 1.0)" in plan(replace(experiment, ema=Ema()), 1)
     assert "1.0 GiB in the update (268.4 M frozen weights 1.0, " in plan(replace(experiment, lora=Lora()), 1)
 
@@ -1001,6 +1020,9 @@ def test_what_a_run_needs_can_be_fetched_without_training(
     assert set(fetched) == {"weights", "base"}
     assert not (tmp_path / "run").exists()
     refused(run("--fetch", f"--set=tasks.redness.prompts={tmp_path / 'no.txt'}"), "cannot be read")
+    fetched.clear()
+    refused(run("--fetch", "--dry-run"), "--dry-run fetches nothing, and --fetch makes no plan")
+    assert not fetched
 
 
 def test_an_out_that_cannot_be_made_is_one_sentence(run: Run, tmp_path: Path) -> None:

@@ -6,9 +6,13 @@ import csv
 import io
 import json
 import math
+import random
+import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +26,9 @@ from safetensors.torch import load_file
 
 from bench import check, growth, machine, operations, ways
 from bench.growth import Point
-from bench.machine import Machine, peak_mib
-from bench.operations import Operation, Timed, Workbench, keep, kept, makers, neighbours, timed
+from bench.machine import Machine
+from bench.memory import peak_mib
+from bench.operations import Operation, Pass, Taken, Timed, Workbench, keep, kept, makers, measured
 from bench.peers import __main__ as peers
 from bench.peers import gain, ours, worker
 from bench.peers.worker import ROOT, Workers
@@ -41,9 +46,18 @@ needs_miniature = pytest.mark.skipif(
 MACHINE = Machine("a device", "a processor", 2, 2, 0.1, "2026-11-26T00:00+00:00", "c0ffee", "3.11", "2.15")
 
 
-def took(ratio: float, cpu_ratio: float | None = None) -> Timed:
-    cpu_ratio = ratio if cpu_ratio is None else cpu_ratio
-    return Timed(ratio, ratio, ratio, cpu_ratio, 1.0, 1.0, "images", 1.0, MACHINE.date, MACHINE.commit, 0.1)
+def took(
+    *ratios: float,
+    cpu: float = 1.0,
+    reference: float = 1.0,
+    commit: str = MACHINE.commit,
+    kind: str = "python",
+) -> Timed:
+    """With a ratio in each pass, that of the processor's time `cpu` times as large."""
+    middle = statistics.median(ratios)
+    of_what = (1.0, 1.0, "images", 1.0, MACHINE.date, commit, 0.1, kind)
+    passes = tuple(Pass(Taken(ratio, cpu * ratio), Taken(reference, reference)) for ratio in ratios)
+    return Timed(middle, min(ratios), max(ratios), cpu * middle, *of_what, passes)
 
 
 # peers
@@ -198,52 +212,124 @@ def test_here_is_trained_what_trl_trains(lora: bool) -> None:
 # operations
 
 
-def test_an_operations_ratio_is_to_the_reference_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pace = [0.0], [1.0]
+class FakeMachine:
+    """A clock that goes on by what is done.
 
-    def lasting(seconds: float) -> None:
-        clock[0] += seconds * pace[0]
+    Readings jitter, and one of twenty goes wrong by up to twice its time. In spells something else runs, which slows each kind of work by a share of its own.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be the machine of `bench.operations`."""
+        self.clock, self.busy, self.next_turn = 0.0, False, math.inf
+        self.spell, self.between, self.slower_by, self.noisy = 20.0, 40.0, 0.3, False
+        self.random = random.Random(0)
+        monkeypatch.setattr(operations, "now", lambda: self.clock)
+        monkeypatch.setattr(operations, "processor_time", lambda: self.clock / 2)
+        monkeypatch.setattr(operations, "time", SimpleNamespace(sleep=self.sleep))
+        for kind in operations.REFERENCES:
+            monkeypatch.setitem(operations.REFERENCES, kind, lambda: self.work(0.01))
+
+    def begin(self, seed: int, spell: float = 20.0, between: float = 40.0) -> None:
+        """Be noisy from here on, with spells and what is between them of so many seconds on average."""
+        self.random, self.noisy, self.spell, self.between = random.Random(seed), True, spell, between
+        self.busy, self.next_turn = False, self.clock + self.random.expovariate(1 / between)
+
+    def work(self, seconds: float, share: float = 1.0) -> None:
+        """Do something that takes so long on a quiet machine; a spell slows it by this share of what it slows the reference by."""
+        while self.clock >= self.next_turn:
+            self.busy = not self.busy
+            self.next_turn += self.random.expovariate(1 / (self.spell if self.busy else self.between))
+        if self.busy:
+            seconds *= 1 + share * self.slower_by
+        if self.noisy:
+            seconds *= math.exp(self.random.gauss(0.0, 0.03))
+            if self.random.random() < 0.05:
+                seconds *= 1 + 2 * self.random.random()
+        self.clock += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing is done."""
+        self.clock += seconds
+
+
+def test_an_operations_ratio_is_to_the_reference_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeMachine(monkeypatch)
+    pace = [1.0]
 
     def reference() -> None:
-        lasting(1.0)
-        pace[0] *= 2  # the machine becomes slower and slower
+        fake.work(0.01 * pace[0])
 
-    monkeypatch.setattr(operations, "now", lambda: clock[0])
-    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
+    def call() -> None:
+        fake.work(0.03 * pace[0])
+        pace[0] *= 1.01  # the machine becomes slower and slower
+
     monkeypatch.setitem(operations.REFERENCES, "python", reference)
-    told = timed(Operation("a", 6, "rows", "python", lambda: lasting(3.0)), MACHINE, rounds=7)
-    # in every round the references before and after take a half and once the operation's pace
-    assert told.ratio == told.least == told.most == 3.0 / ((0.5 + 1.0) / 2)
-    assert told.cpu_ratio == told.ratio
+    found = measured(["a"], lambda name: Operation(name, 6, "rows", "python", call), MACHINE, passes=3)
+    (told,) = found.values()
+    assert told.ratio == pytest.approx(3.0)
+    assert told.least == pytest.approx(told.most)
+    assert [each.ratio.cpu for each in told.passes] == pytest.approx([3.0] * 3)
+    assert [2 * each.reference.cpu for each in told.passes] == [each.reference.wall for each in told.passes]
+    assert told.passes[0].reference < told.passes[1].reference < told.passes[2].reference
     assert told.per_second == 6 / told.seconds
-    assert (told.date, told.commit) == (MACHINE.date, MACHINE.commit)
+    assert (told.date, told.commit, told.kind) == (MACHINE.date, MACHINE.commit, "python")
 
 
-def test_neighbours() -> None:
-    assert neighbours([3.0, 8.0], [1.0, 2.0, 2.0]) == [2.0, 4.0]
+def test_every_operation_is_in_every_pass_and_a_pass_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what slows the machine for a minute is in a part of each, and not in all of one."""
+    fake = FakeMachine(monkeypatch)
+    began: dict[str, list[float]] = {"a": [], "b": []}
+    seconds = {"a": 0.5, "b": 9.0}
+
+    def make(name: str) -> Operation:
+        def call() -> None:
+            began[name].append(fake.clock)
+            fake.work(seconds[name])
+
+        return Operation(name, 1, "rows", "python", call)
+
+    found = measured(["a", "b"], make, MACHINE, passes=4)
+    assert {name: len(of.passes) for name, of in found.items()} == {"a": 4, "b": 4}
+    measured_at = {name: of[2:] for name, of in began.items()}  # two to see how long it takes
+    assert [one < other for one, other in zip(*measured_at.values(), strict=True)] == [True] * 4
+    assert [a > b for a, b in zip(measured_at["a"][1:], measured_at["b"], strict=False)] == [True] * 3
+    # of a short one alone the passes do not follow each other at once
+    began["a"].clear()
+    measured(["a"], make, MACHINE, passes=4)
+    _, *apart = np.diff(began["a"][2:])  # in the first pass there is also what tells how long it takes
+    assert apart == pytest.approx([operations.LEAST_PASS_SECONDS] * 2)
 
 
 def test_a_short_operation_is_repeated_and_what_comes_before_is_off_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, calls = [0.0], [0]
+    fake, calls = FakeMachine(monkeypatch), [0]
+    seconds = operations.LEAST_SECONDS / 10
 
     def call() -> None:
-        clock[0] += operations.LEAST_SECONDS / 10
         calls[0] += 1
+        fake.work(seconds)
 
     def before() -> None:
-        clock[0] += 1000.0
+        fake.sleep(1000.0)
 
-    def reference() -> None:
-        clock[0] += 1.0
+    found = measured(
+        ["a"], lambda name: Operation(name, 1, "rows", "python", call, before), MACHINE, passes=2
+    )
+    assert found["a"].seconds == pytest.approx(seconds)
+    assert found["a"].ratio == pytest.approx(seconds / 0.01)
+    assert calls[0] == pytest.approx(2 + 2 * 10 * operations.ROUNDS, abs=40)
 
-    monkeypatch.setattr(operations, "now", lambda: clock[0])
-    monkeypatch.setattr(operations, "processor_time", lambda: clock[0] / 2)
-    monkeypatch.setitem(operations.REFERENCES, "python", reference)
-    told = timed(Operation("a", 1, "rows", "python", call, before), MACHINE, rounds=2)
-    assert told.seconds == pytest.approx(operations.LEAST_SECONDS / 10)
-    assert calls[0] == pytest.approx(1 + 2 * 10, abs=2)
+
+def test_a_reading_that_went_wrong_is_not_in_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, calls = FakeMachine(monkeypatch), [0]
+
+    def call() -> None:
+        calls[0] += 1
+        fake.work(0.03 if calls[0] % 3 else 0.3)
+
+    found = measured(["a"], lambda name: Operation(name, 1, "rows", "python", call), MACHINE, passes=4)
+    assert [each.ratio.wall for each in found["a"].passes] == pytest.approx([3.0] * 4)
 
 
 def test_every_reward_and_metric_is_an_operation() -> None:
@@ -271,43 +357,169 @@ def test_references_can_be_called() -> None:
 def test_a_record_keeps_what_was_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "operations" / "device.json"
     assert kept(path) == {}
-    keep(path, MACHINE, {"rollout": took(1.0), "update": took(2.0)})
-    keep(path, MACHINE, {"update": took(3.0)})
-    assert kept(path) == {"rollout": took(1.0), "update": took(3.0)}
+    keep(path, MACHINE, {"rollout": took(1.0, 1.1), "update": took(2.0)})
+    keep(path, MACHINE, {"update": took(3.0, 2.9, 3.2)})
+    assert kept(path) == {"rollout": took(1.0, 1.1), "update": took(3.0, 2.9, 3.2)}
     assert records.everything(tmp_path) == []  # the plan of a run does not take it for one of its own
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"device\.json is damaged"):
         kept(path)
 
 
+def older(ratio: float) -> Timed:
+    """As records had it before passes were kept."""
+    return replace(took(ratio), kind="", passes=())
+
+
+def test_a_record_of_an_older_form_is_read_and_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "device.json"
+    keep(path, MACHINE, {"rollout": older(1.0)})
+    content = json.loads(path.read_text())
+    for field in ("kind", "passes"):
+        del content["operations"]["rollout"][field]
+    path.write_text(json.dumps(content))
+    assert kept(path) == {"rollout": older(1.0)}
+    monkeypatch.setattr(check, "path_here", lambda: path)
+    with pytest.raises(ValueError, match=r"device\.json is of an older form, .*: `make bench` makes it anew"):
+        check.main([])
+    keep(path, MACHINE, {"update": took(2.0)})
+    assert kept(path) == {"rollout": older(1.0), "update": took(2.0)}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results" / "bench" / "operations").glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_records_in_the_repository_are_read(path: Path) -> None:
+    assert set(kept(path)) <= {*makers()}
+    assert all(of.ratio > 0 for of in kept(path).values())
+
+
 # bench-check
 
 
-def test_slower_is_only_what_is_so_twice() -> None:
-    record = {name: took(1.0) for name in ("same", "once", "twice", "faster")}
-    answers = {"same": [1.1], "once": [1.5, 1.1], "twice": [1.5, 1.4], "faster": [0.5]}
-    said: list[str] = []
-    rounds_asked: list[int] = []
+QUIET = (1.0, 1.01, 0.99, 1.02, 1.0, 0.98, 1.01, 1.0)
+"""Ratios of eight passes of what has not changed."""
 
-    def measure(name: str, rounds: int) -> Timed:
-        rounds_asked.append(rounds)
-        return took(answers[name].pop(0))
+
+def times(factor: float, ratios: Sequence[float] = QUIET) -> list[float]:
+    return [factor * ratio for ratio in ratios]
+
+
+def test_slower_is_only_what_is_so_twice() -> None:
+    names = ("same", "once", "twice", "faster")
+    record = {name: took(*QUIET) for name in names} | {
+        "before": older(1.0),
+        "beside": took(*QUIET, kind="tables"),
+    }
+    answers = {"same": [1.1], "once": [1.5, 1.1], "twice": [1.5, 1.4], "faster": [0.5], "beside": [1.5]}
+    said: list[str] = []
+    asked: list[tuple[list[str], int]] = []
+
+    def measure(names: Sequence[str], passes: int) -> dict[str, Timed]:
+        asked.append(([*names], passes))
+        return {name: took(*times(answers[name].pop(0))) for name in names}
 
     assert check.checked([*record, "another"], record, measure, said.append) == ["twice"]
-    assert [line.split()[0] for line in said] == ["as", "as", "SLOWER", "faster", "new"]
-    assert "+40%" in said[2] and "c0ffee" in said[2]
-    assert not any(answers.values())
-    assert rounds_asked == [operations.ROUNDS * n for n in (1, 1, 2, 1, 2, 1)]
+    assert asked == [
+        ([*names, "beside"], operations.PASSES),
+        (["once", "twice"], 2 * operations.PASSES),
+    ]
+    told = {line.split(":")[0]: line for line in said}
+    assert {*told} == {
+        *("older     before", "older     beside", "new       another", "measuring again"),
+        *("as before same", "as before once", "SLOWER    twice", "faster    faster"),
+    }
+    assert told["measuring again"] == "measuring again: once, twice"
+    assert "+40%, measured again" in told["SLOWER    twice"]
+    assert "c0ffee" in told["SLOWER    twice"]
+    assert "measured again" not in told["as before same"]
+    assert "beside another reference (tables, now python)" in told["older     beside"]
 
 
-def test_the_tolerance_is_a_share_of_the_record() -> None:
-    allowed = 1 + check.TOLERANCE
-    assert not check.is_slower(took(2.0), took(2.0 * allowed - 1e-6))
-    assert check.is_slower(took(2.0), took(2.0 * allowed + 1e-6))
-    assert check.change_of(took(2.0), took(1.0, cpu_ratio=1.5)) == -0.25
-    assert check.change_of(took(2.0), took(1.0, cpu_ratio=3.0)) == 0
+def test_how_far_passes_differ_is_part_of_the_question() -> None:
+    before = took(*QUIET)
+    assert check.outcome(before, took(*times(1 + check.LEAST))) == "as before"
+    assert check.outcome(before, took(*times(1.3))) == "SLOWER"
+    assert check.outcome(took(*times(1.3)), before) == "faster"
+    # one pass that went wrong decides nothing, on either side
+    assert check.outcome(before, took(*times(1.3)[1:], 1.0)) == "SLOWER"
+    assert check.outcome(took(*QUIET[1:], 9.0), took(*times(1.3))) == "SLOWER"
+    # on a machine on which ratios differ by as much anyway nothing is told of the same difference
+    restless = (0.7, 1.4, 0.8, 1.3, 1.0, 0.9, 1.6, 1.1)
+    assert check.outcome(took(*restless), took(*times(1.3, restless))) == "not told"
+    assert check.outcome(before, took(*times(1.3, restless))) == "not told"
+
+
+def test_a_busier_machine_is_no_slower_operation() -> None:
+    before, after = took(*QUIET), took(*times(1.5), reference=1.2)
+    assert check.outcome(before, after) == "not told"
+    assert "+50%, the machine busier than then in 8 of 8 passes" in check.verdict("a", before, after)
+    # a faster one is no excuse
+    assert check.outcome(before, took(*times(1.3), reference=0.8)) == "SLOWER"
+    # but where the record was made on a busy one, what is lower now is not faster for that
+    assert check.outcome(took(*times(1.5), reference=1.2), before) == "not told"
+    # the passes that were quiet tell it, and the others nothing
+    slower = took(*times(1.3))
+    some_busy = replace(slower, passes=slower.passes[:6] + after.passes[:5])
+    assert check.outcome(before, some_busy) == "SLOWER"
+    assert "in 5 of 11 passes" in check.verdict("a", before, some_busy)
+    assert check.outcome(before, replace(before, passes=before.passes[:6] + after.passes)) == "as before"
+
+
+def test_what_one_clock_says_alone_is_no_change() -> None:
+    before = took(*times(2.0))
+    assert check.change_of(before, took(*QUIET, cpu=1.5)) == pytest.approx(-0.25)
+    assert check.change_of(before, took(*QUIET, cpu=3.0)) == 0
     # another process at work shows on the clock only
-    assert not check.is_slower(took(2.0), took(9.0, cpu_ratio=2.0))
+    assert not check.is_slower(before, took(*times(9.0), cpu=2.0 / 9.0))
+    assert not check.is_slower(before, took(*times(2.0), cpu=4.5))
+    assert check.is_slower(before, took(*times(9.0), cpu=0.5))
+
+
+OPERATIONS = 40
+"""That are simulated side by side."""
+
+
+def simulated(
+    fake: FakeMachine, seed: int, change: float
+) -> Callable[[Sequence[str], int], dict[str, Timed]]:
+    """What `checked` measures with on the fake machine: operations that feel a spell by half to two and a half times what their references do, all `change` times as long."""
+    draw = random.Random(f"operations {seed}").uniform
+    of = {f"{n}": (0.03 * draw(0.7, 2.0), draw(0.5, 2.5)) for n in range(OPERATIONS)}
+
+    def make(name: str) -> Operation:
+        seconds, share = of[name]
+        return Operation(name, 1, "rows", "python", lambda: fake.work(change * seconds, share))
+
+    def measure(names: Sequence[str], passes: int) -> dict[str, Timed]:
+        return measured(names, make, MACHINE, passes)
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [(1.0, (20.0, 40.0)), (1.0, (1e9, 1e-9)), (1.0, (40.0, 10.0)), (1.3, (20.0, 40.0))],
+    ids=["as it was", "always busy now", "busier now", "slower by 1.3"],
+)
+def test_noise_does_not_decide(
+    change: float, now: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand unchanged operations fewer than one is called slower, of those that take 1.3 times as long more than nine of ten."""
+    fake = FakeMachine(monkeypatch)
+    monkeypatch.setattr(operations, "tqdm", lambda **_: nullcontext(SimpleNamespace(update=lambda: None)))
+    names, called, checks = [f"{n}" for n in range(OPERATIONS)], 0, 5 if change > 1 else 25
+    for seed in range(checks):
+        fake.begin(2 * seed)
+        record = simulated(fake, seed, 1.0)(names, operations.PASSES)
+        fake.begin(2 * seed + 1, *now)
+        called += len(check.checked(names, record, simulated(fake, seed, change), lambda _: None))
+    if change > 1:
+        assert called > 0.9 * checks * OPERATIONS
+    else:
+        assert called < 0.001 * checks * OPERATIONS + 1
 
 
 def test_hardware_without_a_record_and_unknown_operations_are_refused(
@@ -419,7 +631,7 @@ def test_asking_a_large_set_takes_no_more_than_its_order() -> None:
 
 PEAKS = """
 import numpy as np
-from bench.machine import forget_peak, peak_mib
+from bench.memory import forget_peak, peak_mib
 forget_peak()
 before = peak_mib()
 block = np.ones(64 * 2**17)
@@ -430,14 +642,25 @@ print(before, after, peak_mib())
 """
 
 
+def test_what_a_peers_environment_reads_needs_nothing_else_of_the_project() -> None:
+    program = """if True:
+        import sys, bench.memory, bench.peers.worker
+        print(*sorted({name.split(".")[0] for name in sys.modules} - sys.stdlib_module_names))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [name for name in run.stdout.split() if not name.startswith("_")] == ["bench"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is that of the GPU")
 def test_a_benchmarks_peak_is_its_own() -> None:
     """Not that of whatever ran in the process before, which would hide that memory grows."""
     if peak_mib() is None:
         pytest.skip("this system does not say a process's peak memory")
     of_benchmark = PEAKS.replace(
-        "bench.machine import forget_peak, peak_mib",
-        "bench.bench_overhead import forget_peak_memory as forget_peak, peak_memory_mib as peak_mib",
+        "bench.memory import forget_peak, peak_mib",
+        "bench.memory import forget_own_peak as forget_peak, own_peak_mib as peak_mib",
     )
     told = subprocess.run(
         [sys.executable, "-c", of_benchmark], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Folders and hub ids: weights in several files, in float16 only, pickled or half there, and what a run card says of its base."""
+"""Folders and hub ids: weights in several files, in float16 only, in pickles or half there, and what a run card says of its base."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from accelerate.utils import save as pickled  # the form in which others publish some
 from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ from tests.original_layout import save_original
 from train.plan import plan
 
 MODELS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PICKLED = MODELS | {"text_encoder": "pytorch_model"}
 
 
 @pytest.fixture
@@ -39,6 +41,15 @@ def in_float16(folder: Path, part: str, keep: bool = False) -> None:
     save_file(halves, main.with_name(f"{MODELS[part]}.fp16.safetensors"))
     if not keep:
         main.unlink()
+
+
+def in_a_pickle(folder: Path, part: str, more: dict[str, Any] | None = None) -> Path:
+    """Write a model's weights as the libraries' older versions did, in place of the safetensors."""
+    main = folder / part / f"{MODELS[part]}.safetensors"
+    file = main.with_name(f"{PICKLED[part]}.bin")
+    pickled(load_file(main) | (more or {}), file, safe_serialization=False)
+    main.unlink()
+    return file
 
 
 def in_shards(folder: Path) -> None:
@@ -102,16 +113,113 @@ def test_float16_is_opened_where_there_is_nothing_else_and_said(
 
 
 @pytest.mark.parametrize("part", MODELS)
-def test_pickled_weights_are_not_opened(folder: Path, part: str) -> None:
+def test_a_pickle_of_tensors_is_opened_and_named(
+    folder: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights(load_pipeline(str(folder)))
+    file = in_a_pickle(folder, part)
+    assert same(weights(load_pipeline(str(folder))), before)
+    assert (
+        capsys.readouterr().err == f"note: {file} is a pickle, opened as weights only, which runs no code\n"
+    )
+    digest = resolve(str(folder)).digest()
+    file.write_bytes(file.read_bytes() + b" ")
+    assert resolve(str(folder)).digest() != digest
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{part} has no {MODELS[part]}\.safetensors, and no {file.name}"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("part", MODELS)
+def test_a_pickle_that_holds_more_than_tensors_is_refused(folder: Path, part: str) -> None:
+    """Harmless here: whoever wants to open it can convert it where nothing is lost."""
+    file = in_a_pickle(folder, part, {"made": PurePosixPath("of")})
+    told = (
+        rf"{file} is a pickle that holds more than tensors, or is damaged, and is not opened: .* "
+        "convert it to safetensors elsewhere, in a sandbox$"
+    )
+    with pytest.raises(ValueError, match=told) as refused:
+        load_pipeline(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("part", MODELS)
+def test_a_pickle_that_is_half_there_is_named(folder: Path, part: str) -> None:
+    file = in_a_pickle(folder, part)
+    whole = file.read_bytes()
+    for kept in (0, 20, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=f"{file} is .*damaged") as refused:
+            load_pipeline(str(folder))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("part", MODELS)
+def test_of_both_forms_the_safetensors_are_opened(
+    folder: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights(load_pipeline(str(folder)))
     main = folder / part / f"{MODELS[part]}.safetensors"
-    main.rename(main.with_suffix(".bin"))
-    with pytest.raises(
-        ValueError, match=rf"the weights in {part} are a pickle \({main.stem}\.bin\), which can run"
-    ):
+    main.with_name(f"{PICKLED[part]}.bin").write_bytes(b"not looked at")
+    assert same(weights(load_pipeline(str(folder))), before)
+    assert capsys.readouterr().err == ""
+    in_float16(folder, part)
+    rounded = {n: t.half().float() if n.startswith(f"{part}.") else t for n, t in before.items()}
+    assert same(weights(load_pipeline(str(folder))), rounded)
+    main.write_bytes(b"half there")
+    with pytest.raises(ValueError, match=f"{main} is damaged, not downloaded to its end"):
         load_pipeline(str(folder))
-    main.with_suffix(".bin").unlink()
-    with pytest.raises(ValueError, match=f"{part} has no {main.name}"):
+
+
+@pytest.mark.parametrize("part", MODELS)
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_a_pickle_in_several_files_is_opened(
+    folder: Path, part: str, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights(load_pipeline(str(folder)))
+    main = folder / part / f"{MODELS[part]}.safetensors"
+    tensors = {n: t.half() if variant else t for n, t in load_file(main).items()}
+    main.unlink()
+    files = [f"{PICKLED[part]}-0000{number}-of-00002{variant}.bin" for number in (1, 2)]
+    place = {name: files[number % 2] for number, name in enumerate(tensors)}
+    for file in files:
+        held = {name: tensor for name, tensor in tensors.items() if place[name] == file}
+        pickled(held, main.with_name(file), safe_serialization=False)
+    index = {"metadata": {"total_size": 1}, "weight_map": place}
+    main.with_name(f"{PICKLED[part]}.bin.index{variant}.json").write_text(json.dumps(index))
+    of_part = {n: t.half().float() if variant and n.startswith(f"{part}.") else t for n, t in before.items()}
+    assert same(weights(load_pipeline(str(folder))), of_part)
+    told = capsys.readouterr().err
+    assert f"{folder}/{part}/{files[0]}, {folder}/{part}/{files[1]} are pickles, opened as weights" in told
+    assert (f"has the weights of {part} in float16 only" in told) == bool(variant)
+    main.with_name(files[1]).unlink()
+    with pytest.raises(ValueError, match=f"{files[1]} of {part} is missing, or was not downloaded"):
         load_pipeline(str(folder))
+
+
+def test_a_lora_that_is_a_pickle_is_put_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{layer}.lora_A.weight": torch.ones(2, 8), f"{layer}.lora_B.weight": torch.ones(8, 2)}
+    place = tmp_path / "mine"
+    place.mkdir()
+    save_file(lora, place / "a.safetensors")
+    pickled(lora, place / "pytorch_lora_weights.bin", safe_serialization=False)
+    plain = with_lora(load_pipeline(str(folder)), place / "a.safetensors").unet.state_dict()
+    assert capsys.readouterr().err == ""
+    file = place / "pytorch_lora_weights.bin"
+    found = with_base(resolve(str(file)), str(folder))
+    assert found.experiment == "mine"
+    opened = found.pipeline().unet.state_dict()
+    assert (
+        capsys.readouterr().err == f"note: {file} is a pickle, opened as weights only, which runs no code\n"
+    )
+    assert any("lora" in name for name in opened)
+    assert same(opened, plain)
+    pickled(lora | {"made": PurePosixPath("of")}, file, safe_serialization=False)
+    with pytest.raises(ValueError, match=f"{file} is a pickle that holds more than tensors"):
+        found.pipeline()
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -313,6 +421,10 @@ def test_the_plan_counts_what_is_opened(folder: Path, tmp_path: Path) -> None:
     assert weight_files(folder, "unet")[0] == "fp16"
     assert told(save_original(toy.build_tiny_pipeline(), tmp_path / "one.safetensors")) == before
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors", main)
+    main.with_name("diffusion_pytorch_model.fp16.safetensors").unlink()
+    in_a_pickle(folder, "unet")
+    assert told(folder) == before
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors", main)
     in_shards(folder)
     assert told(folder) == before
 
@@ -356,6 +468,7 @@ def test_of_a_repository_only_what_is_opened_is_fetched(
     before = weights(load_pipeline(str(folder)))
     in_float16(folder, "unet", keep=True)
     in_float16(folder, "vae")
+    in_a_pickle(folder, "text_encoder")
     rewrite(
         folder / "model_index.json",  # as stable-diffusion-v1-5 has it
         feature_extractor=["transformers", "CLIPImageProcessor"],
@@ -373,11 +486,13 @@ def test_of_a_repository_only_what_is_opened_is_fetched(
     assert {revision for _, revision in hub} == {"0123abc"}
     big = sorted({name for name, _ in hub if not name.endswith((".json", ".txt"))})
     assert big == [
-        "text_encoder/model.safetensors",
+        "text_encoder/pytorch_model.bin",
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert "note: a/b has the weights of vae in float16 only" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "note: a/b has the weights of vae in float16 only" in told
+    assert "note: a/b/text_encoder/pytorch_model.bin is a pickle, opened as weights only" in told
     assert opened.config._name_or_path == "a/b"
 
 

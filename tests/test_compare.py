@@ -14,10 +14,10 @@ import pytest
 import scipy.stats
 
 import prompts
-from evals import compare, metrics, rows, stats, suites, tables
+from evals import compare, metrics, rows, stats, suites, tables, unscored
 from evals.compare import Comparison
 from evals.metrics._geneval import SIZES, TASKS
-from tests.synthetic_rows import SETS, study
+from tests.synthetic_rows import SETS, TRAINED, study
 
 PREFERENCE, SCENES, PORTRAITS = SETS
 
@@ -251,10 +251,71 @@ def test_a_pair_that_is_missing_is_refused(frame: pd.DataFrame) -> None:
         compare.compare(frame.drop(lost[:2]), resamples=10)
 
 
-def test_a_scorer_that_the_base_lacks_is_refused(frame: pd.DataFrame) -> None:
+def test_a_scorer_that_the_base_lacks_is_left_out_and_all_else_stands(frame: pd.DataFrame) -> None:
+    """As a table of files without that scorer, to the last bit, Holm's family and all."""
     lost = (frame["experiment"] == "base") & (frame["scorer"] == "vendi")
-    with pytest.raises(ValueError, match="base has no vendi scores but imagereward has"):
-        compare.compare(frame[~lost], resamples=10)
+    made = compare.compare(frame[~lost], resamples=50)
+    without = compare.compare(frame[frame["scorer"] != "vendi"], resamples=50)
+    assert tables.tidy(made) == tables.tidy(without)
+    assert made.family == without.family
+    assert {key[1:] for key in made.left_out} == {
+        (experiment, prompt_set, "vendi")
+        for experiment in TRAINED
+        if experiment != "base"
+        for prompt_set in SETS
+    }
+    assert made.compared(frame[~lost]).equals(frame[frame["scorer"] != "vendi"])
+    assert not without.left_out
+    alone = frame[frame["scorer"] == "vendi"]
+    with pytest.raises(
+        ValueError,
+        match=f"nothing of miniature can be compared: base has no vendi scores on {PREFERENCE} but imagereward has: score the base again",
+    ):
+        compare.compare(
+            pd.concat(
+                [
+                    alone[alone["experiment"] != "base"],
+                    frame[(frame["experiment"] == "base") & (frame["scorer"] == "objects")],
+                ]
+            ),
+            resamples=10,
+        )
+
+
+def test_a_set_that_the_base_lacks_is_left_out_but_not_an_image(frame: pd.DataFrame) -> None:
+    of_base = frame["experiment"] == "base"
+    lost = of_base & (frame["prompt_set"] == SCENES) & (frame["scorer"] == "objects")
+    made = compare.compare(frame[~lost], resamples=50)
+    assert {(e.metric, e.prompt_set) for e in made.estimates if e.metric == "detection"} == {
+        ("detection", PREFERENCE)
+    }
+    assert {key[2:] for key in made.left_out} == {(SCENES, "objects")}
+    with pytest.raises(ValueError, match=r"base lacks 1 of the \d+ objects scores"):
+        compare.compare(frame.drop(frame[lost].index[:1]), resamples=10)
+
+
+def test_a_run_keeps_what_it_was_trained_on_where_the_base_was_not_scored_by_it(frame: pd.DataFrame) -> None:
+    """Joint stays a run on several rewards, whose share of a specialist's gain is told, when only one of them can be compared."""
+    reward = frame["scorer"].isin(["imagereward", "skin_tone"])
+    made = compare.compare(frame[~(reward & (frame["experiment"] == "base"))], resamples=50)
+    assert {(r.experiment, r.metric) for r in made.retentions} >= {("joint", "detection")}
+
+
+def test_votes_on_two_runs_are_left_out_beside_the_base(frame: pd.DataFrame) -> None:
+    voted = frame[(frame["scorer"] == "clip_judge") & frame["experiment"].isin(["joint", "imagereward"])]
+    voted = voted.assign(scorer="human_votes")
+    both = pd.concat([frame, voted], ignore_index=True)
+    made = compare.compare(both, resamples=20)
+    (note,) = unscored.left_out_notes(made)
+    assert note == (
+        "LEFT OUT: miniature: people voted on imagereward and joint and not on base; `--against imagereward` or `--against joint` compares these votes."
+    )
+    base = frame[frame["experiment"] == "base"]
+    with pytest.raises(
+        ValueError,
+        match="people voted on imagereward and joint and not on base, so give --against imagereward or joint",
+    ):
+        compare.compare(pd.concat([base, voted], ignore_index=True), resamples=10)
 
 
 def test_a_set_that_a_run_was_not_scored_on_is_told(frame: pd.DataFrame) -> None:
@@ -391,9 +452,9 @@ def test_drift_from_the_base_is_not_compared_with_something_that_has_none() -> N
     lost = (frame["experiment"] == "joint") & (frame["scorer"] == "kid")
     made = compare.compare(frame[~lost], resamples=50, against="joint")
     assert not [e for e in made.estimates if e.metric == "drift"]
-    assert made.remarks == (
-        f"miniature: {metrics.load('drift').title} is not compared: joint has no kid scores.",
-    )
+    assert {key[3] for key in made.left_out} == {"kid"}
+    (note,) = unscored.left_out_notes(made)
+    assert note.startswith("LEFT OUT: miniature: joint has no scores of kid on ")
     with_it = compare.compare(frame, resamples=50, against="joint")
     cell = only(with_it, experiment="imagereward", metric="drift", prompt_set=SCENES)
     assert cell.difference.value == pytest.approx(

@@ -36,7 +36,7 @@ from train.launch import has_lost_another
 from train.methods._reward_gradient import agreed
 from train.rewards import CannotAnswer, RewardFailed
 from train.start import new_accelerator
-from train.state import latest
+from train.state import Progress, latest
 
 BATCH = 12  # divides among one, two and three processes in groups of two
 
@@ -201,7 +201,7 @@ def where_a_scorer_fails_on_one() -> None:
     """The second process has a reward that raises or refuses what it is given: all stop, and say the same of it."""
     accelerator = new_accelerator()
     rank, pictures = accelerator.process_index, torch.zeros(2, 3, 8, 8)
-    run: Any = SimpleNamespace(accelerator=accelerator)
+    run: Any = SimpleNamespace(accelerator=accelerator, rank=rank, seed=0, progress=Progress())
     task = Task("t", "prompts", (Reward("redness"), Reward("other")))
     raising = toy.Raising()
     raising.calls = 2  # the next one raises

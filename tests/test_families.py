@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from accelerate.utils import save as pickled  # the form in which others publish some
 from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -447,9 +448,7 @@ def test_a_stable_diffusion_2_that_is_not_said_to_predict_something_is_refused(
         load_pipeline(str(path))
 
 
-def test_a_file_that_was_cut_off_or_is_a_pickle_is_one_sentence(
-    files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_file_that_was_cut_off_is_one_sentence(files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     whole = files["sd1"].read_bytes()
     for size in (len(whole) - 1, 1000, 3, 0):
@@ -458,14 +457,47 @@ def test_a_file_that_was_cut_off_or_is_a_pickle_is_one_sentence(
             load_pipeline(str(path))
         with pytest.raises(ValueError, match="is damaged, not downloaded to its end, or no safetensors file"):
             resolve(str(path)).digest()
-    for suffix in (".ckpt", ".pt", ".bin"):
-        pickled = tmp_path / f"model{suffix}"
-        pickled.write_bytes(whole)
-        for opens in (load_pipeline, resolve):
-            with pytest.raises(
-                ValueError, match=r"is a pickle, which can run code .*: take the \.safetensors"
-            ):
-                opens(str(pickled))
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt"])
+def test_a_single_file_may_be_a_pickle_of_tensors(
+    name: str, suffix: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the families were first published: what was trained beside numbers of the training, and the config beside it where it must be told."""
+    path = tmp_path / f"model{suffix}"
+    pickled({"state_dict": load_file(files[name]), "global_step": 3}, path, safe_serialization=False)
+    if name == "sd2":
+        with pytest.raises(ValueError, match=r"nothing says which this is: .* as model\.yaml"):
+            load_pipeline(str(path))
+        path.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: eps\n")
+    capsys.readouterr()
+    checkpoint = resolve(str(path))
+    opened, plain = checkpoint.pipeline(), load_pipeline(str(files[name]))
+    assert (
+        capsys.readouterr().err == f"note: {path} is a pickle, opened as weights only, which runs no code\n"
+    )
+    assert_frozen(opened)
+    assert torch.equal(drawn(opened), drawn(plain))
+    digest = checkpoint.digest()
+    pickled({"state_dict": load_file(files[name]), "global_step": 4}, path, safe_serialization=False)
+    assert checkpoint.digest() != digest
+
+
+def test_a_single_file_that_is_more_than_tensors_or_half_there_is_one_sentence(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.ckpt"
+    more = {"state_dict": load_file(files["sd1"]), "callbacks": {PurePosixPath("a"): 1}}
+    pickled(more, path, safe_serialization=False)
+    whole, told = path.read_bytes(), f"{path} is a pickle that holds more than tensors, .* in a sandbox"
+    half = f"{path} is .*damaged"
+    for content, said in ((whole, told), (files["sd1"].read_bytes(), half), (whole[:-1], half), (b"", half)):
+        path.write_bytes(content)
+        for opens in (load_pipeline, lambda file: resolve(file).digest()):
+            with pytest.raises(ValueError, match=said) as refused:
+                opens(str(path))
+            assert "\n" not in str(refused.value)
 
 
 def test_the_layout_covers_every_tensor_of_the_models() -> None:

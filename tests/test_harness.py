@@ -233,6 +233,22 @@ def test_prompts_that_a_scorer_cannot_answer_for_are_refused_before_anything_is_
     assert not (tmp_path / "images").exists()
 
 
+def test_prompts_that_a_scorer_of_photographs_has_nothing_to_say_of_are_refused_before_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    part = Part("mine", 1, ("objects",))
+    suite = Suite((part,), sampling=SMALL.sampling, seed=3, name="own")
+    monkeypatch.setattr(suites, "load", lambda _name: suite)
+    monkeypatch.setattr(prompts, "load", lambda _name: [Prompt("p0", "a mood"), Prompt("p1", "a cat")])
+    told = (
+        "^scorer objects cannot answer for mine: none of its 2 prompts names an object, as .* does; the first is 'p0', 'a mood': leave it out of that part of the suite, "
+        "or score other prompts with it$"
+    )
+    with pytest.raises(ValueError, match=told):
+        harness.score_given(tmp_path, tmp_path / "scores" / "x.csv", "own", "x")
+    assert not (tmp_path / "scores").exists()
+
+
 def test_weights_of_a_scorer_that_do_not_open_are_one_sentence(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

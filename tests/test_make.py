@@ -260,6 +260,37 @@ def test_train_takes_model_seeds_and_settings(sandbox: Sandbox) -> None:
     assert called == [train("joint-sd15-3", more=more), train("joint-sd15-4", more=more)]
 
 
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ("base=my models/sd 2 update.lr=1e-5", ["base=my models/sd 2", "update.lr=1e-5"]),
+        ("  iterations=2   base=sd 2", None),
+        ("  iterations=2   update.lr=1e-5 ", ["iterations=2", "update.lr=1e-5"]),
+        ("base=it's mine update.lr=1e-5", ["base=it's mine", "update.lr=1e-5"]),
+        ("base=two  spaces", None),
+        ("base=a\ttab", None),
+    ],
+)
+def test_a_value_with_spaces_is_given_whole_or_refused(
+    sandbox: Sandbox, given: str, settings: list[str] | None
+) -> None:
+    each = PYTHON.replace('echo "$*" >> calls', "printf '%s\\n' \"$@\" >> calls")
+    sandbox.program(".venv/bin/python", each)
+    called = sandbox.calls("train-joint", f"SET={given}", fails=settings is None)
+    if settings is None:
+        assert not called
+        assert "has several spaces in a row, of which make leaves one: give" in sandbox.make(
+            "train-joint", f"SET={given}", fails=True
+        )
+    else:
+        assert called[called.index("--set") :] == [word for one in settings for word in ("--set", one)]
+
+
+def test_settings_that_are_none_are_refused(sandbox: Sandbox) -> None:
+    told = 'SET="update.lr 1e-5" must be fields with values, such as SET="update.lr=2e-5 iterations=50"'
+    assert told in sandbox.make("train-joint", "SET=update.lr 1e-5", fails=True)
+
+
 def test_training_is_not_repeated_but_with_settings_the_trainer_is_asked(sandbox: Sandbox) -> None:
     sandbox.make("train-joint")
     assert sandbox.calls("train-joint") == []

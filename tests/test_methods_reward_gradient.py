@@ -177,7 +177,7 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
         for step in range(batch.first):
             x = stepped(x, step, z_BNCHW[:, 1 + step] if sampling.eta else x).prev_sample
     rewards = []
-    for repeat in range(method.repeats()):
+    for repeat in range(method.repeats):
         left = sampling.steps - batch.first
         if isinstance(method, refl.Method):
             latents = stepped(x, batch.first, x).pred_original_sample
@@ -202,7 +202,7 @@ def defined(run: Run, iteration: int = 0) -> dict[str, Tensor]:
             * run.scorers[task.rewards[0].scorer](
                 method.seen(asked, repeat, 0, images, slice(0, len(images)), view), asked.prompts
             )
-            for view in range(method.number_of_views())
+            for view in range(method.views)
         ]
         rewards.append(torch.stack(views).mean(0))
     reward_M = torch.cat(rewards)
@@ -567,7 +567,7 @@ def test_draft_k_goes_through_all_steps_of_the_miniature_and_ten_of_stable_diffu
         check(experiment, 1)
         method, steps = experiment.method, experiment.sampling.steps
         assert isinstance(method, draft_k.Method)
-        assert (method.length(), method.repeats()) == (steps if model == "miniature" else 10, 1)
+        assert (method.length, method.repeats) == (steps if model == "miniature" else 10, 1)
         # the sampler's steps and no more: none is taken twice
         assert sum(method.evaluations(experiment, experiment.tasks[0])) == (
             experiment.tasks[0].batch * steps * experiment.sampling.branches

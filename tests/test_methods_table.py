@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ import pytest
 from click.testing import CliRunner
 
 import prompts
-from bench.methods import SEEDS, pages, table, tune, work
+from bench.methods import SEEDS, code, pages, table, tune, work
 from bench.methods.__main__ import main
 from bench.methods.cells import SUITE, TUNING_SUITE, Cell, Refusal, cells, plan
 from bench.methods.questions import BESIDE, QUESTIONS
@@ -810,6 +811,131 @@ def test_the_page_in_the_repository_is_that_of_the_cells_beside_it(reward: str) 
         np.testing.assert_allclose(now[column].astype(float), kept[column], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("reward", QUESTIONS)
+def test_the_page_in_the_repository_has_its_pairs_or_says_why_not(reward: str) -> None:
+    results = Path(__file__).parents[1] / "results"
+    page = pages.page_of(results, reward).read_text(encoding="utf-8")
+    there = [
+        cell
+        for cell in plan([], [reward], SEEDS)
+        if isinstance(cell, Cell) and (results / "methods" / cell.key / work.DONE).is_file()
+    ]
+    _, _, section = page.partition("## Method against method\n\n")
+    assert section.startswith("What the row has more" if there else "Not shown: the score rows of these runs")
+
+
+def test_which_code_trains_a_cell() -> None:
+    nft, ppo = (
+        code.code_of(only_cells(cells(reward, method, [0], 9_600))[0])
+        for reward, method in (("compositionality", "nft"), ("imagereward", "ppo"))
+    )
+    both = {"train/loop.py", "train/start.py", "train/policy.py", "evals/diffusion.py", "prompts/__init__.py"}
+    assert both <= {*nft} & {*ppo}
+    assert {"train/methods/nft.py", "train/methods/_forward_process.py"} <= {*nft} - {*ppo}
+    assert "evals/miniature/scorers/objects.py" in {*nft} - {*ppo}
+    assert {"train/methods/ppo.py", "evals/miniature/scorers/imagereward.py"} <= {*ppo} - {*nft}
+    # neither what compares cells nor other methods make a cell old
+    assert not [name for name in nft if name.startswith(("bench/", "tests/")) or name.endswith("grpo.py")]
+    assert all(re.fullmatch(r"[0-9a-f]{8}", digest) for digest in nft.values())
+
+
+def test_imports_are_found_wherever_they_are(tmp_path: Path) -> None:
+    (source := tmp_path / "some.py").write_text(
+        "import numpy, evals.rows\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from train.config import Experiment\n"
+        "def f():\n    from train import gates, no_such_module\n    from prompts.lock import locked\n"
+        "    import bench.machine\n"
+    )
+    found = {str(path.relative_to(code.ROOT)) for path in code.imported(source)}
+    assert found == {
+        *("evals/__init__.py", "evals/rows.py", "train/__init__.py", "train/gates.py"),
+        *("prompts/__init__.py", "prompts/lock.py"),
+    }
+    assert code.reached([source]) > {source, *code.imported(source)}
+
+
+def test_the_code_of_a_cell_is_that_of_all_its_trainings() -> None:
+    one, other = {"a.py": "1", "b.py": "2"}, {"a.py": "3", "b.py": "2", "c.py": "4"}
+    assert code.recorded([{"code": one}]) == one
+    assert code.recorded([{"code": other}, {"code": one}]) == {"a.py": "1+3", "b.py": "2", "c.py": "4"}
+    assert code.recorded([{"code": one}, {}]) is None
+    assert code.recorded([]) is None
+
+
+def test_what_different_code_trained_is_told() -> None:
+    def trained(label: str, seed: int, **digests: str) -> code.Trained:
+        return code.Trained(label, seed, {f"train/{name}.py": of for name, of in digests.items()} or None)
+
+    alike = [trained("ppo", 0, loop="1", ppo="2"), trained("nft", 0, loop="1", nft="3")]
+    assert code.unlike(alike) == []
+    assert code.unlike([code.Trained("ppo", 0, None), code.Trained("nft", 1, None)]) == []
+    assert code.unlike([*alike, code.Trained("awm", 1, None), code.Trained("awm", 0, None)]) == [
+        "Which code trained awm (seeds 0, 1) was not recorded: it may be other code than that of ppo (seed 0), nft (seed 0)."
+    ]
+    # those that lack a file have no part in what it differs between
+    assert code.unlike([*alike, trained("nft", 1, loop="1", nft="4")]) == [
+        "Not all were trained by the same code, which differs in train/nft.py between: nft (seed 0); nft (seed 1)."
+    ]
+    many = {f"f{n}": "1" for n in range(code.NAMED + 2)}
+    (told,) = code.unlike([trained("ppo", 0, **many), trained("ppo", 1, **dict.fromkeys(many, "2"))])
+    assert "train/f7.py and 2 more between: ppo (seed 0); ppo (seed 1)." in told
+
+
+def with_code(root: Path, cell: Cell, of: dict[str, str] | None) -> None:
+    """Give the record of a cell the code that trained it."""
+    path = root / cell.key / work.DONE
+    record = json.loads(path.read_text())
+    for training in record["trainings"]:
+        training |= {} if of is None else {"code": of}
+    path.write_text(json.dumps(record))
+
+
+def test_the_page_says_that_different_code_trained_its_runs(tmp_path: Path) -> None:
+    before = pages.markdown(made_standing(tmp_path, {"ppo": (0.4, 1.0)}, seeds=(0, 1)), "c", "m")
+    assert "trained by the same code" not in before
+    assert "not recorded" not in before
+    made = [replace(papers_cell(), method="ppo", seed=seed) for seed in (0, 1)]
+
+    def page() -> str:
+        return pages.markdown(standing(QUESTION, made, [], tmp_path, resamples=500), "c", "m")
+
+    with_code(tmp_path, made[0], {"train/loop.py": "0a1b2c3d"})
+    assert (
+        "- Which code trained ppo (seed 1) was not recorded: it may be other code than that of ppo (seed 0)."
+        in page()
+    )
+    with_code(tmp_path, made[1], {"train/loop.py": "00000000"})
+    assert "which differs in train/loop.py between: ppo (seed 0); ppo (seed 1)." in page()
+    with_code(tmp_path, made[1], {"train/loop.py": "0a1b2c3d"})
+    assert page() == before
+
+
+def test_a_plan_says_that_other_code_would_train_what_is_left(tmp_path: Path) -> None:
+    settings = methods.chosen("ppo", "imagereward") or ()
+    first, second = only_cells(cells("imagereward", "ppo", [0, 1], 34_560, settings=settings))
+    made_cell(tmp_path, first, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    asked = ["--methods", "ppo", "--rewards", "imagereward", "--root", str(tmp_path), "--dry-run"]
+
+    def notes(seeds: str) -> list[str]:
+        result = CliRunner().invoke(main, [*asked, "--seeds", seeds])
+        assert result.exit_code == 0, result.output
+        return [line for line in result.output.splitlines() if line.startswith("note: ")]
+
+    assert notes("0,1") == [
+        "note: imagereward: Which code trained ppo (seed 0) was not recorded: it may be other code than that of ppo in full, to be trained (seeds 0, 1), "
+        "ppo, to be trained (seed 1). A cell whose folder is deleted is trained again."
+    ]
+    with_code(tmp_path, first, code.code_of(first))
+    assert notes("0,1") == []
+    with_code(tmp_path, first, code.code_of(first) | {"train/loop.py": "00000000"})
+    (told,) = notes("0,1")
+    assert (
+        "which differs in train/loop.py between: ppo (seed 0); ppo in full, to be trained (seeds 0," in told
+    )
+    assert second.key != first.key
+
+
 def test_busy_machines_are_marked(tmp_path: Path) -> None:
     found = made_standing(tmp_path, {"ppo": (0.4, 1.0)})
     (track,) = found.tracks
@@ -1051,6 +1177,8 @@ def test_training_that_stops_by_itself_is_a_result(tmp_path: Path, monkeypatch: 
     assert work.stopped_of(made[0], tmp_path) == "the weights diverged in iteration 1"
     assert work.is_done(made[0], tmp_path)
     assert work.record_of(made[0], tmp_path) is None
+    (training,) = work.trainings_of(made[0], tmp_path)
+    assert training["code"] == code.code_of(made[0])
 
 
 def test_scores_by_another_scorer_are_made_again(tmp_path: Path) -> None:
@@ -1233,18 +1361,19 @@ def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.glob("page*")}
     assert len(before) == 3
     for name, of, seeds, told in (
-        ("a method less", {"ppo": (0.4, 1.0)}, (0, 1, 2), "slow on imagereward with seed 0"),
-        ("a seed less", levels, (0, 2), "ppo on imagereward with seed 1"),
-        ("a checkpoint less", {"ppo": (0.4,), "slow": (0.1,)}, (0, 1, 2), "ppo on imagereward with seed 0, 345,600 evaluations and 2 check"),
+        ("a method less", {"ppo": (0.4, 1.0)}, (0, 1, 2), "slow on imagereward, seeds 0, 1, 2"),
+        ("a seed less", levels, (0, 2), "ppo on imagereward, seed 1; slow on imagereward, seed 1"),
+        ("a checkpoint less", {"ppo": (0.4,), "slow": (0.1, 0.2)}, (0, 1, 2), "ppo on imagereward of 345,600 evaluations and 2 checkpoints, seeds 0, 1, 2"),
     ):  # fmt: skip
         less = made_standing(tmp_path / name, of, seeds=seeds)
         with pytest.raises(
-            ValueError, match=rf"page\.md and page\.csv have runs that are not among .*, such as {told}"
+            ValueError,
+            match=rf"page\.md and page\.csv have runs that are not among [^(]* \({told}\): choose another",
         ):
             pages.write(less, out, "c")
     shorter = {run: extent._replace(budget=5000) for run, extent in pages.runs_of(whole).items()}
     with pytest.raises(
-        ValueError, match=r"have runs that are shorter, such as ppo on imagereward with seed 0, 345,600 ev"
+        ValueError, match=r"have runs that are shorter \(ppo on imagereward of 345,600 evaluations and 2 ch"
     ):
         pages.refuse_loss(shorter, out, "are shorter")
     assert {path: path.read_bytes() for path in tmp_path.glob("page*")} == before
@@ -1263,7 +1392,12 @@ def test_a_page_is_not_written_over_one_that_has_more(tmp_path: Path) -> None:
     pages.refuse_loss(known, out, "")
     del known[pages.Run("imagereward", "ppo", 0)]
     with pytest.raises(
-        ValueError, match=r"such as ppo on imagereward with seed 0: choose another --out, or remove the two"
+        ValueError, match=r" \(ppo on imagereward, seed 0\): choose another --out, or remove the two"
+    ):
+        pages.refuse_loss(known, out, "")
+    out.with_suffix(".csv").unlink()
+    with pytest.raises(
+        ValueError, match=r"page\.md is there without page\.csv, which says what runs it has: "
     ):
         pages.refuse_loss(known, out, "")
 
@@ -1304,8 +1438,8 @@ def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 2
     assert (
-        "have runs that this command leaves out, such as ppo on imagereward with seed 0, 345,600"
-        in result.output
+        "have runs that this command leaves out (ppo on imagereward of 345,600 evaluations and 2 checkpoints, "
+        "seeds 0, 1, 2; slow on imagereward, seeds 0, 1, 2): choose another --out" in result.output
     )
     assert not (tmp_path / "b").exists()
     assert CliRunner().invoke(main, [*asked, "--dry-run"]).exit_code == 0
@@ -1314,6 +1448,39 @@ def test_what_is_planned_is_held_against_the_page_before_anything_is_trained(tmp
     assert CliRunner().invoke(main, [*asked, "--only-table"]).exit_code == 0
     assert "Nothing has been run yet." in pages.page_of(tmp_path, "fairness").read_text()
     assert not pages.page_of(tmp_path, "fairness").with_suffix(".svg").exists()
+
+
+def test_a_table_without_all_of_its_cells_says_which_it_lacks_and_leaves_a_page_that_has_them(
+    tmp_path: Path,
+) -> None:
+    settings = methods.chosen("ppo", "imagereward") or ()
+    made = only_cells(cells("imagereward", "ppo", [0, 1, 2], 34_560, settings=settings))
+    for cell in made:
+        made_cell(tmp_path / "cells", cell, (0.1, 0.2), (0.1, 0.2), 1.0, prompt_count=2)
+    asked = ["--methods", "ppo", "--rewards", "imagereward", "--root", str(tmp_path / "cells")]
+    asked += ["--out", str(tmp_path), "--only-table"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.output.splitlines() if line.startswith("not in ")]
+    assert said == [f"not in {tmp_path / 'cells'}: imagereward, ppo in full, seeds 0, 1, 2"]
+    before = {path: path.read_bytes() for path in tmp_path.glob("methods-*")}
+    assert len(before) == 3
+    shutil.rmtree(tmp_path / "cells" / made[0].key)
+    otherwise, at_other_default = (tmp_path / "cells" / cell.key / work.DONE for cell in made[1:])
+    otherwise.write_text(json.dumps(json.loads(otherwise.read_text()) | {"source": {}}))
+    record = json.loads(at_other_default.read_text())
+    record["experiment"]["update"]["betas"] = [0.5, 0.5]
+    at_other_default.write_text(json.dumps(record))
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    for line in (
+        "ppo, seed 0",
+        "ppo, seed 1 (scored by other scorers or on other prompts than today's)",
+        "ppo, seed 2 (trained when a default was another)",
+    ):
+        assert f"not in {tmp_path / 'cells'}: imagereward, {line}" in result.output.splitlines()
+    assert "are not among those that are done in --root (ppo on imagereward, seeds 0, 1, 2)" in result.output
+    assert {path: path.read_bytes() for path in tmp_path.glob("methods-*")} == before
 
 
 def test_where_no_settings_were_tried_the_page_says_so(tmp_path: Path) -> None:
@@ -1658,6 +1825,27 @@ def test_settings_of_the_last_round_are_carried_over(tmp_path: Path, monkeypatch
         ValueError, match=r"has 2 rounds of ppo on fairness already, .*: leave --finalists-of out"
     ):
         tune.finals_of("ppo", "fairness", "imagereward", 20_000, path)
+
+
+def test_tries_that_end_at_one_instant_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, held = tmp_path / "tuning.csv", tune._held
+    reading = threading.Event()
+
+    def slowly(where: Path) -> pd.DataFrame:
+        found = held(where)
+        reading.set()
+        time.sleep(0.3)  # of two that do not wait for each other the other one reads now
+        return found
+
+    monkeypatch.setattr(tune, "_held", slowly)
+    found = pd.DataFrame({"reward": "fairness", "settings": [""], "budget": 9, "seed": 11})
+    found = found.reindex(columns=list(tune.COLUMNS)).assign(held_out=[0.1])
+    first = threading.Thread(target=tune.keep, args=(found.assign(method="ppo"), path))
+    first.start()
+    assert reading.wait(10)
+    tune.keep(found.assign(method="grpo"), path)
+    first.join()
+    assert pd.read_csv(path)["method"].tolist() == ["grpo", "ppo"]
 
 
 def test_tries_take_the_place_of_their_own_kind_alone(tmp_path: Path) -> None:

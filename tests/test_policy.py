@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import save as pickled  # the form in which others publish some
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ def test_what_training_does_not_change_is_handed_over_as_the_base_has_it(
     assert all((run / name).read_bytes() == (base / name).read_bytes() for name in frozen)
 
 
-@pytest.mark.parametrize("kind", ["version 5", "half", "gone", "one file"])
+@pytest.mark.parametrize("kind", ["version 5", "half", "gone", "one file", "pickles"])
 def test_a_text_encoder_is_handed_over_as_every_version_reads_it(
     tiny_pipeline_dir: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -182,6 +183,12 @@ def test_a_text_encoder_is_handed_over_as_every_version_reads_it(
     if kind == "half":  # plain diffusers would open it in half precision, in which it was not trained with
         file = base / "text_encoder" / "model.safetensors"
         save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    if kind == "pickles":
+        base = shutil.copytree(base, tmp_path / "base")
+        for part, stem in (("text_encoder", "pytorch_model"), ("vae", "diffusion_pytorch_model")):
+            (file,) = (base / part).glob("*.safetensors")
+            pickled(load_file(file), file.with_name(f"{stem}.bin"), safe_serialization=False)
+            file.unlink()
     policy = policy_of(base)
     if kind == "gone":
         shutil.rmtree(base)
@@ -189,6 +196,7 @@ def test_a_text_encoder_is_handed_over_as_every_version_reads_it(
         del policy.pipeline.opened_from
     after = pictures(policy.unet, policy.pipeline)
     run = saved(policy, tmp_path / "run")
+    assert not list(run.rglob("*.bin"))
     tensors = load_file(run / "text_encoder" / "model.safetensors")
     assert all(name.startswith("text_model.") for name in tensors)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -24,7 +24,7 @@ from evals.decoder import decode
 from evals.diffusion import Painter, Sampling, derive_seed, noise
 from tests import toy
 from tests.test_resume import Runner, assert_same, train_toy
-from train import images
+from train import images, loop
 from train.config import Pretraining
 from train.data import DataFailed, EncodedPairs, encode, positions, pretraining_source
 from train.images import FolderPairs, ShardPairs, expand, index_of, open_pairs, picture_of
@@ -577,6 +577,22 @@ def where_one_fails() -> None:
     with pytest.raises(DataFailed) as told:
         pretraining_pairs(run, Source(), 0, 2)
     assert str(told.value) == ("gone" if rank == 1 else "on process 1: gone")
+
+
+def test_pairs_are_asked_of_all_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all can be read there is nothing to ask for a second time."""
+    asked: list[torch.Tensor] = []
+
+    def gather(_: Any, local: torch.Tensor) -> torch.Tensor:
+        asked.append(local)
+        return local
+
+    monkeypatch.setattr(loop, "gather", gather)
+    pairs = (torch.zeros(1), ["a"])
+    source: Any = SimpleNamespace(skipped=3, batch=lambda *_: pairs)
+    run: Any = SimpleNamespace(rank=0, world=1)
+    assert pretraining_pairs(run, source, 0, 1) == (pairs, 3)
+    assert len(asked) == 1
 
 
 def test_all_processes_stop_where_one_cannot_read() -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+import unicodedata
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,58 @@ def test_normalised_is_the_words() -> None:
     assert prompts.normalised("ａ　ｃａｔ") == "a cat"
     assert prompts.normalised("a cat") != prompts.normalised("a cats")
     assert prompts.normalised("(!)") == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a cat\u200bfish", "a catfish"),
+        ("\ufeffa t\u00adshirt", "a tshirt"),
+        ("\u202aa cat\u202c", "a cat"),
+        ("cafe\u200d\u0301", "café"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("don\u2019t", "don't"),
+        ("don\u02bct", "don't"),
+        ("don\u00b4t", "don't"),
+        ("Hawai\u02bbi", "Hawai\u2018i"),
+        ("a red\u2013blue \u2212 cat", "a red-blue - cat"),
+        ("a\u00a0cat\u2003\u3000on\u2028a mat", "a cat on a mat"),
+        ("x\u0302 and q\u0323\u0307", "X\u0302 AND Q\u0307\u0323"),  # of no composed form, in any order
+        ("\u2764\ufe0f a cat", "a cat"),
+        ("\u0301a cat", "a cat"),
+    ],
+)  # fmt: skip
+def test_one_text_however_it_is_typed(one: str, other: str) -> None:
+    assert prompts.normalised(one) == prompts.normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("दिन", "दान"),  # day and gift: vowels are marks
+        ("दिन", "द न"),
+        ("ที่", "ทุ"),
+        ("عَلِمَ", "عُلِمَ"),  # he knew, it was known
+        ("x\u0302y", "xy"),
+        ("x\u0302y", "x y"),
+        ("café", "cafe"),
+    ],
+)
+def test_words_that_differ_in_their_marks_are_two(one: str, other: str) -> None:
+    assert prompts.normalised(one) != prompts.normalised(other)
+    assert " " not in prompts.normalised(one), "and a mark does not cut its word in two"
+
+
+def test_no_character_has_two_forms_that_are_two_texts() -> None:
+    """Every character of Unicode inside a word, but for most of the ideographs and syllables, which are alike."""
+    many = {*range(0x3400, 0x9FFF), *range(0xAC00, 0xD7A4), *range(0x20000, 0x33480)}
+    for point in range(sys.maxunicode + 1):
+        if (point in many and point % 97) or unicodedata.category(chr(point)) in ("Cn", "Co", "Cs"):
+            continue
+        text = f"a{chr(point)}b"
+        found = prompts.normalised(text)
+        written = {unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+        assert {prompts.normalised(one) for one in (found, text.casefold(), *written)} == {found}, hex(point)
 
 
 # what is refused

@@ -127,6 +127,12 @@ def test_an_accent_in_one_piece_or_in_two_is_one_text() -> None:
     assert train + test == [0]
 
 
+def test_words_of_scripts_whose_vowels_are_marks_are_kept_apart_and_unseen_characters_hide_nothing() -> None:
+    texts = ["दिन", "दान", "दू\u200bन", "दून", "a cat\u200b, by night", "a cat by night", "a dog"]
+    train, test = diffusiondb.split_unique(texts, [0.0] * len(texts), [diffusiondb.key("a d\u00adog")])
+    assert sorted(train + test) == [0, 1, 2, 4]
+
+
 def test_an_unknown_score_is_unsafe() -> None:
     texts = [f"text {n}" for n in range(30)]
     scores = [None, float("nan"), *[0.1] * 28]

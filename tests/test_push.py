@@ -416,15 +416,35 @@ def test_the_licence_of_a_base_on_the_hub_is_looked_up(
     )
     asked: list[Any] = []
 
-    def model_info(_: Any, name: str, revision: str | None) -> Any:
+    def model_info(_: Any, name: str, revision: str | None, timeout: float) -> Any:
+        assert timeout
         asked.append((name, revision))
         return SimpleNamespace(card_data=huggingface_hub.ModelCardData(license="creativeml-openrail-m"))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     assert "license: creativeml-openrail-m\n" in pushed(finished, "--dry-run").stdout
     assert asked == [("they/base", "abc")]
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raising(errors.OfflineModeIsEnabled("offline")))
-    refused(pushed(finished, "--dry-run"), "they/base is not known (the hub cannot be reached", "--licence")
+
+
+@pytest.mark.parametrize("silence", ["offline", "no connection"])
+def test_a_dry_run_needs_no_hub(finished: Path, monkeypatch: pytest.MonkeyPatch, silence: str) -> None:
+    """What is to be uploaded is not made without the licence, and what is only looked at is."""
+    changed = record_of(finished)["experiment"] | {"base": "they/base", "revision": None}
+    change(finished, experiment=changed)
+    error = errors.OfflineModeIsEnabled("offline") if silence == "offline" else no_connection()
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raising(error))
+    told = "the licence of they/base is not known (the hub cannot be reached"
+    for options in ((), ("--out", str(finished.parent / "card")), ("--dry-run", "--out", str(finished))):
+        refused(pushed(finished, *options), told, "--licence")
+    done = pushed(finished, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"note: {told}")
+    assert done.stderr.endswith(": say it with --licence; the card below is without it\n")
+    assert "license" not in done.stdout.split("---")[1]
+    assert "base_model: they/base\n" in done.stdout
+    assert "license: mit\n" in pushed(finished, "--dry-run", "--licence", "mit").stdout
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", raising(answer(404)))
+    refused(pushed(finished, "--dry-run"), "the hub has no they/base that you may see", "--licence")
 
 
 # ------------------------------------------------------------------------------------------------------------------- hub

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import asides, compare, panel, report, report_data, rows, svg
+from evals import asides, checkpoints, compare, panel, report, report_data, report_runs, rows, svg, tables
 from evals.__main__ import main
 from evals.compare import Comparison
 from evals.stats import Interval
@@ -249,7 +249,7 @@ def test_what_is_kept_names_its_set_and_has_the_marks_of_the_table(
     found = [[plain(cell) for cell in re.findall("<td>(.*?)</td>", line)] for line in table.split("<tr")[2:]]
     marks = {
         (metric, prompt_set): re.findall("[†‡].*", raw) + re.findall("[†‡].*", gain)
-        for _, _, metric, prompt_set, raw, gain in found
+        for _, metric, prompt_set, raw, gain in found
     }
     assert len(marks) == len(made.retentions)
     assert marks["detection score", SCENES] == ["†‡1"] * 2
@@ -477,7 +477,7 @@ def test_a_picture_stands_beside_that_of_the_seed_whose_score_it_has(
         found = re.fullmatch(r"fairness-miniature-1: (\w+), image (\d+) .*", pair["base"].alt)
         assert found, pair["base"].alt
         value = theirs[found[1], int(found[2])]
-        assert pair["scores"].startswith(f"{report._decimals(value)} → ")
+        assert pair["scores"].startswith(f"{tables.decimals(value, 2)} → ")
 
 
 def test_wins_are_decided_by_a_judge_that_the_run_was_not_trained_on(
@@ -706,12 +706,13 @@ def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
     frame: pd.DataFrame, tmp_path: Path, made: Comparison
 ) -> None:
     curve_table(tmp_path)
-    found, problems = report._over_optimisation(tmp_path / "runs", [], ["base", "joint"])
-    assert problems == []
+    found, problems, others = report_runs.over_optimisation(tmp_path / "runs", runs_of("base", "joint"), {})
+    assert problems == others == []
     (one,) = found
     assert (one["experiment"], one["kept"], one["apart"]) == ("joint", "10", "a judge at iteration 20")
     proxy, judge = one["series"]
     assert proxy["title"].startswith("proxy") and judge["title"].endswith("points")
+    assert "nats of KL: begins with" in proxy["charts"][1]
     for drawing in (*proxy["charts"], *judge["charts"]):
         assert drawing.count('class="kept"') == 1 and ">keep<" in drawing
     assert [chart.count('class="ring"') for chart in (*proxy["charts"], *judge["charts"])] == [0, 0, 1, 1]
@@ -719,7 +720,7 @@ def test_curves_of_checkpoints_are_drawn_with_the_one_to_keep(
     parsed(page)
     assert "keep iteration 10" in page
     assert "the proxy has risen and another has fallen: a judge at iteration 20." in page
-    assert report._over_optimisation(tmp_path / "runs", [], ["base"]) == ([], [])
+    assert report_runs.over_optimisation(tmp_path / "runs", runs_of("base"), {}) == ([], [], [])
 
 
 def test_where_gold_alone_has_fallen_no_judge_is_said_to_have(tmp_path: Path) -> None:
@@ -727,20 +728,145 @@ def test_where_gold_alone_has_fallen_no_judge_is_said_to_have(tmp_path: Path) ->
     table = pd.read_csv(path)
     gold = table[table["role"] == "judge"].assign(role="gold", metric="win_rate_gold")
     pd.concat([table.assign(apart=0), gold]).to_csv(path, index=False)
-    ((one,), _) = report._over_optimisation(tmp_path / "runs", [], ["joint"])
+    ((one,), _, _) = report_runs.over_optimisation(tmp_path / "runs", runs_of("joint"), {})
     assert one["apart"] == "a judge nowhere, gold at iteration 20"
 
 
 def test_a_broken_table_of_curves_is_said(tmp_path: Path) -> None:
     path = curve_table(tmp_path)
     path.write_text(path.read_text().replace(",kept,", ",keept,"))
-    assert report._over_optimisation(tmp_path / "runs", [], ["joint"]) == (
+    assert report_runs.over_optimisation(tmp_path / "runs", runs_of("joint"), {}) == (
         [],
         [f"{path}: lacks the column kept, so its curves are not shown"],
+        [],
     )
     curve_table(tmp_path, metric="charm")
-    found, (problem,) = report._over_optimisation(tmp_path / "runs", [], ["joint"])
+    found, (problem,), _ = report_runs.over_optimisation(tmp_path / "runs", runs_of("joint"), {})
     assert found == [] and "there is no metric 'charm'" in problem
+
+
+def runs_of(*experiments: str) -> list[report_runs.Run]:
+    return [report_runs.Run(f"{name}-miniature-0", name, {}, [], []) for name in experiments]
+
+
+def scored_by(file: Path, run: str, weights: str) -> None:
+    """Write beside a score file which weights drew the pictures of a run."""
+    experiment, model, seed = run.split("-")
+    told = {"experiment": experiment, "model": model, "seed": int(seed), "weights": weights}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    asides.beside(file).write_text(json.dumps({"model": told, "rows_sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("run", "made_by", "why"),
+    [
+        ("joint-miniature-0", "0123456789ab", ""),
+        ("joint-miniature-0", "ba9876543210", "is of joint-miniature-0 with the weights ba9876543210, and those that were scored are 0123456789ab"),
+        ("joint-miniature-3", "0123456789ab", "is of joint-miniature-3, and what was scored of joint is another run"),
+    ],
+    ids=["the same", "other weights", "another seed"],
+)  # fmt: skip
+def test_curves_of_checkpoints_of_another_run_are_left_out_and_it_is_said(
+    tmp_path: Path, run: str, made_by: str, why: str
+) -> None:
+    path = curve_table(tmp_path)
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves" / f"{run}.csv").write_text("rows")
+    scored_by(tmp_path / "curves" / f"{run}.csv", run, made_by)
+    weights = {"joint-miniature-0": {"0123456789ab"}}
+    found = report_runs.over_optimisation(tmp_path / "runs", runs_of("base", "joint"), weights)
+    assert found.problems == []
+    assert len(found.curves) == (not why)
+    assert found.others == ([("joint", f"{path} {why}, so its curves are not shown")] if why else [])
+
+
+# ------------------------------------------------------------------------------------------------ whose runs they are
+
+
+def own_run(folder: Path, weights: bytes, **card: object) -> Path:
+    """A finished run with weights, that says of itself what it is."""
+    run = folder / "joint-miniature-0"
+    run_directory(folder, run.name)
+    told = json.loads((run / "run.json").read_text())
+    told |= {"name": run.name, "model": "miniature", "seed": 0, "base": None}
+    told |= {"rewards": ["imagereward", "objects", "skin_tone"], **card}
+    (run / "run.json").write_text(json.dumps(told))
+    (run / "unet").mkdir()
+    (run / "model_index.json").write_text("{}")
+    (run / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+    return run
+
+
+def page_of(scores: Path, runs: Path) -> str:
+    report.write([scores], runs, scores.parent / "images", scores.parent / "page.html", "x", 20)
+    return (scores.parent / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def scores(frame: pd.DataFrame, tmp_path: Path) -> Path:
+    """Of the base and of a run of one seed."""
+    some = frame["experiment"].isin(["base", "joint"]) & (frame["seed"] == 0)
+    rows.write(frame[some], tmp_path / "scores.csv")
+    return tmp_path / "scores.csv"
+
+
+def test_a_run_of_other_weights_than_those_scored_is_left_out_and_it_is_said(
+    scores: Path, tmp_path: Path
+) -> None:
+    """As one of the same name in another folder, or one that was trained again."""
+    mine, again = (own_run(tmp_path / name, name.encode()) for name in ("runs", "again"))
+    digests = [checkpoints.resolve(str(run)).digest() for run in (mine, again)]
+    scored_by(scores, mine.name, digests[0])
+    page = page_of(scores, tmp_path / "runs")
+    assert page.count("<polyline") == 2 * 2 * 2 and "480,000" in page and "1 of 2 do not hold" in page
+    assert "is another run" not in page and "is not known of" not in page
+    page = page_of(scores, tmp_path / "again")
+    parsed(page)
+    told = f"{again} is another run than the joint-miniature-0 that was scored, so nothing of it is shown: "
+    told += f"its weights are {digests[1]}, and those that were scored {digests[0]}; --runs names the folder of the right one."
+    assert (
+        page.count(f'<p class="warn" data-run="joint">{told}</p>') == 2
+    )  # above the curves, and above the cost
+    assert "<polyline" not in page and "480,000" not in page and "1 of 2 do not hold" not in page
+
+
+def test_where_weights_are_not_told_it_is_said_that_the_run_is_not_proven(
+    scores: Path, tmp_path: Path
+) -> None:
+    run = own_run(tmp_path / "runs", b"weights")
+    told = "Whether these are the weights that were scored is not known of joint-miniature-0: "
+    page = page_of(scores, tmp_path / "runs")
+    assert told in page and "<polyline" in page
+    scored_by(scores, run.name, checkpoints.resolve(str(run)).digest())
+    assert told not in page_of(scores, tmp_path / "runs")
+    (run / "model_index.json").unlink()  # its record was copied, and no weights
+    page = page_of(scores, tmp_path / "runs")
+    assert told in page and "<polyline" in page
+
+
+@pytest.mark.parametrize(
+    ("card", "why"),
+    [
+        ({"name": "joint-miniature-1"}, "its run.json is that of joint-miniature-1"),
+        ({"rewards": ["objects", "mine.py"]}, "by its run.json it was trained on objects, and by its rows the one that was scored on imagereward, objects, skin_tone"),
+        ({"rewards": []}, "by its run.json it was trained on none of the scorers, and by its rows"),
+    ],
+    ids=["name", "rewards", "no reward"],
+)  # fmt: skip
+def test_a_run_whose_record_is_not_that_of_the_rows_is_left_out(
+    scores: Path, tmp_path: Path, card: dict[str, object], why: str
+) -> None:
+    own_run(tmp_path / "runs", b"weights", **card)
+    page = page_of(scores, tmp_path / "runs")
+    assert f"so nothing of it is shown: {why}" in page and "<polyline" not in page
+
+
+def test_a_run_that_is_being_trained_is_not_the_one_that_was_scored(scores: Path, tmp_path: Path) -> None:
+    run = own_run(tmp_path / "runs", b"weights")
+    (run / "run.json").unlink()
+    (run / "state").mkdir()
+    page = page_of(scores, tmp_path / "runs")
+    assert "it has not finished, and what is scored has" in page and "<polyline" not in page
 
 
 # ------------------------------------------------------------------------------------------------------ looks
@@ -771,6 +897,59 @@ def test_the_page_says_its_language_and_has_landmarks(page: str) -> None:
     assert '<a class="skip" href="#content">' in page and '<main id="content">' in page
     for table in re.findall(r'<div class="[^"]*scroll[^"]*"[^>]*>', page):
         assert 'tabindex="0"' in table and 'role="region"' in table and "aria-label=" in table
+
+
+def test_every_table_has_headings_of_columns_and_of_lines(page: str) -> None:
+    """So that a screen reader says with a number of which run and what it is; of what is in per cent the head says so."""
+    assert re.findall(r"<th\b(?![^>]* scope=)[^>]*>", page) == []
+    found = re.findall("<table.*?</table>", page, re.DOTALL)
+    assert len(found) > 8
+    for table in found:
+        lines = re.findall("<tr(?! class=.(?:first|about|set))[^>]*>(.*?)</tr>", table, re.DOTALL)
+        assert all('<th scope="row"' in line or 'scope="col"' in line for line in lines), table[:200]
+    (wins,) = re.findall('aria-label="Win, tie and loss"><table>(.*?)</thead>', page, re.DOTALL)
+    assert [f">{share}, %<" in wins for share in ("won", "tied", "lost", "half-tie", "ties dropped")] == [
+        True
+    ] * 5
+
+
+SAID = {
+    **{"▲": "better", "▼": "worse", "◆": "changed", "≈": "not distinguished"},
+    **{"△": "better, not after Holm's correction", "▽": "worse, not after Holm's correction", "◇": "changed, not after Holm's correction"},
+}  # fmt: skip
+
+
+def test_every_sign_is_said_in_words_to_who_hears_the_page(page: str) -> None:
+    said = re.findall('<span aria-hidden="true">(.)([^<]*)</span><span class="aloud">([^<]*)</span>', page)
+    assert len(said) == page.count('<span aria-hidden="true">')
+    assert {sign for sign, _, _ in said} >= {"≈", "△", "▽"}
+    assert all(words.replace("&#39;", "'") == SAID[sign] for sign, _, words in said)
+    (numbers,) = re.findall('<h2 id="numbers">.*?</section>', page, re.DOTALL)
+    (tax,) = re.findall('<h2 id="tax">.*?</section>', page, re.DOTALL)
+    for section in (numbers, tax):
+        shown = section.split("</p>", 2)[2]  # beneath what explains them
+        assert re.findall("[▲▼◆≈△▽◇]", shown)
+        assert not re.findall("[▲▼◆≈△▽◇]", re.sub('<span aria-hidden="true">[^<]*</span>', "", shown))
+
+
+def test_what_explains_a_number_is_there_for_who_cannot_point_at_it(page: str, made: Comparison) -> None:
+    """What a metric is and by which test its p was found: in sight, where they were in titles that a mouse alone shows."""
+    for e in made.estimates:
+        if not math.isnan(e.p_holm):
+            assert f" <small>{e.test}</small></td>" in page
+    gold = [e for e in made.estimates if e.metric == "win_rate_gold" and e.experiment == "base"]
+    about = '<tr class="about"><td colspan="9"><span>Share of images with a higher gold utility than the base'
+    assert page.count(about) == len(gold) > 0
+
+
+def test_a_chart_says_in_words_where_it_begins_and_ends(page: str) -> None:
+    told = "reward over images: begins with 0.00 at 96, is highest with 0.20 at 288, ends with 0.20 at 288 images"
+    assert page.count(f'aria-label="{told}"') == 2
+    assert report_runs._in_words([0, 1, 2], [math.nan] * 3, "x") == ""
+    drawn = report_runs._in_words([0.5, 1.25, 2.0], [0.0, 3.0, -1.0], "nats of KL")
+    assert (
+        drawn == ": begins with 0.00 at 0.50, is highest with 3.00 at 1.25, ends with -1.00 at 2 nats of KL"
+    )
 
 
 def test_drawings_hold_what_they_are_given() -> None:

@@ -222,6 +222,8 @@ def test_a_number_opens_its_rows_and_they_are_saved_as_they_were(
     page.wait_for("document.querySelector('dialog[open] #raw') !== null")
     assert JOINT in page.evaluate("decodeURIComponent(location.hash)")
     told = page.evaluate("document.querySelector('dialog').innerText")
+    headed = "[...document.querySelectorAll('dialog #rows-of tbody > tr')].every(e => e.firstElementChild.scope === 'row')"
+    assert page.evaluate(headed)
     (made,) = compare.compare(frame, resamples=50).of(
         experiment="joint", metric="win_rate_gold", prompt_set=PREFERENCE
     )
@@ -231,7 +233,7 @@ def test_a_number_opens_its_rows_and_they_are_saved_as_they_were(
         "[...document.querySelectorAll('dialog tbody > tr > td:last-child')].map(e => +e.textContent.replace('−', '-'))"
     )
     assert len(gains) == 6 and gains == sorted(gains, reverse=True)
-    page.click("dialog td summary")
+    page.click("dialog .prompt summary")
     page.wait_for(
         "document.querySelectorAll('dialog .raw tbody tr').length === 6"
     )  # 2 images of base and two seeds
@@ -301,14 +303,73 @@ def test_the_filter_does_not_lie_over_what_the_keyboard_has_gone_on_to(page: Bro
     assert page.evaluate("document.activeElement.getAttribute('href')") == "#goals"
 
 
+def test_the_skip_link_keeps_the_filter(page: Browser) -> None:
+    check(page, "run", "joint")
+    page.evaluate("document.querySelector('#filter').open = false")
+    page.evaluate("document.querySelector('a.skip').focus()")
+    page.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    assert page.evaluate("location.hash") == "#run=joint&at=content"
+    assert set(seen(page, "main tr[data-cell]", "e.dataset.run")) == {"joint"}
+
+
+def test_who_clears_the_filter_by_keyboard_stays_where_they_are(page: Browser) -> None:
+    check(page, "run", "joint")
+    page.evaluate("document.querySelector('#clear').focus()")
+    page.press("Enter")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate("document.querySelectorAll('#filter input:checked').length") == 0
+    assert page.evaluate("document.activeElement.id") == "clear"
+    assert page.evaluate("document.querySelector('#clear').getAttribute('aria-disabled')") == "true"
+
+
+def test_all_is_printed_on_white_and_no_table_is_cut(page: Browser) -> None:
+    page.click("label:has(#dark)")
+    closed = "document.querySelectorAll('main details:not([open])').length"
+    was = page.evaluate(closed)
+    page.evaluate(f"addEventListener('beforeprint', () => {{ window.whilePrinting = {closed} }})")
+    page._call("Page.printToPDF")
+    assert was > 3 and page.evaluate("window.whilePrinting") == 0
+    assert page.evaluate(closed) == was, "and afterwards it is as it was"
+    page.viewport(700, 900)  # a sheet of A4
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page._call("Emulation.setEmulatedMedia", media="print", features=[])
+    try:
+        seen_as = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('nav')).display]"
+        )
+        assert seen_as == ["rgb(251, 250, 248)", "none"]
+        assert [told for told in page.evaluate(CONTRAST) if told[0] < 4.5] == []
+        cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+        assert page.evaluate(cut) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    finally:
+        page._call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+@pytest.mark.parametrize("width", [360, 320], ids=["phone", "enlarged four times"])
 @pytest.mark.parametrize("opened", [False, True], ids=["closed", "all open"])
-def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool) -> None:
-    page.viewport(360, 740, phone=True)
+def test_nothing_is_wider_than_a_phone(page: Browser, opened: bool, width: int) -> None:
+    page.viewport(width, 740, phone=True)
     page.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {str(opened).lower()})")
-    assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]
-    outside = """[...document.querySelectorAll('main *')].filter(e => !e.parentElement.closest('.scroll, svg')
-        && e.getBoundingClientRect().width && e.getBoundingClientRect().right > 361).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    outside = f"""[...document.querySelectorAll('main *')].filter(e => !e.parentElement.closest('.scroll, svg')
+        && e.getBoundingClientRect().width && e.getBoundingClientRect().right > {width + 1}).map(e => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(outside) == []
+
+
+def test_on_a_phone_what_is_touched_is_large_enough_and_what_is_read_too(page: Browser) -> None:
+    page.viewport(360, 740, phone=True)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.evaluate(f"document.querySelector('a.cell[href=\"#{JOINT}\"]').click()")
+    page.wait_for("document.querySelector('dialog[open] .prompt summary') !== null")
+    small = """(selector, size) => [...document.querySelectorAll(selector)].filter(e => e.checkVisibility() && size(e)).map(e => e.outerHTML.slice(0, 80))"""
+    targets = "'nav a, .theme label, #filter label, button, summary'"
+    assert page.evaluate(f"({small})({targets}, e => e.getBoundingClientRect().height < 24)") == []
+    assert (
+        page.evaluate(f"({small})('body *:not(svg *)', e => parseFloat(getComputedStyle(e).fontSize) < 11)")
+        == []
+    )
 
 
 @pytest.mark.parametrize("width", [1200, 360], ids=["desk", "phone"])
@@ -328,29 +389,42 @@ def test_a_long_name_breaks_and_pushes_no_number_out(
     assert page.evaluate(outside) == []
 
 
-CONTRAST = """(() => {
+RATIO = """
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const over = (colours) => {
+  const light = (colours) => {
     canvas.clearRect(0, 0, 1, 1);
     for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
     return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(c => c / 255)
       .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
       .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0);
   };
+  const groundsOf = (element) => {
+    const grounds = [];
+    for (let e = element; e; e = e.parentElement) grounds.unshift(getComputedStyle(e).backgroundColor);
+    return grounds;
+  };
+  const ratio = (grounds, ink) => {
+    const [high, low] = [light(grounds), light([...grounds, ink])].sort((a, b) => b - a);
+    return (high + 0.05) / (low + 0.05);
+  };
+"""
+"""The contrast of a colour with what lies under it, as WCAG 2 has it."""
+CONTRAST = (
+    "(() => {"
+    + RATIO
+    + """
   const found = {};
   for (const element of document.querySelectorAll("body *")) {
     const texts = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!texts || !element.checkVisibility() || element.closest("script, svg, :disabled")) continue;
-    const grounds = [];
-    for (let e = element; e; e = e.parentElement) grounds.unshift(getComputedStyle(e).backgroundColor);
+    if (!texts || !element.checkVisibility() || element.closest("script, svg")) continue;
+    const grounds = groundsOf(element);
     const ink = getComputedStyle(element).color;
     const key = [ink, ...grounds].join(" ");
-    if (key in found) continue;
-    const [high, low] = [over(grounds), over([...grounds, ink])].sort((a, b) => b - a);
-    found[key] = [(high + 0.05) / (low + 0.05), element.outerHTML.slice(0, 120)];
+    found[key] ??= [ratio(grounds, ink), element.outerHTML.slice(0, 120)];
   }
   return Object.values(found);
 })()"""
+)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -360,6 +434,24 @@ def test_text_is_legible_in_both_modes(page: Browser, dark: bool) -> None:
     found = page.evaluate(CONTRAST)
     assert len(found) > 15
     assert [told for told in found if told[0] < 4.5] == []
+
+
+LINKS = (
+    "(() => {"
+    + RATIO
+    + """
+  return [...document.querySelectorAll("main a.cell")].map(link => [ratio(groundsOf(link), getComputedStyle(link).textDecorationColor), link.outerHTML]);
+})()"""
+)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_number_is_seen_to_be_a_link(page: Browser, dark: bool) -> None:
+    """By its underline alone: its colour is that of what stands around it."""
+    page.dark(dark)
+    found = page.evaluate(LINKS)
+    assert len(found) > 100
+    assert [told for told in found if told[0] < 3] == []
 
 
 def test_dark_mode_follows_the_system_and_can_be_chosen(page: Browser) -> None:

@@ -141,10 +141,10 @@ def test_no_pickle_is_shipped() -> None:
     ]
 
 
-def test_a_clone_weighs_about_30_mb() -> None:
-    """Weights 26, and of the methods' cells .05 each."""
+def test_a_clone_weighs_about_35_mb() -> None:
+    """Weights 26, and of the methods' cells .05 each, of which a table has some forty."""
     total_mb = sum((ROOT / path).stat().st_size for path in tracked()) / 1e6
-    assert total_mb < 36
+    assert total_mb < 39
 
 
 # the lock

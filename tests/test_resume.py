@@ -264,6 +264,21 @@ def test_kill_and_resume_with_other_settings(
     assert_same(runner.result("killed"), runner.result("straight"))
 
 
+@pytest.mark.parametrize("scorer", ["loading", "loading_to_read", "drawing"])
+def test_a_scorer_that_draws_random_numbers_draws_the_same_after_a_resume(
+    environment: dict[str, str], tmp_path: Path, scorer: str
+) -> None:
+    """Also where it draws them while it is loaded, which a resumed run does once more."""
+    runner = Runner(environment, tmp_path, 1, ())
+    runner.settings.append(f"--reward=redness={scorer}")
+    assert runner("straight") == [0]
+    assert runner("killed", "line:5") == [-signal.SIGKILL]
+    assert runner("killed") == [0]
+    assert_same(runner.result("killed"), runner.result("straight"))
+    lines = runner.result("straight")["lines"]
+    assert len({line["rewards"][scorer] for line in lines if line["task"] == "redness"}) == ITERATIONS
+
+
 def test_kill_and_resume_on_two_processes(environment: dict[str, str], tmp_path: Path) -> None:
     runner = Runner(environment, tmp_path, 2, ("ema.decay=0.9",))
     assert runner("straight") == [0, 0]

@@ -231,6 +231,13 @@ def test_packed_scores_read_as_the_rows_they_were_made_of(tmp_path: Path) -> Non
     assert 0 < together["trained_on"].mean() < 1
 
 
+def test_packing_again_changes_nothing(tmp_path: Path) -> None:
+    """What the repository keeps, to the last byte before compression: scores that are no votes have no column more."""
+    kept = Path(__file__).parent.parent / "results" / "scores-mixing.csv.xz"
+    rows.write(rows.read([kept]), tmp_path / "again.csv.xz")
+    assert lzma.decompress((tmp_path / "again.csv.xz").read_bytes()) == lzma.decompress(kept.read_bytes())
+
+
 def test_a_version_that_cannot_be_told_from_its_scorer_is_not_packed(tmp_path: Path) -> None:
     frame = study(prompts=1).assign(version="1.0 beta")
     with pytest.raises(

@@ -19,6 +19,7 @@ from evals.miniature import WEIGHTS
 from evals.miniature.render import Finish, draw_portrait, draw_scene
 from evals.miniature.scorers.pairwise_distance import distances_to_siblings
 from evals.scorers._contract import faults
+from prompts import Prompt
 from prompts.world import Object, dress_of
 from train.miniature.data import place
 
@@ -341,3 +342,60 @@ def test_the_template_of_a_reward_keeps_the_contract(tmp_path: Path) -> None:
         assert told.exit_code == 0, told.output
     file.write_text(template.replace("images_BCHW[:, 0]", "images_BCHW[:1, 0]"), encoding="utf-8")
     assert CliRunner().invoke(main, ["check-scorer", str(file)]).exit_code == 1
+
+
+# what is said of prompts before there are pictures
+
+CAT = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+NEEDS = {
+    "objects": ({"objects": [{"name": "cat"}]}, "a cat", "names an object"),
+    "objects_grounding_dino": ({"objects": [{"name": "cat"}]}, "a cat", "names an object"),
+    "geneval": (CAT, "a cat", "has a task of GenEval"),
+    "skin_tone": ({"group": "skin_tone"}, "a portrait of a baker", "is a portrait"),
+    "monk_tone": ({"group": "skin_tone"}, "a portrait of a baker", "is a portrait"),
+    "t2i_spatial": ({}, "a cat near a dog", "says how two things lie to each other"),
+    "t2i_numeracy": ({}, "two cats and a dog", "says how many there are"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_prompts_that_a_scorer_of_photographs_needs_are_told_before_there_are_pictures(name: str):
+    """None opens a file for it; a prompt that it does not apply to is none of its own among others, where its score is NaN."""
+    expect, text, needs = NEEDS[name]
+    scorer = scorers.load(name, terms=False)
+    asked, others = (
+        Prompt("mine", text, expect=expect),
+        [Prompt("p0", "the mood " * 20), Prompt("p1", "ideas")],
+    )
+    scorer.check_prompts([*others, asked])
+    told = rf"^none of its 2 prompts {needs}.*; the first is 'p0', 'the mood the mood .* \.\.\.'$"
+    with pytest.raises(ValueError, match=told):
+        scorer.check_prompts(others)
+
+
+@pytest.mark.parametrize(
+    ("name", "expect", "told"),
+    [
+        ("objects", {"objects": 5}, r"^prompt 'p7': `expect.objects` must be a list of objects with a name"),
+        ("objects", {"objects": [{"name": "..."}]}, r"^prompt 'p7': a detector cannot be asked for"),
+        ("geneval", {"tag": "colors", "include": [{"class": "unicorn", "count": 1}]}, "^prompt 'p7': .*no class 'unicorn'"),
+        ("geneval", {"include": [{"class": "cat", "count": 1}]}, "^prompt 'p7': `expect` must have GenEval's tag"),
+        ("geneval", {"tag": "colors", "include": "cat"}, "^prompt 'p7' has `expect` .*, in another form than one that has a task of GenEval"),
+        ("geneval", {**CAT, "exclude": 1}, "^prompt 'p7' has `expect` .*, in another form"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_expects_what_cannot_be_is_told_before_there_are_pictures(
+    name: str, expect: dict, told: str
+):
+    right, wrong = (Prompt(id_, "a cat", expect=e) for id_, e in (("p0", NEEDS[name][0]), ("p7", expect)))
+    with pytest.raises(ValueError, match=told):
+        scorers.load(name, terms=False).check_prompts([right, wrong])
+
+
+def test_what_is_said_of_prompts_beforehand_is_no_part_of_a_version(tmp_path: Path):
+    """It changes no score, so rows of before stay comparable; whatever else a scorer does is part of it."""
+    says = "    def check_prompts(self, prompts):\n        raise ValueError\n\n    def __init__"
+    versions = []
+    for change in ("    def __init__", says, says.replace("check_prompts", "look_at")):
+        versions.append(scorers.version_of(Path(own(tmp_path, "    def __init__", change))))
+    assert versions[0] == versions[1] != versions[2]

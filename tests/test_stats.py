@@ -447,6 +447,31 @@ def test_the_interval_is_that_of_all_resamples_with_tails(runs: int, prompts: in
         assert swapped == (-found.value, -stats.interval(found).high, -stats.interval(found).low)
 
 
+def test_the_spread_of_resamples_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where few prompts have Student's interval itself: a table has thousands."""
+    taken, spread = [], stats._spread
+    monkeypatch.setattr(stats, "_spread", lambda draws_N: taken.append(len(draws_N)) or spread(draws_N))
+    for prompts in (3, 40):
+        values_RPS = np.random.default_rng(prompts).normal(size=(1, prompts, 1))
+        sample = stats.Sample(stats.weights(prompts, 200, 0, "p"), None)
+        stats.interval(stats.resampled(values_RPS, first, np.ones((200, 1)), sample))
+    assert taken == [200, 200]
+
+
+@pytest.mark.parametrize("chance", [0.62, 1.0])
+def test_a_value_and_its_difference_to_a_constant_have_one_interval(chance: float) -> None:
+    generator = np.random.default_rng(7)
+    values_RPS = (generator.random((1, 50, 1)) < chance).astype(float)
+    sample = stats.Sample(stats.weights(50, 400, 0, "p"), None)
+    found = stats.resampled(values_RPS, first, np.ones((400, 1)), sample)
+    rate, net = stats.relative(found, 0.5, share=True)
+    assert net == stats.beside_constant(found, 0.5, share=True)
+    assert rate == (found.value, 0.5 + net.low, 0.5 + net.high)
+    assert 0 <= rate.low < rate.high <= 1
+    if chance == 1:
+        assert rate == pytest.approx(stats.wilson(50, 50))
+
+
 def test_an_estimate_of_wins_is_the_same_number_in_any_order_of_adding() -> None:
     """311 of 400: a sum of hundredths is off in the last bit, to either side, and 77.75 is printed as 77.7 here and as 77.8 there."""
     generator, wins_P = np.random.default_rng(0), np.repeat([0.0, 0.25, 0.5, 1.0], [9, 9, 13, 69])

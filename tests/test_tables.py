@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from evals import asides, compare, metrics, panel, report, report_data, rows, stats, tables
+from evals import asides, compare, metrics, panel, report, report_data, rows, stats, tables, unscored
 from evals.__main__ import main
 from evals.compare import Comparison
 from evals.stats import Interval
@@ -101,7 +101,7 @@ def test_a_test_of_very_many_prompts_has_no_p_of_0(
     assert "| <1e-300 sign" in text and re.search(r"\| <1e-300 +\|", text)
     assert not re.search(r"\| 0( sign| wilcoxon| mcnemar| resamples)? +\|", text)
     assert re.search(r'<td><a class="cell"[^>]*>&lt;1e-300</a></td>', page) and re.search(
-        '<td title="[^"]+">&lt;1e-300</td>', page
+        r"<td>&lt;1e-300 <small>\w+</small></td>", page
     )
     told = [report_data.told(e) for e in certain.estimates if not math.isnan(e.p_holm)]
     assert told and all("; p <1e-300 (" in sentence for sentence in told)
@@ -185,6 +185,77 @@ def test_the_matrix_of_changes_has_every_metric_and_run_in_its_unit(comparison: 
     assert printed["joint"].startswith(f"{100 * right.difference.value:+.1f}".replace("-", "−"))
     assert cell("drift")[1]["in"] == "raw"
     assert cell("detection")[1]["joint"].endswith("†")
+
+
+def test_what_is_left_out_is_told_with_the_command_that_scores_it(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The base lacks a scorer of variety and a prompt set, a run another scorer: in the foot, on the terminal, in the matrix and in the JSON."""
+    of_base = frame["experiment"] == "base"
+    lost = of_base & ((frame["scorer"] == "vendi") | (frame["prompt_set"] == PORTRAITS))
+    lost |= (frame["experiment"] == "joint") & (frame["scorer"] == "clip_judge")
+    files = []
+    for (experiment, seed), part in frame[~lost].groupby(["experiment", "seed"], sort=False):
+        files.append(tmp_path / f"{experiment}-miniature-{seed}.csv")
+        rows.write(part, files[-1])
+    out = tmp_path / "table.md"
+    called = CliRunner().invoke(
+        main, ["compare", *map(str, files), "--out", str(out), "--json", str(tmp_path / "t.json")]
+    )
+    assert called.exit_code == 0, called.output
+    text, told = out.read_text(), json.loads((tmp_path / "t.json").read_text())
+    (note,) = [line[2:] for line in text.splitlines() if line.startswith("- LEFT OUT")]
+    assert note in called.output and note in told["notes"]["counted"]
+    four = "imagereward, compositionality, fairness and joint"
+    assert f"base has no scores of vendi on {PREFERENCE}, {SCENES}, {PORTRAITS}, which {four} have; " in note
+    assert (
+        f"; imagereward, gold_utility, pairwise_distance, skin_tone, monk_tone on {PORTRAITS}, which {four} have"
+        in note
+    )
+    assert f"clip_judge on {PORTRAITS}, which imagereward, compositionality and fairness have" in note
+    assert "kid" not in note  # of which the base's is 0 by definition
+    assert "They are in no table, no test and no correction, and no alarm for lost variety can sound." in note
+    assert note.endswith(
+        f" `python -m evals score CHECKPOINT --suite miniature --out {tmp_path}/base-miniature-0.csv` scores them, where CHECKPOINT is that of base."
+    )
+    (of_joint,) = [line for line in text.splitlines() if line.startswith("- miniature: not scored for joint")]
+    assert "win rate (held-out judge)" in of_joint
+    assert of_joint.endswith(
+        f"`python -m evals score CHECKPOINT --suite miniature --out FILE.csv` scores them, where CHECKPOINT is that of joint, and FILE.csv in turn "
+        f"{tmp_path}/joint-miniature-0.csv and {tmp_path}/joint-miniature-1.csv."
+    )
+    section = text.split("### What every run changed")[1].split("###")[0]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"
+    ]
+    of = {(line[0], line[1]): line[2:] for line in lines}
+    assert of["diversity (Vendi) ↑", SCENES] == ["", *["base not scored"] * 4]
+    assert of["win rate (held-out judge) ↑", SCENES][4] == "not scored"
+    assert of["win rate (held-out judge) ↑", SCENES][1] not in ("not scored", "")
+    left_out = {(one["experiment"], one["prompt_set"], one["scorer"]) for one in told["left_out"]}
+    # of four runs vendi on two sets, and all seven but kid on the third; joint has no clip_judge
+    assert ("joint", SCENES, "vendi") in left_out and len(left_out) == 4 * (2 + 7) - 1
+    page = report.render(
+        rows.read(files), compare.compare(rows.read(files), resamples=50), tmp_path, tmp_path, "x"
+    )
+    assert note.split("`")[0].strip() in page.replace("&#39;", "'")
+    assert ">base not scored</td>" in page and ">not scored</td>" in page
+
+
+def test_the_command_has_what_was_asked_for(frame: pd.DataFrame) -> None:
+    """Another order, a part of the suite, pictures that were given; files of several runs are not written anew."""
+    ordered = frame[(frame["scorer"] == "vendi") & (frame["prompt_set"] == SCENES)].assign(scorer="vendi_q2")
+    ordered = ordered[ordered["experiment"] != "base"]
+    some = pd.concat([frame[frame["prompt_set"] == SCENES], ordered]).assign(file="all.csv")
+    command = "CHECKPOINT --suite miniature --prompt-set {} --vendi-order 2 --out FILE.csv` scores it, where CHECKPOINT is that of base."
+    (note,) = unscored.left_out_notes(compare.compare(some, resamples=20))
+    assert note.endswith(f"`python -m evals score {command.format(SCENES)}")
+    given = some.assign(suite="miniature:given", model="external", file=some["experiment"] + ".csv")
+    (note,) = unscored.left_out_notes(compare.compare(given, resamples=20))
+    assert note.endswith(
+        f"`python -m evals score PICTURES --pictures --suite miniature --name base --prompt-set {SCENES} --vendi-order 2 --out base.csv` "
+        "scores it, where PICTURES are those of base."
+    )
 
 
 def test_what_all_is_compared_with_is_named(frame: pd.DataFrame) -> None:
@@ -312,7 +383,8 @@ def test_the_json_has_every_cell_and_where_it_comes_from(frame: pd.DataFrame, tm
     out = tmp_path / "table.json"
     made = tables.write([path], tmp_path / "t.md", "make compare", resamples=100, json_out=out)
     told = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert (told["schema"], told["command"], told["against"]) == (1, "make compare", "base")
+    assert (told["schema"], told["command"], told["against"]) == (2, "make compare", "base")
+    assert told["left_out"] == []
     assert (told["resamples"], told["seed"], told["files"]) == (100, 0, [str(path)])
     assert told["family"] == {"correction": "Holm", "differences": made.family}
     assert told["tie_margins"]["win_rate_reward"] == 0.1

@@ -142,6 +142,23 @@ def test_one_picture_is_what_it_says(n: int, cosine: float) -> None:
     assert score(cosine - 5e-4) > variety.ONE_PICTURE > score(cosine + 5e-4)
 
 
+@pytest.mark.parametrize("q", [0.5, 2.0, math.inf])
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_one_picture_of_another_order_is_as_alike_as_of_order_1(q: float, n: int) -> None:
+    """The cosine at which the exact score of order 1 is 1.05 is where that of order q is `one_picture`; at a fixed 1.05 order 2 would take pictures of cosine .967 for one, and order .5 tell one from itself."""
+
+    def score(c: float, q: float = 1.0) -> float:
+        return vendi_score((1 - c) * torch.eye(n, dtype=torch.float64) + c, q)
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > variety.ONE_PICTURE else (low, middle)
+    assert variety.one_picture(q, n) == pytest.approx(score(low, q), abs=1e-9)
+    assert (variety.one_picture(q, n) > variety.ONE_PICTURE) == (q < 1)
+    assert variety.one_picture(1.0, n) == variety.ONE_PICTURE
+
+
 def test_which_prompts_have_collapsed() -> None:
     run = np.array([1.0, 1.04, 1.3, 1.3, 2.0, 1.06])
     base = np.array([1.0, 3.00, 1.7, 1.5, 2.0, 1.06])
@@ -247,6 +264,21 @@ def test_a_table_corrects_its_alarms_over_all_its_runs() -> None:
     assert [len(told(seeds)) for seeds in (1, 4)] == [1, 0]
 
 
+def test_the_alarm_looks_at_the_order_that_was_scored() -> None:
+    """A suite that asks for order 2 alone; a run whose prompts have one picture, of a base that had little more."""
+    base = groups([1.02 + 0.001 * i for i in range(20)])
+    parts = [rows("vendi_q2", base, experiment="base"), rows("vendi_q2", groups([1.0] * 20))]
+    frame = pd.concat(parts, ignore_index=True).assign(suite="s:1", prompts="d", picture="", trained_on=0)
+    told = [r for r in compare.compare(frame, resamples=20).remarks if "COLLAPSE" in r]
+    assert len(told) == 1
+    assert told[0].startswith("COLLAPSE: x seed 0 on s (vendi_q2): 20 of 20 prompts have lost their variety")
+    both = [part.assign(scorer=scorer) for part in parts for scorer in ("vendi", "vendi_q2")]
+    frame = pd.concat(both, ignore_index=True).assign(suite="s:1", prompts="d", picture="", trained_on=0)
+    told = [r for r in compare.compare(frame, resamples=20).remarks if "COLLAPSE" in r]
+    # of order 1 1.02 to 1.04 is one picture, and nothing is lost
+    assert ["(vendi_q2)" in r and "correction over 2 such tests" in r for r in told] == [True]
+
+
 def test_each_seed_and_set_by_itself_and_what_has_no_score_left_out() -> None:
     run = pd.concat(
         [
@@ -267,7 +299,8 @@ def test_each_seed_and_set_by_itself_and_what_has_no_score_left_out() -> None:
 
 def test_a_collapse_is_told_of_a_vendi_score_at_equal_numbers_only() -> None:
     distances = rows("lpips", {"a": [0.1] * 4})
-    with pytest.raises(ValueError, match=r"from a Vendi score \(vendi or vendi_clip\), not from lpips"):
+    told = r"from a Vendi score \(vendi or vendi_clip, of any order\), not from lpips"
+    with pytest.raises(ValueError, match=told):
         variety.collapses(distances, distances)
     unequal = rows("vendi", {"a": [2.0] * 4, "b": [2.0] * 3})
     with pytest.raises(ValueError, match="prompt b has 3, but prompt a has 4"):

@@ -91,6 +91,22 @@ def test_what_is_not_in_ones_own_folder_comes_from_the_hub(
         ONE.folder()
 
 
+def test_where_a_file_lies_on_this_machine_is_known_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache as its client lays it out, at the revision that is wanted."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    versioned = replace(ONE, revision="a" * 40)
+    assert versioned.here("model.bin") is None
+    cached = put(tmp_path / "cache" / "models--owner--name" / "snapshots" / ("a" * 40), CONTENT)
+    assert versioned.here("model.bin") == cached / "model.bin"
+    assert replace(ONE, revision="b" * 40).here("model.bin") is None
+    mine = put(tmp_path / "mine" / "owner" / "name", {"model.bin": b"numbers"})
+    monkeypatch.setenv(weights.FOLDER, str(tmp_path / "mine"))
+    assert versioned.here("model.bin") == mine / "model.bin"
+    assert versioned.here("sub/config.json") == cached / "sub" / "config.json"
+
+
 def test_what_is_nowhere_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(weights.FOLDER, str(tmp_path / "nowhere"))
     with pytest.raises(

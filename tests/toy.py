@@ -269,6 +269,34 @@ class NoScope(Redness):
     scope = "picture"
 
 
+class Loading(Redness):
+    """Builds a network when it is first called, of random numbers that weights would replace."""
+
+    network: Any = None
+
+    def load(self) -> None:
+        self.network = self.network or torch.nn.Linear(3, 1)
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.load()
+        return super().__call__(images_BCHW, prompts)
+
+
+class LoadingToRead(Loading):
+    """Builds it when it is asked what it does not read of prompts."""
+
+    def cut_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        self.load()
+        return [0] * len(prompts)
+
+
+class Drawing(Redness):
+    """Judges by lot."""
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.rand(len(prompts))
+
+
 SCORERS: dict[str, type[Redness]] = {
     "redness": Redness,
     "tone": Tone,
@@ -285,11 +313,18 @@ SCORERS: dict[str, type[Redness]] = {
     "less_is_better": LessIsBetter,
     "of_prompt": OfPrompt,
     "no_scope": NoScope,
+    "loading": Loading,
+    "loading_to_read": LoadingToRead,
+    "drawing": Drawing,
 }
 
 
-def load_scorer(name: str, device: torch.device | str = "cpu", domain: str = "photo") -> Redness:
+def load_scorer(
+    name: str, device: torch.device | str = "cpu", domain: str = "photo", terms: bool = True
+) -> Redness:
     """What `evals.scorers.load` is replaced by."""
+    if name not in SCORERS:
+        raise ValueError(f"there is no scorer {name!r}")
     return SCORERS[name](device)
 
 

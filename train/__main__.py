@@ -44,7 +44,7 @@ from train.launch import Hosts, has_lost_another, launch, speaks
 from train.loop import Stopped, train
 from train.plan import check_steps, check_targets, describe, plan
 from train.push import push
-from train.run import Run
+from train.run import Run, own_stream
 from train.start import LOCK, check_names, fetch, finished_card, hand_over, new_accelerator, prepare
 from train.state import Identity, Progress
 
@@ -161,6 +161,8 @@ def main(
     """Train EXPERIMENT. The same command again resumes, or says that it is finished."""
     weights.accept_terms(accept_terms)
     try:
+        if dry_run and only_fetch:
+            raise ValueError("--dry-run fetches nothing, and --fetch makes no plan: leave one of them out")
         as_it_is = experiments.load(experiment, model)
         refuse_twice(settings)
         chosen = override(as_it_is, settings)
@@ -362,9 +364,9 @@ def say_what_is_cut(ready: Run) -> None:
         notes = [ready.policy.painter.encoder.what_is_cut(name, prompt_set)]
         for task in ready.experiment.tasks:
             if task.prompts == name:
-                notes += [
-                    what_is_cut(scorer, ready.scorers[scorer], name, prompt_set) for scorer in task.scorers
-                ]
+                for scorer in task.scorers:
+                    with own_stream(ready, scorer):
+                        notes.append(what_is_cut(scorer, ready.scorers[scorer], name, prompt_set))
         for note in filter(None, notes):
             say(note, to_stderr=True)
 

@@ -18,7 +18,7 @@ from train.config import Reward, Task
 from train.data import image_indices, noise_seed, prompts_of
 from train.mixing import Pool
 from train.rewards import CannotAnswer, RewardFailed, Shaped, above_others, check_validity, score, shape
-from train.run import Run, failed_first, gather
+from train.run import Run, failed_first, gather, own_stream
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def gathered_scores(
     local: dict[str, Tensor] = {}
     try:
         for name in names:
-            local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
+            with own_stream(run, name):
+                local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
     except RewardFailed as reason:
         failure = reason
     raise_where_any_failed(run, failure)

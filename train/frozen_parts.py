@@ -3,6 +3,7 @@
 A part is handed over as the files of the base, byte for byte, where all versions of the libraries read in them what was trained with. Otherwise it is saved so
 that they do: transformers 5 alone would leave out the prefix without which version 4 draws a text encoder's weights at random, and the
 two files of a vocabulary, without which version 4 opens no tokenizer; and weights in half precision would be opened as such, while they were trained with in float32.
+Pickles are never handed on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evals.checkpoints import MERGES, PARTS, STEMS, WORDS, weight_files
+from evals.weights import PICKLES
 
 PREFIX = "text_model."
 """What version 4 wants before the names of a text encoder's tensors; both versions read it."""
@@ -57,7 +59,8 @@ def readable_by_all(base: Path, part: str) -> list[Path]:
         return []
     config = base / part / "config.json"
     said = json.loads(config.read_text(encoding="utf-8"))
-    if variant or {said.get("dtype"), said.get("torch_dtype")} - {None, "float32"}:
+    pickled = any(file.suffix in PICKLES for file in weights)
+    if pickled or variant or {said.get("dtype"), said.get("torch_dtype")} - {None, "float32"}:
         return []
     wanted = (PREFIX, PROJECTION) if part.startswith("text_encoder") else ("",)
     for file in weights:

@@ -33,6 +33,9 @@ from train.policy import local
 from train.rewards import CannotAnswer, RewardFailed, advice
 from train.run import Run, accumulated, failed_first, gather, on_main_process, synchronised
 
+FAILED = -1
+"""In the place of a count, of a process that has none to tell."""
+
 
 class Stopped(Exception):
     """Training has stopped early with its state saved; the message is one sentence."""
@@ -186,12 +189,12 @@ def pretraining_pairs(
         pairs = source.batch(iteration, size, run.rank, run.world)
     except DataFailed as reason:
         failure = reason
-    first = failed_first(run, failure)
-    if failure is not None:
-        raise failure
-    if first is not None:
-        raise DataFailed(first[1])
-    return pairs, int(gather(run, torch.tensor([source.skipped])).sum())
+    skipped = gather(run, torch.tensor([FAILED if failure is not None else source.skipped]))
+    if (skipped == FAILED).any():
+        first = failed_first(run, failure)
+        assert first is not None
+        raise failure or DataFailed(first[1])
+    return pairs, int(skipped.sum())
 
 
 # -------------------------------------------------------------------------------------------------------------- reports
@@ -304,7 +307,7 @@ def save(run: Run) -> None:
 
 
 def random_states(run: Run) -> dict[str, Tensor]:
-    """States of torch's generators on every process. Training draws from generators of its own; a scorer may not."""
+    """States of torch's generators on every process. Training draws from generators of its own, and scorers from none that is kept (`own_stream`); a method may not."""
     found = {"cpu": gather(run, torch.get_rng_state()[None])}
     if run.accelerator.device.type == "cuda":
         found["cuda"] = gather(run, torch.cuda.get_rng_state()[None])

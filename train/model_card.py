@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.checkpoints import Checkpoint, find_base
 from evals.families import Header, family_of
+from evals.weights import TENSORS
 from train import grids, methods
 from train.config import flatten
 
@@ -98,9 +99,9 @@ def usage(record: Mapping[str, Any], source: str) -> str:
         local = local_base(base)
         opened = json.dumps(_base_name(base)) + revision
         if local is not None:
-            what = "file" if local.suffix == ".safetensors" else "folder"
+            what = "file" if local.suffix in TENSORS else "folder"
             adapter = f"{adapter.rstrip()}  # onto its base, a {what} of one's own that must be at hand\n"
-        if local is not None and local.suffix == ".safetensors":
+        if local is not None and local.suffix in TENSORS:
             kind, method = _pipeline_class(local), "from_single_file"
     options = ", ".join(f"{name}={value}" for name, value in record["scheduler"].items())
     guidance = 1.0 if sampling["guidance"] is None else sampling["guidance"]

@@ -64,7 +64,7 @@ def _of_task(task: Task, experiment: Experiment, processes: int) -> str:
         f"  {task.name}{mixed}: {drawn}, "
         f"{sum(experiment.method.evaluations(experiment, task))} denoiser evaluations and {steps} optimiser steps an iteration; "
         f"on a process {share} images, drawn in {_parts(share, sampling.micro_batch)}, "
-        f"gradients accumulated over {_parts(rows, update.micro_batch, experiment.method.repeats())}"
+        f"gradients accumulated over {_parts(rows, update.micro_batch, experiment.method.repeats)}"
     )
 
 

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
     from evals.compare import Comparison
 
+SECONDS_TO_ANSWER = 10
+"""Until the hub counts as out of reach, when it is asked for a licence: a firewall may drop what is asked without a word."""
+
+
+class OutOfReach(ValueError):
+    """The hub does not answer."""
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -46,7 +53,9 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write the card there; upload nothing."
 )
-@click.option("--dry-run", is_flag=True, help="Print the card and the files; upload nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the card and the files, without a network too; upload nothing."
+)
 def push(
     run: Path,
     repository: str,
@@ -61,7 +70,7 @@ def push(
         checkpoint, record = finished(run)
         names = files(run)
         check_name(repository)
-        terms = {"license": licence} if licence else licence_of(record)
+        terms = {"license": licence} if licence else terms_of(record, only_shown=dry_run and out is None)
         results = comparison(scores, checkpoint) if scores else None
         sheet = last_sheet(names, record["experiment"]["iterations"])
         card = model_card(checkpoint, record, repository, terms, results, sheet)
@@ -131,10 +140,26 @@ def last_sheet(names: Sequence[str], iterations: int) -> str | None:
     return last if base in names and last in names else None
 
 
+def terms_of(record: Mapping[str, Any], only_shown: bool) -> dict[str, str]:
+    """`licence_of`; for a card that is only shown nothing, which is said, where only the hub knows it and does not answer.
+
+    Raises:
+        ValueError: as `licence_of`.
+    """
+    try:
+        return licence_of(record)
+    except OutOfReach as error:
+        if not only_shown:
+            raise
+        click.echo(f"note: {error}; the card below is without it", err=True)
+        return {}
+
+
 def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
     """The base's licence, which its derivatives keep, as a model card's front matter says it.
 
     Raises:
+        OutOfReach: where the hub would say it, and does not answer.
         ValueError: where nothing says it.
     """
     from huggingface_hub import HfApi, ModelCard
@@ -142,13 +167,14 @@ def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
     base, revision = record["experiment"]["base"], record["experiment"]["revision"]
     folder = local_base(base)
     why = "its model card does not say"
+    silent = False
     stated: Any = None
     if folder is None:
         try:
             with hub_refusals(base):
-                stated = HfApi().model_info(base, revision=revision).card_data
+                stated = HfApi().model_info(base, revision=revision, timeout=SECONDS_TO_ANSWER).card_data
         except ValueError as error:
-            why = str(error)
+            why, silent = str(error), isinstance(error, OutOfReach)
     elif folder.resolve().is_relative_to(ROOT / "evals"):
         return {"license": "apache-2.0"}  # a part of this repository: see LICENSE
     elif (folder / "README.md").is_file():
@@ -157,7 +183,8 @@ def licence_of(record: Mapping[str, Any]) -> dict[str, str]:
         why = "no model card lies in it" if folder.is_dir() else "a path has no model card on the hub"
     found = {name: getattr(stated, name, None) for name in ("license", "license_name", "license_link")}
     if not found["license"]:
-        raise ValueError(f"the licence of {base} is not known ({why}): say it with --licence")
+        kind = OutOfReach if silent else ValueError
+        raise kind(f"the licence of {base} is not known ({why}): say it with --licence")
     return {name: str(value) for name, value in found.items() if value}
 
 
@@ -313,7 +340,7 @@ def hub_refusals(repository: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise ValueError(_refusal(repository, error.response.status_code, error)) from error
     except (errors.OfflineModeIsEnabled, _no_answer()) as error:
-        raise ValueError(f"the hub cannot be reached ({first_line(error)})") from error
+        raise OutOfReach(f"the hub cannot be reached ({first_line(error)})") from error
 
 
 def _no_answer() -> type[Exception]:

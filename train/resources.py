@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from evals.architectures import ARCHITECTURES, REPOSITORIES
 from evals.checkpoints import find_base, weight_files
 from evals.decoder import SHARE
-from evals.families import UNET
+from evals.families import UNET, Header
 from evals.miniature import weights_folder
 from train import records
 from train.config import Experiment, Lora
 from train.mixing import turns
 from train.records import Case, Record
+from train.scorer_sizes import of_scorers
 
 GIB = 2**30
 BYTES = 4
@@ -29,16 +29,22 @@ UPDATE, DECODING = "in the update", "while it decodes"
 def memory(experiment: Experiment, processes: int) -> list[str]:
     """A line on what a process holds when it holds the most, where the base's sizes are known without a download; one that says so where they are not.
 
-    It names the moment, tells the other one's sum, and names what comes on top.
+    It names the moment, tells the other one's sum, and names what comes on top. Another line tells the scorers' weights, which are in that sum, one by one.
     """
     held = moments(experiment, processes)
+    known, unknown = of_scorers(experiment.scorers, experiment.domain)
+    of_weights = _of_weights(known, unknown)
     if not held:
-        return [f"memory of a process: not known for {experiment.base}"]
+        return [f"memory of a process: not known for {experiment.base}", *of_weights]
+    if known:  # they are called between the two, and stay
+        held = {moment: parts | {"scorers": float(sum(known.values()))} for moment, parts in held.items()}
     (most, parts), *others = sorted(held.items(), key=lambda moment: sum(moment[1].values()), reverse=True)
     told = ", ".join(f"{name} {_short(size / GIB)}" for name, size in parts.items())
     sums = [f"{_short(sum(parts.values()) / GIB)} GiB {most} ({told})"]
     sums += [f"{_short(sum(parts.values()) / GIB)} {name}" for name, parts in others]
-    on_top = [f"the scorers {', '.join(experiment.scorers)}"]
+    on_top = [f"activations of the scorers {', '.join(experiment.scorers)}"]
+    if unknown:
+        on_top.insert(0, f"weights of the scorers {', '.join(unknown)}")
     if experiment.base not in REPOSITORIES:
         on_top.insert(0, "text encoders and decoder")
     if not any(name.startswith("activations") for name in held[UPDATE]):
@@ -52,7 +58,19 @@ def memory(experiment: Experiment, processes: int) -> list[str]:
     return [
         f"memory of a process: {', '.join(sums)}; on top: {', '.join(on_top)}",
         *_fewer_pictures(experiment),
+        *of_weights,
     ]
+
+
+def _of_weights(known: Mapping[str, int], unknown: Mapping[str, str]) -> list[str]:
+    """A line on the weights of scorers, unless they have none."""
+    told = []
+    if known:
+        each = ", ".join(f"{name} {_short(size / GIB)}" for name, size in known.items())
+        told.append(f"{_short(sum(known.values()) / GIB)} GiB ({each})")
+    if unknown:
+        told.append(f"not known of {', '.join(f'{name} ({why})' for name, why in unknown.items())}")
+    return [f"scorers' weights on every process: {'; '.join(told)}"] if told else []
 
 
 def _fewer_pictures(experiment: Experiment) -> list[str]:
@@ -153,7 +171,7 @@ def _of_update(experiment: Experiment, known: str) -> float | None:
     if experiment.sampling.precision == "fp32":
         return None
     way = _counted(known)[_way(experiment)]
-    evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length()
+    evaluations = experiment.update.micro_batch * experiment.sampling.branches * experiment.method.length
     return float(way["bytes"] + way["bytes_per_evaluation"] * evaluations)
 
 
@@ -227,23 +245,22 @@ def _padded(count: int, size: int) -> int:
 
 
 def _denoiser_shapes(experiment: Experiment) -> Shapes | None:
-    """Shapes of the base denoiser's weights, from the headers of its files, else as published; None for what is neither here nor known, or is damaged."""
+    """Shapes of the base denoiser's weights, from its files, else as published; None for what is neither here nor known, or is damaged."""
     base = Path(find_base(experiment.base))
     try:
         if base.is_file():
             return _shapes(base, UNET)
         files = weight_files(base, "unet")[1]
         return {name: shape for file in files for name, shape in _shapes(file).items()}
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, ValueError):
         known = REPOSITORIES.get(experiment.base)
         return None if known is None else ARCHITECTURES[known].shapes["unet"]  # loading it says why
 
 
 def _shapes(file: Path, beginning: str = "") -> Shapes:
     """Shapes of a file's tensors by name, of those whose names begin so."""
-    with safe_open(file, "pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(beginning)]  # noqa: SIM118
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    found = Header.of(file).shapes.items()
+    return {name: shape for name, shape in found if name.startswith(beginning)}
 
 
 def _numbers(shapes: Shapes) -> int:

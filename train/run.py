@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from evals.diffusion import derive_seed
 from prompts import Prompt
 from train import state as states
 from train.config import Experiment
@@ -101,6 +102,21 @@ def accumulated(run: Run, accumulate: Callable[[], Found]) -> Found:
         found = accumulate()
         if run.policy.gradients_fit():
             return found
+
+
+@contextmanager
+def own_stream(run: Run, scorer: str) -> Iterator[None]:
+    """Torch's generators as a scorer finds them where it is called: seeded for its place in training, and afterwards as they were.
+
+    A scorer loads its weights when it is first called, and to build a network draws random numbers; in a resumed run it does so again. Here it moves no
+    stream that a state keeps, and one that draws in its calls finds the numbers there that it would have found had the run not been stopped; but for one that does
+    both in its first call.
+    """
+    progress, device = run.progress, run.accelerator.device
+    place = (run.rank, progress.iteration, progress.phase)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed("scorer", run.seed, scorer, *place))
+        yield
 
 
 def gather(run: Run, local: Tensor) -> Tensor:

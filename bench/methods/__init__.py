@@ -6,6 +6,7 @@ the harness that scores everything else. The table is a function of the cells' f
 The map of this package
     questions.py    what is asked of a reward's runs: proxy, held-out, gold
     cells.py        which cells there are, how long each is trained, what it costs, and what a method refuses
+    code.py         which files of this project train a cell, and whether cells were trained by the same
     work.py         trains and scores a cell, and several at a time; goes on where it was stopped
     table.py        from the cells' files to numbers with intervals
     pages.py        results/methods-<reward>.md, .csv and .svg

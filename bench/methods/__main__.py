@@ -114,16 +114,18 @@ def main(
     for page in wanted.values():
         check_table(page)
     cells = [cell for cell in planned if isinstance(cell, Cell)]
-    click.echo(
-        pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
-    )
-    if dry_run:
-        return
+    say_plan(planned, root, jobs)
     of_all = plan([], of_rewards, of_seeds, budget, points)
     refusals = [refusal for refusal in of_all if isinstance(refusal, Refusal)]
     asked = {cell.key for cell in cells}
     on_pages = [c for c in of_all if isinstance(c, Cell) and (c.key in asked or work.is_done(c, root))]
     mine = {reward: [c for c in on_pages if c.reward == reward] for reward in wanted}
+    if only_table:
+        say_missing(cells, root)
+    else:
+        say_other_code(on_pages, root)
+    if dry_run:
+        return
     for reward, page in wanted.items():
         pages.refuse_loss(pages.planned_runs(mine[reward]), page, "this command leaves out")
     command = typed()
@@ -215,12 +217,10 @@ def _tried(
     Returns:
         what `found_of` finds, None where not all is done; and a sentence for each that failed.
     """
-    from bench.methods import pages, work
     from bench.methods.tune import found_of, keep
 
-    click.echo(
-        pages.planned(cells, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
-    )
+    say_plan(cells, root, jobs)
+    say_other_code(cells, root)
     failed = [] if dry_run else at_work(cells, root, jobs, threads, typed())
     say_failed(failed)
     if dry_run or failed:
@@ -296,6 +296,45 @@ def at_work(cells: Sequence[Any], root: Path, jobs: int, threads: int, command: 
             err=True,
         )
     return work.Crew(arguments, root, threads).run(todo, jobs) if todo else []
+
+
+def say_plan(planned: Sequence[Any], root: Path, jobs: int) -> None:
+    """Say what would be run and what it costs.
+
+    Args:
+        planned: cells and refusals.
+        root: folder of all cells.
+        jobs: cells at a time.
+    """
+    from bench.methods import pages, work
+    from bench.methods.cells import Cell
+
+    cells = [cell for cell in planned if isinstance(cell, Cell)]
+    click.echo(
+        pages.planned(planned, lambda cell: work.is_done(cell, root), work.seconds_each(cells, root), jobs)
+    )
+
+
+def say_other_code(cells: Sequence[Any], root: Path) -> None:
+    """Say where cells that stand beside each other were trained by different code, or would be."""
+    from bench.methods import work
+
+    for reward in dict.fromkeys(cell.reward for cell in cells):
+        for sentence in work.by_other_code([cell for cell in cells if cell.reward == reward], root):
+            click.echo(f"note: {reward}: {sentence} A cell whose folder is deleted is trained again.")
+
+
+def say_missing(cells: Sequence[Any], root: Path) -> None:
+    """Say which cells pages will be without, and why where there is something of them."""
+    from bench.methods import work
+
+    lines: dict[tuple[str, str, str], list[int]] = {}
+    for cell in cells:
+        if not work.is_done(cell, root):
+            lines.setdefault((cell.reward, cell.label, work.why_missing(cell, root)), []).append(cell.seed)
+    for (reward, label, why), seeds in lines.items():
+        of_seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        click.echo(f"not in {root}: {reward}, {label}, {of_seeds}{f' ({why})' if why else ''}")
 
 
 def say_failed(failed: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_budget_of
+from bench.methods.code import Trained, recorded, unlike
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import (
     AT_ITS_END,
@@ -118,16 +119,28 @@ def refuse_loss(runs: Mapping[Run, Extent], page: Path, why: str) -> None:
         ValueError: naming the file.
     """
     path = page.with_suffix(".csv")
+    if page.is_file() and not path.is_file():
+        raise ValueError(
+            f"{page} is there without {path.name}, which says what runs it has: choose another --out, or remove it"
+        )
+    lost: dict[str, list[int]] = {}
     for run, extent in _held_runs(path).items():
         now = runs.get(run)
         if now is None or (now != STOPPED_BY_ITSELF and not _as_much(now, extent)):
-            was = (
-                "" if now is None else f", {extent.budget:,} evaluations and {extent.checkpoints} checkpoints"
+            of = (
+                ""
+                if now is None
+                else f" of {extent.budget:,} evaluations and {extent.checkpoints} checkpoints"
             )
-            raise ValueError(
-                f"{page} and {path.name} have runs that {why}, such as {run.label} on {run.reward} with seed {run.seed}{was}: choose another --out, "
-                "or remove the two"
-            )
+            lost.setdefault(f"{run.label} on {run.reward}{of}", []).append(run.seed)
+    if lost:
+        which = "; ".join(
+            f"{what}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+            for what, seeds in lost.items()
+        )
+        raise ValueError(
+            f"{page} and {path.name} have runs that {why} ({which}): choose another --out, or remove the two"
+        )
 
 
 def _as_much(now: Extent, before: Extent) -> bool:
@@ -499,9 +512,14 @@ def notes(standing: Standing) -> list[str]:
         + ", ".join(f"{part.images_per_prompt} of {part.prompt_set}" for part in suites.load(SUITE).parts)
         + f" (its change to the base in brackets); drift is 1000 × KID to the base's pictures; KL is exact, of the sampler's trajectories, on {KL_PROMPTS} prompts.",
     ]
-    return (
-        told + _without(standing) + _paired(standing) + _refused(standing.tracks) + _measured(standing.tracks)
-    )
+    return [
+        *told,
+        *_without(standing),
+        *_paired(standing),
+        *_refused(standing.tracks),
+        *_by_which_code(standing.tracks),
+        *_measured(standing.tracks),
+    ]
 
 
 def _without(standing: Standing) -> list[str]:
@@ -538,6 +556,17 @@ def _refused(tracks: Sequence[Track]) -> list[str]:
         for share, evaluations in zip(shares, track.evaluations_RT.mean(axis=0), strict=True)
         if refuses(name, share)
     ]
+
+
+def _by_which_code(tracks: Sequence[Track]) -> list[str]:
+    """That not all were trained by one code, as far as that is known."""
+    return unlike(
+        [
+            Trained(track.label, seed, recorded(record["trainings"]))
+            for track in tracks
+            for seed, record in zip(track.seeds, track.records, strict=True)
+        ]
+    )
 
 
 def _settings(tracks: Sequence[Track]) -> list[str]:

@@ -21,6 +21,7 @@ from bench.methods.table import KL, Estimator, read
 from bench.methods.work import record_of, stopped_of
 from evals import stats
 from evals.files import write_text
+from prompts.lock import locked
 from train import methods
 
 SEED = 11
@@ -203,13 +204,20 @@ COLUMNS = (
 def keep(found: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Put the tries of one method and reward into the file of all, in place of earlier ones at the same budget; a second try stands beside the first.
 
+    One process at a time: of two that had read the same file the later one would write the earlier one's tries away.
+
     Returns:
         them, with `best` among all that stand beside each other.
 
     Raises:
         ValueError: where the file is there and no such table.
     """
-    before = _held(path)
+    with locked(path.with_name(f".{path.name}.lock")):
+        return _kept(found, _held(path), path)
+
+
+def _kept(found: pd.DataFrame, before: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Write tries and what is left of those before them. Returns the tries, with `best` among all that stand beside each other."""
     of = found.iloc[0]
     again = _told(methods.second_try(of["method"], of["reward"]))
     mine, theirs = {*found["settings"]}, before["settings"]

@@ -2,7 +2,7 @@
 
     <root>/<cell>/run/              the run directory; snapshots and state, some 400 MB, only until it is scored
     <root>/<cell>/curves/, images/  score rows and divergences, pictures: see `evals.curve`
-    <root>/<cell>/trainings.jsonl   of each time that it was trained: seconds, load and what ran beside
+    <root>/<cell>/trainings.jsonl   of each time that it was trained: seconds, load, what ran beside, and by which code
     <root>/<cell>/experiment.json   what is trained there
     <root>/<cell>/log               what the process said
     <root>/<cell>/scores.csv.xz     the score rows of all its checkpoints
@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 import prompts
 from bench.methods.cells import KL_PROMPTS, MODEL, Cell
+from bench.methods.code import Code, Trained, code_of, recorded, unlike
 from evals import signals, suites
 from evals.checkpoints import SNAPSHOT_CARD, SNAPSHOTS, find_base, resolve, snapshot_folder, snapshots_of
 from evals.files import write_text
@@ -86,6 +87,31 @@ def record_of(cell: Cell, root: Path) -> dict[str, Any] | None:
         return None
     _refuse_partial(record, path)
     return record
+
+
+def why_missing(cell: Cell, root: Path) -> str:
+    """Why a page has no numbers of a cell, where it might have; empty where there is nothing of it."""
+    path = root / cell.key / DONE
+    record = _json(path)
+    if record is None:
+        return ""
+    if not _is_of(record, cell, path):
+        return "trained when a default was another"
+    return "scored by other scorers or on other prompts than today's" if record_of(cell, root) is None else ""
+
+
+def by_other_code(cells: Sequence[Cell], root: Path) -> list[str]:
+    """Sentences on cells of a reward that are not all trained by one code, once those that are left are trained by today's; none where they are, or of none it is known."""
+    done, left = list[Trained](), list[Cell]()
+    for cell in cells:
+        if (record := record_of(cell, root)) is not None:
+            done.append(Trained(cell.label, cell.seed, recorded(record["trainings"])))
+        elif not is_done(cell, root):
+            left.append(cell)
+    if not done:
+        return []
+    today = [Trained(f"{cell.label}, to be trained", cell.seed, code_of(cell)) for cell in left]
+    return unlike([*done, *today])
 
 
 def stopped_of(cell: Cell, root: Path) -> str | None:
@@ -154,6 +180,7 @@ def _are_trainings(found: Any) -> bool:
         isinstance(one, dict)
         and isinstance(one.get("date"), str)
         and all(isinstance(one.get(key), int | float) for key in MEASURED if key != "date")
+        and isinstance(one.get("code", {}), dict)  # not recorded before there was a need
         for one in found
     )
 
@@ -299,7 +326,7 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
         shutil.rmtree(out)
         (folder / TRAININGS).unlink(missing_ok=True)
     came = [0]  # the signals that ask to stop: training saves first
-    with signals.caught(came.append), training(folder / TRAININGS, jobs):
+    with signals.caught(came.append), training(folder / TRAININGS, jobs, code_of(cell)):
         try:
             accelerator = new_accelerator(cell.experiment.update.sharding)
             run = prepare(
@@ -320,8 +347,8 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
 
 
 @contextmanager
-def training(path: Path, jobs: int) -> Iterator[None]:
-    """Add to a file what the time of the block was measured under.
+def training(path: Path, jobs: int, code: Code) -> Iterator[None]:
+    """Add to a file what the time of the block was measured under, and which code trains in it.
 
     seconds and cpu_seconds of this process; load: mean of the machine's load average over a minute, taken every few seconds; threads, jobs, cpus.
     """
@@ -350,6 +377,7 @@ def training(path: Path, jobs: int) -> Iterator[None]:
             "threads": torch.get_num_threads(),
             "jobs": jobs,
             "cpus": os.cpu_count(),
+            "code": code,
         }
         write_text("".join(json.dumps(one) + "\n" for one in [*before, line]), path)
 

@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.machine import Machine, forget_peak, peak_mib, record_path, resident_mib
+from bench.machine import Machine, record_path
+from bench.memory import forget_peak, peak_mib, resident_mib
 from bench.peers.worker import ROOT, Setting, Workers
 from evals.files import write_text
 from train.launch import free_port

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.memory import gpu_peak_mib
 from bench.peers.worker import Setting, Stopwatch, serve
 
 
@@ -134,13 +135,6 @@ def experiment_of(setting: Setting) -> Any:
         save_every=10**6,
         samples_every=0,
     )
-
-
-def gpu_peak_mib() -> float | None:
-    """Most memory of the GPU that this process has taken, MiB; None without one. Also what it keeps for later: nobody else can have it."""
-    import torch
-
-    return torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
 
 
 def write(path: str, weights: dict[str, Any], gradient: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """trl's DDPOTrainer, as a process that `bench.peers` asks, in the environment that `make peers` makes.
 
 It is used as its documentation says: a pipeline, a function for prompts and one for rewards, and `step` once an epoch. The reward is this project's own
-scorer, the same code on both sides; nothing else of this project is imported but `bench.peers.worker`.
+scorer, the same code on both sides; nothing else of this project is imported but `bench.peers.worker` and `bench.memory`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import random
 from typing import Any
 
+from bench.memory import gpu_peak_mib
 from bench.peers.worker import Setting, Stopwatch, serve
 
 
@@ -88,9 +89,7 @@ class Trainer:
 
     def gpu_peak_mib(self) -> float | None:
         """Most memory of the GPU that it has taken."""
-        import torch
-
-        return torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
+        return gpu_peak_mib()
 
     def write(self, to: str) -> None:
         """Write the trained weights, and the gradient of the first optimiser step, into one file per process."""

@@ -62,7 +62,8 @@ class Scorer(Protocol):
     # `from_features(features_BD, base_BD) -> Tensor [B]`, where `__call__` is the second of the first of both; and in scope "image", where an answer has
     # a gradient, `differentiable(images_BCHW, prompts) -> Tensor [B]`, the values of `__call__` with a graph to the images, on any device. What a scorer
     # rounds on the way (pictures to 8 bit) stays rounded in the value, and the gradient passes as if it were not. Where it raises for prompts that lack
-    # something, `check_prompts(prompts)` raises the same ValueError before there are pictures.
+    # something, `check_prompts(prompts)` raises the same ValueError before there are pictures, and one for a set that it applies to no prompt of; being no
+    # part of any score it is none of `version_of`.
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -332,9 +333,9 @@ def first_outside(values_B: Tensor, bounds: tuple[float, float]) -> int | None:
 
 
 def version_of(*parts: Path | Weights) -> str:
-    """8 hex digits over code and weight files: of Python files what they do, without comments, docstrings and imports, of others their bytes.
+    """8 hex digits over code and weight files: of Python files what they do, without comments, docstrings, imports and `check_prompts`, of others their bytes.
 
-    So a version is another one where scores may be, and stays where a file was moved or explained.
+    So a version is another one where scores may be, and stays where a file was moved or explained, or says beforehand what it needs.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -348,17 +349,21 @@ def version_of(*parts: Path | Weights) -> str:
 
 @lru_cache(256)  # scorers have files in common
 def _what_it_does(source: bytes) -> str:
-    """The statements of a module, as the parser sees them, but for imports and strings that stand alone."""
+    """The statements of a module, as the parser sees them, but for those that no score depends on."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         for block in ("body", "orelse", "finalbody"):
             if isinstance(statements := getattr(node, block, None), list):
-                setattr(node, block, [statement for statement in statements if not _says_only(statement)])
+                setattr(
+                    node, block, [statement for statement in statements if not _scores_nothing(statement)]
+                )
     return ast.unparse(tree)
 
 
-def _says_only(statement: ast.stmt) -> bool:
-    """Whether a statement is an import, or a string that stands alone."""
+def _scores_nothing(statement: ast.stmt) -> bool:
+    """Whether a statement is an import, a string that stands alone, or `check_prompts`, which speaks before there are pictures."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name == "check_prompts"
     return isinstance(statement, ast.Import | ast.ImportFrom)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from evals.checkpoints import first_line, quiet
 from evals.geneval import CLASSES, Detection
 from evals.scorers import Scope, _preprocess
+from evals.scorers._asked import refuse_none
 from evals.scorers._preprocess import resize, to_8bit
 from evals.weights import Weights
 from prompts import Prompt
@@ -165,6 +166,10 @@ class DetectionScore:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
         self._opened: ZeroShot | None = None
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        needs = 'names an object, as `"expect": {"objects": [{"name": "cat"}]}` does'
+        refuse_none(prompts, lambda prompt: bool(object_names(prompt)), needs)
 
     @torch.no_grad()
     def __call__(

@@ -45,6 +45,7 @@ from torch import Tensor
 from evals.miniature import render
 from evals.miniature.render import MONK_TONES
 from evals.scorers import Scope, _preprocess
+from evals.scorers._asked import refuse_none
 from evals.scorers._preprocess import to_8bit
 from evals.weights import Weights
 from prompts import Prompt
@@ -331,6 +332,10 @@ class ToneScorer:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         """The device is accepted for the contract's sake; faces are looked for on the CPU."""
         self._faces = FaceDetector()
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        needs = 'is a portrait whose tone is read, which `"expect": {"group": "skin_tone"}` says'
+        refuse_none(prompts, lambda prompt: prompt.expect.get("group") == "skin_tone", needs)
 
     def value(self, tone: int) -> float:
         """The score of a Monk tone, 0 to 9."""

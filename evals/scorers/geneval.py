@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from evals import geneval
 from evals.geneval import COLOURS, CONFIDENCE, Detection, check, counted, shortcomings
 from evals.scorers import Scope, _clip, version_of
+from evals.scorers._asked import refuse_none
 from evals.scorers._clip import OPENAI_VIT_L_14, OpenClip, image_features, load_clip, text_features
 from evals.scorers._detectors import CODE, MASK2FORMER, Mask2Former
 from evals.scorers._preprocess import preprocess, to_8bit
@@ -66,6 +67,15 @@ class Scorer:
     def colours(self) -> ColourClassifier:
         """Opened where a colour is asked for, and not before."""
         return ColourClassifier(load_clip(OpenClip, self.architecture, self.weights[1], self.device))
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        def has_rules(prompt: Prompt) -> bool:
+            if "include" in prompt.expect:
+                check(prompt.expect)
+            return "include" in prompt.expect
+
+        needs = 'has a task of GenEval, as `"expect": {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}` is one'
+        refuse_none(prompts, has_rules, needs)
 
     @torch.no_grad()
     def __call__(

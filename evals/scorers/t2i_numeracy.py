@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from evals.geneval import Detection
 from evals.scorers import version_of
+from evals.scorers._asked import refuse_none
 from evals.scorers._boxes import BOXES, BoxScorer
 from evals.scorers._detectors import plain
 from evals.t2i_compbench import counts, merged, numeracy
@@ -30,6 +32,10 @@ class Scorer(BoxScorer):
     @property
     def version(self) -> str:
         return version_of(Path(__file__), *BOXES, *self.weights)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        needs = 'says how many there are of anything, as "two books and a cat" does'
+        refuse_none(prompts, lambda prompt: bool(self.names_of(prompt)), needs)
 
     def names_of(self, prompt: Prompt) -> list[str]:
         """The objects that are to be counted."""

@@ -94,7 +94,7 @@ def _unique(part: str) -> LazyPrompts:
     without = hashlib.sha256(b"".join(kept_out)).hexdigest()
     return _open(
         part,
-        f"each text once by its words in NFKC, prompt_nsfw < {NSFW}, {TEST} for the test, without {without}",
+        f"each text once by its words in NFKC_Casefold with their marks, prompt_nsfw < {NSFW}, {TEST} for the test, without {without}",
         lambda table: split_unique(_values(table["prompt"]), _values(table["prompt_nsfw"]), kept_out),
     )
 

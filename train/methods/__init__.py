@@ -108,6 +108,7 @@ class Method:
         """Numbers of which an optimiser step's loss is the mean, from so many images of a process: what fp16's loss scale starts from."""
         return images
 
+    @property
     def length(self) -> int:
         """Denoising steps that lie behind each other in one pass of the update."""
         return 1
@@ -116,6 +117,7 @@ class Method:
         """What an optimiser step goes through on each process, a micro-batch at a time: its images, where none is left out and none is there more than once."""
         return task.batch // processes
 
+    @property
     def repeats(self) -> int:
         """How often an optimiser step goes through these rows, each time in micro-batches of their own."""
         return 1

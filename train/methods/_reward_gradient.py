@@ -34,7 +34,7 @@ from train.gates import GateBroken, check_part
 from train.methods import PAPERS, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.rewards import RewardFailed, differentiated, score
-from train.run import Run, accumulated, gather, synchronised
+from train.run import Run, accumulated, gather, own_stream, synchronised
 
 if TYPE_CHECKING:
     from prompts import Prompt
@@ -93,7 +93,8 @@ class RewardGradient(Method):
         """The steps that have a gradient, as a sampler of their own."""
         raise NotImplementedError
 
-    def number_of_views(self) -> int:
+    @property
+    def views(self) -> int:
         """How many views of a picture the reward is shown; what is differentiated is its mean."""
         return 1
 
@@ -150,12 +151,12 @@ class RewardGradient(Method):
         """On average over the steps at which the gradient may begin; a run counts what it did (`update`)."""
         firsts = self.firsts(experiment.sampling.steps)
         each = task.batch * experiment.sampling.branches
-        return Evaluations(each * sum(firsts) // len(firsts), each * self.length() * self.repeats())
+        return Evaluations(each * sum(firsts) // len(firsts), each * self.length * self.repeats)
 
     def evaluations_done(self, experiment: Experiment, task: Task, first: int) -> Evaluations:
         """Of an iteration whose gradient began at that step."""
         each = task.batch * experiment.sampling.branches
-        return Evaluations(each * first, each * self.length() * self.repeats())
+        return Evaluations(each * first, each * self.length * self.repeats)
 
     def collect(self, run: Run, task: Task, iteration: int) -> Batch:
         """What we ask, and what the model draws of it before the gradient begins."""
@@ -217,11 +218,11 @@ class RewardGradient(Method):
         with torch.no_grad():
             latents_BCHW = latents_of(slice(0, count))
         found = slopes(run, task, latents_BCHW, asked.prompts, lambda reward_B: reward_B)
-        called_B = sum(
-            term.weight * score(term.scorer, run.scorers[term.scorer], found.images_BCHW.cpu(), asked.prompts)
-            for term in task.rewards
-        )
-        assert isinstance(called_B, Tensor)
+        called_B = torch.zeros(count)
+        for term in task.rewards:
+            with own_stream(run, term.scorer):
+                scorer = run.scorers[term.scorer]
+                called_B += term.weight * score(term.scorer, scorer, found.images_BCHW.cpu(), asked.prompts)
         off_B = (found.reward_B.cpu() - called_B).abs() / called_B.abs().nan_to_num().max().clamp(min=1)
         applies_B = called_B.isfinite()
         differs = float(off_B[applies_B].max()) if applies_B.any() else 0.0
@@ -246,7 +247,7 @@ class RewardGradient(Method):
         Raises:
             RewardFailed: on all processes, where a reward failed on one.
         """
-        size, repeats = len(batch.latents_BCHW), self.repeats()
+        size, repeats = len(batch.latents_BCHW), self.repeats
         # DDP averages over processes, the loss is a sum over all images divided by their number
         scale = run.world / (batch.task.batch * repeats)
         after = self.differentiated(run.policy.painter.schedule, batch.first)
@@ -266,14 +267,7 @@ class RewardGradient(Method):
                     found = agreed(
                         run,
                         partial(
-                            slopes,
-                            run,
-                            batch.task,
-                            latents_BCHW,
-                            prompts_B,
-                            self.loss,
-                            seen,
-                            self.number_of_views(),
+                            slopes, run, batch.task, latents_BCHW, prompts_B, self.loss, seen, self.views
                         ),
                     )
                     run.policy.backward((latents_BCHW * found.slope_BCHW).sum() * scale)
@@ -374,12 +368,12 @@ def reward_of(run: Run, task: Task, images_BCHW: Tensor, prompts_B: Sequence[Pro
     Raises:
         RewardFailed: where a scorer failed.
     """
-    terms = [
-        term.weight * differentiated(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
-        for term in task.rewards
-    ]
-    reward_B: Tensor = torch.stack(terms).sum(0)
-    return reward_B
+    terms = []
+    for term in task.rewards:
+        with own_stream(run, term.scorer):
+            value_B = differentiated(term.scorer, run.scorers[term.scorer], images_BCHW, prompts_B)
+        terms.append(term.weight * value_B)
+    return torch.stack(terms).sum(0)
 
 
 def slopes(

@@ -57,10 +57,12 @@ class Method(RewardGradient):
         """From there to the end, as the sampler takes them."""
         return part(schedule, slice(first, None))
 
+    @property
     def length(self) -> int:
         """`truncate`."""
         return self.truncate
 
+    @property
     def repeats(self) -> int:
         """`noisings`."""
         return self.noisings

@@ -79,10 +79,6 @@ class Method(draft.Method):
                 f"method.views is {self.views}, but without method.jitter or method.shift all are the picture itself: set one of them, or leave it at 1"
             )
 
-    def number_of_views(self) -> int:
-        """As set."""
-        return self.views
-
     def seen(
         self, asked: Asked, repeat: int, first: int, images_BCHW: Tensor, rows: slice, view: int
     ) -> Tensor:
