@@ -191,6 +191,18 @@ def test_stable_diffusion_is_refused_prompts_that_its_reward_has_nothing_to_say_
     )
 
 
+def test_a_set_of_this_project_is_held_to_its_scorer_before_weights_are_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evals.scorers.load", LOAD)
+    chosen = override(experiments.load("compositionality", "sd2"), ["tasks.prompts=occupations"])
+    with pytest.raises(
+        ValueError,
+        match="scorer objects cannot answer for occupations: none of its 100 prompts names an object",
+    ):
+        start.named_inputs(chosen, "cpu")
+
+
 @pytest.mark.parametrize("target", ["to_q", "attn1.to_out.0", "conv1", "net.2"])
 def test_what_can_have_adapters_is_not_refused(target: str) -> None:
     chosen = override(experiments.load("imagereward", "sd2"), [f"lora.targets={target}"])

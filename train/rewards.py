@@ -91,23 +91,26 @@ def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
 
 
 def check_prompts(
-    experiment: Experiment, loaded: Mapping[str, Any], own: Mapping[str, Sequence[Prompt]]
+    experiment: Experiment, loaded: Mapping[str, Any], prompt_sets: Mapping[str, Sequence[Prompt]]
 ) -> None:
     """Refuse prompts that a scorer of their task says it cannot answer for.
 
     Args:
         experiment: with tasks.
         loaded: their scorers by name.
-        own: prompts to be looked at, by set or file.
+        prompt_sets: by name or file; of one that is not there nothing is asked.
 
     Raises:
         ValueError: naming the task's field and what to set.
     """
     for task in experiment.tasks:
         for name in task.scorers:
-            if task.prompts in own and (check := getattr(loaded[name], "check_prompts", None)) is not None:
+            if (
+                task.prompts in prompt_sets
+                and (check := getattr(loaded[name], "check_prompts", None)) is not None
+            ):
                 try:
-                    check(own[task.prompts])
+                    check(prompt_sets[task.prompts])
                 except ValueError as error:
                     raise ValueError(
                         f"scorer {name} cannot answer for {task.prompts}: {error}: {what_to_do(task, name)}"

@@ -233,13 +233,15 @@ def ask_for_base(experiment: Experiment) -> None:
 def named_inputs(
     experiment: Experiment, device: torch.device | str
 ) -> tuple[dict[str, Sequence[prompts.Prompt]], dict[str, Any]]:
-    """Prompt sets and scorers that the tasks name, by name.
+    """Prompt sets and scorers that the tasks name, by name; no weights are loaded for it.
 
     Raises:
-        ValueError: for one that is not there.
+        ValueError: for one that is not there, or prompts that a scorer of their task cannot answer for.
     """
     prompt_sets = {task.prompts: prompts.load(task.prompts) for task in experiment.tasks}
-    return prompt_sets, load_scorers(experiment.scorers, device, experiment.domain)
+    scorers = load_scorers(experiment.scorers, device, experiment.domain)
+    check_prompts(experiment, scorers, prompt_sets)
+    return prompt_sets, scorers
 
 
 def fetch_weights(scorers: Mapping[str, Any]) -> None:
