@@ -327,14 +327,14 @@ def say_other_code(cells: Sequence[Any], root: Path) -> None:
 def say_missing(cells: Sequence[Any], root: Path) -> None:
     """Say which cells pages will be without, and why where there is something of them."""
     from bench.methods import work
+    from bench.methods.cells import seeds_told
 
     lines: dict[tuple[str, str, str], list[int]] = {}
     for cell in cells:
         if not work.is_done(cell, root):
             lines.setdefault((cell.reward, cell.label, work.why_missing(cell, root)), []).append(cell.seed)
     for (reward, label, why), seeds in lines.items():
-        of_seeds = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        click.echo(f"not in {root}: {reward}, {label}, {of_seeds}{f' ({why})' if why else ''}")
+        click.echo(f"not in {root}: {reward}, {label}, {seeds_told(seeds)}{f' ({why})' if why else ''}")
 
 
 def say_failed(failed: Sequence[str]) -> None:

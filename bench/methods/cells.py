@@ -111,6 +111,11 @@ def name_of(reward: str, method: str) -> str:
     return reward if method == methods.PAPERS else f"{reward}_{method}"
 
 
+def seeds_told(seeds: Sequence[int]) -> str:
+    """Training seeds as a sentence names them."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+
+
 def own_budget_of(reward: str) -> int:
     """Denoiser evaluations of the paper's experiment for a reward."""
     return evaluations(experiments.load(reward, MODEL))

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.methods.cells import Cell
+from bench.methods.cells import Cell, seeds_told
 from evals import scorers
 from evals.checkpoints import ROOT
 from evals.scorers import version_of
@@ -143,7 +143,4 @@ def _named(trained: Sequence[Trained]) -> str:
     by_label: dict[str, list[int]] = {}
     for one in trained:
         by_label.setdefault(one.label, []).append(one.seed)
-    return ", ".join(
-        f"{label} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))})"
-        for label, seeds in by_label.items()
-    )
+    return ", ".join(f"{label} ({seeds_told(seeds)})" for label, seeds in by_label.items())

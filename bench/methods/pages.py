@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_budget_of
+from bench.methods.cells import IN_FULL, KL_PROMPTS, SUITE, Cell, Refusal, own_budget_of, seeds_told
 from bench.methods.code import Trained, recorded, unlike
 from bench.methods.questions import BESIDE, QUESTIONS
 from bench.methods.table import (
@@ -134,10 +134,7 @@ def refuse_loss(runs: Mapping[Run, Extent], page: Path, why: str) -> None:
             )
             lost.setdefault(f"{run.label} on {run.reward}{of}", []).append(run.seed)
     if lost:
-        which = "; ".join(
-            f"{what}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
-            for what, seeds in lost.items()
-        )
+        which = "; ".join(f"{what}, {seeds_told(seeds)}" for what, seeds in lost.items())
         raise ValueError(
             f"{page} and {path.name} have runs that {why} ({which}): choose another --out, or remove the two"
         )
