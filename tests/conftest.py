@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from evals import compare
-from tests import toy
+
+def asks_for_gpu(arguments: Sequence[str]) -> bool:
+    """Whether a marker is asked for that is that of a GPU."""
+    asked = [after for before, after in zip(["", *arguments], arguments, strict=False) if before == "-m"]
+    asked += [each for each in arguments if each.startswith("-m")]
+    return any("gpu" in each for each in asked)
+
+
+# The suite runs on the CPU, its processes too, also where there is a GPU: there equal means to the last bit. `pytest -m gpu` is for the GPU.
+# Said before anything is imported, as some libraries look for one at once; a process beside others has been told by the first.
+if "PYTEST_XDIST_WORKER" not in os.environ and not asks_for_gpu(
+    [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *sys.argv[1:]]
+):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch  # noqa: E402
+
+from evals import compare  # noqa: E402
+from tests import toy  # noqa: E402
 
 torch.set_num_threads(1)  # the suite shares its machine, and tiny matrices gain nothing from a second thread
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The suite runs on the CPU, its processes too, also where there is a GPU: there equal means to the last bit. `pytest -m gpu` is for the GPU."""
-    if "gpu" not in config.option.markexpr:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

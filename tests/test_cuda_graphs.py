@@ -15,39 +15,69 @@ from torch import Tensor, nn
 from tests import toy
 from tests.test_fsdp import experiment_of, prepared, write_record
 from train.config import Lora, check
-from train.cuda_graphs import USUAL_CALLS, Recorder, record_calls
+from train.cuda_graphs import USUAL_CALLS, Recorder, Recordings, add_gradients, record_calls
 from train.loop import train
+from train.policy import Policy
 from train.start import new_accelerator, prepare
 
 
 class Remade:
-    """Behaves as a GPU's recording does, on a CPU: reads and writes where it did the first time, and is made of what lies there now."""
+    """Behaves as a GPU's recording does, on a CPU: reads and writes where it did the first time, is made of what lies there now, and overwrites all others."""
 
     def __init__(
-        self, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+        self,
+        call: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        others: list[Remade],
     ) -> None:
-        self.call, self.weights = call, weights
+        self.call, self.weights, self.others = call, weights, others
         self.inputs: Sequence[Tensor] = [tensor.clone() for tensor in inputs]
-        self.with_gradient = torch.is_grad_enabled()
-        self.output = call(*self.inputs).detach().fill_(torch.nan)
-        self.slope: Tensor | None = torch.empty_like(self.output) if self.with_gradient else None
-        self.gradients: Sequence[Tensor | None] = [torch.empty_like(weight) for weight in weights]
+        output = call(*self.inputs)
+        self.output = output.detach().clone().fill_(torch.nan)
+        self.slope: Tensor | None = None
+        self.reached: Sequence[bool] = ()
+        if output.requires_grad:
+            self.slope = torch.empty_like(self.output)
+            found = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+            self.reached = [gradient is not None for gradient in found]
         self.left: list[Tensor] = [tensor.clone() for tensor in self.inputs]
         self.forwards = self.backwards = 0
 
+    def _overwrite_others(self) -> None:
+        with torch.inference_mode():  # what was made in it is changed in it alone
+            for other in self.others:
+                if other is not self:
+                    for tensor in (other.output, *other.left):
+                        tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+
     def forward(self) -> None:
         self.forwards += 1
+        self._overwrite_others()
         torch._foreach_copy_(self.left, list(self.inputs))
         with torch.no_grad():
             self.output.copy_(self.call(*self.inputs))
 
     def backward(self) -> None:
         self.backwards += 1
+        assert self.slope is not None
+        self._overwrite_others()
         with torch.enable_grad():
-            found = torch.autograd.grad(self.call(*self.left), self.weights, self.slope, allow_unused=True)
-        for kept, gradient in zip(self.gradients, found, strict=True):
-            assert kept is not None
-            kept.copy_(torch.zeros_like(kept) if gradient is None else gradient)
+            reached = add_gradients(self.call(*self.left), self.slope, self.weights)
+        assert reached == self.reached
+
+
+class Tape(Recordings):
+    """Of a CPU; keeps those that gave way too."""
+
+    def __init__(self) -> None:
+        super().__init__(self._remade)
+        self.all: list[Remade] = []
+
+    def _remade(self, *given: Any) -> Remade:
+        *given, _pool = given
+        self.all.append(Remade(*given, self.all))
+        return self.all[-1]
 
 
 class Denoiser(nn.Module):
@@ -70,16 +100,22 @@ def denoiser() -> Denoiser:
     return Denoiser()
 
 
-def recorded(denoiser: Denoiser) -> Recorder:
+def recorded(denoiser: Denoiser) -> Any:
     """In its place, and so far along that the next call of either kind is recorded."""
-    recorder = Recorder(denoiser, Remade)
+    recorder = Recorder(denoiser, Tape())
     for _ in range(USUAL_CALLS):
         answer(recorder, 9.0).sum().backward()
         with torch.no_grad():
             answer(recorder, 9.0)
     denoiser.zero_grad()
-    assert not recorder.recordings
+    assert not recorder.recordings.made
     return recorder
+
+
+def only(recorder: Any) -> Any:
+    """The recording that there is."""
+    (recording,) = recorder.recordings.made.values()
+    return recording
 
 
 def answer(call: Callable[..., tuple[Tensor]], of: float, rows: int = 2) -> Tensor:
@@ -99,8 +135,8 @@ def test_answers_are_the_usual_ones_and_none_is_overwritten(denoiser: Denoiser) 
     with torch.no_grad():
         usual = [answer(denoiser, of) for of in (1.0, 2.0, 3.0)]
         found = [answer(recorder, of) for of in (1.0, 2.0, 3.0)]
-    (recording,) = recorder.recordings.values()
-    assert recording.forwards == 3  # type: ignore[attr-defined]
+    recording = only(recorder)
+    assert recording.forwards == 3
     for ours, theirs in zip(found, usual, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -113,12 +149,87 @@ def test_gradients_add_up_as_usual(denoiser: Denoiser) -> None:
     usual = gradients(denoiser)
     for of in (1.0, -2.0, 0.5):
         (answer(recorder, of) ** 2).sum().backward()
-    (recording,) = recorder.recordings.values()
-    assert recording.backwards == 3  # type: ignore[attr-defined]
+    recording = only(recorder)
+    assert recording.backwards == 3
     found = gradients(denoiser)
     assert len(found) == len(usual) == 4
     for ours, theirs in zip(found, usual, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_added_to_those_that_are_there_and_stay_where_they_are(denoiser: Denoiser) -> None:
+    recorder = recorded(denoiser)
+    places = []
+    for usual_first in (False, True, False):
+        for of in (1.0, 2.0):
+            (answer(denoiser, of) ** 2).sum().backward()
+        usual = gradients(denoiser)
+        (answer(denoiser if usual_first else recorder, 1.0) ** 2).sum().backward()
+        (answer(recorder, 2.0) ** 2).sum().backward()
+        weight = denoiser.first.weight
+        assert weight.grad is not None
+        places.append(weight.grad.data_ptr())
+        for ours, theirs in zip(gradients(denoiser), usual, strict=True):
+            assert torch.equal(ours, theirs)
+    assert len(set(places)) == 1
+
+
+def test_a_weight_without_a_gradient_has_none(denoiser: Denoiser) -> None:
+    """AdamW would let it decay: zeros are no None."""
+    denoiser.idle = nn.Parameter(torch.ones(2))
+    recorder = recorded(denoiser)
+    for _ in range(2):
+        answer(recorder, 1.0).sum().backward()
+    assert only(recorder).backwards == 2
+    assert denoiser.idle.grad is None
+    assert denoiser.first.weight.grad is not None
+
+
+def test_who_waits_for_a_gradient_is_given_it(denoiser: Denoiser) -> None:
+    """As DDP is, which adds it up where it wants."""
+    recorder = Recorder(denoiser, Tape(), copied=True)
+    told: list[Tensor] = []
+    denoiser.first.weight.register_hook(told.append)
+    for of in (9.0, 9.0, 1.0, 2.0):
+        (answer(recorder, of) ** 2).sum().backward()
+    assert only(recorder).backwards == 2
+    weight = denoiser.first.weight
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, ((told[0] + told[1]) + told[2]) + told[3])
+    assert not torch.equal(told[2], told[3])
+
+
+def test_nothing_is_overwritten_while_a_gradient_is_awaited(denoiser: Denoiser) -> None:
+    recorder = recorded(denoiser)
+    with torch.no_grad():
+        answer(recorder, 1.0)
+    for of in (1.0, 2.0):
+        (answer(denoiser, of) ** 2).sum().backward()
+    usual = gradients(denoiser)
+    for of in (1.0, 2.0):
+        found = answer(recorder, of)
+        with torch.no_grad():
+            beside = answer(recorder, 5.0)
+            assert torch.equal(beside, answer(denoiser, 5.0))
+        (found**2).sum().backward()
+    assert [each.backwards for each in recorder.recordings.all] == [0, 2]
+    for ours, theirs in zip(gradients(denoiser), usual, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_usual_calls_with_a_gradient_are_not_made_beside_recordings(denoiser: Denoiser) -> None:
+    recorder = recorded(denoiser)
+    with torch.no_grad():
+        answer(recorder, 1.0)
+    answer(recorder, 1.0)
+    assert len(recorder.recordings.made) == 2
+    for usual in range(USUAL_CALLS):
+        answer(recorder, 1.0, rows=5)
+        assert not recorder.recordings.made, usual
+    answer(recorder, 1.0, rows=5)
+    with torch.no_grad():
+        assert torch.equal(answer(recorder, 1.0), answer(denoiser, 1.0))
+    assert len(recorder.recordings.made) == 2
 
 
 def test_weights_that_have_changed_in_their_place_are_seen(denoiser: Denoiser) -> None:
@@ -151,8 +262,8 @@ def test_an_answer_that_nobody_differentiates_blocks_nothing(denoiser: Denoiser)
     loss = answer(recorder, 2.0).sum()
     loss.backward()
     answer(recorder, 3.0)  # while the one before is still there, but answered
-    (recording,) = recorder.recordings.values()
-    assert recording.forwards == 3  # type: ignore[attr-defined]
+    recording = only(recorder)
+    assert recording.forwards == 3
 
 
 def test_a_gradient_is_taken_once(denoiser: Denoiser) -> None:
@@ -176,19 +287,18 @@ def test_what_is_recorded_in_inference_serves_inference(denoiser: Denoiser) -> N
         found = [answer(recorder, 1.0) for _ in range(USUAL_CALLS + 1)]
     with torch.no_grad():
         found.append(answer(recorder, 1.0))
-    assert len(recorder.recordings) == 2
+    assert len(recorder.recordings.made) == 2
     assert torch.equal(found[-2], found[-1])
 
 
 def test_only_calls_without_a_gradient_are_recorded_where_it_computes_them_again(denoiser: Denoiser) -> None:
-    record_calls(denoiser, checkpointing=True)
-    call: Any = denoiser.forward
-    call.recording = Remade
+    tape = Tape()
+    record_calls(denoiser, nn.Identity(), tape, checkpointing=True, wrapped=False)
     for _ in range(USUAL_CALLS + 1):
         answer(denoiser, 1.0).sum().backward()
         with torch.no_grad():
             answer(denoiser, 1.0)
-    (recording,) = call.recordings.values()
+    (recording,) = tape.made.values()
     assert recording.slope is None
 
 
@@ -197,7 +307,7 @@ def test_an_input_that_wants_a_gradient_gets_it(denoiser: Denoiser) -> None:
     x = torch.ones(2, 3, requires_grad=True)
     recorder(x, text=torch.zeros(2, 3), return_dict=False)[0].sum().backward()
     assert x.grad is not None
-    assert not recorder.recordings
+    assert not recorder.recordings.made
 
 
 def test_kinds_have_recordings_of_their_own(denoiser: Denoiser) -> None:
@@ -205,12 +315,12 @@ def test_kinds_have_recordings_of_their_own(denoiser: Denoiser) -> None:
     with torch.no_grad():
         answer(recorder, 1.0)
     answer(recorder, 1.0)
-    assert len(recorder.recordings) == 2
+    assert len(recorder.recordings.made) == 2
     with torch.no_grad():
         for time in range(USUAL_CALLS + 1):
-            assert len(recorder.recordings) == 2, time
+            assert len(recorder.recordings.made) == 2, time
             assert torch.equal(answer(recorder, 1.0, rows=5), answer(denoiser, 1.0, rows=5))
-    assert len(recorder.recordings) == 3
+    assert len(recorder.recordings.made) == 3
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
@@ -226,27 +336,32 @@ def test_a_run_is_the_same(
     plain, ours = (
         prepare(experiment, "toy", 0, tmp_path / name, new_accelerator()) for name in ("plain", "recorded")
     )
-    unet = ours.policy.unet
-    recorder = unet.forward = Recorder(unet, Remade)
+    tape = record(ours.policy)
     for run in (plain, ours):
         train(run)
-    made = list(recorder.recordings.values())
-    assert any(each.slope is not None and each.backwards for each in made)  # type: ignore[attr-defined]
-    assert any(each.slope is None and each.forwards for each in made)  # type: ignore[attr-defined]
+    assert any(each.slope is not None and each.backwards for each in tape.all)
+    assert any(each.slope is None and each.forwards and each.weights for each in tape.all)
+    assert any(each.slope is None and each.forwards and not each.weights for each in tape.all), "the decoder"
     assert ours.progress.gates["identity"]["holds"]
     for name, weight in plain.policy.weights.items():
         assert torch.equal(ours.policy.weights[name], weight), name
 
 
+def record(policy: Policy) -> Tape:
+    """What `update.cuda_graphs` does on a GPU."""
+    tape = Tape()
+    wrapped = policy.module is not policy.unet
+    record_calls(policy.unet, policy.pipeline.vae.decoder, tape, checkpointing=False, wrapped=wrapped)
+    return tape
+
+
 def two_iterations(base: str, prompts: str, out: str, recording: bool) -> None:
     """DDP, which gathers a weight's gradients as each comes."""
     run = prepared(experiment_of(base, prompts, lora=False, sharding="none"), out)
-    unet = run.policy.unet
-    if recording:
-        unet.forward = Recorder(unet, Remade)
+    tape = record(run.policy) if recording else None
     train(run)
     assert isinstance(run.policy.module, nn.parallel.DistributedDataParallel)
-    assert not recording or len(unet.forward.recordings) == 2
+    assert tape is None or any(each.backwards for each in tape.all)
     write_record(run, dict(run.policy.weights), out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from evals.arithmetic import Precision, exact_device
@@ -132,10 +133,11 @@ def test_it_trains_and_resumes_bit_for_bit(
 
 
 def be_a_group_of_one() -> None:
-    """Of this process: it meets nobody at the test's port."""
+    """Of this process: it meets nobody at the test's port, and is wrapped as where there are several, which accelerate would not."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["PORT_OF_THE_TEST"]}
+    Accelerator.use_distributed = property(lambda _: True)
 
 
 def in_a_group_of_one(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
@@ -182,8 +184,9 @@ def test_recorded_calls_change_nothing_but_time(
         train(runs[-1])
     usual, ours = runs
     recordings = recordings_of(ours)
-    assert any(recording.slope is None for recording in recordings)
-    assert any(recording.slope is not None for recording in recordings) != checkpointing
+    recorded_modules = {kind[0].module for kind in recordings}
+    assert recorded_modules == {ours.policy.unet, ours.policy.pipeline.vae.decoder}
+    assert any(recording.slope is not None for recording in recordings.values()) != checkpointing
     for name, weight in usual.policy.weights.items():
         assert torch.equal(ours.policy.weights[name], weight), name
     with usual.policy.handed_over(), ours.policy.handed_over():
@@ -195,10 +198,11 @@ def with_recordings(experiment: Experiment) -> Experiment:
     return replace(experiment, update=replace(experiment.update, cuda_graphs=True))
 
 
-def recordings_of(run: Run) -> list[Recording]:
+def recordings_of(run: Run) -> dict[Any, Recording]:
+    """By kind, of which each begins with its recorder."""
     recorder: Any = run.policy.unet.forward
     assert isinstance(recorder, Recorder)
-    return list(recorder.recordings.values())
+    return recorder.recordings.made
 
 
 def in_a_group_of_one_recorded(base: str, prompts: str, out: str, recording: bool) -> None:

@@ -1,20 +1,25 @@
-"""The denoiser's calls as CUDA graphs: the kernels of a call are recorded once and then started together.
+"""The calls of denoiser and decoder as CUDA graphs: the kernels of a call are recorded once and then started together.
 
 A GPU that has done a kernel before the CPU has started the next one waits; with a small denoiser, or adapters, whose products are small and many, it waits most of
-the time. A recorded call is the same kernels on the same numbers in the same order, so nothing changes but the time, and the memory: a recording keeps what its
-kernels write for itself, where calls that are not recorded lend it to each other and to the decoder.
+the time. A recorded call is the same kernels on the same numbers in the same order, so nothing changes but the time.
 
 Calls of one kind (shapes, types, precision, with or without a gradient) share a recording. The first ones are made as usual, as libraries load and
 choose kernels then; so calls that hardly come again, such as those of what is checked before training, are never recorded.
 
-The gradients of a recorded call come all at once, at its end: DDP then has no backward pass left behind which to hide their exchange.
+Memory: what its kernels write, a recording keeps for itself, where usual calls lend it to each other. So all recordings of a process write on the same memory, and
+while the gradient of an answer is awaited no other one may run; a weight's gradient is added up where it lies; all of a process is done on one stream, as cuBLAS
+has scratch memory for each; and usual calls with a gradient, which take the most, are not made beside recordings.
+
+DDP gathers what autograd brings, so it is given copies of the gradients: of all weights at once, at the end of a call, and no backward pass is left behind which
+to hide their exchange.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -28,8 +33,6 @@ from train.determinism import only_deterministic
 USUAL_CALLS = 2
 """Of a kind, before it is recorded."""
 
-Call = Callable[..., tuple[Tensor]]
-
 
 class Recording(Protocol):
     """A call of one kind. Its inputs and outputs lie where they lay when it was recorded."""
@@ -38,54 +41,55 @@ class Recording(Protocol):
     output: Tensor
     slope: Tensor | None
     """Of the output, which `backward` reads; None without a gradient."""
-    gradients: Sequence[Tensor | None]
-    """Of the weights, which `backward` writes."""
+    reached: Sequence[bool]
+    """Of the weights, those that have a gradient."""
 
     def forward(self) -> None:
         """Write `output` from `inputs`."""
 
     def backward(self) -> None:
-        """Write `gradients` from `slope`, and from what `forward` has left."""
+        """Add to `grad` of the weights that are `reached`, from `slope`, and from what `forward` has left."""
 
 
 class CudaRecording:
     """Of kernels of a GPU."""
 
     def __init__(
-        self, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+        self, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], pool: Any
     ) -> None:
-        """Record, which computes nothing.
+        """Record, which computes nothing. On a stream that is not the default one (`leave_default_stream`).
 
         Args:
             call: what is recorded, with a gradient where gradients are on.
             inputs: of the kind that is to come.
-            weights: whose gradients are recorded.
+            weights: whose gradients are added to their `grad`.
+            pool: of memory, in which recordings may write on each other.
         """
         self.inputs: Sequence[Tensor] = [tensor.clone() for tensor in inputs]
         self.slope: Tensor | None = None
-        self.gradients: Sequence[Tensor | None] = ()
+        self.reached: Sequence[bool] = ()
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # weights as autocast has just cast them are those of now
         torch.clear_autocast_cache()
-        self._forward = torch.cuda.CUDAGraph()
-        with self._recorded(self._forward):
+        with self._recorded(self._forward, pool):
             output = call(*self.inputs)
         if output.requires_grad:
             self.slope = torch.empty_like(output)
-            self._backward = torch.cuda.CUDAGraph()
             device = output.device
             with (
                 torch.autocast(device.type, enabled=False),
                 only_deterministic(device),
-                self._recorded(self._backward, self._forward.pool()),
+                self._recorded(self._backward, pool),
             ):
-                self.gradients = torch.autograd.grad(output, weights, self.slope, allow_unused=True)
+                self.reached = add_gradients(output, self.slope, weights)
         torch.clear_autocast_cache()
         self.output = output.detach()
 
     @staticmethod
-    def _recorded(graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
+    def _recorded(graph: torch.cuda.CUDAGraph, pool: Any) -> torch.cuda.graph:
         # of this thread's calls: NCCL has one that asks how far its work is
-        return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        stream = torch.cuda.current_stream()
+        return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
 
     def forward(self) -> None:
         """See `Recording`."""
@@ -96,85 +100,207 @@ class CudaRecording:
         self._backward.replay()
 
 
+def add_gradients(output: Tensor, slope: Tensor, weights: Sequence[Tensor]) -> list[bool]:
+    """Add the gradients of an output to the weights' `grad`, which is there.
+
+    Returns:
+        which of the weights have one.
+    """
+    reached = [False] * len(weights)
+    with _told(weights, reached):
+        torch.autograd.backward(output, slope, inputs=list(weights))
+    return reached
+
+
+@contextmanager
+def _told(weights: Sequence[Tensor], reached: list[bool]) -> Iterator[None]:
+    """While its gradient is added to a weight, its place in `reached` is set."""
+
+    def at(place: int) -> Callable[[Tensor], None]:
+        return lambda _: reached.__setitem__(place, True)
+
+    hooks = [weight.register_post_accumulate_grad_hook(at(place)) for place, weight in enumerate(weights)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Recordings:
+    """Of a process: one at a time is used."""
+
+    def __init__(self, recording: Callable[..., Recording] = CudaRecording) -> None:
+        """None yet.
+
+        Args:
+            recording: what makes and holds one.
+        """
+        self.made: dict[Any, Recording] = {}
+        """By kind of call."""
+        self.met: Counter[Any] = Counter()
+        self._recording = recording
+        self._pool: Any = None
+        self._asked: weakref.ref[_Asked] | None = None
+
+    def record(
+        self, kind: Any, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> Recording:
+        """One more."""
+        if self._pool is None and torch.cuda.is_available():
+            self._pool = torch.cuda.graph_pool_handle()
+        self.made[kind] = self._recording(call, inputs, weights, self._pool)
+        return self.made[kind]
+
+    def give_way(self) -> None:
+        """Leave all memory to usual calls; what comes again is recorded again."""
+        self.made.clear()
+        self._pool = None
+        torch.cuda.empty_cache()
+
+    def await_gradient(self, asked: _Asked) -> None:
+        """Let nothing write where this call's answer is needed."""
+        self._asked = weakref.ref(asked)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is there whose gradient may still be asked for."""
+        asked = None if self._asked is None else self._asked()
+        return asked is not None and not asked.answered
+
+
+class Gradients:
+    """Of the weights: where recordings add them up, which is the same memory each time."""
+
+    def __init__(self, weights: Sequence[Tensor], copied: bool) -> None:
+        """Of these weights.
+
+        Args:
+            weights: that are trained.
+            copied: whether autograd is to be given them, which then adds them up itself.
+        """
+        self.weights, self.copied = weights, copied
+        # recordings know them by other names for the same memory: what DDP has hung to a weight is not to be recorded
+        self.aliases = [weight.detach().requires_grad_() for weight in weights]
+
+    def find_place(self) -> None:
+        """Give each weight's alias a `grad` that stays: that of the weight where it has one that nobody else writes on."""
+        for weight, alias in zip(self.weights, self.aliases, strict=True):
+            if alias.grad is None:
+                own = None if self.copied else weight.grad
+                alias.grad = torch.zeros_like(weight) if own is None else own
+
+    def of(self, recording: Recording) -> Sequence[Tensor | None]:
+        """Have a recording add to them.
+
+        Returns:
+            what autograd is to add, None where that is done.
+        """
+        pairs = [
+            (weight, alias.grad)
+            for weight, alias, reached in zip(self.weights, self.aliases, recording.reached, strict=True)
+            if reached and alias.grad is not None
+        ]
+        fresh = [kept for weight, kept in pairs if self.copied or weight.grad is None]
+        if fresh:
+            torch._foreach_zero_(fresh)
+        if self.copied:
+            recording.backward()
+            # a weight's first gradient is kept, not copied, and the next one is written where this one was
+            copies = iter(torch._foreach_mul([kept for _, kept in pairs], 1.0))
+            return [next(copies) if reached else None for reached in recording.reached]
+        for weight, kept in pairs:
+            if weight.grad is not None and weight.grad is not kept:
+                kept.copy_(weight.grad)
+            weight.grad = kept
+        recording.backward()
+        return [None] * len(self.weights)
+
+
 class Recorder:
-    """In place of a denoiser's `forward`: its calls, recorded."""
+    """In place of a module's `forward`: its calls, recorded."""
 
     def __init__(
-        self, unet: nn.Module, recording: Callable[..., Recording] = CudaRecording, gradients: bool = True
+        self, module: nn.Module, recordings: Recordings, gradients: bool = True, copied: bool = False
     ) -> None:
         """Stand in for it.
 
         Args:
-            unet: whose `forward` this is to be.
-            recording: what makes and holds a recording.
+            module: whose `forward` this is to be. It answers with one tensor, by itself or in a tuple.
+            recordings: where they are kept, also those of other modules.
             gradients: whether calls with a gradient are recorded too.
+            copied: see `Gradients`.
         """
-        self.unet, self.gradients = unet, gradients
-        self.usual: Call = unet.forward
-        self.weights = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
-        self.recording = recording
-        self.recordings: dict[Any, Recording] = {}
-        self.met: Counter[Any] = Counter()
-        self.asked: weakref.ref[_Asked] | None = None
+        self.module, self.recordings, self.with_gradients = module, recordings, gradients
+        self.usual: Callable[..., Any] = module.forward
+        weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self.names, self.gradients = list(weights), Gradients(list(weights.values()), copied)
+        self.form: TreeSpec | None = None
 
-    def __call__(self, *arguments: Any, **options: Any) -> tuple[Tensor]:
-        """The denoiser's answer: recorded, but for the first calls of a kind, and those that a recording cannot make.
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """The module's answer: recorded, but for the first calls of a kind, and those that a recording cannot make.
 
-        It cannot hand a gradient to an input, nor answer again before the gradient of its last answer has been taken.
+        It cannot hand a gradient to an input, nor answer before the gradient of the last answer has been taken or given up.
         """
         leaves, form = tree_flatten((arguments, options))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        with_gradient = torch.is_grad_enabled()
-        if with_gradient and not self._can_record_a_gradient(inputs):
+        with_gradient, recordings = torch.is_grad_enabled(), self.recordings
+        if recordings.awaited or (with_gradient and not self._can_record_a_gradient(inputs)):
             return self.usual(*arguments, **options)
-        kind = _kind(leaves, form, with_gradient)
-        recording = self.recordings.get(kind)
+        kind = (self, *_kind(leaves, form, with_gradient))
+        recording = recordings.made.get(kind)
         if recording is None:
-            self.met[kind] += 1
-            if self.met[kind] <= USUAL_CALLS:
+            recordings.met[kind] += 1
+            if recordings.met[kind] <= USUAL_CALLS:
+                if with_gradient:
+                    recordings.give_way()
                 return self.usual(*arguments, **options)
-            recording = self.recordings[kind] = self._record(leaves, form, inputs)
+            recording = self._record(kind, leaves, form, inputs)
         torch._foreach_copy_(list(recording.inputs), inputs)
-        if not with_gradient:
+        if with_gradient:
+            asked = _Asked(recording, self.gradients)
+            recordings.await_gradient(asked)
+            answer: Tensor = _Replayed.apply(asked, *self.gradients.weights)
+        else:
             recording.forward()
-            return (recording.output.clone(),)
-        asked = _Asked(recording, list(self.weights.values()))
-        self.asked = weakref.ref(asked)
-        answer: Tensor = _Replayed.apply(asked, *self.weights.values())
-        return (answer,)
+            answer = recording.output.clone()
+        assert self.form is not None, "it was recorded"
+        return tree_unflatten([answer], self.form)
 
     def _can_record_a_gradient(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether it is to, no input wants one, and no answer is there whose gradient may still be asked for."""
-        asked = None if self.asked is None else self.asked()
-        awaited = asked is not None and not asked.answered
-        return self.gradients and not awaited and not any(tensor.requires_grad for tensor in inputs)
+        """Whether it is to, and no input wants one."""
+        return self.with_gradients and not any(tensor.requires_grad for tensor in inputs)
 
-    def _record(self, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]) -> Recording:
-        # what gathers a weight's gradient belongs to the stream on which the weight was first used, which is not that of a recording: so they are recorded by
-        # other names for the same memory
-        weights = {name: weight.detach().requires_grad_() for name, weight in self.weights.items()}
+    def _record(
+        self, kind: Any, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]
+    ) -> Recording:
+        aliases = self.gradients.aliases
+        weights = dict(zip(self.names, aliases, strict=True))
+        if torch.is_grad_enabled():
+            self.gradients.find_place()
 
         def call(*tensors: Tensor) -> Tensor:
-            answer: Tensor
             given = iter(tensors)
             filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             arguments, options = tree_unflatten(filled, form)
-            recorder, self.unet.forward = self.unet.forward, self.usual
+            recorder, self.module.forward = self.module.forward, self.usual
             try:
-                (answer,) = functional_call(self.unet, weights, arguments, options)
+                answer = functional_call(self.module, weights, arguments, options)
             finally:
-                self.unet.forward = recorder
-            return answer
+                self.module.forward = recorder
+            (found,), self.form = tree_flatten(answer)
+            tensor: Tensor = found
+            return tensor
 
-        return self.recording(call, inputs, list(weights.values()))
+        return self.recordings.record(kind, call, inputs, aliases)
 
 
 class _Asked:
     """A recorded call with a gradient; gone when nobody can ask for that any more."""
 
-    def __init__(self, recording: Recording, weights: Sequence[Tensor]) -> None:
-        self.recording, self.weights = recording, weights
-        self.versions = [weight._version for weight in weights]
+    def __init__(self, recording: Recording, gradients: Gradients) -> None:
+        self.recording, self.gradients = recording, gradients
+        self.versions = [weight._version for weight in gradients.weights]
         self.answered = False
 
     def refuse_stale(self) -> None:
@@ -187,7 +313,7 @@ class _Asked:
             raise RuntimeError(
                 "the gradient of a recorded call was taken twice: its recording may hold another call by now"
             )
-        if [weight._version for weight in self.weights] != self.versions:
+        if [weight._version for weight in self.gradients.weights] != self.versions:
             raise RuntimeError(
                 "weights have changed between a recorded call and its gradient, which would be that of neither"
             )
@@ -208,21 +334,19 @@ class _Replayed(torch.autograd.Function):
         ctx.asked.refuse_stale()
         recording = ctx.asked.recording
         recording.slope.copy_(slope)
-        recording.backward()
+        found = ctx.asked.gradients.of(recording)
         ctx.asked.answered = True
-        there = [gradient for gradient in recording.gradients if gradient is not None]
-        # a weight's first gradient is kept, not copied, and the next one is written where this one was
-        copies = iter(torch._foreach_mul(there, 1.0))
-        return (None, *(None if gradient is None else next(copies) for gradient in recording.gradients))
+        return (None, *found)
 
 
-def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> Any:
+def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> tuple[Any, ...]:
     """What calls have in common that one recording serves."""
     told = tuple(
         (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
     )
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-    return told, str(form), with_gradient, torch.is_inference_mode_enabled(), autocast
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return told, str(form), with_gradient, torch.is_inference_mode_enabled(), autocast, tf32
 
 
 def check_device(device: torch.device) -> None:
@@ -237,11 +361,32 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def record_calls(unet: nn.Module, checkpointing: bool) -> None:
-    """Have a denoiser's calls recorded from now on; names and class stay.
+def leave_default_stream(device: torch.device) -> None:
+    """Have all that this thread does from now on be done on one stream on which calls can be recorded, which the default one is not.
+
+    On that too, and not on one of their own, as cuBLAS has scratch memory for each stream: 32 MiB on some GPUs.
+
+    Args:
+        device: a GPU (`check_device`).
+    """
+    default = torch.cuda.default_stream(device)
+    if torch.cuda.current_stream(device) == default:
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(default)
+        torch.cuda.set_stream(stream)
+
+
+def record_calls(
+    unet: nn.Module, decoder: nn.Module, recordings: Recordings, checkpointing: bool, wrapped: bool
+) -> None:
+    """Have the calls of denoiser and decoder recorded from now on; names and classes stay.
 
     Args:
         unet: on a GPU (`check_device`), at the place where its weights stay.
-        checkpointing: whether its gradient computes it again, which a recording cannot: then calls without a gradient alone are recorded.
+        decoder: there too; calls without a gradient alone are recorded.
+        recordings: none yet.
+        checkpointing: whether the denoiser's gradient computes it again, which a recording cannot: then likewise.
+        wrapped: whether DDP waits for its gradients.
     """
-    unet.forward = Recorder(unet, gradients=not checkpointing)
+    unet.forward = Recorder(unet, recordings, gradients=not checkpointing, copied=wrapped)
+    decoder.forward = Recorder(decoder, recordings, gradients=False)

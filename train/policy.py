@@ -20,7 +20,7 @@ from evals.diffusion import Painter, derive_seed
 from evals.files import as_the_umask_leaves, disk_errors
 from train.compiling import compiled
 from train.config import Ema, Experiment, Lora, Update
-from train.cuda_graphs import record_calls
+from train.cuda_graphs import Recordings, record_calls
 from train.determinism import only_deterministic
 from train.frozen_parts import save_frozen
 from train.loss_scale import LossScale, first_loss_scale
@@ -103,7 +103,8 @@ class Policy:
         if self.update.compile and experiment.tasks:
             self.painter.unet = compiled(self.unet, accelerator.device)
         if self.update.cuda_graphs and experiment.tasks:
-            record_calls(self.unet, self.update.gradient_checkpointing)
+            checkpointing, wrapped = self.update.gradient_checkpointing, self.module is not self.unet
+            record_calls(self.unet, pipeline.vae.decoder, Recordings(), checkpointing, wrapped)
         self.loss_scale: LossScale | None = None
         if experiment.tasks and experiment.sampling.precision == "fp16":
             share = max(task.batch for task in turns(experiment)) // accelerator.num_processes

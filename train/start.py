@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -61,6 +62,7 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
     Args:
         sharding: whether several processes share out the weights. One has nobody to share with.
     """
+    _spare_memory()
     on_gpu = exact_device().type == "cuda"
     # the main process alone writes, and a dead one is the launcher's matter
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
@@ -82,6 +84,17 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
+
+
+def _spare_memory() -> None:
+    """Of a GPU, before it is first used: what libraries keep in hand there that training does not need. What the environment says counts more."""
+    # cuBLAS has scratch memory for each thread that asks, and a process, which waits for each gradient, needs no other one for those
+    torch.autograd.set_multithreading_enabled(False)
+    # the smaller of the two sizes of it with which the same product is the same each time: 128 KiB, where the other is 32 MiB
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    # memory that grows by the page, where else each size of tensor leaves a rest of 20 MiB
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None:
@@ -297,6 +310,7 @@ def prepare(
     decoder.check(experiment.sampling.decoder_precision, accelerator.device)
     if experiment.update.cuda_graphs:
         cuda_graphs.check_device(accelerator.device)
+        cuda_graphs.leave_default_stream(accelerator.device)
     check_out(out)
     identity = states.Identity(as_json(experiment), model, seed)
     checkpoint = states.latest(out / "state")
