@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 def asks_for_gpu(arguments: Sequence[str]) -> bool:
     """Whether a marker is asked for that is that of a GPU."""
-    asked = [after for before, after in zip(["", *arguments], arguments, strict=False) if before == "-m"]
+    asked = [after for before, after in pairwise(arguments) if before == "-m"]
     asked += [each for each in arguments if each.startswith("-m")]
     return any("gpu" in each for each in asked)
 

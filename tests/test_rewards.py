@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from prompts import Prompt
 from tests import toy
+from train.batches import _at_once
 from train.config import Reward, Task
 from train.rewards import (
     RewardFailed,
@@ -188,6 +192,46 @@ def prompts(count: int) -> list[Prompt]:
 def test_a_scorer_that_answers_nonsense_is_named(name: str, sentence: str) -> None:
     with pytest.raises(RewardFailed, match=sentence):
         score(name, toy.load_scorer(name), torch.rand(4, 3, 8, 8), prompts(4))
+
+
+class Counting:
+    """A picture's mean; remembers how many it was given at a time."""
+
+    range = (0.0, 1.0)
+
+    def __init__(self, scope: str) -> None:
+        self.scope, self.given = scope, list[int]()
+
+    def __call__(self, images_BCHW: torch.Tensor, asked: Sequence[Prompt]) -> torch.Tensor:
+        assert len(asked) == len(images_BCHW)
+        self.given.append(len(asked))
+        return images_BCHW.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("scope", "at_once", "given"), [("image", 2, [2, 2, 1]), ("image", None, [5]), ("prompt", 2, [5])]
+)
+def test_a_scorer_is_given_so_many_pictures_at_a_time(
+    scope: str, at_once: int | None, given: list[int]
+) -> None:
+    scorer, images = Counting(scope), torch.rand(5, 3, 8, 8)
+    assert torch.equal(score("counting", scorer, images, prompts(5), at_once), images.mean((1, 2, 3)))
+    assert scorer.given == given
+
+
+def test_on_a_gpu_that_is_as_many_as_the_denoiser_holds() -> None:
+    sampling = SimpleNamespace(micro_batch=16)
+    for device, at_once in (("cuda", 16), ("cpu", None)):
+        accelerator = SimpleNamespace(device=torch.device(device))
+        run: Any = SimpleNamespace(accelerator=accelerator, experiment=SimpleNamespace(sampling=sampling))
+        assert _at_once(run) == at_once
+
+
+def test_a_picture_of_a_later_part_is_named_by_its_own_prompt() -> None:
+    scorer, images = Counting("image"), torch.rand(5, 3, 8, 8)
+    images[4] = 7.0
+    with pytest.raises(RewardFailed, match="gave 7 to prompt p4"):
+        score("counting", scorer, images, prompts(5), at_once=2)
 
 
 def test_a_scorer_that_raises_is_named() -> None:

@@ -148,12 +148,18 @@ def gathered_scores(
     try:
         for name in names:
             with own_stream(run, name):
-                local[name] = score(name, run.scorers[name], images_BCHW, prompts_B)
+                local[name] = score(name, run.scorers[name], images_BCHW, prompts_B, _at_once(run))
     except RewardFailed as reason:
         failure = reason
     raise_where_any_failed(run, failure)
     score_BN = gather(run, torch.stack([local[name] for name in names], 1))
     return dict(zip(names, score_BN.unbind(1), strict=True))
+
+
+def _at_once(run: Run) -> int | None:
+    """Images that a scorer is given: on a GPU no more than the denoiser holds, as it holds little else then; on a CPU all, which it cuts as it is fastest."""
+    on_gpu = run.accelerator.device.type == "cuda"
+    return run.experiment.sampling.micro_batch if on_gpu else None
 
 
 def raise_where_any_failed(run: Run, failure: RewardFailed | None) -> None:

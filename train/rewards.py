@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evals import scorers
+from evals.arithmetic import micro_batches
 from evals.memory import too_little
 from prompts import Prompt
 from train.config import LESS_MEMORY, Experiment, Reward, Task
@@ -160,12 +161,24 @@ def _check_classes(task: Task, name: str, scorer: Any) -> None:
         )
 
 
-def score(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:
+def score(
+    name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt], at_once: int | None = None
+) -> Tensor:
     """float32 [B] from a scorer, on the CPU.
+
+    Args:
+        name: of the scorer.
+        scorer: asked.
+        images_BCHW: float32 RGB in [0, 1].
+        prompts_B: of each.
+        at_once: images it is given at a time, None for all. Of a set it is always given all.
 
     Raises:
         RewardFailed: where the scorer raises, or answers with another shape, with infinity or outside its range.
     """
+    if at_once is not None and scorer.scope == "image":
+        parts = micro_batches(len(prompts_B), at_once)
+        return torch.cat([score(name, scorer, images_BCHW[rows], prompts_B[rows]) for rows in parts])
     try:
         return scorers.ask(name, scorer, images_BCHW, prompts_B, lambda i: f"prompt {prompts_B[i].id}")
     except scorers.ScorerFailed as failure:

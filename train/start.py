@@ -90,8 +90,6 @@ def _spare_memory() -> None:
     """Of a GPU, before it is first used: what libraries keep in hand there that training does not need. What the environment says counts more."""
     # cuBLAS has scratch memory for each thread that asks, and a process, which waits for each gradient, needs no other one for those
     torch.autograd.set_multithreading_enabled(False)
-    # the smaller of the two sizes of it with which the same product is the same each time: 128 KiB, where the other is 32 MiB
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     # memory that grows by the page, where else each size of tensor leaves a rest of 20 MiB
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
