@@ -358,6 +358,26 @@ NEEDS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "expect", "needs"),
+    [
+        ("objects", {"objects": [{"colour": "red", "shape": "star"}]}, "names objects"),
+        ("fully_right", {"objects": [{"colour": "red", "shape": "star"}]}, "names objects"),
+        ("skin_tone", {"group": "skin_tone"}, "is a portrait"),
+        ("monk_tone", {"group": "skin_tone"}, "is a portrait"),
+    ],
+)
+def test_a_set_that_a_scorer_of_the_miniature_could_say_nothing_of_is_refused(
+    name: str, expect: dict[str, object], needs: str
+) -> None:
+    scorer = scorers.load(name, domain="miniature")
+    others = [Prompt("p0", "a green field"), Prompt("p1", "a blue field")]
+    scorer.check_prompts([*others, Prompt("mine", "it", expect=expect)])
+    told = rf"^none of its 2 prompts {needs}.*; the first is 'p0', 'a green field'$"
+    with pytest.raises(ValueError, match=told):
+        scorer.check_prompts(others)
+
+
 @pytest.mark.parametrize("name", NEEDS)
 def test_prompts_that_a_scorer_of_photographs_needs_are_told_before_there_are_pictures(name: str):
     """None opens a file for it; a prompt that it does not apply to is none of its own among others, where its score is NaN."""

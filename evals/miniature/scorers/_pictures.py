@@ -13,6 +13,7 @@ from torch import Tensor
 from evals.miniature import annotators, measure, render
 from evals.miniature.measure import Picture
 from evals.scorers import Scope, version_of
+from evals.scorers._asked import refuse_none
 from prompts import Prompt, world
 
 NAN = float("nan")
@@ -36,20 +37,30 @@ class PixelScorer:
     source = "exact pixel measure of the miniature world, this repository, Apache-2.0"
     scope: Scope = "image"
     version = version_of(*(Path(str(m.__file__)) for m in (measure, render, annotators, world)))
+    needs: str | None = None
+    """What a prompt has that it applies to, for a message; None where it applies to any."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         """The device is accepted for the contract's sake; pixels are read on the CPU."""
+
+    def applies(self, prompt: Prompt) -> bool:
+        """Whether the measure could say something of a picture of the prompt."""
+        return True
 
     def value(self, prompt: Prompt, picture: Picture) -> float:
         """The score of one picture; NaN where the measure does not apply."""
         raise NotImplementedError
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that the measure raises for: it asks the same of a prompt whatever the picture shows, so one without anything will do.
+        """Refuse prompts that the measure raises for, and a set of which it applies to none.
+
+        It asks the same of a prompt whatever the picture shows, so one without anything will do.
 
         Raises:
             ValueError: as a call would.
         """
+        if self.needs is not None:
+            refuse_none(prompts, self.applies, self.needs)
         nothing: Picture = np.zeros((64, 64, 3), np.float32)
         distinct: dict[str, Prompt] = {}
         for prompt in prompts:
@@ -63,3 +74,23 @@ class PixelScorer:
         assert len(prompts) == len(images_BCHW)
         values = [self.value(p, x) for p, x in zip(prompts, to_pictures(images_BCHW), strict=True)]
         return torch.tensor(values, dtype=torch.float32)
+
+
+class SceneScorer(PixelScorer):
+    """One that looks for the objects that a prompt names."""
+
+    needs = 'names objects, as `"expect": {"objects": [{"colour": "red", "shape": "star"}]}` does'
+
+    def applies(self, prompt: Prompt) -> bool:
+        """See `PixelScorer`."""
+        return "objects" in prompt.expect
+
+
+class PortraitScorer(PixelScorer):
+    """One that looks at the skin of a face."""
+
+    needs = 'is a portrait whose tone is read, which `"expect": {"group": "skin_tone"}` says'
+
+    def applies(self, prompt: Prompt) -> bool:
+        """See `PixelScorer`."""
+        return prompt.expect.get("group") == "skin_tone"
