@@ -121,8 +121,8 @@ class Update:
     compile: bool = False
     """Compile the denoiser, in rollout and update alike: time only, after minutes in which it is compiled (ours)."""
     cuda_graphs: bool = False
-    """Record the denoiser's calls as CUDA graphs, with `gradient_checkpointing` only those of the rollout: time only, where a GPU waits for the CPU, as with small
-    models and adapters; what the recordings keep is lent to nothing else (ours)."""
+    """Record the calls of denoiser and decoder as CUDA graphs, with `gradient_checkpointing` only those of the rollout: time only, where a GPU waits for the CPU, as with
+    small models and adapters; recordings lend memory to each other, and to nothing else (ours)."""
     sharding: Sharding = "none"
     """Where weights, gradients and moments lie: whole on every process (DDP; released code), or a share on each (FSDP2): memory only."""
 
