@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evals.arithmetic import micro_batches
 from evals.conditioning import Conditioning
 from evals.diffusion import predict
+from train.batches import at_once
 from train.run import Run
 
 
@@ -54,8 +55,9 @@ class BareCalls:
             marks.append(now())
             images = painter.decode(self.latents)
             marks.append(now())
-            for name in [*(term.scorer for term in self.task.rewards), *self.task.monitors]:
-                self.run.scorers[name](images, self.prompts)
+            for rows in micro_batches(len(images), at_once(self.run) or len(images)):
+                for name in [*(term.scorer for term in self.task.rewards), *self.task.monitors]:
+                    self.run.scorers[name](images[rows], self.prompts[rows])
             marks.append(now())
         for timestep in steps[: experiment.update.trained_steps]:
             for rows in micro_batches(len(self.latents), experiment.update.micro_batch):

@@ -138,7 +138,7 @@ def prepared(experiment: Experiment, model: str, out: Path) -> Run:
     gc.collect()  # here: the variables of a case that failed are let go only when the next one is called
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    accelerator = new_accelerator()
+    accelerator = new_accelerator(cuda_graphs=experiment.update.cuda_graphs)
     pipeline = random_pipeline(ARCHITECTURES[model], accelerator.device) if model in ARCHITECTURES else None
     return prepare(experiment, model, 0, out, accelerator, pipeline=pipeline)
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-
-def asks_for_gpu(arguments: Sequence[str]) -> bool:
-    """Whether a marker is asked for that is that of a GPU."""
-    asked = [after for before, after in pairwise(arguments) if before == "-m"]
-    asked += [each for each in arguments if each.startswith("-m")]
-    return any("gpu" in each for each in asked)
-
+from tests.hidden_gpu import asks_for_gpu
 
 # The suite runs on the CPU, its processes too, also where there is a GPU: there equal means to the last bit. `pytest -m gpu` is for the GPU.
 # Said before anything is imported, as some libraries look for one at once; a process beside others has been told by the first.
@@ -27,10 +20,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ and not asks_for_gpu(
 ):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import torch  # noqa: E402
+import torch
 
-from evals import compare  # noqa: E402
-from tests import toy  # noqa: E402
+from evals import compare
+from tests import toy
 
 torch.set_num_threads(1)  # the suite shares its machine, and tiny matrices gain nothing from a second thread
 

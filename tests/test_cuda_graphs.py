@@ -114,7 +114,7 @@ def recorded(denoiser: Denoiser) -> Any:
 
 def only(recorder: Any) -> Any:
     """The recording that there is."""
-    (recording,) = recorder.recordings.made.values()
+    ((recording, _),) = recorder.recordings.made.values()
     return recording
 
 
@@ -142,7 +142,6 @@ def test_answers_are_the_usual_ones_and_none_is_overwritten(denoiser: Denoiser) 
 
 
 def test_gradients_add_up_as_usual(denoiser: Denoiser) -> None:
-    """The first gradient of a weight is kept as it is given: were it the recording's own tensor, the second call would overwrite it."""
     recorder = recorded(denoiser)
     for of in (1.0, -2.0, 0.5):
         (answer(denoiser, of) ** 2).sum().backward()
@@ -186,7 +185,7 @@ def test_a_weight_without_a_gradient_has_none(denoiser: Denoiser) -> None:
 
 
 def test_who_waits_for_a_gradient_is_given_it(denoiser: Denoiser) -> None:
-    """As DDP is, which adds it up where it wants."""
+    """As DDP is, which adds it up where it wants: the first one is kept as it is given, and must not be the recording's own tensor, on which the second is written."""
     recorder = Recorder(denoiser, Tape(), copied=True)
     told: list[Tensor] = []
     denoiser.first.weight.register_hook(told.append)
@@ -226,6 +225,7 @@ def test_usual_calls_with_a_gradient_are_not_made_beside_recordings(denoiser: De
     for usual in range(USUAL_CALLS):
         answer(recorder, 1.0, rows=5)
         assert not recorder.recordings.made, usual
+        assert all(alias.grad is None for alias in recorder.gradients.aliases), "a second set of gradients"
     answer(recorder, 1.0, rows=5)
     with torch.no_grad():
         assert torch.equal(answer(recorder, 1.0), answer(denoiser, 1.0))
@@ -240,6 +240,24 @@ def test_weights_that_have_changed_in_their_place_are_seen(denoiser: Denoiser) -
         after = answer(recorder, 1.0)
         assert torch.equal(after, answer(denoiser, 1.0))
     assert not torch.equal(after, before)
+
+
+def test_an_answer_has_its_own_form(denoiser: Denoiser) -> None:
+    """Of two kinds of call, one whose answer is a tensor, another that has it in a tuple."""
+    inside = denoiser.forward
+
+    def forward(x: Tensor, *, text: Tensor, return_dict: bool = False) -> Any:
+        (found,) = inside(x, text=text)
+        return found if return_dict else (found,)
+
+    denoiser.forward = forward
+    recorder, x = Recorder(denoiser, Tape()), torch.ones(2, 3)
+    with torch.no_grad():
+        for _ in range(USUAL_CALLS + 2):
+            alone = recorder(x, text=x, return_dict=True)
+            (in_a_tuple,) = recorder(x, text=x, return_dict=False)
+            assert torch.equal(alone, in_a_tuple)
+    assert len(recorder.recordings.made) == 2
 
 
 def test_answers_of_one_loss_are_right_though_only_one_can_be_recorded(denoiser: Denoiser) -> None:
@@ -293,12 +311,14 @@ def test_what_is_recorded_in_inference_serves_inference(denoiser: Denoiser) -> N
 
 def test_only_calls_without_a_gradient_are_recorded_where_it_computes_them_again(denoiser: Denoiser) -> None:
     tape = Tape()
-    record_calls(denoiser, nn.Identity(), tape, checkpointing=True, wrapped=False)
+    decoder = nn.Linear(3, 3)
+    record_calls(denoiser, decoder, tape, gradients=False, wrapped=False)
+    assert not isinstance(decoder.forward, Recorder)
     for _ in range(USUAL_CALLS + 1):
         answer(denoiser, 1.0).sum().backward()
         with torch.no_grad():
             answer(denoiser, 1.0)
-    (recording,) = tape.made.values()
+    ((recording, _),) = tape.made.values()
     assert recording.slope is None
 
 
@@ -351,7 +371,7 @@ def record(policy: Policy) -> Tape:
     """What `update.cuda_graphs` does on a GPU."""
     tape = Tape()
     wrapped = policy.module is not policy.unet
-    record_calls(policy.unet, policy.pipeline.vae.decoder, tape, checkpointing=False, wrapped=wrapped)
+    record_calls(policy.unet, policy.pipeline.vae.decoder, tape, gradients=True, wrapped=wrapped)
     return tape
 
 

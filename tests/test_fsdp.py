@@ -19,6 +19,7 @@ from tests.test_resume import Runner, assert_same
 from train import state as states
 from train.config import Ema, Experiment, Lora, Pretraining, Reward
 from train.plan import plan
+from train.run import Run
 
 BATCH = 12
 
@@ -55,8 +56,8 @@ def write_record(run: Any, record: dict[str, Tensor], out: str) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def two_iterations_and_the_hand_over(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
-    """Record a gradient over micro-batches, weights after two iterations and a step on data, and how it lies; hand over."""
+def two_iterations_and_the_hand_over(base: str, prompts: str, out: str, lora: bool, sharding: str) -> Run:
+    """Record a gradient over micro-batches, weights after two iterations and a step on data, and how it lies; hand over. Returns the run."""
     from train.data import CachedPairs
     from train.loop import pretraining_step, train
     from train.methods._policy_gradient import policy_gradient
@@ -82,6 +83,7 @@ def two_iterations_and_the_hand_over(base: str, prompts: str, out: str, lora: bo
     record["held"] = torch.tensor(sum(p.numel() for p in held))
     hand_over(run, "toy-toy-0")
     write_record(run, record, out)
+    return run
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "lora"])

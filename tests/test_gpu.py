@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from evals.arithmetic import Precision, exact_device
 from evals.checkpoints import load_pipeline
@@ -22,7 +23,7 @@ from tests import toy
 from tests.test_distributed import recorded
 from tests.test_fsdp import prepared, two_iterations_and_the_hand_over, write_record
 from train.config import Ema, Experiment, Lora
-from train.cuda_graphs import Recorder, Recording
+from train.cuda_graphs import Kind, Recorder, Recording
 from train.determinism import only_deterministic
 from train.loop import iterate, save, train
 from train.run import Run
@@ -143,8 +144,9 @@ def be_a_group_of_one() -> None:
 def in_a_group_of_one(base: str, prompts: str, out: str, lora: bool, sharding: str) -> None:
     """NCCL, shares and their gathering, with nobody to share with."""
     be_a_group_of_one()
-    two_iterations_and_the_hand_over(base, prompts, out, lora, sharding)
+    run = two_iterations_and_the_hand_over(base, prompts, out, lora, sharding)
     assert "nccl" in str(torch.distributed.get_backend_config())
+    assert isinstance(run.policy.module, DistributedDataParallel) == (sharding == "none")
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -184,9 +186,10 @@ def test_recorded_calls_change_nothing_but_time(
         train(runs[-1])
     usual, ours = runs
     recordings = recordings_of(ours)
-    recorded_modules = {kind[0].module for kind in recordings}
-    assert recorded_modules == {ours.policy.unet, ours.policy.pipeline.vae.decoder}
-    assert any(recording.slope is not None for recording in recordings.values()) != checkpointing
+    recorded_modules = {kind.recorder.module for kind in recordings}
+    unet, decoder = ours.policy.unet, ours.policy.pipeline.vae.decoder
+    assert recorded_modules == ({unet} if checkpointing else {unet, decoder})
+    assert any(recording.slope is not None for recording, _ in recordings.values()) != checkpointing
     for name, weight in usual.policy.weights.items():
         assert torch.equal(ours.policy.weights[name], weight), name
     with usual.policy.handed_over(), ours.policy.handed_over():
@@ -198,8 +201,7 @@ def with_recordings(experiment: Experiment) -> Experiment:
     return replace(experiment, update=replace(experiment.update, cuda_graphs=True))
 
 
-def recordings_of(run: Run) -> dict[Any, Recording]:
-    """By kind, of which each begins with its recorder."""
+def recordings_of(run: Run) -> dict[Kind, tuple[Recording, Any]]:
     recorder: Any = run.policy.unet.forward
     assert isinstance(recorder, Recorder)
     return recorder.recordings.made
@@ -211,8 +213,8 @@ def in_a_group_of_one_recorded(base: str, prompts: str, out: str, recording: boo
     experiment = experiment_of(Path(base), Path(prompts), "fp32", lora=False, checkpointing=False)
     run = prepared(with_recordings(experiment) if recording else experiment, out)
     train(run)
-    assert type(run.policy.module).__name__ == "DistributedDataParallel"
-    assert not recording or recordings_of(run)
+    assert isinstance(run.policy.module, DistributedDataParallel)
+    assert not recording or any(each.slope is not None for each, _ in recordings_of(run).values())
     write_record(run, dict(run.policy.weights), out)
 
 

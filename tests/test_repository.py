@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from evals import metrics, scorers
+from tests.hidden_gpu import asks_for_gpu
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("prompts", "evals", "train", "bench")
@@ -212,3 +213,18 @@ def test_setup_without_the_venv_module(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "install python3-venv" in run.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"),
+    [
+        (["-q", "-m", "gpu"], True),
+        (["-mgpu"], True),
+        (["-m", "gpu and not slow", "tests/test_gpu.py"], True),
+        (["-m", "not slow"], False),
+        (["-m", "not slow and not gpu"], False),
+        (["tests/test_gpu.py", "-k", "gpu"], False),
+    ],
+)
+def test_a_gpu_is_hidden_from_tests_unless_they_are_those_of_a_gpu(arguments: list[str], asks: bool) -> None:
+    assert asks_for_gpu(arguments) == asks

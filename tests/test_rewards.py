@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompts import Prompt
 from tests import toy
-from train.batches import _at_once
+from train.batches import at_once
 from train.config import Reward, Task
 from train.rewards import (
     RewardFailed,
@@ -221,10 +221,10 @@ def test_a_scorer_is_given_so_many_pictures_at_a_time(
 
 def test_on_a_gpu_that_is_as_many_as_the_denoiser_holds() -> None:
     sampling = SimpleNamespace(micro_batch=16)
-    for device, at_once in (("cuda", 16), ("cpu", None)):
+    for device, expected in (("cuda", 16), ("cpu", None)):
         accelerator = SimpleNamespace(device=torch.device(device))
         run: Any = SimpleNamespace(accelerator=accelerator, experiment=SimpleNamespace(sampling=sampling))
-        assert _at_once(run) == at_once
+        assert at_once(run) == expected
 
 
 def test_a_picture_of_a_later_part_is_named_by_its_own_prompt() -> None:

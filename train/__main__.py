@@ -325,7 +325,7 @@ def _train(
     try:
         if is_finished(name, out, Identity(as_json(experiment), model, seed)):  # by another, in between
             return 0
-        accelerator = new_accelerator(experiment.update.sharding)
+        accelerator = new_accelerator(experiment.update.sharding, experiment.update.cuda_graphs)
         ready = prepare(experiment, model, seed, out, accelerator, bar.show, stop.requested)
         say_what_is_cut(ready)
         if ready.experiment.tasks and (note := ready.experiment.method.note(ready)):

@@ -148,7 +148,7 @@ def gathered_scores(
     try:
         for name in names:
             with own_stream(run, name):
-                local[name] = score(name, run.scorers[name], images_BCHW, prompts_B, _at_once(run))
+                local[name] = score(name, run.scorers[name], images_BCHW, prompts_B, at_once(run))
     except RewardFailed as reason:
         failure = reason
     raise_where_any_failed(run, failure)
@@ -156,8 +156,8 @@ def gathered_scores(
     return dict(zip(names, score_BN.unbind(1), strict=True))
 
 
-def _at_once(run: Run) -> int | None:
-    """Images that a scorer is given: on a GPU no more than the denoiser holds, as it holds little else then; on a CPU all, which it cuts as it is fastest."""
+def at_once(run: Run) -> int | None:
+    """Images that a scorer is given: on a GPU no more than the denoiser, to bound memory; on a CPU all (None), which scorers cut themselves."""
     on_gpu = run.accelerator.device.type == "cuda"
     return run.experiment.sampling.micro_batch if on_gpu else None
 

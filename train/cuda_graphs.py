@@ -4,11 +4,11 @@ A GPU that has done a kernel before the CPU has started the next one waits; with
 the time. A recorded call is the same kernels on the same numbers in the same order, so nothing changes but the time.
 
 Calls of one kind (shapes, types, precision, with or without a gradient) share a recording. The first ones are made as usual, as libraries load and
-choose kernels then; so calls that hardly come again, such as those of what is checked before training, are never recorded.
+choose kernels then; so calls that hardly come again are never recorded.
 
 Memory: what its kernels write, a recording keeps for itself, where usual calls lend it to each other. So all recordings of a process write on the same memory, and
 while the gradient of an answer is awaited no other one may run; a weight's gradient is added up where it lies; all of a process is done on one stream, as cuBLAS
-has scratch memory for each; and usual calls with a gradient, which take the most, are not made beside recordings.
+has scratch memory for each; and the first calls of a kind with a gradient, which take the most, are not made beside recordings.
 
 DDP gathers what autograd brings, so it is given copies of the gradients: of all weights at once, at the end of a call, and no backward pass is left behind which
 to hide their exchange.
@@ -20,7 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ def _told(weights: Sequence[Tensor], reached: list[bool]) -> Iterator[None]:
 
 
 class Recordings:
-    """Of a process: one at a time is used."""
+    """All of a process; one runs at a time, as they share memory."""
 
     def __init__(self, recording: Callable[..., Recording] = CudaRecording) -> None:
         """None yet.
@@ -136,30 +136,31 @@ class Recordings:
         Args:
             recording: what makes and holds one.
         """
-        self.made: dict[Any, Recording] = {}
-        """By kind of call."""
-        self.met: Counter[Any] = Counter()
+        self.made: dict[Kind, tuple[Recording, TreeSpec]] = {}
+        """With the form of the answer."""
+        self.met: Counter[Kind] = Counter()
         self._recording = recording
         self._pool: Any = None
         self._asked: weakref.ref[_Asked] | None = None
 
     def record(
-        self, kind: Any, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+        self, call: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> Recording:
         """One more."""
         if self._pool is None and torch.cuda.is_available():
             self._pool = torch.cuda.graph_pool_handle()
-        self.made[kind] = self._recording(call, inputs, weights, self._pool)
-        return self.made[kind]
+        return self._recording(call, inputs, weights, self._pool)
 
     def give_way(self) -> None:
         """Leave all memory to usual calls; what comes again is recorded again."""
+        for kind in self.made:
+            kind.recorder.gradients.leave_place()
         self.made.clear()
         self._pool = None
         torch.cuda.empty_cache()
 
-    def await_gradient(self, asked: _Asked) -> None:
-        """Let nothing write where this call's answer is needed."""
+    def keep_for(self, asked: _Asked) -> None:
+        """Have nothing written where it is needed for that call's gradient."""
         self._asked = weakref.ref(asked)
 
     @property
@@ -190,8 +191,13 @@ class Gradients:
                 own = None if self.copied else weight.grad
                 alias.grad = torch.zeros_like(weight) if own is None else own
 
-    def of(self, recording: Recording) -> Sequence[Tensor | None]:
-        """Have a recording add to them.
+    def leave_place(self) -> None:
+        """Keep none, as no recording is there."""
+        for alias in self.aliases:
+            alias.grad = None
+
+    def add(self, recording: Recording) -> Sequence[Tensor | None]:
+        """Have a recording add to them: to the weights' own `grad`, unless they are copied.
 
         Returns:
             what autograd is to add, None where that is done.
@@ -221,21 +227,20 @@ class Recorder:
     """In place of a module's `forward`: its calls, recorded."""
 
     def __init__(
-        self, module: nn.Module, recordings: Recordings, gradients: bool = True, copied: bool = False
+        self, module: nn.Module, recordings: Recordings, with_gradients: bool = True, copied: bool = False
     ) -> None:
         """Stand in for it.
 
         Args:
             module: whose `forward` this is to be. It answers with one tensor, by itself or in a tuple.
             recordings: where they are kept, also those of other modules.
-            gradients: whether calls with a gradient are recorded too.
+            with_gradients: whether calls with a gradient are recorded too.
             copied: see `Gradients`.
         """
-        self.module, self.recordings, self.with_gradients = module, recordings, gradients
+        self.module, self.recordings, self.with_gradients = module, recordings, with_gradients
         self.usual: Callable[..., Any] = module.forward
         weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self.names, self.gradients = list(weights), Gradients(list(weights.values()), copied)
-        self.form: TreeSpec | None = None
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """The module's answer: recorded, but for the first calls of a kind, and those that a recording cannot make.
@@ -247,37 +252,37 @@ class Recorder:
         with_gradient, recordings = torch.is_grad_enabled(), self.recordings
         if recordings.awaited or (with_gradient and not self._can_record_a_gradient(inputs)):
             return self.usual(*arguments, **options)
-        kind = (self, *_kind(leaves, form, with_gradient))
-        recording = recordings.made.get(kind)
-        if recording is None:
+        kind = Kind(self, *_kind(leaves, form, with_gradient))
+        if kind not in recordings.made:
             recordings.met[kind] += 1
             if recordings.met[kind] <= USUAL_CALLS:
                 if with_gradient:
                     recordings.give_way()
                 return self.usual(*arguments, **options)
-            recording = self._record(kind, leaves, form, inputs)
+            recordings.made[kind] = self._record(leaves, form, inputs)
+        recording, form = recordings.made[kind]
         torch._foreach_copy_(list(recording.inputs), inputs)
         if with_gradient:
             asked = _Asked(recording, self.gradients)
-            recordings.await_gradient(asked)
+            recordings.keep_for(asked)
             answer: Tensor = _Replayed.apply(asked, *self.gradients.weights)
         else:
             recording.forward()
             answer = recording.output.clone()
-        assert self.form is not None, "it was recorded"
-        return tree_unflatten([answer], self.form)
+        return tree_unflatten([answer], form)
 
     def _can_record_a_gradient(self, inputs: Sequence[Tensor]) -> bool:
         """Whether it is to, and no input wants one."""
         return self.with_gradients and not any(tensor.requires_grad for tensor in inputs)
 
     def _record(
-        self, kind: Any, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]
-    ) -> Recording:
+        self, leaves: Sequence[Any], form: TreeSpec, inputs: Sequence[Tensor]
+    ) -> tuple[Recording, TreeSpec]:
         aliases = self.gradients.aliases
         weights = dict(zip(self.names, aliases, strict=True))
         if torch.is_grad_enabled():
             self.gradients.find_place()
+        forms: list[TreeSpec] = []
 
         def call(*tensors: Tensor) -> Tensor:
             given = iter(tensors)
@@ -288,11 +293,12 @@ class Recorder:
                 answer = functional_call(self.module, weights, arguments, options)
             finally:
                 self.module.forward = recorder
-            (found,), self.form = tree_flatten(answer)
-            tensor: Tensor = found
+            (tensor,), found = tree_flatten(answer)
+            forms.append(found)
+            assert isinstance(tensor, Tensor)
             return tensor
 
-        return self.recordings.record(kind, call, inputs, aliases)
+        return self.recordings.record(call, inputs, aliases), forms[0]
 
 
 class _Asked:
@@ -334,13 +340,26 @@ class _Replayed(torch.autograd.Function):
         ctx.asked.refuse_stale()
         recording = ctx.asked.recording
         recording.slope.copy_(slope)
-        found = ctx.asked.gradients.of(recording)
+        found = ctx.asked.gradients.add(recording)
         ctx.asked.answered = True
         return (None, *found)
 
 
-def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> tuple[Any, ...]:
+class Kind(NamedTuple):
     """What calls have in common that one recording serves."""
+
+    recorder: Recorder
+    inputs: tuple[Any, ...]
+    """Shape, strides and type of tensors, and other inputs as they are."""
+    form: str
+    with_gradient: bool
+    in_inference: bool
+    autocast: Any
+    tf32: tuple[bool, bool]
+
+
+def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> tuple[Any, ...]:
+    """All of it but the recorder."""
     told = tuple(
         (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
     )
@@ -377,16 +396,18 @@ def leave_default_stream(device: torch.device) -> None:
 
 
 def record_calls(
-    unet: nn.Module, decoder: nn.Module, recordings: Recordings, checkpointing: bool, wrapped: bool
+    unet: nn.Module, decoder: nn.Module, recordings: Recordings, gradients: bool, wrapped: bool
 ) -> None:
     """Have the calls of denoiser and decoder recorded from now on; names and classes stay.
 
     Args:
         unet: on a GPU (`check_device`), at the place where its weights stay.
-        decoder: there too; calls without a gradient alone are recorded.
+        decoder: there too. It is recorded where the denoiser's gradients are, whose memory it then has: beside usual ones it would have some of its own.
         recordings: none yet.
-        checkpointing: whether the denoiser's gradient computes it again, which a recording cannot: then likewise.
+        gradients: whether the denoiser's calls with a gradient are recorded. Not where these compute it again (checkpointing), which a recording cannot; nor where a
+            loss has several of its answers, as only the first could be, and would be added in another order than usual.
         wrapped: whether DDP waits for its gradients.
     """
-    unet.forward = Recorder(unet, recordings, gradients=not checkpointing, copied=wrapped)
-    decoder.forward = Recorder(decoder, recordings, gradients=False)
+    unet.forward = Recorder(unet, recordings, with_gradients=gradients, copied=wrapped)
+    if gradients:
+        decoder.forward = Recorder(decoder, recordings, with_gradients=False)

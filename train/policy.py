@@ -103,8 +103,9 @@ class Policy:
         if self.update.compile and experiment.tasks:
             self.painter.unet = compiled(self.unet, accelerator.device)
         if self.update.cuda_graphs and experiment.tasks:
-            checkpointing, wrapped = self.update.gradient_checkpointing, self.module is not self.unet
-            record_calls(self.unet, pipeline.vae.decoder, Recordings(), checkpointing, wrapped)
+            gradients = not self.update.gradient_checkpointing and experiment.method.length == 1
+            wrapped = self.module is not self.unet
+            record_calls(self.unet, pipeline.vae.decoder, Recordings(), gradients, wrapped)
         self.loss_scale: LossScale | None = None
         if experiment.tasks and experiment.sampling.precision == "fp16":
             share = max(task.batch for task in turns(experiment)) // accelerator.num_processes

@@ -56,14 +56,19 @@ SHARDED = ("BasicTransformerBlock", "ResnetBlock2D")
 """Parts of a denoiser whose weights come together for their turn only; what is beside them is little."""
 
 
-def new_accelerator(sharding: Sharding = "none") -> Accelerator:
+def new_accelerator(sharding: Sharding = "none", cuda_graphs: bool = False) -> Accelerator:
     """One process, or this one of those that were launched together: CUDA where there is one, else gloo on CPUs.
 
     Args:
         sharding: whether several processes share out the weights. One has nobody to share with.
+        cuda_graphs: whether calls are to be recorded: what they write is then of memory that grows by the page, unless PYTORCH_CUDA_ALLOC_CONF says how.
     """
-    _spare_memory()
+    if cuda_graphs and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     on_gpu = exact_device().type == "cuda"
+    if on_gpu:
+        # cuBLAS has scratch memory, 32 MiB on some GPUs, for each thread that asks; a process waits for each gradient, and needs no second thread for it
+        torch.autograd.set_multithreading_enabled(False)
     # the main process alone writes, and a dead one is the launcher's matter
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
@@ -84,15 +89,6 @@ def new_accelerator(sharding: Sharding = "none") -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
-
-
-def _spare_memory() -> None:
-    """Of a GPU, before it is first used: what libraries keep in hand there that training does not need. What the environment says counts more."""
-    # cuBLAS has scratch memory for each thread that asks, and a process, which waits for each gradient, needs no other one for those
-    torch.autograd.set_multithreading_enabled(False)
-    # memory that grows by the page, where else each size of tensor leaves a rest of 20 MiB
-    if "PYTORCH_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def finished_card(out: Path, identity: states.Identity) -> dict[str, Any] | None:

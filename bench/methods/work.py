@@ -328,7 +328,7 @@ def _train(cell: Cell, folder: Path, jobs: int) -> int:
     came = [0]  # the signals that ask to stop: training saves first
     with signals.caught(came.append), training(folder / TRAININGS, jobs, code_of(cell)):
         try:
-            accelerator = new_accelerator(cell.experiment.update.sharding)
+            accelerator = new_accelerator(cell.experiment.update.sharding, cell.experiment.update.cuda_graphs)
             run = prepare(
                 cell.experiment, MODEL, cell.seed, out, accelerator, stop_requested=lambda: came[-1]
             )

@@ -48,7 +48,8 @@ class Trainer:
 
         self.folder = tempfile.TemporaryDirectory()
         out = Path(self.folder.name) / "run"
-        self.run = prepare(experiment, "miniature", seed, out, new_accelerator())
+        accelerator = new_accelerator(cuda_graphs=experiment.update.cuda_graphs)
+        self.run = prepare(experiment, "miniature", seed, out, accelerator)
 
     def iterate(self) -> dict[str, float]:
         """One iteration: its time, the mean and spread of the rewards of its images, and their mean gold where that is watched."""
