@@ -223,7 +223,7 @@ def test_a_lora_on_another_base_draws_other_pictures(tmp_path: Path):
 def test_prompts_that_a_scorer_cannot_answer_for_are_refused_before_anything_is_drawn(
     base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    own = [Prompt(str(number), "a portrait of a cat") for number in range(25)]
+    own = [Prompt(str(number), "a portrait of a cat", expect={"group": "skin_tone"}) for number in range(25)]
     monkeypatch.setattr(prompts, "load", lambda _name: own)
     told = r"scorer \w+ cannot answer for miniature-portraits-unseen: prompt '0' is not of the miniature"
     with pytest.raises(ValueError, match=told):
