@@ -13,6 +13,7 @@ from evals.arithmetic import micro_batches
 from evals.conditioning import Conditioning
 from evals.diffusion import predict
 from train.batches import at_once
+from train.rewards import given_together
 from train.run import Run
 
 
@@ -55,9 +56,9 @@ class BareCalls:
             marks.append(now())
             images = painter.decode(self.latents)
             marks.append(now())
-            for rows in micro_batches(len(images), at_once(self.run) or len(images)):
-                for name in [*(term.scorer for term in self.task.rewards), *self.task.monitors]:
-                    self.run.scorers[name](images[rows], self.prompts[rows])
+            for scorer in (self.run.scorers[name] for name in self.task.scorers):
+                for rows in given_together(scorer, len(images), at_once(self.run)):
+                    scorer(images[rows], self.prompts[rows])
             marks.append(now())
         for timestep in steps[: experiment.update.trained_steps]:
             for rows in micro_batches(len(self.latents), experiment.update.micro_batch):

@@ -112,6 +112,16 @@ def recorded(denoiser: Denoiser) -> Any:
     return recorder
 
 
+def recorded_of_both_kinds(denoiser: Denoiser) -> Any:
+    """With a recording of a call without a gradient, and of one with it, whose answer nobody has kept."""
+    recorder = recorded(denoiser)
+    with torch.no_grad():
+        answer(recorder, 1.0)
+    answer(recorder, 1.0)
+    assert len(recorder.recordings.made) == 2
+    return recorder
+
+
 def only(recorder: Any) -> Any:
     """The recording that there is."""
     ((recording, _),) = recorder.recordings.made.values()
@@ -217,11 +227,7 @@ def test_nothing_is_overwritten_while_a_gradient_is_awaited(denoiser: Denoiser) 
 
 
 def test_usual_calls_with_a_gradient_are_not_made_beside_recordings(denoiser: Denoiser) -> None:
-    recorder = recorded(denoiser)
-    with torch.no_grad():
-        answer(recorder, 1.0)
-    answer(recorder, 1.0)
-    assert len(recorder.recordings.made) == 2
+    recorder = recorded_of_both_kinds(denoiser)
     for usual in range(USUAL_CALLS):
         answer(recorder, 1.0, rows=5)
         assert not recorder.recordings.made, usual
@@ -331,11 +337,7 @@ def test_an_input_that_wants_a_gradient_gets_it(denoiser: Denoiser) -> None:
 
 
 def test_kinds_have_recordings_of_their_own(denoiser: Denoiser) -> None:
-    recorder = recorded(denoiser)
-    with torch.no_grad():
-        answer(recorder, 1.0)
-    answer(recorder, 1.0)
-    assert len(recorder.recordings.made) == 2
+    recorder = recorded_of_both_kinds(denoiser)
     with torch.no_grad():
         for time in range(USUAL_CALLS + 1):
             assert len(recorder.recordings.made) == 2, time

@@ -252,7 +252,7 @@ class Recorder:
         with_gradient, recordings = torch.is_grad_enabled(), self.recordings
         if recordings.awaited or (with_gradient and not self._can_record_a_gradient(inputs)):
             return self.usual(*arguments, **options)
-        kind = Kind(self, *_kind(leaves, form, with_gradient))
+        kind = Kind.of(self, leaves, form, with_gradient)
         if kind not in recordings.made:
             recordings.met[kind] += 1
             if recordings.met[kind] <= USUAL_CALLS:
@@ -357,15 +357,21 @@ class Kind(NamedTuple):
     autocast: Any
     tf32: tuple[bool, bool]
 
-
-def _kind(leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> tuple[Any, ...]:
-    """All of it but the recorder."""
-    told = tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
-    )
-    autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    return told, str(form), with_gradient, torch.is_inference_mode_enabled(), autocast, tf32
+    @classmethod
+    def of(cls, recorder: Recorder, leaves: Sequence[Any], form: TreeSpec, with_gradient: bool) -> Kind:
+        """That of a call which is made now."""
+        return cls(
+            recorder,
+            tuple(
+                (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
+                for leaf in leaves
+            ),
+            str(form),
+            with_gradient,
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+            (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        )
 
 
 def check_device(device: torch.device) -> None:

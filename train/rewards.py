@@ -7,7 +7,7 @@ A scorer that raises, or applies to too few images, stops the run with a sentenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -161,6 +161,11 @@ def _check_classes(task: Task, name: str, scorer: Any) -> None:
         )
 
 
+def given_together(scorer: Any, images: int, at_once: int | None) -> Iterator[slice]:
+    """Which of so many images a scorer is given in one call: of single pictures `at_once`, None for all; of a set always all."""
+    return micro_batches(images, images if at_once is None or scorer.scope != "image" else at_once)
+
+
 def score(
     name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt], at_once: int | None = None
 ) -> Tensor:
@@ -171,14 +176,16 @@ def score(
         scorer: asked.
         images_BCHW: float32 RGB in [0, 1].
         prompts_B: of each.
-        at_once: images it is given at a time, None for all. Of a set it is always given all.
+        at_once: see `given_together`.
 
     Raises:
         RewardFailed: where the scorer raises, or answers with another shape, with infinity or outside its range.
     """
-    if at_once is not None and scorer.scope == "image":
-        parts = micro_batches(len(prompts_B), at_once)
-        return torch.cat([score(name, scorer, images_BCHW[rows], prompts_B[rows]) for rows in parts])
+    parts = given_together(scorer, len(prompts_B), at_once)
+    return torch.cat([_asked(name, scorer, images_BCHW[rows], prompts_B[rows]) for rows in parts])
+
+
+def _asked(name: str, scorer: Any, images_BCHW: Tensor, prompts_B: Sequence[Prompt]) -> Tensor:
     try:
         return scorers.ask(name, scorer, images_BCHW, prompts_B, lambda i: f"prompt {prompts_B[i].id}")
     except scorers.ScorerFailed as failure:
