@@ -93,6 +93,14 @@ def test_what_drew_the_pictures_may_have_been_trained_on_a_scorer(
         scored(folder, trained_on=["blue"])
 
 
+def test_pictures_are_stacked_as_they_are_decoded_and_as_a_decoder_leaves_them() -> None:
+    """Convolutions take another way, and more time, for planes."""
+    pixels_BHWC = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    images_BCHW = pictures.stacked([pictures.Read(one, "") for one in pixels_BHWC])
+    assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images_BCHW, torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 255)
+
+
 def test_pictures_that_a_checkpoint_drew_have_the_same_hash_when_given(folder: Path) -> None:
     rows, _ = scored(folder)
     before = rows["picture"].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -376,6 +377,35 @@ def test_a_set_that_a_scorer_of_the_miniature_could_say_nothing_of_is_refused(
     told = rf"^none of its 2 prompts {needs}.*; the first is 'p0', 'a green field'$"
     with pytest.raises(ValueError, match=told):
         scorer.check_prompts(others)
+
+
+@pytest.mark.parametrize("name", ["objects", "fully_right", "gold_utility", "skin_tone", "monk_tone"])
+@pytest.mark.parametrize(
+    "expect",
+    [
+        {"objects": [{"colour": "red", "shape": "star"}], "relation": "and"},
+        {"objects": [{"colour": "red", "shape": "cat"}]},
+        {"objects": []},
+        {"objects": 5},
+        {"occupation": "nurse", "group": "skin_tone"},
+        {"group": "skin_tone"},
+        {},
+    ],
+)
+def test_a_scorer_of_the_miniature_says_beforehand_of_a_prompt_what_a_call_says(
+    name: str, expect: dict[str, object]
+) -> None:
+    scorer, prompt = scorers.load(name, domain="miniature"), Prompt("p0", "it", expect=expect)
+
+    def said(ask: Callable[[], object]) -> str:
+        try:
+            ask()
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    called = said(lambda: scorer(torch.rand(1, 3, 64, 64), [prompt]))
+    assert said(lambda: scorer.check(prompt)) == called  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", NEEDS)

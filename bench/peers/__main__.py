@@ -251,6 +251,11 @@ def told_gradient(who: str, found: Mapping[str, Any]) -> str:
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Pairs of iterations.")
 @click.option("--batch", default=SETTING.batch, show_default=True, type=click.IntRange(1))
 @click.option("--micro-batch", default=SETTING.micro_batch, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--micro-batch-here",
+    type=click.IntRange(1),
+    help="Here, where it is another, as what trl takes of memory may leave room for; as --micro-batch unless given.",
+)
 @click.option("--steps", default=SETTING.steps, show_default=True, type=click.IntRange(1))
 @click.option("--trained-steps", default=SETTING.trained_steps, show_default=True, type=click.IntRange(1))
 @click.option("--guidance", default=SETTING.guidance, show_default=True, type=float, help="Above 1.")
@@ -275,6 +280,7 @@ def main(
     rounds: int,
     batch: int,
     micro_batch: int,
+    micro_batch_here: int | None,
     steps: int,
     trained_steps: int,
     guidance: float,
@@ -299,6 +305,7 @@ def main(
         SETTING,
         batch=batch,
         micro_batch=micro_batch,
+        micro_batch_here=micro_batch_here,
         steps=steps,
         trained_steps=trained_steps,
         guidance=guidance,
@@ -320,7 +327,14 @@ def main(
             )
             if case == "processes":
                 # small: what is asked is not how fast
-                one = replace(setting, batch=4 * trained_steps, micro_batch=2, precision="fp32", processes=2)
+                one = replace(
+                    setting,
+                    batch=4 * trained_steps,
+                    micro_batch=2,
+                    micro_batch_here=None,
+                    precision="fp32",
+                    processes=2,
+                )
                 found = two_processes(one, folder)
                 told = [told_gradient(who, of_one) for who, of_one in found.items()]
             else:

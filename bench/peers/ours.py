@@ -98,6 +98,7 @@ def experiment_of(setting: Setting) -> Any:
     from train.config import Lora, Update
 
     paper = experiments.load("imagereward", "miniature")
+    micro_batch = setting.micro_batch_here or setting.micro_batch
     (task,) = paper.tasks
     task = replace(
         task,
@@ -113,7 +114,7 @@ def experiment_of(setting: Setting) -> Any:
         advantage_clip=setting.ADVANTAGE_CLIP,
         max_grad_norm=setting.MAX_GRAD_NORM,
         trained_steps=setting.trained_steps,
-        micro_batch=setting.micro_batch,
+        micro_batch=micro_batch,
         compile=setting.compile,
         cuda_graphs=setting.cuda_graphs,
     )
@@ -121,7 +122,7 @@ def experiment_of(setting: Setting) -> Any:
         paper.sampling,
         steps=setting.steps,
         guidance=setting.guidance,
-        micro_batch=setting.micro_batch,
+        micro_batch=micro_batch,
         precision=setting.precision,
     )
     return replace(

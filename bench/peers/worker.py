@@ -43,6 +43,8 @@ class Setting:
     """Here only: trl's trainer has no such option."""
     cuda_graphs: bool = False
     """Here only, likewise."""
+    micro_batch_here: int | None = None
+    """Images of a pass here, where they are others: a larger one is faster and takes more memory. By trl it must divide the batch over its trained steps."""
     lr: float = 6e-5
     clip: float = 3.2e-3
     seed: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,22 +50,19 @@ class PixelScorer:
         """The score of one picture; NaN where the measure does not apply."""
         raise NotImplementedError
 
+    def check(self, prompt: Prompt) -> None:
+        """Raise what `value` raises of a prompt, whatever the picture shows: unless a scorer says otherwise, nothing."""
+
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that the measure raises for, and a set of which it applies to none.
-
-        It asks the same of a prompt whatever the picture shows, so one without anything will do.
 
         Raises:
             ValueError: as a call would.
         """
         if self.needs is not None:
             refuse_none(prompts, self.applies, self.needs)
-        nothing: Picture = np.zeros((64, 64, 3), np.float32)
-        distinct: dict[str, Prompt] = {}
         for prompt in prompts:
-            distinct.setdefault(json.dumps(prompt.expect, sort_keys=True), prompt)
-        for prompt in distinct.values():
-            self.value(prompt, nothing)
+            self.check(prompt)
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -84,6 +80,11 @@ class SceneScorer(PixelScorer):
     def applies(self, prompt: Prompt) -> bool:
         """See `PixelScorer`."""
         return "objects" in prompt.expect
+
+    def check(self, prompt: Prompt) -> None:
+        """See `PixelScorer`. Raises ValueError where the objects are none of this world's."""
+        if self.applies(prompt):
+            measure.expected_objects(prompt.expect)
 
 
 class PortraitScorer(PixelScorer):
