@@ -32,7 +32,7 @@ from evals.arithmetic import exact_device
 from evals.asides import beside
 from evals.checkpoints import Checkpoint, declared, find_base, first_line, resolve, say, with_base
 from evals.files import EXTERNAL, write_bytes, write_text
-from evals.memory import too_little
+from evals.memory import keep_what_is_freed, too_little
 from evals.pictures import (
     Given,
     Item,
@@ -124,7 +124,7 @@ def score(
     _refuse_no_scorers(trained_on, chosen)
     whose = Scored(checkpoint.experiment, checkpoint.model, checkpoint.seed, chosen.drawn, checkpoint.rewards)
     _refuse_anothers(out, whose)
-    device = str(exact_device())
+    device = _device()
     # of all parts before any picture is drawn: what is refused here is refused at once
     loaded = _load(chosen, device)
     _refuse_unanswerable(chosen, loaded)
@@ -134,6 +134,14 @@ def score(
     told = checkpoint.told.source if checkpoint.told is not None else None
     weights = {"weights": pictures.digest, "base": checkpoint.base or told}
     Scoring(chosen, whose, pictures, loaded, out, device, weights).run()
+
+
+def _device() -> str:
+    """What scorers and model are on."""
+    device = exact_device()
+    if device.type == "cpu":
+        keep_what_is_freed()
+    return str(device)
 
 
 def images_of(out: Path) -> Path:
@@ -178,7 +186,7 @@ def score_given(
     _refuse_no_scorers(trained_on, chosen)
     whose = Scored(name, model, 0, f"{chosen.name}:{score_rows.GIVEN}", tuple(trained_on))
     _refuse_anothers(out, whose)
-    device = str(exact_device())
+    device = _device()
     loaded = _load(chosen, device)
     _refuse_unanswerable(chosen, loaded)
     theirs = Given(base, chosen, "base", others=others, skip_unfit=skip_unfit) if base else None

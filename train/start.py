@@ -26,6 +26,7 @@ from evals.arithmetic import exact_device
 from evals.bases import pipeline_index
 from evals.checkpoints import SNAPSHOTS, find_base, load_pipeline, refuse_revision
 from evals.files import write_text
+from evals.memory import keep_what_is_freed
 from evals.scorers import weights_of
 from train import card, cuda_graphs, grids, trackers
 from train import state as states
@@ -69,6 +70,8 @@ def new_accelerator(sharding: Sharding = "none", cuda_graphs: bool = False) -> A
     if on_gpu:
         # cuBLAS has scratch memory, 32 MiB on some GPUs, for each thread that asks; a process waits for each gradient, and needs no second thread for it
         torch.autograd.set_multithreading_enabled(False)
+    else:
+        keep_what_is_freed()
     # the main process alone writes, and a dead one is the launcher's matter
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients need no second copy
