@@ -28,15 +28,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Operation]
 
 
 @pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest, make: Callable[[str], Operation]) -> dict[str, Timed]:
-    """What all operations take that are asked for, pass by pass."""
+def found(request: pytest.FixtureRequest, make: Callable[[str], Operation]) -> dict[str, Timed | Exception]:
+    """What all operations take that are asked for, pass by pass, or what they raise; what is timed is kept."""
     asked: list[Any] = [
         item for item in request.session.items if getattr(item, "originalname", "") == "test_operation"
     ]
     machine = Machine.here()
-    told = measured([item.callspec.params["name"] for item in asked], make, machine)
+    failed = dict[str, Exception]()
+    told = measured([item.callspec.params["name"] for item in asked], make, machine, failed=failed)
     keep(path_here(), machine, told)
-    return told
+    return {**told, **failed}
 
 
 @pytest.mark.parametrize("name", makers())
@@ -44,12 +45,15 @@ def found(request: pytest.FixtureRequest, make: Callable[[str], Operation]) -> d
 def test_operation(
     name: str, make: Callable[[str], Operation], request: pytest.FixtureRequest, benchmark: Any
 ) -> None:
-    operation = make(name)
     if benchmark.disabled:
+        operation = make(name)
         operation.before()
         operation.call()
         return
-    told: Timed = request.getfixturevalue("found")[name]
+    told: Timed | Exception = request.getfixturevalue("found")[name]
+    if isinstance(told, Exception):
+        raise told
+    operation = make(name)
     benchmark.pedantic(operation.call, setup=operation.before, rounds=1)
     benchmark.extra_info |= {"ratio": told.ratio, "per_second": told.per_second, "peak_mib": told.peak_mib}
     print(

@@ -452,7 +452,11 @@ class Series:
 
 
 def measured(
-    names: Sequence[str], make: Callable[[str], Operation], machine: Machine, passes: int = PASSES
+    names: Sequence[str],
+    make: Callable[[str], Operation],
+    machine: Machine,
+    passes: int = PASSES,
+    failed: dict[str, Exception] | None = None,
 ) -> dict[str, Timed]:
     """Go through operations pass by pass, each of them in every pass.
 
@@ -461,19 +465,27 @@ def measured(
         make: an operation, by its name; asked for in the first pass.
         machine: on which they are.
         passes: how often all are gone through.
+        failed: takes what an operation raises, which is then left out of what comes after, as the others took minutes; raised here unless given.
     """
-    series = dict[str, Series]()
+    series, failures = dict[str, Series](), failed if failed is not None else {}
     with tqdm(total=passes * len(names), desc="operations", file=sys.stderr) as told:
         for number in range(passes):
             start = now()
             for name in names:
-                if name not in series:
-                    series[name] = Series.of(make(name))
-                series[name].go()
                 told.update()
+                if name in failures:
+                    continue
+                try:
+                    if name not in series:
+                        series[name] = Series.of(make(name))
+                    series[name].go()
+                except Exception as error:
+                    if failed is None:
+                        raise
+                    failures[name] = error
             if number + 1 < passes:
                 time.sleep(max(0.0, LEAST_PASS_SECONDS - (now() - start)))
-    return {name: each.timed(machine) for name, each in series.items()}
+    return {name: each.timed(machine) for name, each in series.items() if name not in failures}
 
 
 def least_of(taken: Sequence[Taken]) -> Taken:

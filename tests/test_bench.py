@@ -342,6 +342,35 @@ def test_a_reading_that_went_wrong_is_not_in_a_ratio(monkeypatch: pytest.MonkeyP
     assert [each.ratio.wall for each in found["a"].passes] == pytest.approx([3.0] * 4)
 
 
+def test_an_operation_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, calls = FakeMachine(monkeypatch), [0]
+
+    def make(name: str) -> Operation:
+        if name == "cannot be made":
+            raise FileNotFoundError(name)
+
+        def call() -> None:
+            fake.work(0.03)
+            if name == "fails in the second pass":
+                calls[0] += 1
+                if calls[0] > 2 + operations.ROUNDS:  # two to see how long it takes
+                    raise RuntimeError(name)
+
+        return Operation(name, 1, "rows", "python", call)
+
+    failed: dict[str, Exception] = {}
+    names = ["a", "cannot be made", "fails in the second pass", "b"]
+    found = measured(names, make, MACHINE, passes=3, failed=failed)
+    assert {name: len(of.passes) for name, of in found.items()} == {"a": 3, "b": 3}
+    assert {name: type(error) for name, error in failed.items()} == {
+        "cannot be made": FileNotFoundError,
+        "fails in the second pass": RuntimeError,
+    }
+    assert calls == [3 + operations.ROUNDS], "it is not asked again"
+    with pytest.raises(FileNotFoundError):
+        measured(names, make, MACHINE, passes=3)
+
+
 def test_every_reward_and_metric_is_an_operation() -> None:
     names = set(makers())
     assert {f"reward {name}" for name in scorers.names("miniature")} <= names
