@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -265,13 +264,6 @@ def under_noise(rgb: Image.Image) -> Image.Image:
     generator = np.random.default_rng(int(picture_hash(rgb), 16))
     mixed = (1 - GRAIN) * pixels + GRAIN * generator.uniform(0, 255, pixels.shape)
     return Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def as_png(rgb: Image.Image) -> bytes:
-    """The pixels and nothing else: a file on the disk may say in its metadata what drew it."""
-    content = io.BytesIO()
-    rgb.save(content, format="PNG", compress_level=1)
-    return content.getvalue()
 
 
 def _name(folder: Path) -> str:

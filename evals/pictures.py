@@ -36,7 +36,7 @@ from evals.checkpoints import Checkpoint, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
 from evals.files import MARK, write_bytes, write_text
-from evals.rgb import as_rgb
+from evals.rgb import as_png, as_rgb
 from evals.rows import BASE
 from evals.suites import Part, Suite
 from prompts import Prompt
@@ -44,8 +44,6 @@ from prompts.lock import locked
 
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
-RUNS = 3
-"""zlib's Z_RLE, as Pillow's `compress_type` takes it."""
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
@@ -134,7 +132,8 @@ def stacked(pictures: Sequence[Read]) -> Tensor:
     Channels last, as they are decoded and as a VAE's convolutions leave them: the miniature's judge takes a third less time for them than for planes.
     """
     pixels_BHWC = np.stack([picture.pixels_HWC for picture in pictures])
-    return torch.from_numpy(pixels_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
+    # in one go: there is no second array of that size
+    return torch.from_numpy(np.divide(pixels_BHWC, 255, dtype=np.float32)).permute(0, 3, 1, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------ clock
@@ -576,14 +575,9 @@ def _save_all(pixels_BHWC: NDArray[np.uint8], files: Sequence[str], held: ExitSt
 
 
 def _save(pixels_HWC: NDArray[np.uint8], file: str) -> None:
-    """Write a PNG, whole or not at all.
-
-    Compressed by runs alone (zlib's Z_RLE): as small as Pillow's usual, in a third of the time.
-    """
-    encoded = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(pixels_HWC))
-    picture.save(encoded, format="PNG", compress_level=1, compress_type=RUNS)
-    write_bytes(encoded.getvalue(), Path(file), durable=False)
+    """Write a PNG, whole or not at all."""
+    content = as_png(Image.fromarray(np.ascontiguousarray(pixels_HWC)))
+    write_bytes(content, Path(file), durable=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ somebody's

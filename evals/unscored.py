@@ -5,6 +5,7 @@ What a run has and the checkpoint that all are compared with has not is in no nu
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from evals import metrics, order, variety
@@ -142,7 +143,7 @@ def _command(
         parts += [f"--prompt-set {prompt_set}" for prompt_set in sets]
     parts += [f"--vendi-order {q:g}" for q in _orders(name, (*there, *lacking))]
     files = _files(comparison, model, experiment, suite)
-    parts.append(f"--out {files[0] if len(files) == 1 else 'FILE.csv'}")
+    parts.append(f"--out {shlex.quote(files[0]) if len(files) == 1 else 'FILE.csv'}")
     what = f"{'PICTURES are those' if is_given else 'CHECKPOINT is that'} of {experiment}"
     turn = f", and FILE.csv in turn {_and(files)}" if len(files) > 1 else ""
     return f"`{' '.join(parts)}` scores {'them' if len(lacking) > 1 else 'it'}, where {what}{turn}."

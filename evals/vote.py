@@ -29,6 +29,7 @@ import jinja2
 import prompts
 from evals import ballots, layout
 from evals.ballots import CHOICES, NOISE, Choice, Comparison, Log
+from evals.rgb import as_png
 
 LOOPBACK = "127.0.0.1"
 BODY = 1000
@@ -109,7 +110,7 @@ class Booth:
         rgb = ballots.open_picture(path)
         if ballots.picture_hash(rgb) != (pair.a if whose == "A" else pair.b):
             raise ValueError(f"{path} is another picture than when the voting began: start the server again")
-        return ballots.as_png(ballots.under_noise(rgb) if what.endswith(NOISE) else rgb)
+        return as_png(ballots.under_noise(rgb) if what.endswith(NOISE) else rgb)
 
     def _admit(self, rater: str) -> None:
         if _key(rater) not in self._names and len(self._names) >= RATERS:

@@ -209,6 +209,16 @@ def test_here_is_trained_what_trl_trains(lora: bool) -> None:
     assert (experiment.lora is not None) == lora
 
 
+@pytest.mark.parametrize("here", [None, 40])
+def test_passes_here_may_be_of_another_size_than_by_trl(here: int | None) -> None:
+    setting = replace(peers.SETTING, micro_batch_here=here)
+    experiment = ours.experiment_of(setting)
+    wanted = here or setting.micro_batch
+    assert (experiment.sampling.micro_batch, experiment.update.micro_batch) == (wanted, wanted)
+    assert setting.micro_batch == peers.SETTING.micro_batch, "trl's"
+    config.check(experiment, 1)
+
+
 # operations
 
 

@@ -282,6 +282,14 @@ def test_a_scorer_that_the_base_lacks_is_left_out_and_all_else_stands(frame: pd.
         )
 
 
+def test_the_command_that_scores_what_is_left_out_can_be_typed_as_it_stands() -> None:
+    frame = study(prompts=4, images=2)
+    frame = frame.assign(file=[f"my scores/{experiment}.csv" for experiment in frame["experiment"]])
+    lost = (frame["experiment"] == "base") & (frame["scorer"] == "vendi")
+    (note,) = unscored.left_out_notes(compare.compare(frame[~lost], resamples=20))
+    assert " --out 'my scores/base.csv'` scores them" in note
+
+
 def test_a_set_that_the_base_lacks_is_left_out_but_not_an_image(frame: pd.DataFrame) -> None:
     of_base = frame["experiment"] == "base"
     lost = of_base & (frame["prompt_set"] == SCENES) & (frame["scorer"] == "objects")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,16 @@ def test_pictures_are_stacked_as_they_are_decoded_and_as_a_decoder_leaves_them()
     images_BCHW = pictures.stacked([pictures.Read(one, "") for one in pixels_BHWC])
     assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images_BCHW, torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float() / 255)
+
+
+def test_pictures_are_stacked_in_hardly_more_memory_than_they_take() -> None:
+    """All of a prompt set are, for a scorer of one's own that compares with the base in one stage."""
+    shown = [pictures.Read(np.full((128, 128, 3), number, np.uint8), "") for number in range(24)]
+    tracemalloc.start()
+    images_BCHW = pictures.stacked(shown)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.5 * images_BCHW.numel() * 4
 
 
 def test_pictures_that_a_checkpoint_drew_have_the_same_hash_when_given(folder: Path) -> None:

@@ -101,6 +101,16 @@ MEAN = "images_BCHW[:, 0].mean((1, 2))"
         (MEAN, f"{MEAN} * torch.arange(len(prompts)) / 16", "depends on its place in the batch"),
         (MEAN, f"{MEAN} + 0.01 * self.calls", "other scores the second time"),
         (MEAN, f"{MEAN} * torch.nan", "NaN .* for every picture"),
+        (
+            MEAN,
+            "images_BCHW.view(len(prompts), -1)[:, : 64 * 64].mean(1)",
+            "failed with RuntimeError: view size is not compatible",
+        ),
+        (
+            MEAN,
+            "torch.as_strided(images_BCHW, (len(prompts), 64 * 64), (3 * 64 * 64, 1)).mean(1)",
+            "channels are last in memory",
+        ),
         (MEAN, "images_BCHW.clamp_(max=0.1)[:, 0].mean((1, 2))", "changes the pictures"),
         (MEAN, "images_BCHW[:, 0]", "not with one number each"),
         (MEAN, f"{MEAN} + 1", "states a range of 0 to 1"),
@@ -359,11 +369,15 @@ NEEDS = {
 }
 
 
+RED_STAR, BLUE_CIRCLE = {"colour": "red", "shape": "star"}, {"colour": "blue", "shape": "circle"}
+PAIR: dict[str, object] = {"objects": [RED_STAR, BLUE_CIRCLE], "relation": "above"}
+
+
 @pytest.mark.parametrize(
     ("name", "expect", "needs"),
     [
         ("objects", {"objects": [{"colour": "red", "shape": "star"}]}, "names objects"),
-        ("fully_right", {"objects": [{"colour": "red", "shape": "star"}]}, "names objects"),
+        ("fully_right", PAIR, "names two objects in a relation"),
         ("skin_tone", {"group": "skin_tone"}, "is a portrait"),
         ("monk_tone", {"group": "skin_tone"}, "is a portrait"),
     ],
@@ -383,7 +397,7 @@ def test_a_set_that_a_scorer_of_the_miniature_could_say_nothing_of_is_refused(
 @pytest.mark.parametrize(
     "expect",
     [
-        {"objects": [{"colour": "red", "shape": "star"}], "relation": "and"},
+        PAIR,
         {"objects": [{"colour": "red", "shape": "cat"}]},
         {"objects": []},
         {"objects": 5},
@@ -406,6 +420,43 @@ def test_a_scorer_of_the_miniature_says_beforehand_of_a_prompt_what_a_call_says(
 
     called = said(lambda: scorer(torch.rand(1, 3, 64, 64), [prompt]))
     assert said(lambda: scorer.check(prompt)) == called  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["fully_right", "gold_utility"])
+@pytest.mark.parametrize(
+    ("objects", "relation", "told"),
+    [
+        ([RED_STAR], "and", "has 1 and 'and'$"),
+        ([RED_STAR, BLUE_CIRCLE, RED_STAR], "and", "has 3 and 'and'$"),
+        ([RED_STAR, BLUE_CIRCLE], None, "has 2 and None$"),
+        ([RED_STAR, BLUE_CIRCLE], "left-of", "has 2 and 'left-of'$"),
+        ([RED_STAR, {"colour": "blue", "shape": "cat"}], "and", "list of objects with a colour"),
+    ],
+)
+def test_a_scene_that_can_never_be_fully_right_is_told_with_its_prompt_before_there_are_pictures(
+    name: str, objects: list[object], relation: str | None, told: str
+) -> None:
+    """A call would raise for it once a picture shows all that is named, hours later."""
+    expect = {"objects": objects, **({"relation": relation} if relation else {})}
+    right, wrong = Prompt("p0", "it", expect=PAIR), Prompt("p7", "it", expect=expect)
+    with pytest.raises(ValueError, match=f"^prompt 'p7': .*{told}"):
+        scorers.load(name, domain="miniature").check_prompts([right, wrong])  # type: ignore[attr-defined]
+
+
+def test_a_picture_of_the_one_thing_that_is_named_cannot_be_judged_as_a_pair() -> None:
+    """Why it is told beforehand."""
+    rng = np.random.default_rng(0)
+    picture = draw_scene(place((Object(**RED_STAR),), None, rng, 0.5), Finish(), rng)
+    images_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    alone = Prompt("p0", "it", expect={"objects": [RED_STAR], "relation": "and"})
+    with pytest.raises(ValueError, match="not enough values"):
+        scorers.load("fully_right", domain="miniature")(images_BCHW, [alone])
+
+
+def test_an_occupation_that_is_no_text_is_told_before_there_are_pictures() -> None:
+    gold = scorers.load("gold_utility", domain="miniature")
+    with pytest.raises(ValueError, match=r"^prompt 'p7': `expect\.occupation` must be a text, but is 5$"):
+        gold.check_prompts([Prompt("p7", "it", expect={"occupation": 5})])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", NEEDS)

@@ -44,7 +44,7 @@ class Setting:
     cuda_graphs: bool = False
     """Here only, likewise."""
     micro_batch_here: int | None = None
-    """Images of a pass here, where they are others: a larger one is faster and takes more memory. By trl it must divide the batch over its trained steps."""
+    """Images of a pass here, where they are not as many as trl's: more are faster and take more memory. trl takes only what divides an optimiser step's images."""
     lr: float = 6e-5
     clip: float = 3.2e-3
     seed: int = 0

@@ -31,12 +31,17 @@ def refuse_none(prompts: Sequence[Prompt], is_asked: Callable[[Prompt], bool], n
         )
 
 
+def said_of(prompt: Prompt, error: ValueError) -> str:
+    """What is wrong with a prompt, which the sentence then names."""
+    of = f"prompt {prompt.id!r}"
+    return str(error) if of in str(error) else f"{of}: {error}"
+
+
 def _is_asked(prompt: Prompt, is_asked: Callable[[Prompt], bool], needs: str) -> bool:
     try:
         return is_asked(prompt)
     except ValueError as error:
-        of = f"prompt {prompt.id!r}"
-        raise ValueError(str(error) if of in str(error) else f"{of}: {error}") from error
+        raise ValueError(said_of(prompt, error)) from error
     except (AttributeError, KeyError, TypeError) as error:  # what a prompt expects is anybody's JSON
         raise ValueError(
             f"prompt {prompt.id!r} has `expect` {dict(prompt.expect)!r}, in another form than one that {needs}"

@@ -44,10 +44,11 @@ def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Pro
         # these very pictures: one that writes into them shows
         value_B = ask(name, scorer, images_BCHW, prompts, lambda i: f"picture {i}", base)
         again_B = answer(torch.arange(len(given)))
+        other = None if base is None else reordered(base)
+        reordered_B = ask(name, scorer, reordered(given), prompts, lambda i: f"picture {i}", other)
         if not value_B.isfinite().any():
             found.append("it answers NaN (not applicable) for every picture that it was shown")
-        if not _same(value_B, again_B):
-            found.append("it gives the same pictures other scores the second time")
+        found += _of_the_same(value_B, again_B, reordered_B)
         if not torch.equal(given, images_BCHW):
             found.append("it changes the pictures that it is given")
         if scorer.scope == "image":
@@ -57,6 +58,12 @@ def faults(name: str, scorer: Scorer, images_BCHW: Tensor, prompts: Sequence[Pro
     except ScorerFailed as failure:
         found.append(str(failure))
     return found
+
+
+def reordered(images_BCHW: Tensor) -> Tensor:
+    """The same pictures with channels last in memory, or as planes where they were last: scoring gives the former, training what its decoder leaves."""
+    is_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    return images_BCHW.contiguous(memory_format=torch.contiguous_format if is_last else torch.channels_last)
 
 
 def pictures(domain: Domain) -> tuple[Tensor, list[Prompt]]:
@@ -117,6 +124,15 @@ def _of_what_it_states(scorer: Scorer) -> list[str]:
             f"its version is {scorer.version!r}, but must be 8 hex digits (evals.scorers.version_of makes them)"
         )
     return found
+
+
+def _of_the_same(value_B: Tensor, again_B: Tensor, reordered_B: Tensor) -> list[str]:
+    """The same pictures have the same scores, however they lie in memory."""
+    if not _same(value_B, again_B):
+        return ["it gives the same pictures other scores the second time"]
+    if not _same(value_B, reordered_B):
+        return ["its scores are others where channels are last in memory, as scoring gives pictures"]
+    return []
 
 
 def _of_neighbours(answer: Callable[[Tensor], Tensor], value_B: Tensor) -> list[str]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from evals.miniature import annotators, measure, render
 from evals.miniature.measure import Picture
 from evals.scorers import Scope, version_of
-from evals.scorers._asked import refuse_none
+from evals.scorers._asked import refuse_none, said_of
 from prompts import Prompt, world
+from prompts.world import RELATIONS
 
 NAN = float("nan")
 
@@ -51,18 +52,21 @@ class PixelScorer:
         raise NotImplementedError
 
     def check(self, prompt: Prompt) -> None:
-        """Raise what `value` raises of a prompt, whatever the picture shows: unless a scorer says otherwise, nothing."""
+        """Raise ValueError where `value` raises of a prompt, for every picture or for some: unless a scorer says otherwise, of none."""
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that the measure raises for, and a set of which it applies to none.
 
         Raises:
-            ValueError: as a call would.
+            ValueError: naming the prompt, or the first of those of which none lets it apply.
         """
         if self.needs is not None:
             refuse_none(prompts, self.applies, self.needs)
         for prompt in prompts:
-            self.check(prompt)
+            try:
+                self.check(prompt)
+            except ValueError as error:
+                raise ValueError(said_of(prompt, error)) from error
 
     def __call__(
         self, images_BCHW: Tensor, prompts: Sequence[Prompt], base_images_BCHW: Tensor | None = None
@@ -85,6 +89,20 @@ class SceneScorer(PixelScorer):
         """See `PixelScorer`. Raises ValueError where the objects are none of this world's."""
         if self.applies(prompt):
             measure.expected_objects(prompt.expect)
+
+
+def refuse_no_pair(prompt: Prompt) -> None:
+    """Refuse a scene that cannot be fully right.
+
+    Raises:
+        ValueError: unless it is of two objects of this world in one of its relations. `measure.fully_right` raises for a scene of another number, or without a
+            relation, but only where a picture shows all that is named; a relation of another world it would take to mean near.
+    """
+    named, relation = measure.expected_objects(prompt.expect), prompt.expect.get("relation")
+    if len(named) != 2 or relation not in RELATIONS:
+        raise ValueError(
+            f"`expect` must have two objects and a relation ({', '.join(RELATIONS)}), but has {len(named)} and {relation!r}"
+        )
 
 
 class PortraitScorer(PixelScorer):

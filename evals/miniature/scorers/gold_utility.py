@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from evals.miniature import annotators, measure
+from evals.miniature import annotators
 from evals.miniature.measure import Picture
-from evals.miniature.scorers._pictures import PixelScorer
+from evals.miniature.scorers._pictures import PixelScorer, refuse_no_pair
 from prompts import Prompt
 
 
@@ -16,11 +16,13 @@ class Scorer(PixelScorer):
     range = (0.0, 4.6)
 
     def check(self, prompt: Prompt) -> None:
-        """See `PixelScorer`. Raises ValueError where it names no objects of this world and no occupation."""
+        """See `PixelScorer`."""
         if "objects" in prompt.expect:
-            measure.expected_objects(prompt.expect)
+            refuse_no_pair(prompt)
         elif "occupation" not in prompt.expect:
-            self.value(prompt, np.zeros((64, 64, 3), np.float32))
+            self.value(prompt, np.zeros((64, 64, 3), np.float32))  # which says what it is not
+        elif not isinstance(occupation := prompt.expect["occupation"], str):
+            raise ValueError(f"`expect.occupation` must be a text, but is {occupation!r}")
 
     def value(self, prompt: Prompt, picture: Picture) -> float:
         return annotators.gold_utility(prompt, picture)
