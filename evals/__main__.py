@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -518,8 +519,8 @@ def fairness(files: tuple[Path, ...], confusion: Path | None, root: bool, limit:
 
 
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
-    """The command as typed, for the header of what it makes."""
-    return " ".join(["python -m evals", name, *(str(part) for part in (*files, *options))])
+    """The command as typed, quoted as a shell needs it, for the header of what it makes."""
+    return " ".join(["python -m evals", name, *(shlex.quote(str(part)) for part in (*files, *options))])
 
 
 @main.command()

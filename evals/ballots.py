@@ -284,6 +284,10 @@ def _refuse_folders(a: Path, b: Path) -> None:
             raise ValueError(
                 f"there is no folder {folder}: score that checkpoint first, which draws its pictures"
             )
+        if not rows.is_name(_name(folder)):
+            raise ValueError(
+                f"a folder is called {_name(folder)!r}, and rows of votes call what drew its pictures so: give it a name without spaces around it or line breaks"
+            )
     if _name(a) == _name(b):
         raise ValueError(
             f"{a} and {b} have one name, by which rows tell them apart: give two folders of two names"

@@ -566,6 +566,10 @@ class Checkpoint:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()[:12]
 
+    def rests_on(self) -> str | None:
+        """The pipeline elsewhere that its digest is of too: of a LoRA, and of the base's own run; None where its own files are all."""
+        return self.base if self.experiment == "base" or self._lora_file() else None
+
     def its_base(self) -> Checkpoint:
         """The pipeline that it came from. Raises ValueError where that is not known."""
         if self.told is not None:
