@@ -96,18 +96,16 @@ def _other_weights(mine: str | None, scored: Collection[str]) -> str:
 
 def _digest(path: Path, scored: Collection[str]) -> str | None:
     """The weights of a run as score files name them; None where they, or the base of a LoRA, are not on this machine, unless its name alone is what was scored."""
-    from evals.bases import is_here
-    from evals.checkpoints import LORA_FILE, find_base, resolve  # here: it takes a deep learning stack
+    from evals.checkpoints import LORA_FILE, resolve  # here: it takes a deep learning stack
 
     if not any((path / name).is_file() for name in ("model_index.json", LORA_FILE)):
         return None
     try:
         run = resolve(str(path))
-        mine, elsewhere = run.digest(), run.rests_on()
-        known = mine in scored or elsewhere is None or is_here(find_base(elsewhere), run.revision)
+        mine = run.digest()
+        return mine if mine in scored or run.is_known() else None
     except ValueError:  # its base has gone: nothing is known, and nothing is proven
         return None
-    return mine if known else None
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -359,21 +359,21 @@ def _partners_of_seed(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
     theirs = pd.MultiIndex.from_frame(base[key])
-    _refuse_missing(mine.difference(theirs), len(mine), BASE, rows)
+    names = [str(side["experiment"].iloc[0]) for side in (rows, base)]
+    _refuse_missing(mine.difference(theirs), len(mine), *names, rows)
     used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
-    _refuse_missing(theirs[used].difference(mine), int(used.sum()), str(rows["experiment"].iloc[0]), rows)
+    _refuse_missing(theirs[used].difference(mine), int(used.sum()), *names[::-1], rows)
     partner = rows.copy()
     partner["value"] = base["value"].to_numpy()[theirs.get_indexer(mine)]
     return partner
 
 
-def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFrame) -> None:
+def _refuse_missing(missing: pd.MultiIndex, of: int, whose: str, who: str, rows: pd.DataFrame) -> None:
     if len(missing) == 0:
         return
     scorer, prompt_set, prompt_id, image = missing[0]
-    pair = BASE if who != BASE else str(rows["experiment"].iloc[0])
     raise ValueError(
-        f"{who} lacks {len(missing)} of the {of} {scorer} scores that {pair} has (seed {rows['seed'].iloc[0]}), the first "
+        f"{who} lacks {len(missing)} of the {of} {scorer} scores that {whose} has (seed {rows['seed'].iloc[0]}), the first "
         f"of {prompt_set}, prompt {prompt_id}, image {image}: score both on the same prompts and images"
     )
 
