@@ -236,7 +236,8 @@ def is_copy(base: pd.DataFrame) -> pd.Series[bool]:
     scored = base[~voted]
     values = scored.groupby(["scorer", *IMAGE])["value"]
     copies = values.nunique(dropna=False).eq(1) & values.size().eq(scored["seed"].nunique())
-    return ~voted & (base["seed"] != scored["seed"].min()) & bool(copies.all())
+    again: pd.Series[bool] = ~voted & (base["seed"] != scored["seed"].min()) & bool(copies.all())
+    return again
 
 
 class Voices(NamedTuple):
@@ -359,10 +360,10 @@ def _partners_of_seed(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
     theirs = pd.MultiIndex.from_frame(base[key])
-    names = [str(side["experiment"].iloc[0]) for side in (rows, base)]
-    _refuse_missing(mine.difference(theirs), len(mine), *names, rows)
+    ours, other = (str(side["experiment"].iloc[0]) for side in (rows, base))
+    _refuse_missing(mine.difference(theirs), len(mine), ours, other, rows)
     used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
-    _refuse_missing(theirs[used].difference(mine), int(used.sum()), *names[::-1], rows)
+    _refuse_missing(theirs[used].difference(mine), int(used.sum()), other, ours, rows)
     partner = rows.copy()
     partner["value"] = base["value"].to_numpy()[theirs.get_indexer(mine)]
     return partner
