@@ -39,7 +39,7 @@ def left_out_notes(comparison: Comparison) -> list[str]:
         people = list(dict.fromkeys(experiment for _, experiment, _, scorer in keys if scorer == HUMAN))
         if people:
             notes.append(
-                f"LEFT OUT: {model}: people voted on {_and(people)} and not on {against}; {' or '.join(f'`--against {name}`' for name in people)} "
+                f"LEFT OUT: {model}: people voted on {_and(people)} and not on {against}; {' or '.join(f'`--against {quote(name)}`' for name in people)} "
                 "compares these votes."
             )
         keys = [key for key in keys if key[3] != HUMAN]

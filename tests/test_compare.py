@@ -314,6 +314,9 @@ def test_votes_on_two_runs_are_left_out_beside_the_base(frame: pd.DataFrame) -> 
     assert note == (
         "LEFT OUT: miniature: people voted on imagereward and joint and not on base; `--against imagereward` or `--against joint` compares these votes."
     )
+    spaced = both.assign(experiment=both["experiment"].replace("joint", "my joint"))
+    (note,) = unscored.left_out_notes(compare.compare(spaced, resamples=20))
+    assert "`--against imagereward` or `--against 'my joint'` compares" in note
     base = frame[frame["experiment"] == "base"]
     with pytest.raises(
         ValueError,

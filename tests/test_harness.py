@@ -849,7 +849,10 @@ def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_p
         (["--name", "base", "--base", "b"], "--base goes with another --name: this checkpoint is"),
         (["--pictures", "--suite", "small"], "--pictures needs --name"),
         (["--pictures", "--name", "a"], "--pictures needs --suite"),
-        (["--pictures", "--name", "a-b", "--suite", "small"], "--name a-b must be letters"),
+        (["--pictures", "--name", "a/b", "--suite", "small"], "--name 'a/b' must have no slash"),
+        (["--pictures", "--name", "a\nb", "--suite", "small"], "--name 'a\\nb' must have no slash, no line"),
+        # as `vote` calls a folder: its votes and these scores are of one experiment
+        (["--pictures", "--name", "thé a-b (2)", "--suite", "small"], "there is no folder of pictures"),
         (["--pictures", "--name", "a", "--suite", "small"], "there is no folder of pictures"),
     ],
 )
