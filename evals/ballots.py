@@ -543,7 +543,7 @@ def _parse(records: Sequence[Any], path: Path) -> Votes:
 
 def _comparison(record: Any) -> Comparison:
     first, second = record["suites"]
-    return Comparison(
+    found = Comparison(
         a=str(record["a"]),
         b=str(record["b"]),
         suites=(str(first), str(second)),
@@ -552,6 +552,9 @@ def _comparison(record: Any) -> Comparison:
         checks=int(record["checks"]),
         seed=int(record["seed"]),
     )
+    if lacking := {pair.prompt_set for pair in found.pairs} - found.prompts.keys():
+        raise ValueError(f"it has pairs of {', '.join(sorted(lacking))}, and no hash of its prompts")
+    return found
 
 
 def _replay(votes: Votes, record: Any) -> bool:

@@ -493,6 +493,9 @@ def test_checkpoints_of_two_families_are_not_compared(tmp_path: Path) -> None:
         ValueError, match=r"512 x 512 pixels in .*a\.csv but 1024 x 1024 in .*b\.csv: .* two families"
     ):
         tables.write(files, tmp_path / "t.md", "x", resamples=10)
+    tell(sampling={"steps": 50}, model={"model": []})  # damaged, and of two sizes still
+    with pytest.raises(ValueError, match="two families"):
+        asides.refuse_two_sizes(files)
     files[1].write_text(files[1].read_text() + "\n")  # rows of which it does not tell
     asides.refuse_two_sizes(files)
 

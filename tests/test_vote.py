@@ -1494,7 +1494,7 @@ def test_options_that_contradict_each_other(folders: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("prompts", []), ("seed", float("inf")), ("checks", float("inf"))]
+    ("key", "value"), [("prompts", []), ("prompts", {}), ("seed", float("inf")), ("checks", float("inf"))]
 )
 def test_a_log_whose_first_line_is_no_comparison(tmp_path: Path, key: str, value: object) -> None:
     log = tmp_path / "log.jsonl"
