@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,7 +237,11 @@ def _check_given(pictures: bool, **options: str | None) -> None:
             "these pictures are the base's themselves" if pictures else "this checkpoint is the base itself"
         )
         raise ValueError(f"--base goes with another --name: {these}")
-    for option in ("name", "model"):
+    name = options["name"]
+    if pictures and name is not None and ("/" in name or not rows.is_name(name)):
+        raise ValueError(f"--name {name!r} must have no slash, no line break and no spaces around it")
+    # a checkpoint's is that of a folder too, in which dashes part it from model and seed
+    for option in ("model",) if pictures else ("name", "model"):
         value = options[option]
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", str(value)):
             raise ValueError(f"--{option} {value} must be letters, digits, dots and underscores")
@@ -518,8 +523,8 @@ def fairness(files: tuple[Path, ...], confusion: Path | None, root: bool, limit:
 
 
 def _command(name: str, files: tuple[Path, ...], *options: object) -> str:
-    """The command as typed, for the header of what it makes."""
-    return " ".join(["python -m evals", name, *(str(part) for part in (*files, *options))])
+    """The command as typed, quoted as a shell needs it, for the header of what it makes."""
+    return " ".join(["python -m evals", name, *(shlex.quote(str(part)) for part in (*files, *options))])
 
 
 @main.command()
@@ -629,7 +634,8 @@ def vote(
     """Let people vote, on a page on this machine, which of two checkpoints draws better.
 
     A and B are folders of pictures: results/images/RUN, or anybody's as `score --pictures` takes them. Blind, side by side, from the same prompt and noise; each rater sees
-    each pair once. Given again, the command goes on where it was; Ctrl-C ends it and writes what there is.
+    each pair once. Given again, the command goes on where it was; Ctrl-C ends it and writes what there is. Rows call somebody's folder by its name: `score --pictures --name` with
+    that one has its scores beside the votes.
     """
     import signal
 

@@ -84,7 +84,7 @@ def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
     Raises:
         ValueError: naming both files.
     """
-    first: dict[tuple[object, str], tuple[Path, Any]] = {}
+    first: dict[tuple[str, str], tuple[Path, list[Any]]] = {}
     for path in (p for p in map(Path, paths) if p.suffix == ".csv" and p.is_file()):
         content = _mapping(_content(path))
         drawn = content.get("sampling") is not None
@@ -92,11 +92,10 @@ def refuse_two_sizes(paths: Sequence[Path | str]) -> None:
             continue
         for name, counts in _mapping(content.get("prompt_sets")).items():
             size = _mapping(counts).get("size")
-            if size is None:  # as asides once were
+            if not isinstance(size, list):  # as asides once were, or damaged
                 continue
-            other, theirs = first.setdefault(
-                (_mapping(content.get("model")).get("model"), name), (path, size)
-            )
+            model = str(_mapping(content.get("model")).get("model"))
+            other, theirs = first.setdefault((model, name), (path, size))
             if theirs != size:
                 raise ValueError(
                     f"the pictures of {name} are {' x '.join(map(str, theirs))} pixels in {other} but {' x '.join(map(str, size))} in {path}: "

@@ -276,6 +276,10 @@ def _refuse_folders(a: Path, b: Path) -> None:
             raise ValueError(
                 f"there is no folder {folder}: score that checkpoint first, which draws its pictures"
             )
+        if not rows.is_name(_name(folder)):
+            raise ValueError(
+                f"a folder is called {_name(folder)!r}, and rows of votes call what drew its pictures so: give it a name without spaces around it or line breaks"
+            )
     if _name(a) == _name(b):
         raise ValueError(
             f"{a} and {b} have one name, by which rows tell them apart: give two folders of two names"
@@ -531,7 +535,7 @@ def _parse(records: Sequence[Any], path: Path) -> Votes:
 
 def _comparison(record: Any) -> Comparison:
     first, second = record["suites"]
-    return Comparison(
+    found = Comparison(
         a=str(record["a"]),
         b=str(record["b"]),
         suites=(str(first), str(second)),
@@ -540,6 +544,9 @@ def _comparison(record: Any) -> Comparison:
         checks=int(record["checks"]),
         seed=int(record["seed"]),
     )
+    if lacking := {pair.prompt_set for pair in found.pairs} - found.prompts.keys():
+        raise ValueError(f"it has pairs of {', '.join(sorted(lacking))}, and no hash of its prompts")
+    return found
 
 
 def _replay(votes: Votes, record: Any) -> bool:

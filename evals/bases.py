@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evals.architectures import MAINTAINED
-from evals.hub import hub_file
+from evals.hub import hub_file, is_kept
 
 INDEX = "model_index.json"
 
@@ -23,6 +23,16 @@ def pipeline_index(found: str, revision: str | None = None, how: str = "name") -
     """
     here = Path(found) / INDEX
     return here if here.is_file() else hub_file(found, INDEX, revision, another_base(found, how))
+
+
+def is_here(found: str, revision: str | None = None) -> bool:
+    """Whether a pipeline is on this machine, or was fetched once: `owner/name` may be a hub's id, and a path as seen from another folder.
+
+    Args:
+        found: from `evals.checkpoints.find_base`.
+        revision: of a hub id; None takes the newest.
+    """
+    return Path(found).exists() or is_kept(found, INDEX, revision)
 
 
 def another_base(repository: str, how: str = "name") -> str:

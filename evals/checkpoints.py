@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from evals.bases import pipeline_index
+from evals.bases import is_here, pipeline_index
 from evals.conditioning import text_encoders, towers
 from evals.families import Header, is_checkpoint, is_lora, open_single_file
 from evals.files import EXTERNAL
@@ -565,6 +565,15 @@ class Checkpoint:
                 with file.open("rb") as content:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()[:12]
+
+    def is_known(self) -> bool:
+        """Whether its digest is of files: that of a LoRA, and of the base's own run, is of a base that may be a folder as named from elsewhere (`evals.bases.is_here`).
+
+        Raises:
+            ValueError: the base has gone.
+        """
+        elsewhere = self.base if self.experiment == "base" or self._lora_file() else None
+        return elsewhere is None or is_here(find_base(elsewhere), self.revision)
 
     def its_base(self) -> Checkpoint:
         """The pipeline that it came from. Raises ValueError where that is not known."""

@@ -542,6 +542,9 @@ def _metric_cells(
     own_of = pair_of if is_alone else arrays(metric.statistics(own, own))
     base_of = {} if by_definition else arrays(metric.statistics(base, base))
     by_set = {str(prompt_set): part for prompt_set, part in own.groupby("prompt_set", sort=False)}
+    if metric.unit == "share":
+        for prompt_set, found in own_of.items():
+            _refuse_no_share(metric, by_set[prompt_set], found)
     made: list[tuple[_Cell, Outcome | None]] = []
     for prompt_set in (prompt_set for prompt_set in sets if prompt_set in pair_of):
         pair, part = pair_of[prompt_set], by_set[prompt_set]
@@ -552,6 +555,21 @@ def _metric_cells(
         is_run = cell.estimate.experiment != against and math.isfinite(cell.estimate.value.value)
         made.append((cell, _outcome(cell.estimate, pair.values_RPS) if is_run and is_win_rate else None))
     return made
+
+
+def _refuse_no_share(metric: Metric, rows: pd.DataFrame, found: _Statistics) -> None:
+    """Refuse scores of which no share can be made, as those in per cent.
+
+    Raises:
+        ValueError: naming the scorer, a score, its place and its file.
+    """
+    if not (np.abs(found.values_RPS - 0.5) > 0.5 + ROUNDING).any():
+        return
+    bad = rows[(rows["value"] < 0) | (rows["value"] > 1)].iloc[0]
+    file = f" in {bad['file']}" if "file" in rows.columns else ""
+    raise ValueError(
+        f"{metric.scorer} must be from 0 to 1, as {metric.title} is a share, not {bad['value']:g} ({bad['experiment']}, {bad['prompt_set']}, prompt {bad['prompt_id']}, image {bad['image']}{file})"
+    )
 
 
 def arrays(statistics: pd.DataFrame) -> dict[str, _Statistics]:
@@ -638,7 +656,7 @@ def _cell(
         difference=difference,
         ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, same_seeds=True),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
-        p=math.nan if math.isnan(difference.value) else stats.p_value(less.tailed_N),
+        p=math.nan if math.isnan(difference.value) else less.p,
         test=test,
         p_test=p_test,
         p_holm=p_test,

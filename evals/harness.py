@@ -328,6 +328,7 @@ class Scoring:
             ValueError: see `score`; what was scored before is kept.
         """
         self._say_what_is_cut()
+        self._say_what_is_not_asked_for()
         try:
             for wait in (False, True):
                 for part, units in self.units.items():
@@ -687,6 +688,18 @@ class Scoring:
             for name in part.scorers:
                 if note := scorers.what_is_cut(name, self.loaded[name], part.prompt_set, asked):
                     say(note)
+
+    def _say_what_is_not_asked_for(self) -> None:
+        """Name what the file holds and will not hold any more."""
+        asked = {(part.prompt_set, name) for part in self.suite.parts for name in part.scorers}
+        gone: dict[str, list[str]] = {}
+        for prompt_set, name in sorted(score_rows.scorings(self.out) - asked):
+            gone.setdefault(prompt_set, []).append(name)
+        if gone:
+            told = "; ".join(f"{', '.join(names)} on {prompt_set}" for prompt_set, names in gone.items())
+            say(
+                f"note: {self.out} holds scores that this command does not ask for, and is written without them: {told}; the command that made them gives them again"
+            )
 
     def _say_what_was_found(self, records: Mapping[str, Record]) -> None:
         """Name pictures that could not be decoded, are black, or had to be made RGB."""

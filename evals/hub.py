@@ -29,6 +29,13 @@ def hub_file(repository: str, name: str, revision: str | None = None, advice: st
         return Path(hf_hub_download(repository, name, revision=revision))
 
 
+def is_kept(repository: str, name: str, revision: str | None = None) -> bool:
+    """Whether a file of a repository is in the cache of downloads; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+
+
 def hub_folder(
     repository: str, patterns: Sequence[str], revision: str | None = None, kind: str = "model"
 ) -> Path:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evals import metrics, stats
-from evals.rows import HUMAN, Voices, seed_pairs, seeds_of, without_copies
+from evals.rows import HUMAN, Voices, is_copy, seed_pairs, seeds_of
 from evals.stats import Array, Interval, Resampler
 
 _CHUNK = 64
@@ -148,8 +148,10 @@ def of_model(
         voices: its human votes rater by rater (`evals.rows.by_rater`).
         resampler: that of the tables, so that a rate here is the one there.
     """
-    of_against = rows["experiment"] == against
-    rows = rows[~of_against | rows["seed"].isin(without_copies(rows[of_against])["seed"].unique())]
+    kept = np.ones(len(rows), dtype=np.bool_)
+    of_against = (rows["experiment"] == against).to_numpy()
+    kept[of_against] = ~is_copy(rows[of_against]).to_numpy()
+    rows = rows[kept]
     agreements: list[Agreement] = []
     flips: list[Flip] = []
     pairs = 0

@@ -35,7 +35,7 @@ from evals import layout, rows
 from evals.checkpoints import Checkpoint, say
 from evals.cut import how_many_are_cut
 from evals.diffusion import Painter
-from evals.files import MARK, write_bytes, write_text
+from evals.files import EXTERNAL, MARK, write_bytes, write_text
 from evals.rgb import as_png, as_rgb
 from evals.rows import BASE
 from evals.suites import Part, Suite
@@ -209,10 +209,11 @@ class Pictures:
         device: str = "cpu",
         clock: Clock | None = None,
     ) -> None:
-        """Claim the checkpoint's folder; pictures of other weights are removed from it, and it is said.
+        """Claim the checkpoint's folder; pictures of other weights, of a run that was trained again, are removed from it, and it is said.
 
         Raises:
-            ValueError: the folder holds something else, or pictures that these weights drew for another suite; or the weights do not open.
+            ValueError: the folder holds something else, or pictures that these weights drew for another suite, or other weights under the name of
+                somebody's checkpoint; or the weights do not open.
         """
         self.checkpoint, self.suite, self.root, self.device = checkpoint, suite, folder, device
         self.name = checkpoint.name
@@ -232,6 +233,12 @@ class Pictures:
                     raise ValueError(
                         f"{mine} holds what these weights drew for another suite, or for an earlier form of this one: give --out a folder of its own, "
                         "or move these pictures away"
+                    )
+                # its name is that of its folder, and two trainings have a `checkpoint-1000` each
+                if held and checkpoint.model == EXTERNAL:
+                    name = "" if checkpoint.experiment == BASE else "give this checkpoint another --name, or "
+                    raise ValueError(
+                        f"{mine} holds what other weights drew under the name {checkpoint.experiment}: {name}give --out a folder of its own, or move these pictures away"
                     )
                 # before pictures are removed: weights that do not open cost nothing
                 self._open()

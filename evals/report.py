@@ -14,6 +14,7 @@ import base64
 import hashlib
 import io
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,7 +99,8 @@ class Pictures:
         except ValueError:
             # in no layout any more: the page is of the scores, and says how many pictures it has not
             path = folder
-        inside = path.resolve().is_relative_to(self.given.get(run, self.folder).resolve())
+        # by name: a folder of pictures may be a link to another disk
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.given.get(run, self.folder)))
         if not inside or not path.is_file():
             self.missing[run] = self.missing.get(run, 0) + 1
             return Picture(None, f"{run}: {text}, image {index} (no file)")
@@ -125,7 +127,9 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
-        elif converted:  # the page has another ground than white
+        elif (
+            converted or picture.format != "PNG"
+        ):  # the page has another ground than white, and a browser turns a photograph as its file says
             buffer = io.BytesIO()
             rgb.save(buffer, "PNG")
             content = buffer.getvalue()

@@ -198,4 +198,4 @@ def told(e: Estimate) -> str:
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(f"{value:.6g}")
+    return float(f"{value:.6g}") if math.isfinite(value) else None

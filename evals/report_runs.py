@@ -63,7 +63,7 @@ def _run(path: Path, experiment: str, rows: pd.DataFrame, weights: Mapping[str, 
     card = _json(path / "run.json", problems)
     log = _json_lines(path / "metrics.jsonl", problems) if experiment != BASE else []
     scored = weights.get(path.name, ())
-    mine = _digest(path) if scored and card else None
+    mine = _digest(path, scored) if scored and card else None
     other = _why_another(path, card, rows) or _other_weights(mine, scored)
     if other:
         told = f"{path} is another run than the {path.name} that was scored, so nothing of it is shown: {other}; --runs names the folder of the right one"
@@ -94,14 +94,16 @@ def _other_weights(mine: str | None, scored: Collection[str]) -> str:
     return f"its weights are {mine}, and those that were scored {' and '.join(sorted(scored))}"
 
 
-def _digest(path: Path) -> str | None:
-    """The weights of a run as score files name them; None where they, or the base of a LoRA, are not on this machine."""
+def _digest(path: Path, scored: Collection[str]) -> str | None:
+    """The weights of a run as score files name them; None where they, or the base of a LoRA, are not on this machine, unless its name alone is what was scored."""
     from evals.checkpoints import LORA_FILE, resolve  # here: it takes a deep learning stack
 
     if not any((path / name).is_file() for name in ("model_index.json", LORA_FILE)):
         return None
     try:
-        return resolve(str(path)).digest()
+        run = resolve(str(path))
+        mine = run.digest()
+        return mine if mine in scored or run.is_known() else None
     except ValueError:  # its base has gone: nothing is known, and nothing is proven
         return None
 

@@ -17,6 +17,7 @@ import io
 import lzma
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,10 +146,11 @@ def by_picture(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def begins_as_scores(path: Path) -> bool:
-    """Whether a file is a score file, whole or cut off, or empty: one that may be made anew."""
+    """Whether a file is a score file, whole or cut off, or empty: one that may be made anew. A spreadsheet may have saved it since."""
     headers = [",".join(columns).encode() + b"\n" for columns in (COLUMNS, (*COLUMNS, RATERS))]
     with path.open("rb") as file:
-        begins = file.read(len(headers[-1]))
+        begins = file.read(len(BOM_UTF8) + len(headers[-1]) + 1)
+    begins = begins.removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")
     return any(header.startswith(begins[: len(header)]) for header in headers)
 
 
@@ -156,13 +158,21 @@ def first_row(path: Path) -> dict[str, str] | None:
     """The first row of a score file by column, to know whose it is; None where there is no such file, or no whole row."""
     if not path.is_file() or not begins_as_scores(path):
         return None
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = csv.reader(file)
         next(lines, None)
         cells = next(lines, [])
     if len(cells) not in (len(COLUMNS), len(COLUMNS) + 1):
         return None
     return dict(zip(COLUMNS, cells, strict=False))
+
+
+def scorings(path: Path) -> set[tuple[str, str]]:
+    """The prompt sets and scorers of a score file, whole or cut off; none where there is no such file."""
+    if not path.is_file() or not begins_as_scores(path):
+        return set()
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return {(line["prompt_set"], line["scorer"]) for line in csv.DictReader(file) if line["scorer"]}
 
 
 def versions(rows: pd.DataFrame, refuse: bool = True) -> dict[str, str]:
@@ -213,10 +223,21 @@ def _version_by_whom(found: pd.DataFrame) -> str:
 
 
 def without_copies(base: pd.DataFrame) -> pd.DataFrame:
-    """The base's rows of its lowest seed where all seeds say the same: of a base that was not trained a seed is a copy."""
-    values = base.groupby(["scorer", *IMAGE])["value"]
-    copies = values.nunique(dropna=False).eq(1) & values.size().eq(base["seed"].nunique())
-    return base[base["seed"] == base["seed"].min()] if copies.all() else base
+    """The base's rows without those that say again what its lowest seed says (`is_copy`)."""
+    return base[~is_copy(base)]
+
+
+def is_copy(base: pd.DataFrame) -> pd.Series[bool]:
+    """Which of the base's rows are of another than its lowest seed, where all seeds say the same: of a base that was not trained a seed is a copy.
+
+    A vote is none, and says nothing of it: it is of a pair, under the seed that the base met.
+    """
+    voted = base["scorer"] == HUMAN
+    scored = base[~voted]
+    values = scored.groupby(["scorer", *IMAGE])["value"]
+    copies = values.nunique(dropna=False).eq(1) & values.size().eq(scored["seed"].nunique())
+    again: pd.Series[bool] = ~voted & (base["seed"] != scored["seed"].min()) & bool(copies.all())
+    return again
 
 
 class Voices(NamedTuple):
@@ -339,21 +360,21 @@ def _partners_of_seed(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     key = ["scorer", *IMAGE]
     mine = pd.MultiIndex.from_frame(rows[key])
     theirs = pd.MultiIndex.from_frame(base[key])
-    _refuse_missing(mine.difference(theirs), len(mine), BASE, rows)
+    ours, other = (str(side["experiment"].iloc[0]) for side in (rows, base))
+    _refuse_missing(mine.difference(theirs), len(mine), ours, other, rows)
     used = theirs.get_level_values("prompt_set").isin(rows["prompt_set"].unique())
-    _refuse_missing(theirs[used].difference(mine), int(used.sum()), str(rows["experiment"].iloc[0]), rows)
+    _refuse_missing(theirs[used].difference(mine), int(used.sum()), other, ours, rows)
     partner = rows.copy()
     partner["value"] = base["value"].to_numpy()[theirs.get_indexer(mine)]
     return partner
 
 
-def _refuse_missing(missing: pd.MultiIndex, of: int, who: str, rows: pd.DataFrame) -> None:
+def _refuse_missing(missing: pd.MultiIndex, of: int, whose: str, who: str, rows: pd.DataFrame) -> None:
     if len(missing) == 0:
         return
     scorer, prompt_set, prompt_id, image = missing[0]
-    pair = BASE if who != BASE else str(rows["experiment"].iloc[0])
     raise ValueError(
-        f"{who} lacks {len(missing)} of the {of} {scorer} scores that {pair} has (seed {rows['seed'].iloc[0]}), the first "
+        f"{who} lacks {len(missing)} of the {of} {scorer} scores that {whose} has (seed {rows['seed'].iloc[0]}), the first "
         f"of {prompt_set}, prompt {prompt_id}, image {image}: score both on the same prompts and images"
     )
 
@@ -432,11 +453,14 @@ def _cells(path: Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=header, dtype=str)
 
 
+def is_name(value: str) -> bool:
+    """Whether tables can tell something by it: it is not empty, has no spaces around it, and nothing in it that cannot be printed, such as a line break."""
+    return value.isprintable() and value == value.strip() != ""
+
+
 def _refuse_no_name(column: pd.Series[str], name: str, path: Path) -> None:
-    """Refuse what tables cannot tell by name: nothing, spaces around it, a line break."""
-    unfit = {
-        value for value in column.unique() if not value.isprintable() or value != (value.strip() or None)
-    }
+    """Refuse what tables cannot tell by name (`is_name`)."""
+    unfit = {value for value in column.unique() if not is_name(value)}
     if unfit:
         bad = column[column.isin(unfit)]
         raise ValueError(

@@ -271,6 +271,14 @@ class Resampled:
         """The resamples with Student's tails (`with_tails`)."""
         return with_tails(self.value, self.draws_N, self.known)
 
+    @cached_property
+    def p(self) -> float:
+        """Of no difference, from these (`p_value`): 1 where they would have it on the other side of 0 than the value, as the interval then holds both; NaN where they tell nothing (`are_beside`)."""
+        if are_beside(self.value, self.draws_N):
+            return math.nan
+        p = p_value(self.tailed_N)
+        return 1.0 if p <= 1 - LEVEL and self.value * float(np.nanmedian(self.tailed_N)) <= 0 else p
+
 
 def resampled(
     values_RPS: Array, finish: Callable[[Array], Array], weight_NR: Array, sample: Sample
@@ -582,10 +590,12 @@ def _stretched(value: float, draws_N: Array, spread: float, known: Precision) ->
 
 
 def tailed_interval(value: float, draws_N: Array, known: Precision, level: float = LEVEL) -> Interval:
-    """`percentile_interval` of `with_tails`. That keeps the order of the resamples, so that those next to the ends alone are stretched, as a table has thousands of intervals."""
+    """`percentile_interval` of `with_tails`, with its value inside. That keeps the order of the resamples, so that those next to the ends alone are stretched, as a table has thousands of intervals."""
+    if are_beside(value, draws_N):
+        return Interval(value, math.nan, math.nan)
     spread = _spread(draws_N)
     if not spread > 0 or math.isnan(value) or math.isnan(known.standard_error) or 0 < known.prompts < FEW:
-        return percentile_interval(value, _tailed(value, draws_N, known, spread), level)
+        return _with_value(percentile_interval(value, _tailed(value, draws_N, known, spread), level))
     finite_N, tail = draws_N[np.isfinite(draws_N)], (1 - level) / 2
 
     def end(value: float, draws_N: Array) -> float:
@@ -593,7 +603,22 @@ def tailed_interval(value: float, draws_N: Array, known: Precision, level: float
         low, high = _stretched(value, np.array(beside), spread, known)
         return float(low + (high - low) * (tail * (len(draws_N) - 1) % 1))
 
-    return Interval(value, end(value, finite_N), -end(-value, -finite_N))
+    return _with_value(Interval(value, end(value, finite_N), -end(-value, -finite_N)))
+
+
+def _with_value(found: Interval) -> Interval:
+    """The interval with its value inside.
+
+    A gap of all prompts together is 0 where prompts that are each of one tone balance out, and that of a resample, in which some are missing, is not.
+    """
+    return found._replace(low=min(found.low, found.value), high=max(found.high, found.value))
+
+
+def are_beside(value: float, draws_N: Array) -> bool:
+    """Whether all resamples say one thing and the value another, so that they tell nothing of it: of two prompts a resample is one of them, and the gap of each may be larger than that of both."""
+    finite_N = draws_N[np.isfinite(draws_N)]
+    rounding = 1e-9 * (1 + abs(value))
+    return len(finite_N) > 0 and bool(np.ptp(finite_N) <= rounding < abs(finite_N[0] - value))
 
 
 def percentile_interval(value: float, draws_N: Array, level: float = LEVEL) -> Interval:
@@ -615,8 +640,7 @@ def resampled_p(found: Resampled) -> float:
     It is at most 5 % where the 95 % interval leaves out 0, but for resamples that are 0. Where no resample is on the other side of 0, the tail is that of the
     stretched normal itself: N resamples cannot give less than 1 / (N + 1), which over a large table would count as nothing.
     """
-    tailed_N, known = found.tailed_N, found.known
-    p = p_value(tailed_N)
+    p, known = found.p, found.known
     finite_N = found.draws_N[np.isfinite(found.draws_N)]
     if not len(finite_N) or p > 1 / (len(finite_N) + 1) or not finite_N.std() > 0:
         return p

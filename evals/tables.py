@@ -521,15 +521,21 @@ def count_notes(comparison: Comparison) -> list[str]:
 
 
 def _alone(comparison: Comparison) -> list[str]:
-    """A sentence for every prompt set on which some difference is that of one prompt."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """A sentence for every prompt set on which some difference is that of one prompt, or of prompts whose resamples tell nothing (`evals.stats.are_beside`)."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for e in comparison.estimates:
         if math.isnan(e.difference.low) and not math.isnan(e.difference.value):
+            alone = e.prompts < 2 or e.unpaired
+            why = (
+                "fewer than two prompts have a value of both sides"
+                if alone
+                else "all resamples of the prompts say the same"
+            )
             cell = f"{e.experiment}, {metrics.load(e.metric).title}"
-            found.setdefault((e.model, e.prompt_set), []).append(cell)
+            found.setdefault((e.model, e.prompt_set, why), []).append(cell)
     return [
-        f"{model}: no interval and no mark on {prompt_set}, since fewer than two prompts have a value of both sides: {'; '.join(cells)}."
-        for (model, prompt_set), cells in found.items()
+        f"{model}: no interval and no mark on {prompt_set}, since {why}: {'; '.join(cells)}."
+        for (model, prompt_set, why), cells in found.items()
     ]
 
 

@@ -5,8 +5,8 @@ What a run has and the checkpoint that all are compared with has not is in no nu
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from shlex import quote
 
 from evals import metrics, order, variety
 from evals.compare import Comparison, OriginKey, parts_of
@@ -39,7 +39,7 @@ def left_out_notes(comparison: Comparison) -> list[str]:
         people = list(dict.fromkeys(experiment for _, experiment, _, scorer in keys if scorer == HUMAN))
         if people:
             notes.append(
-                f"LEFT OUT: {model}: people voted on {_and(people)} and not on {against}; {' or '.join(f'`--against {name}`' for name in people)} "
+                f"LEFT OUT: {model}: people voted on {_and(people)} and not on {against}; {' or '.join(f'`--against {quote(name)}`' for name in people)} "
                 "compares these votes."
             )
         keys = [key for key in keys if key[3] != HUMAN]
@@ -135,15 +135,15 @@ def _command(
     name, is_given = suite.partition(":")[0], suite.rpartition(":")[2] == GIVEN
     parts = ["python -m evals score", "PICTURES --pictures" if is_given else "CHECKPOINT", f"--suite {name}"]
     if is_given or model == EXTERNAL:
-        parts.append(f"--name {experiment}")
+        parts.append(f"--name {quote(experiment)}")
     if is_given and model != EXTERNAL:
-        parts.append(f"--model {model}")
+        parts.append(f"--model {quote(model)}")
     known, sets = parts_of(name), dict.fromkeys(prompt_set for prompt_set, _ in (*there, *lacking))
     if known and not {*known} <= {*sets}:
-        parts += [f"--prompt-set {prompt_set}" for prompt_set in sets]
+        parts += [f"--prompt-set {quote(prompt_set)}" for prompt_set in sets]
     parts += [f"--vendi-order {q:g}" for q in _orders(name, (*there, *lacking))]
     files = _files(comparison, model, experiment, suite)
-    parts.append(f"--out {shlex.quote(files[0]) if len(files) == 1 else 'FILE.csv'}")
+    parts.append(f"--out {quote(files[0]) if len(files) == 1 else 'FILE.csv'}")
     what = f"{'PICTURES are those' if is_given else 'CHECKPOINT is that'} of {experiment}"
     turn = f", and FILE.csv in turn {_and(files)}" if len(files) > 1 else ""
     return f"`{' '.join(parts)}` scores {'them' if len(lacking) > 1 else 'it'}, where {what}{turn}."

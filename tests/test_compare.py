@@ -249,6 +249,10 @@ def test_a_pair_that_is_missing_is_refused(frame: pd.DataFrame) -> None:
     lost = frame[(frame["experiment"] == "base") & (frame["prompt_id"] == "p003")].index
     with pytest.raises(ValueError, match="base lacks 1 of the 120 clip_judge scores that imagereward has"):
         compare.compare(frame.drop(lost[:2]), resamples=10)
+    told = "imagereward lacks 1 of the 120 clip_judge scores that base has"  # by their names, whatever all is beside
+    lost = frame[(frame["experiment"] == "imagereward") & (frame["prompt_id"] == "p003")].index
+    with pytest.raises(ValueError, match=told):
+        compare.compare(frame.drop(lost[:2]), resamples=10, against="imagereward")
 
 
 def test_a_scorer_that_the_base_lacks_is_left_out_and_all_else_stands(frame: pd.DataFrame) -> None:
@@ -318,6 +322,9 @@ def test_votes_on_two_runs_are_left_out_beside_the_base(frame: pd.DataFrame) -> 
     assert note == (
         "LEFT OUT: miniature: people voted on imagereward and joint and not on base; `--against imagereward` or `--against joint` compares these votes."
     )
+    spaced = both.assign(experiment=both["experiment"].replace("joint", "my joint"))
+    (note,) = unscored.left_out_notes(compare.compare(spaced, resamples=20))
+    assert "`--against imagereward` or `--against 'my joint'` compares" in note
     base = frame[frame["experiment"] == "base"]
     with pytest.raises(
         ValueError,
@@ -556,6 +563,61 @@ def test_p_of_the_resamples_is_that_of_the_interval(prompts: int) -> None:
                 assert (e.p_test <= 0.05) == apart
                 seen.add(apart)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 5, 8, 40])
+def test_an_interval_holds_its_value_also_where_prompts_are_each_of_one_tone(prompts: int) -> None:
+    """Together they balance, and in no resample: the gap of all prompts is smaller than that of nearly every resample."""
+    balanced = np.arange(prompts) % 4
+    leaning = np.where(np.arange(prompts) % 3 > 0, 0, balanced)
+    frame = one_prompt_value("skin_tone", {"base": balanced, "run": leaning})
+    made = compare.compare(frame, resamples=1000)
+    for e in made.of(metric="parity_pooled"):
+        for found in (e.value, e.difference):
+            assert math.isnan(found.low) or found.low <= found.value <= found.high
+        if not math.isnan(e.difference.low):
+            apart = not e.difference.low <= 0 <= e.difference.high
+            assert (e.p_test <= 0.05) == (e.p <= 0.05) == apart
+    base = only(made, experiment="base", metric="parity_pooled")
+    if prompts == 2:  # each resample is one of them, and both have the same gap
+        assert math.isnan(base.value.low)
+    else:
+        assert base.value.low < base.value.high
+
+
+def test_what_nothing_is_told_of_has_no_interval_no_mark_and_no_test() -> None:
+    """Two prompts, each of one tone in the run and both of one in the base: the difference of every resample is 0, and theirs is not."""
+    made = compare.compare(
+        one_prompt_value("skin_tone", {"base": np.zeros(2), "run": np.arange(2)}), resamples=100
+    )
+    cell = only(made, experiment="run", metric="parity_pooled")
+    assert cell.difference.value < -0.1
+    assert all(map(math.isnan, (cell.difference.low, cell.p, cell.p_test, cell.p_holm)))
+    assert cell.mark == ""
+    text = tables.markdown(made, "x")
+    assert (
+        "no interval and no mark on set, since all resamples of the prompts say the same: run, pooled" in text
+    )
+
+
+def test_a_value_and_resamples_on_two_sides_of_0_are_no_difference() -> None:
+    draws_N = np.linspace(0.1, 0.3, 1000)
+    found = stats.Resampled(-0.05, draws_N, np.linspace(-0.1, 0.1, 40)[None], None)
+    value, low, high = stats.interval(found)
+    assert low == value < 0 < high
+    assert found.p == stats.resampled_p(found) == 1.0
+    other = stats.Resampled(0.05, draws_N, found.influence_RP, None)
+    assert stats.interval(other).low == 0.05
+    assert other.p == stats.p_value(other.tailed_N) < 0.05
+
+
+def test_scores_in_per_cent_are_no_share(frame: pd.DataFrame) -> None:
+    of = (frame["scorer"] == "fully_right") & (frame["experiment"] == "joint")
+    percent = frame.assign(value=frame["value"].where(~of, 100 * frame["value"]), file="theirs.csv")
+    with pytest.raises(
+        ValueError, match=r"fully_right must be from 0 to 1, as .* is a share, not 100 \(joint, .*theirs\.csv"
+    ):
+        compare.compare(percent, resamples=10)
 
 
 def test_beyond_the_last_resample_p_is_students_tail() -> None:

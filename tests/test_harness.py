@@ -143,6 +143,44 @@ def test_pictures_of_other_weights_are_not_taken_and_it_is_said(
     assert note in capsys.readouterr().err
 
 
+def test_two_checkpoints_of_one_name_do_not_remove_each_others_pictures(tmp_path: Path):
+    """Two trainings have a folder `checkpoint-1000` each; a run of this project that was trained again is another thing."""
+    target, options = str(weights_folder("pipeline")), ["--suite", "small", "--base"]
+    options += [target, "--name", "c"]
+    code, output = run_cli("score", target, *options, "--out", str(tmp_path / "a.csv"))
+    assert code == 0, output
+    for name, advice in (("c", "give this checkpoint another --name, or "), ("base", "")):
+        drawn = tmp_path / "images" / f"{name}-external-0"
+        as_it_was = (drawn / "source.json").read_bytes()
+        marked(drawn, weights="0" * 12)
+        kept = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
+        code, output = run_cli("score", target, *options, "--out", str(tmp_path / "b.csv"))
+        assert code == 2
+        told = f"{drawn} holds what other weights drew under the name {name}: {advice}give --out a folder of its own"
+        assert told in output
+        assert {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()} == kept
+        (drawn / "source.json").write_bytes(as_it_was)
+
+
+def test_scores_that_are_not_asked_for_again_are_named(
+    base_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "scores" / "x.csv"
+    harness.score(str(base_run), out, "small")
+    whole = out.read_bytes()
+    harness.score(str(base_run), out, "small")
+    assert "does not ask for" not in capsys.readouterr().err
+    (part,) = SMALL.parts
+    fewer = replace(SMALL, parts=(replace(part, scorers=("gold_utility",)),))
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "load", lambda _name: fewer)
+        harness.score(str(base_run), out, "small")
+    told = f"note: {out} holds scores that this command does not ask for, and is written without them: kid, skin_tone on {part.prompt_set}; "
+    assert told in capsys.readouterr().err
+    harness.score(str(base_run), out, "small")
+    assert out.read_bytes() == whole
+
+
 def test_what_the_same_weights_drew_for_another_suite_is_not_removed(base_run: Path, tmp_path: Path):
     out = tmp_path / "scores" / "x.csv"
     harness.score(str(base_run), out, "small")
@@ -811,7 +849,10 @@ def test_what_lies_where_the_provenance_goes_is_left_alone(base_run: Path, tmp_p
         (["--name", "base", "--base", "b"], "--base goes with another --name: this checkpoint is"),
         (["--pictures", "--suite", "small"], "--pictures needs --name"),
         (["--pictures", "--name", "a"], "--pictures needs --suite"),
-        (["--pictures", "--name", "a-b", "--suite", "small"], "--name a-b must be letters"),
+        (["--pictures", "--name", "a/b", "--suite", "small"], "--name 'a/b' must have no slash"),
+        (["--pictures", "--name", "a\nb", "--suite", "small"], "--name 'a\\nb' must have no slash, no line"),
+        # as `vote` calls a folder: its votes and these scores are of one experiment
+        (["--pictures", "--name", "thé a-b (2)", "--suite", "small"], "there is no folder of pictures"),
         (["--pictures", "--name", "a", "--suite", "small"], "there is no folder of pictures"),
     ],
 )

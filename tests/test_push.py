@@ -21,14 +21,14 @@ from click.testing import CliRunner, Result
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from evals import asides, compare, rows, tables
-from evals.checkpoints import ROOT, resolve
+from evals import asides, bases, compare, rows, tables
+from evals.checkpoints import LORA_FILE, ROOT, Checkpoint, resolve
 from evals.decoder import decode
 from evals.diffusion import Painter, sample
 from evals.weights import Weights
 from tests import toy
 from tests.synthetic_rows import study
-from train import experiments, methods
+from train import experiments, methods, push
 from train.__main__ import main
 from train.card import ddim_options, origin
 from train.config import Experiment, Lora, as_json
@@ -668,6 +668,22 @@ def test_scores_of_other_weights_of_the_same_name_are_refused(finished: Path, tm
     rows.write(rows.read([mine])[::-1], mine)  # not the rows that were told of: of these nothing is known
     told_beside(base, "base", 0, ours.its_base().digest())
     assert "| difference |" in card(finished, *options)
+
+
+def test_a_base_that_is_named_from_another_folder_refuses_no_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`models/sd` reads as a hub's id from there, and of the weights that were scored nothing is known."""
+    scores, folder = tmp_path / "mine.csv", tmp_path / "run"
+    scores.write_text("rows\n")
+    folder.mkdir()
+    (folder / LORA_FILE).write_bytes(b"adapters")
+    run = Checkpoint("toy", "miniature", 1, (), "models/sd", folder, str(folder))
+    told_beside(scores, "toy", 1, "0" * 12)
+    push.refuse_other_weights(scores, run)
+    monkeypatch.setattr(bases, "is_kept", lambda *of: True)  # it is one, and was fetched once
+    with pytest.raises(ValueError, match="is of other weights than those of"):
+        push.refuse_other_weights(scores, run)
 
 
 # ------------------------------------------------------------------------------------------------------------ two commands

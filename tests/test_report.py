@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 import prompts
-from evals import asides, checkpoints, compare, panel, report, report_data, report_runs, rows, svg, tables
+from evals import (
+    asides,
+    bases,
+    checkpoints,
+    compare,
+    panel,
+    report,
+    report_data,
+    report_runs,
+    rows,
+    svg,
+    tables,
+)
 from evals.__main__ import main
 from evals.compare import Comparison
 from evals.stats import Interval
@@ -403,6 +416,27 @@ def test_a_small_picture_is_shown_as_it_is_read(tmp_path: Path, mode: str, seen:
     with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as shown:
         assert shown.mode == "RGB"
         assert shown.getpixel((0, 0)) == (seen, seen, seen)
+
+
+def test_a_small_photograph_is_not_turned_as_its_file_says(tmp_path: Path) -> None:
+    """Scorers and raters see its pixels as they lie, and a browser would turn it."""
+    file = tmp_path / "run" / "set" / "a" / "0.jpg"
+    file.parent.mkdir(parents=True)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter
+    Image.new("RGB", (16, 8), "red").save(file, exif=turned)
+    data = report.Pictures(tmp_path).get("run", "set", "a", 0, "x").data
+    assert data is not None and data.startswith("data:image/png;")
+    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as shown:
+        assert (shown.format, shown.size, dict(shown.getexif())) == ("PNG", (16, 8), {})
+
+
+def test_pictures_may_lie_on_another_disk(tmp_path: Path) -> None:
+    """The folder of a run, of a set or of a prompt is a link there."""
+    picture(tmp_path / "disk" / "set" / "a" / "0.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "run").symlink_to(tmp_path / "disk")
+    assert report.Pictures(tmp_path / "images").get("run", "set", "a", 0, "x").data is not None
 
 
 def test_small_pictures_are_kept_as_they_are_and_large_ones_are_shrunk(tmp_path: Path) -> None:
@@ -842,6 +876,34 @@ def test_where_weights_are_not_told_it_is_said_that_the_run_is_not_proven(
     (run / "model_index.json").unlink()  # its record was copied, and no weights
     page = page_of(scores, tmp_path / "runs")
     assert told in page and "<polyline" in page
+
+
+def test_a_lora_whose_base_is_named_from_another_folder_is_not_known_and_no_other_run(
+    scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`models/sd` is a folder where it was trained; from elsewhere it reads as a hub's id. Once that is among the downloads it is one."""
+    run = own_run(tmp_path / "runs", b"weights", base="models/sd")
+    shutil.rmtree(run / "unet")
+    (run / "model_index.json").unlink()
+    (run / checkpoints.LORA_FILE).write_bytes(b"adapters")
+    base = tmp_path / "models" / "sd"
+    (base / "unet").mkdir(parents=True)
+    (base / "model_index.json").write_text("{}")
+    (base / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"base")
+    monkeypatch.chdir(tmp_path)
+    scored_by(scores, run.name, checkpoints.resolve(str(run)).digest())
+    unknown, another = "is not known of joint-miniature-0", "is another run than the joint-miniature-0"
+    page = page_of(scores, tmp_path / "runs")
+    assert unknown not in page and another not in page and "<polyline" in page
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    page = page_of(scores, tmp_path / "runs")
+    assert unknown in page and another not in page and "<polyline" in page
+    scored_by(scores, run.name, checkpoints.resolve(str(run)).digest())  # by the id
+    assert unknown not in page_of(scores, tmp_path / "runs")
+    scored_by(scores, run.name, "0" * 12)
+    monkeypatch.setattr(bases, "is_kept", lambda *of: of == ("models/sd", "model_index.json", None))
+    assert another in page_of(scores, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,18 @@ def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
     assert rows.read([path])["experiment"].tolist() == ["joint"]
 
 
+def test_scores_that_a_spreadsheet_saved_are_scores(tmp_path: Path) -> None:
+    """Or a table written beside another would replace them."""
+    path = file(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert rows.begins_as_scores(path)
+    assert (rows.first_row(path) or {})["experiment"] == "joint"
+    assert rows.scorings(path) == {("scenes", "objects")}
+    (tmp_path / "notes.csv").write_bytes(b"\xef\xbb\xbfmy notes\r\n")
+    assert not rows.begins_as_scores(tmp_path / "notes.csv")
+    assert rows.scorings(tmp_path / "notes.csv") == rows.scorings(tmp_path / "none.csv") == set()
+
+
 @pytest.mark.parametrize("name", ["", " joint", "joint ", '"jo\nint"', "jo\0int"])
 def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     path = file(tmp_path, GOOD, GOOD.replace("joint", name))

@@ -71,6 +71,34 @@ def test_a_headline_that_is_no_metric_is_named(monkeypatch: pytest.MonkeyPatch):
         suites.load("geneval")
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([{}, {"scorers": ("clip_score",)}], "suite geneval, geneval: the prompt set is in two parts"),
+        ([{"prompt_set": "mine/geneval.jsonl"}], "suite geneval, mine/geneval.jsonl: that is a path"),
+        ([{"images_per_prompt": 0}], "suite geneval, geneval: images_per_prompt is 0"),
+        ([{"scorers": ("geneval", "geneval")}], "suite geneval, geneval: the scorer geneval is there twice"),
+        ([], "suite geneval has no part"),
+    ],
+    ids=["set twice", "path", "no image", "scorer twice", "no part"],
+)
+def test_a_suite_that_cannot_be_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, changes: list[dict[str, Any]], told: str
+):
+    """One of one's own: pictures and kept answers go by the name of the prompt set."""
+    (part,) = geneval.SUITE.parts
+    parts = tuple(replace(part, headlines=(), **change) for change in changes)
+    monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=parts))
+    with pytest.raises(ValueError, match=told):
+        suites.load("geneval")
+
+
+def test_a_file_without_a_suite_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(geneval, "SUITE")
+    with pytest.raises(ValueError, match=r"evals/suites/geneval\.py has no SUITE that is an evals\.suites"):
+        suites.load("geneval")
+
+
 def test_a_suite_may_name_an_order_of_the_vendi_score(monkeypatch: pytest.MonkeyPatch):
     part = replace(geneval.SUITE.parts[0], scorers=("vendi_q2",), headlines=("diversity_vendi_q2",))
     monkeypatch.setattr(geneval, "SUITE", replace(geneval.SUITE, parts=(part,)))

@@ -313,6 +313,15 @@ def test_folders_that_do_not_do(
     assert not list(tmp_path.glob("votes*"))
 
 
+@pytest.mark.parametrize("name", [" joint", "joint ", "jo\nint"])
+def test_a_folder_whose_name_no_row_can_have_is_refused_before_anybody_votes(
+    folders: tuple[Path, Path], name: str
+) -> None:
+    theirs = folders[0].rename(folders[0].with_name(name))
+    with pytest.raises(ValueError, match="a folder is called " + re.escape(repr(name))):
+        ballots.gather(theirs, folders[1])
+
+
 def test_two_folders_of_one_name_and_too_many_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="have one name"):
         ballots.gather(folders[0], draw(tmp_path / "other" / A))
@@ -899,6 +908,23 @@ def test_votes_are_taken_apart_by_rater_once(monkeypatch: pytest.MonkeyPatch) ->
     assert "of the votes of 2 raters" in "".join(made.remarks)
 
 
+def test_a_base_that_every_seed_repeats_is_counted_once_beside_votes(tmp_path: Path) -> None:
+    """Its votes differ between the training seeds that it met, and its scores do not."""
+    votes = on_seeds(tmp_path, [{"anna": lambda p: "A"}, {"anna": lambda p: "tie"}], 8)
+    scored = study(prompts=8, images=1, seeds=(0, 1), experiments=("base", "joint")).assign(file="x")
+    scored = scored[scored["prompt_set"] == SET]
+    base = scored[scored["experiment"] == "base"]
+    repeated = [scored, base.assign(seed=1), base.assign(seed=2)]
+    once, made = (
+        compare.compare(pd.concat([*some, votes], ignore_index=True), resamples=100)
+        for some in ([scored], repeated)
+    )
+    assert [*map(repr, made.estimates)] == [*map(repr, once.estimates)]
+    assert repr(made.panel) == repr(once.panel) and made.panel.agreements
+    (judge,) = made.of(experiment="joint", metric="win_rate_judge")
+    assert judge.seeds == 2
+
+
 def test_a_judge_beside_people_who_voted_on_two_seeds(tmp_path: Path) -> None:
     """The panel's rate of people is that of the tables."""
     generator = np.random.default_rng(3)
@@ -1469,7 +1495,7 @@ def test_options_that_contradict_each_other(folders: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("prompts", []), ("seed", float("inf")), ("checks", float("inf"))]
+    ("key", "value"), [("prompts", []), ("prompts", {}), ("seed", float("inf")), ("checks", float("inf"))]
 )
 def test_a_log_whose_first_line_is_no_comparison(tmp_path: Path, key: str, value: object) -> None:
     log = tmp_path / "log.jsonl"

@@ -210,7 +210,7 @@ def comparison(paths: Sequence[Path], checkpoint: Checkpoint) -> Comparison:
 def refuse_other_weights(path: Path, checkpoint: Checkpoint) -> None:
     """Refuse scores of another checkpoint of the same name: of a run in this folder before, or of the base that the variant has where this run has another.
 
-    Of a file with nothing beside it that fits its rows, and of a base that is not on this machine any more, nothing is known.
+    Of a file with nothing beside it that fits its rows, and of a base that is not on this machine (any more, or as named from this folder), nothing is known.
 
     Raises:
         ValueError: naming the file, and how to score the right one.
@@ -222,7 +222,7 @@ def refuse_other_weights(path: Path, checkpoint: Checkpoint) -> None:
     for mine, again in ((checkpoint, run), (checkpoint.its_base(), f"{run}@0")):
         named = (mine.experiment, mine.model, mine.seed)
         whose = (told.get("experiment"), told.get("model"), told.get("seed"))
-        if whose == named and told["weights"] != mine.digest():
+        if whose == named and told["weights"] != mine.digest() and mine.is_known():
             raise ValueError(
                 f"--scores {path} is of other weights than those of {mine.source}, though both are called {mine.name}: score it again, "
                 f"python -m evals score {again} --out FILE.csv"

@@ -130,12 +130,15 @@ def load(name: str) -> Suite:
     """The suite of that name.
 
     Raises:
-        ValueError: with the choices, for a name that is none, and for a headline that is no metric.
+        ValueError: with the choices, for a name that is none, and for a headline that is no metric; for a file without a suite, and parts that
+            cannot be.
     """
     if name not in names():
         raise ValueError(f"there is no suite {name!r}; choose from {', '.join(names())}")
-    suite = import_module(f"evals.suites.{name}").SUITE
-    assert isinstance(suite, Suite)
+    suite = getattr(import_module(f"evals.suites.{name}"), "SUITE", None)
+    if not isinstance(suite, Suite):
+        raise ValueError(f"evals/suites/{name}.py has no SUITE that is an evals.suites.Suite")
+    _refuse_parts(name, suite.parts)
     for part in suite.parts:
         known = metrics.names(part.scorers)
         if unknown := [headline for headline in part.headlines if headline not in known]:
@@ -143,3 +146,24 @@ def load(name: str) -> Suite:
                 f"suite {name}, {part.prompt_set}: the headline {unknown[0]!r} is no metric; choose from {', '.join(known)}"
             )
     return replace(suite, name=name)
+
+
+def _refuse_parts(name: str, parts: Sequence[Part]) -> None:
+    """Refuse parts of which pictures and scores could not be kept apart, or of which there are none. Raises ValueError, naming suite and prompt set."""
+    if not parts:
+        raise ValueError(f"suite {name} has no part: a part is a prompt set with its scorers")
+    sets = [part.prompt_set for part in parts]
+    for part in parts:
+        about = f"suite {name}, {part.prompt_set}"
+        if sets.count(part.prompt_set) > 1:
+            raise ValueError(f"{about}: the prompt set is in two parts: one of them has all its scorers")
+        if Path(part.prompt_set).name != part.prompt_set:
+            raise ValueError(
+                f"{about}: that is a path, and pictures lie in a folder of the prompt set's name: bring the file to prompts/ and give its name"
+            )
+        if part.images_per_prompt < 1:
+            raise ValueError(
+                f"{about}: images_per_prompt is {part.images_per_prompt}, and there is at least 1"
+            )
+        if twice := [scorer for scorer in part.scorers if part.scorers.count(scorer) > 1]:
+            raise ValueError(f"{about}: the scorer {twice[0]} is there twice: once is enough")
