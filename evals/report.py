@@ -127,9 +127,8 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=85)
             content, kind = buffer.getvalue(), "webp"
-        elif (
-            converted or picture.format != "PNG"
-        ):  # the page has another ground than white, and a browser turns a photograph as its file says
+        # the page has another ground than white, and a browser turns a photograph as its file says
+        elif converted or picture.format != "PNG":
             buffer = io.BytesIO()
             rgb.save(buffer, "PNG")
             content = buffer.getvalue()
