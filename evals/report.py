@@ -46,7 +46,7 @@ from evals.compare import Comparison, Estimate
 from evals.fairness import Fairness
 from evals.files import write_text
 from evals.report_data import cell_id
-from evals.rgb import as_rgb
+from evals.rgb import as_png, as_rgb
 from evals.rows import BASE
 from prompts import Prompt
 
@@ -129,9 +129,7 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
             content, kind = buffer.getvalue(), "webp"
         # the page has another ground than white, and a browser turns a photograph as its file says
         elif converted or picture.format != "PNG":
-            buffer = io.BytesIO()
-            rgb.save(buffer, "PNG")
-            content = buffer.getvalue()
+            content = as_png(rgb)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 
