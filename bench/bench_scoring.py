@@ -3,15 +3,14 @@
 A part of the miniature's suite is drawn, kept and scored, and timed against the bare calls: the painter and every scorer on the same pictures in memory, in the same
 batches. Files, hashes, locks, rows and provenance are what is above that. The two alternate within one run, so that whatever else the machine does falls on both.
 
-Where other machines share the processor, two runs of the same calls differ by a tenth and more, by the clock and by processor time, and always upwards: single ratios here went from
-.90 to 1.27, and no median of five tells a twentieth. What is held to the goal is the fastest of each, in which least of that is, and what the record of the score rows finds outside the
-calls of the same run, which does not see a call that is slower for what runs beside it. Single ratios, each to the mean of the bare calls before and after, are printed beside them.
+Where other machines share the processor, two runs of the same calls differ by a tenth, by the clock and by processor time. What is held to the goal is the median of the single ratios,
+each to the mean of the bare calls before and after it, and what the record of the score rows finds outside the calls of the same run, which does not see a call that is slower for what
+runs beside it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from dataclasses import replace
@@ -34,9 +33,9 @@ from evals.suites import Suite
 from evals.suites.miniature import SUITE
 
 ALLOWED = 1.05
-ROUNDS = 5
+ROUNDS = 9
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +109,24 @@ def test_scoring_costs_little_more_than_its_bare_calls(
     monkeypatch.setattr(suites, "load", lambda _name: suite)
     monkeypatch.setattr(scorers, "load", lambda name, *_: bare.scorers[name])
     monkeypatch.setattr(Pictures, "_new_painter", lambda _self: bare.painter)
-    out = tmp_path / "scores" / "base.csv"
     ours: list[Spent] = []
 
-    def anew() -> None:
-        for folder in (out.parent, tmp_path / "images"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def out() -> Path:
+        """A folder of its own for each: a file system goes on for seconds at files that were removed."""
+        return tmp_path / str(len(ours)) / "scores" / "base.csv"
 
     def scoring() -> None:
         start = Spent.so_far()
-        harness.score(str(target), out, "miniature")
+        harness.score(str(target), out(), "miniature")
         ours.append(Spent.so_far().since(start))
 
     bare()
     theirs = [bare()]
     outside: list[float] = []
     for last in [False] * (ROUNDS - 1) + [True]:
-        anew()
+        record = beside(out())
         benchmark.pedantic(scoring, rounds=1) if last else scoring()
-        outside.append(1 - json.loads(beside(out).read_text(encoding="utf-8"))["machine"]["bare_share"])
+        outside.append(1 - json.loads(record.read_text(encoding="utf-8"))["machine"]["bare_share"])
         theirs.append(bare())
     by_clock, by_processor = (
         [
@@ -137,13 +135,11 @@ def test_scoring_costs_little_more_than_its_bare_calls(
         ]
         for by in (0, 1)
     )
-    fastest = Spent(*(min(column) for column in zip(*ours, strict=True)))
-    bare_fastest = Spent(*(min(column) for column in zip(*theirs, strict=True)))
-    overhead, inside = fastest.clock / bare_fastest.clock, 1 / (1 - statistics.median(outside))
+    overhead, inside = statistics.median(by_clock), 1 / (1 - statistics.median(outside))
+    seconds, bare_seconds = (statistics.median(one.clock for one in side) for side in (ours, theirs))
     benchmark.extra_info |= {
-        "bare_seconds": bare_fastest.clock,
+        "bare_seconds": bare_seconds,
         "overhead": overhead,
-        "overhead_by_processor": fastest.processor / bare_fastest.processor,
         "by_processor": by_processor,
         "by_clock": by_clock,
         "over_its_own_calls": inside,
@@ -151,9 +147,8 @@ def test_scoring_costs_little_more_than_its_bare_calls(
         "threads": torch.get_num_threads(),
     }
     print(
-        f"\nscoring {fastest.clock:.2f} s, bare calls {bare_fastest.clock:.2f} s, the fastest of {len(ours)} and {len(theirs)}: ratio {overhead:.3f} "
-        f"(processor time {fastest.processor / bare_fastest.processor:.3f}); over the calls of the same run {inside:.3f}; single ratios: median "
-        f"{statistics.median(by_clock):.3f} ({min(by_clock):.3f} to {max(by_clock):.3f}), of processor time {statistics.median(by_processor):.3f} "
-        f"({min(by_processor):.3f} to {max(by_processor):.3f})"
+        f"\nscoring {seconds:.2f} s, bare calls {bare_seconds:.2f} s, medians of {len(ours)} and {len(theirs)}; single ratios: median {overhead:.3f} "
+        f"({min(by_clock):.3f} to {max(by_clock):.3f}), of processor time {statistics.median(by_processor):.3f} ({min(by_processor):.3f} to {max(by_processor):.3f}); "
+        f"over the calls of the same run {inside:.3f}"
     )
     assert max(overhead, inside) <= ALLOWED, f"scoring takes {max(overhead, inside):.3f} times its bare calls"

@@ -16,12 +16,12 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -42,8 +42,12 @@ from evals.suites import Part, Suite
 from prompts import Prompt
 from prompts.lock import locked
 
+Found = TypeVar("Found")
+
 CHUNK = 96
 """Pictures that a process draws before it looks what others have drawn: about as many, in whole micro-batches."""
+THREADS = 4
+"""That read and decode pictures, or encode and write them: of 512 pixels one takes 8 ms of a core."""
 SMALLEST = 64
 """Pixels of the shorter side of somebody's picture: with fewer it is an icon, of which no scorer here can tell anything."""
 LARGEST = 64 * 2**20
@@ -280,7 +284,7 @@ class Pictures:
     def make(self, part: Part, items: Sequence[Item], wait: bool) -> None:
         """Draw what is missing, a chunk of whole micro-batches at a time, so that none is filled up for nothing.
 
-        A chunk is encoded and written while the next is drawn. Its lock goes with it, and is free when all its files are there. No third is in memory.
+        A chunk is encoded and written beside, while the next is drawn where that is faster. Its lock goes with it, and is free when all its files are there. No third is in memory.
         """
         missing = len(self._missing(part, items))
         if not missing:
@@ -302,8 +306,15 @@ class Pictures:
                         self._until_saved(saving)
                         self._refuse_lost()
                         saving = beside.submit(_save_all, drawn, self.files(part, todo), held.pop_all())
+                        if not self._draws_on:
+                            self._until_saved(saving)
                         told.update(len(todo))
             self._until_saved(saving)
+
+    @property
+    def _draws_on(self) -> bool:
+        """Whether it draws while a chunk is written: not on a CPU, whose cores all wait for the one that is taken from them."""
+        return self.device != "cpu"
 
     def _drawn(self, part: Part, items: Sequence[Item]) -> NDArray[np.uint8]:
         """Draw with each image's own noise: 8 bits [B, H, W, 3]."""
@@ -349,7 +360,7 @@ class Pictures:
         self._refuse_lost()
         with self.clock.of("reading"):
             files = self.files(part, items)
-            found = [_read_or_none(file) for file in files]
+            found = _in_threads(lambda place: _read_or_none(files[place]), len(files))
         damaged = [place for place, picture in enumerate(found) if picture is None]
         if damaged:
             say(f"note: {files[damaged[0]]} is damaged and is drawn again{and_more(len(damaged))}")
@@ -473,10 +484,10 @@ class Given:
     def read(self, part: Part, items: Sequence[Item]) -> list[Read | None]:
         """Some of a part's, None for one that cannot be decoded, or is unfit."""
         with self.clock.of("reading"):
-            return [
-                None if why else _read_or_none(file)
-                for file, why in zip(self.files(part, items), self.unfit(part, items), strict=True)
-            ]
+            files, unfit = self.files(part, items), self.unfit(part, items)
+            return _in_threads(
+                lambda place: None if unfit[place] else _read_or_none(files[place]), len(files)
+            )
 
     def unfit(self, part: Part, items: Sequence[Item]) -> list[str]:
         """For what each is not scored."""
@@ -519,6 +530,17 @@ def refuse_other_sizes(paths: Sequence[Path | str], sizes: Sequence[tuple[int, i
         raise ValueError(
             f"{path} is {odd[0]} x {odd[1]} pixels, but most are {usual[0]} x {usual[1]}: delete this one, {then}"
         )
+
+
+def _in_threads(work: Callable[[int], Found], count: int) -> list[Found]:
+    """What some work gives for 0 to `count` - 1, each of `THREADS` threads at its own share: with a task for each, the tasks take as long as a small picture."""
+
+    def share(first: int) -> list[Found]:
+        return [work(place) for place in range(first, count, THREADS)]
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        shares = list(threads.map(share, range(THREADS)))
+    return [shares[place % THREADS][place // THREADS] for place in range(count)]
 
 
 def _read_or_none(path: str) -> Read | None:
@@ -577,14 +599,12 @@ def _claim(folder: Path, source: str) -> None:
 def _save_all(pixels_BHWC: NDArray[np.uint8], files: Sequence[str], held: ExitStack) -> None:
     """Write pictures, then let go of what is held."""
     with held:
-        for pixels_HWC, file in zip(pixels_BHWC, files, strict=True):
-            _save(pixels_HWC, file)
+        _in_threads(lambda place: _save(pixels_BHWC[place], files[place]), len(files))
 
 
 def _save(pixels_HWC: NDArray[np.uint8], file: str) -> None:
     """Write a PNG, whole or not at all."""
-    content = as_png(Image.fromarray(np.ascontiguousarray(pixels_HWC)))
-    write_bytes(content, Path(file), durable=False)
+    write_bytes(as_png(pixels_HWC), file, durable=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ somebody's

@@ -21,7 +21,7 @@
     rows_sha256         of the CSV file
     machine             what may differ between two makings of the same rows
         devices, libraries  {library: versions}; more than one where several machines took part
-        seconds             total, of all processes together; drawing: in the model; saving: waiting for pictures to be written, which goes on while others are drawn;
+        seconds             total, of all processes together; drawing: in the model; saving: waiting for pictures to be written, which on an accelerator goes on while others are drawn;
                             reading: of pictures; scorers: {name: its calls}
         bare_share          drawing and scorers over total: the time that went into models
 
@@ -132,13 +132,11 @@ def stat(path: str) -> tuple[int, int] | None:
 
 def write(record: Record, path: Path) -> None:
     """Keep a record. JSON has no NaN: it is null."""
-    kept = asdict(record)
-    for name, score in record.scores.items():
-        values = score.values
-        kept["scores"][name] = [
-            score.version,
-            None if values is None else [None if value != value else value for value in values],
-        ]
+    scores = {
+        name: [made, None if values is None else [None if value != value else value for value in values]]
+        for name, (made, values) in record.scores.items()
+    }
+    kept = {**vars(record), "scores": scores}
     write_bytes(json.dumps(kept).encode(), path, durable=False)  # what a power cut takes of it is done again
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
@@ -129,7 +130,7 @@ def _shown(path: Path, side: int) -> tuple[str, str]:
             content, kind = buffer.getvalue(), "webp"
         # the page has another ground than white, and a browser turns a photograph as its file says
         elif converted or picture.format != "PNG":
-            content = as_png(rgb)
+            content = as_png(np.asarray(rgb))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", found
 
 

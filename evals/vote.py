@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jinja2
+import numpy as np
 
 import prompts
 from evals import ballots, layout
@@ -110,7 +111,7 @@ class Booth:
         rgb = ballots.open_picture(path)
         if ballots.picture_hash(rgb) != (pair.a if whose == "A" else pair.b):
             raise ValueError(f"{path} is another picture than when the voting began: start the server again")
-        return as_png(ballots.under_noise(rgb) if what.endswith(NOISE) else rgb)
+        return as_png(np.asarray(ballots.under_noise(rgb) if what.endswith(NOISE) else rgb))
 
     def _admit(self, rater: str) -> None:
         if _key(rater) not in self._names and len(self._names) >= RATERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
@@ -9,6 +10,7 @@ import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from evals import asides, harness, pictures, scorers, suites
 from evals import rows as score_rows
 from evals.__main__ import main
 from evals.diffusion import Sampling
+from evals.rgb import as_png
 from evals.suites import Part, Suite
 from prompts import Prompt
 from tests import toy, toy_scoring
@@ -110,6 +113,74 @@ def test_pictures_are_stacked_in_hardly_more_memory_than_they_take() -> None:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1.5 * images_BCHW.numel() * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 3), (64, 64, 3), (3, 200, 3)])
+def test_a_png_holds_the_pixels_and_nothing_else(shape: tuple[int, int, int]) -> None:
+    made = np.random.default_rng(0)
+    for pixels_HWC in (
+        made.integers(0, 256, shape, dtype=np.uint8),
+        np.full(shape, 255, np.uint8),
+        made.integers(0, 256, (shape[2], *shape[:2]), dtype=np.uint8).transpose(1, 2, 0),  # not in a row
+    ):
+        content = as_png(pixels_HWC)
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.mode == "RGB"
+            assert not picture.info
+            assert np.array_equal(np.asarray(picture), pixels_HWC)
+        assert content == as_png(pixels_HWC)
+
+
+def test_a_png_of_other_than_rgb_is_refused() -> None:
+    for pixels in (
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+    ):
+        with pytest.raises(ValueError, match=r"not uint8 \[H, W, 3\]"):
+            as_png(pixels)  # type: ignore[arg-type]
+
+
+class Drawn(pictures.Pictures):
+    """Black pictures of a checkpoint, three chunks of two; notes how many files are there whenever it draws."""
+
+    def __init__(self, root: Path) -> None:
+        self.checkpoint = SimpleNamespace(name="run")  # type: ignore[assignment]
+        self.suite = replace(SUITE, sampling=Sampling(micro_batch=2))
+        self.root, self.device, self.clock = root, "cpu", pictures.Clock()
+        self.there: list[int] = []
+
+    def _refuse_lost(self) -> None:
+        """The folder is its own."""
+
+    def _drawn(self, part: Part, items: Any) -> Any:
+        self.there.append(len([*self.root.rglob("*.png")]))
+        return np.zeros((len(items), 64, 64, 3), np.uint8)
+
+
+def test_a_cpu_writes_what_it_drew_before_it_draws_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an accelerator see `test_score_shards`."""
+    monkeypatch.setattr(pictures, "CHUNK", 2)
+    drawing = Drawn(tmp_path)
+    drawing.make(PART, pictures.items_of(PART), wait=True)
+    assert drawing.there == [0, 2, 4]
+    assert len([*tmp_path.rglob("*.png")]) == 6
+
+
+@pytest.mark.parametrize("count", [0, 1, pictures.THREADS, 4 * pictures.THREADS + 1])
+def test_what_threads_did_comes_in_order(count: int) -> None:
+    assert pictures._in_threads(lambda place: place, count) == [*range(count)]
+
+
+def test_what_fails_in_a_thread_is_not_lost() -> None:
+    def fails(place: int) -> None:
+        if place == 5:
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        pictures._in_threads(fails, 8)
 
 
 def test_pictures_that_a_checkpoint_drew_have_the_same_hash_when_given(folder: Path) -> None:

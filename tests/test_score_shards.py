@@ -125,15 +125,16 @@ def drawn_in(out: Path) -> list[Path]:
     return sorted((out.parent.parent / "images" / "joint-tiny-0" / "toys").rglob("*.png"))
 
 
-def test_a_chunk_is_written_while_the_next_is_drawn_and_is_nobody_elses_until_it_is_whole(
+def test_on_an_accelerator_a_chunk_is_written_while_the_next_is_drawn_and_is_nobody_elses_until_it_is_whole(
     run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy_scoring.install(monkeypatch.setattr)
+    monkeypatch.setattr(pictures.Pictures, "_draws_on", True)
     out = tmp_path / "scores" / "joint.csv"
     lock = tmp_path / "images" / ".joint-tiny-0.locks" / FIRST
     next_is_drawn, free, save, paint = threading.Event(), [], pictures._save, Painter.paint
 
-    def late(pixels: Any, path: Path) -> None:
+    def late(pixels: Any, path: str) -> None:
         assert next_is_drawn.wait(60), "nothing is drawn meanwhile"
         save(pixels, path)
 
@@ -162,13 +163,15 @@ def test_a_full_disk_is_said_and_what_is_there_is_whole(
 ) -> None:
     toy_scoring.install(monkeypatch.setattr)
     out, write = tmp_path / "scores" / "joint.csv", pictures.write_bytes
-    written: list[Path] = []
+    written: list[str] = []
+    at_a_time = threading.Lock()
 
-    def full(content: bytes, path: Path, durable: bool = True) -> None:
-        if path.suffix == ".png" and len(written) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(content, path, durable)
-        written.append(path)
+    def full(content: bytes, path: str, durable: bool = True) -> None:
+        with at_a_time:
+            if path.endswith(".png") and len(written) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+            write(content, path, durable)
+            written.append(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(pictures, "write_bytes", full)
