@@ -30,7 +30,8 @@ from prompts import Prompt
 from prompts.lock import locked
 from tests import toy
 from train import experiments, start
-from train.__main__ import main, run_name
+from train.__main__ import main
+from train.command import run_name
 from train.config import (
     MEMORY_FIELDS,
     Ema,
@@ -740,7 +741,7 @@ def test_a_finished_run_is_said_to_be_where_nothing_can_be_written(
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     assert run().exit_code == 0
-    monkeypatch.setattr("train.__main__.locked", refuses)
+    monkeypatch.setattr("train.command.locked", refuses)
     result = run()
     assert result.exit_code == 0, result.output
     assert "nothing to do" in result.output

@@ -29,8 +29,8 @@ from evals.workers import LAUNCHER
 from prompts import Prompt
 from tests import toy
 from tests.test_resume import Runner, assert_same, kill, train_toy
-from train.__main__ import StopOnSignal
 from train.batches import gathered_scores
+from train.command import StopOnSignal
 from train.config import Experiment, Lora, Pretraining, Reward, Task
 from train.launch import has_lost_another
 from train.methods._reward_gradient import agreed
@@ -414,7 +414,7 @@ def test_the_old_state_survives_a_process_that_dies_while_two_save(
 
 
 def _save_to_a_disk_that_is_full(base: str, prompts: str, out: str) -> None:
-    from train.__main__ import run as trainer
+    from train.command import run as trainer
 
     if os.environ["RANK"] == "0":
         import train.state

@@ -104,6 +104,28 @@ def test_prompt_sets_are_listed_and_loaded_without_a_library() -> None:
 
 
 @pytest.mark.parametrize(
+    ("package", "words", "told"),
+    [
+        ("train", ["--help"], "--accept-terms"),
+        ("train", ["imagereward", "--sed", "1"], "No such option"),
+        ("evals", ["compare", "--help"], "--against"),
+    ],
+)
+def test_help_and_a_mistyped_option_wait_for_no_framework(package: str, words: list[str], told: str) -> None:
+    program = f"""if True:
+        import sys
+        from {package}.__main__ import main
+        try:
+            main({words!r})
+        finally:
+            print(*{{"torch", "diffusers", "transformers"}} & set(sys.modules), "no more")
+    """
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert told in run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1] == "no more"
+
+
+@pytest.mark.parametrize(
     "source",
     [
         "import train",

@@ -715,7 +715,7 @@ def _one_fails(base: str, prompts: str, out: str) -> None:
     import sys
 
     import evals.scorers
-    from train.__main__ import run as trainer
+    from train.command import run as trainer
 
     evals.scorers.load = toy.load_scorer  # type: ignore[assignment]
     if os.environ["RANK"] == "1":

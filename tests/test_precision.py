@@ -25,7 +25,7 @@ from evals.signals import STOPS
 from tests import toy
 from tests.test_diffusion import SD2_BASE, randn
 from tests.test_resume import Runner, assert_same
-from train.__main__ import run as trainer
+from train.command import run as trainer
 from train.gates import (
     Diverged,
     GateBroken,

@@ -24,8 +24,9 @@ from evals.signals import STOPS
 from tests import toy
 from train import experiments, loop, trackers
 from train import state as states
-from train.__main__ import main, pace
-from train.__main__ import run as trainer
+from train.__main__ import main
+from train.command import pace
+from train.command import run as trainer
 from train.config import Experiment
 from train.methods._policy_gradient import PolicyGradient
 from train.state import Progress
@@ -459,7 +460,7 @@ def test_gpu_time_is_that_of_all_processes_also_where_their_number_changes(
 
 
 def test_the_bar_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
-    from train.__main__ import Bar
+    from train.command import Bar
 
     bar = Bar("toy", 4)
     bar.begin(Progress())

@@ -8,7 +8,7 @@ import peft
 import transformers
 from torch.utils import tensorboard
 
-from train import __main__, loop, start
+from train import command, loop, start
 
 HEAVY = (
     accelerate.Accelerator,
@@ -20,7 +20,7 @@ HEAVY = (
     transformers.CLIPTokenizer,
     peft.LoraConfig,
     tensorboard.SummaryWriter,
-    __main__.main,
+    command.begin,
     loop.train,
     start.prepare,
 )

@@ -1,7 +1,7 @@
 """Reinforcement learning of a text-to-image diffusion model (arXiv 2401.12244): `python -m train EXPERIMENT --on MODEL`.
 
 The map of this package
-    __main__.py     the command line
+    __main__.py     the command line; command.py: what it does
     config.py       what an experiment is: frozen dataclasses, every number with its source
     experiments/    one file per experiment, with a variant per model
     loop.py         Algorithm 1: for every task what is drawn and what it does to the policy, then a step on real data; run.py: what it works on
