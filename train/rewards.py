@@ -14,11 +14,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from evals import scorers
+from evals import order, scorers
 from evals.arithmetic import micro_batches
 from evals.memory import too_little
 from prompts import Prompt
 from train.config import LESS_MEMORY, Experiment, Reward, Task
+from train.methods import Comparison
 
 
 class RewardFailed(Exception):
@@ -84,6 +85,7 @@ def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
                 _check_classes(task, term.scorer, loaded[term.scorer])
             else:
                 _check_direction(task, term, loaded[term.scorer])
+                _check_tells_apart(experiment, task, term.scorer)
         for name in (*(term.scorer for term in task.rewards), *task.monitors):
             if loaded[name].scope == "prompt" and task.images_per_prompt < 2:
                 raise ValueError(
@@ -145,6 +147,20 @@ def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
         raise ValueError(
             f"{where}.rewards has scorer {name}, of which less is better (higher_is_better is False), with the weight {term.weight:g}, which would make it more: "
             "give it a negative weight in the experiment's file, or write a scorer that answers the negative"
+        )
+
+
+def _check_tells_apart(experiment: Experiment, task: Task, name: str) -> None:
+    """A Vendi score is that of all images of a prompt: compared with each other none has more than another, and nothing would be learned from it."""
+    where, comparison = f"tasks.{task.name}", experiment.method.comparison
+    if comparison is None and task.baseline == "group":
+        comparison = Comparison(f"{where}.baseline is group", "batch")
+    if comparison is None and experiment.mixing == "gdpo":
+        comparison = Comparison("mixing is gdpo", "zscores or tasks")
+    if comparison is not None and order.is_vendi(name):
+        raise ValueError(
+            f"{where}.rewards has scorer {name}, which gives all images of a prompt one value, but {comparison.field}, which compares them with each other: "
+            f"use {comparison.instead}, or a scorer that tells them apart"
         )
 
 
