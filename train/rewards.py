@@ -152,16 +152,21 @@ def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
 
 def _check_tells_apart(experiment: Experiment, task: Task, name: str) -> None:
     """A Vendi score is that of all images of a prompt: compared with each other none has more than another, and nothing would be learned from it."""
-    where, comparison = f"tasks.{task.name}", experiment.method.comparison
-    if comparison is None and task.baseline == "group":
-        comparison = Comparison(f"{where}.baseline is group", "batch")
-    if comparison is None and experiment.mixing == "gdpo":
-        comparison = Comparison("mixing is gdpo", "zscores or tasks")
+    comparison = comparison_of(experiment, task)
     if comparison is not None and order.is_vendi(name):
         raise ValueError(
-            f"{where}.rewards has scorer {name}, which gives all images of a prompt one value, but {comparison.field}, which compares them with each other: "
+            f"tasks.{task.name}.rewards has scorer {name}, which gives all images of a prompt one value, but {comparison.field}, which compares them with each other: "
             f"use {comparison.instead}, or a scorer that tells them apart"
         )
+
+
+def comparison_of(experiment: Experiment, task: Task) -> Comparison | None:
+    """What compares the images of a prompt of a task by their rewards; None where nothing does."""
+    if experiment.method.comparison is not None:
+        return experiment.method.comparison
+    if task.baseline == "group":
+        return Comparison(f"tasks.{task.name}.baseline is group", "batch")
+    return Comparison("mixing is gdpo", "zscores or tasks") if experiment.mixing == "gdpo" else None
 
 
 def _check_classes(task: Task, name: str, scorer: Any) -> None:
@@ -245,6 +250,36 @@ def check_validity(task: Task, score_BK: Tensor) -> None:
             raise RewardFailed(
                 f"scorer {term.scorer} answered NaN (not applicable) for {missing} of {total} images of task {task.name}, "
                 f"more than the share of {task.max_invalid:g} that tasks.{task.name}.max_invalid allows"
+            )
+
+
+def check_told_apart(
+    experiment: Experiment, task: Task, loaded: Mapping[str, Any], score_BK: Tensor, prompt_B: Tensor
+) -> None:
+    """Refuse a reward of a set that gives all images of a prompt one value, where they are compared: of a scorer of one's own only its scores tell, and so of distances in groups of two.
+
+    Args:
+        experiment: of the task.
+        task: with its terms.
+        loaded: scorers by name.
+        score_BK: of the whole gathered batch, one column per term.
+        prompt_B: number of each image's prompt.
+
+    Raises:
+        CannotAnswer: where values differ from prompt to prompt and within none.
+    """
+    comparison = comparison_of(experiment, task)
+    for term, score_B in zip(task.rewards, score_BK.unbind(1), strict=True):
+        if comparison is None or loaded[term.scorer].scope != "prompt":
+            continue
+        valid_B = score_B.isfinite()
+        within = {
+            tuple(score_B[valid_B & (prompt_B == prompt)].unique().tolist()) for prompt in prompt_B.unique()
+        }
+        if max(map(len, within)) <= 1 < len(within - {()}):
+            raise CannotAnswer(
+                f"scorer {term.scorer} gave all images of each prompt of task {task.name} one value, but {comparison.field}, which compares them with each other",
+                term.scorer,
             )
 
 
