@@ -574,7 +574,7 @@ def test_a_reward_that_turns_out_to_be_shared_stops_the_run(
     (task, *_) = of_method("", toy_prompts, name).tasks
     shared = (replace(task, rewards=(Reward("shared_by_prompt"),)),)
     run = make_run(name, tasks=shared)
-    told = f"scorer shared_by_prompt gave all images of each prompt of task redness one value, but the method is {name}"
+    told = f"scorer shared_by_prompt gave all images of each prompt of task redness one value, but the method is {name}, .*use .*the method ppo"
     with pytest.raises(Stopped, match=told):
         train(run)
     run = make_run(name, tasks=(replace(task, rewards=(Reward("of_prompt"),)),))

@@ -277,8 +277,14 @@ def check_told_apart(
             tuple(score_B[valid_B & (prompt_B == prompt)].unique().tolist()) for prompt in prompt_B.unique()
         }
         if max(map(len, within)) <= 1 < len(within - {()}):
+            more = (
+                "at least 3 images of a prompt, as two are as far from each other, or "
+                if task.images_per_prompt == 2
+                else ""
+            )
             raise CannotAnswer(
-                f"scorer {term.scorer} gave all images of each prompt of task {task.name} one value, but {comparison.field}, which compares them with each other",
+                f"scorer {term.scorer} gave all images of each prompt of task {task.name} one value, but {comparison.field}, which compares them with each other "
+                f"(use {more}{comparison.instead})",
                 term.scorer,
             )
 
