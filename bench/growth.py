@@ -113,7 +113,7 @@ def iteration(size: dict[str, int]) -> tuple[float, float | None]:
 
 
 def asking(count: int) -> tuple[float, float | None]:
-    """Seconds until an iteration has its prompts of a set of so many, made when asked for, and MiB that this takes."""
+    """Seconds until an iteration has its prompts of a set of so many, made when asked for, the least of a few, and MiB that this takes once."""
     from bench.bare import now
     from prompts import LazyPrompts
     from train import experiments
@@ -122,13 +122,13 @@ def asking(count: int) -> tuple[float, float | None]:
     (task,) = experiments.load("imagereward", "miniature").tasks
     prompts_of(task, LazyPrompts(_prompt, 10, "made up"), 0, 0)
     forget_peak()
-    before, seconds = peak_mib(), []
-    for seed in range(1, 1 + ROUNDS):  # another seed has another order: nothing is kept from before
+    before, after, seconds = peak_mib(), list[float | None](), []
+    for seed in range(1, 1 + ROUNDS):  # another seed has another order: no time is saved by what is kept
         start = now()
         prompts_of(task, LazyPrompts(_prompt, count, "made up"), seed, 0)
         seconds.append(now() - start)
-    after = peak_mib()
-    return min(seconds), None if before is None or after is None else after - before
+        after.append(peak_mib())  # of the first: those of earlier seeds stay beside the later ones
+    return min(seconds), None if before is None or after[0] is None else after[0] - before
 
 
 def _prompt(number: int) -> Any:

@@ -35,6 +35,11 @@ def split(scorer: str) -> tuple[str, float] | None:
     return (vendi, q) if is_order(q) and of_order(vendi, q) == scorer else None
 
 
+def is_vendi(scorer: str) -> bool:
+    """Whether a name is a Vendi scorer's, of any order: all pictures of a prompt have one value."""
+    return scorer in VENDI or split(scorer) is not None
+
+
 def is_meant(scorer: str) -> bool:
     """Whether a name that is no scorer's looks like one with an order."""
     return scorer.startswith(tuple(f"{vendi}_q" for vendi in VENDI))

@@ -174,6 +174,41 @@ def test_stable_diffusion_is_refused_what_it_cannot_do(
 
 
 @pytest.mark.parametrize(
+    ("experiment", "settings", "within"),
+    [
+        ("imagereward", [], "tasks.imagereward.baseline is group, which compares them with each other: use batch"),
+        ("imagereward_grpo", [], "the method is grpo, which compares them with each other: use the method ppo"),
+        ("imagereward_window", [], "the method is window"),
+        ("imagereward_ddpo", [], "the method is ddpo"),
+        ("imagereward_nft", ["method.relative_to=group"], "method.relative_to is group, which compares them with each other: use batch"),
+        ("imagereward_awm", ["method.relative_to=group"], "method.relative_to is group"),
+        ("imagereward_raft", ["method.rank=prompt", "method.candidates=4"], "method.rank is prompt"),
+        ("joint_gdpo", [], "mixing is gdpo, which compares them with each other: use zscores or tasks"),
+    ],
+)  # fmt: skip
+def test_a_reward_that_all_images_of_a_prompt_share_is_refused_where_they_are_compared(
+    experiment: str, settings: list[str], within: str
+) -> None:
+    reward = "imagereward=vendi" if experiment == "joint_gdpo" else "vendi"
+    chosen = with_reward(override(experiments.load(experiment, "miniature"), settings), reward)
+    loaded = {name: LOAD(name, "cpu", "miniature") for name in chosen.scorers}
+    check(chosen, 1)
+    with pytest.raises(ValueError) as refusal:
+        check_rewards(chosen, loaded)
+    told = f"tasks.imagereward.rewards has scorer vendi, which gives all images of a prompt one value, but {within}"
+    assert str(refusal.value).startswith(told)
+    assert str(refusal.value).endswith(", or a scorer that tells them apart")
+
+
+def test_a_reward_that_all_images_of_a_prompt_share_is_trained_on_where_the_batch_is_compared() -> None:
+    for name, settings in (("imagereward", ["baseline=batch"]), ("imagereward_nft", ["baseline=batch"])):
+        chosen = with_reward(override(experiments.load(name, "miniature"), settings), "vendi")
+        check_rewards(chosen, {scorer: LOAD(scorer, "cpu", "miniature") for scorer in chosen.scorers})
+    each = with_reward(experiments.load("imagereward_grpo", "miniature"), "pairwise_distance")
+    check_rewards(each, {scorer: LOAD(scorer, "cpu", "miniature") for scorer in each.scorers})
+
+
+@pytest.mark.parametrize(
     ("experiment", "needs"),
     [("compositionality", "scorer objects cannot answer for {}: none of its 2 prompts names an object, as "), ("fairness", "scorer skin_tone cannot answer for {}: none of its 2 prompts is a portrait")],
 )  # fmt: skip

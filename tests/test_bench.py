@@ -661,8 +661,8 @@ def test_pictures_are_scored_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_asking_a_large_set_takes_no_more_than_its_order() -> None:
     _, mib = growth.asking(10**6)
-    # a permutation is 8 bytes for each prompt, and there are three
-    assert mib is None or mib < 3 * 8 + 16
+    # 8 bytes for each prompt: a run has the order of one pass, however many seeds are timed
+    assert mib is None or mib < 1.5 * 8
 
 
 # machine

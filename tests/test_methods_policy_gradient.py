@@ -566,6 +566,21 @@ def test_a_reward_that_a_group_shares_is_refused(toy_prompts: Path, name: str) -
         check(shared, 1)
 
 
+@pytest.mark.parametrize("name", ["grpo", "ddpo"])
+def test_a_reward_that_turns_out_to_be_shared_stops_the_run(
+    make_run: MakeRun, toy_prompts: Path, name: str
+) -> None:
+    """It trained to its end on advantages of 0: which scorer shares its value only its answers tell."""
+    (task, *_) = of_method("", toy_prompts, name).tasks
+    shared = (replace(task, rewards=(Reward("shared_by_prompt"),)),)
+    run = make_run(name, tasks=shared)
+    told = f"scorer shared_by_prompt gave all images of each prompt of task redness one value, but the method is {name}, .*use .*the method ppo"
+    with pytest.raises(Stopped, match=told):
+        train(run)
+    run = make_run(name, tasks=(replace(task, rewards=(Reward("of_prompt"),)),))
+    train(run)  # of the same scope, and of each image by itself
+
+
 @pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=2.0)])
 def test_the_base_is_what_it_was_and_the_kl_to_it_grows_from_0(make_run: MakeRun, lora: Lora | None) -> None:
     run = make_run("grpo", lora=lora)

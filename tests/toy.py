@@ -263,6 +263,15 @@ class OfPrompt(Redness):
     scope = "prompt"
 
 
+class SharedByPrompt(Redness):
+    """Gives all images of a prompt one value, which only its answers tell."""
+
+    scope = "prompt"
+
+    def __call__(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor([float(len(prompt.text)) / 1000 for prompt in prompts])
+
+
 class NoScope(Redness):
     """Says of itself what nobody knows."""
 
@@ -312,6 +321,7 @@ SCORERS: dict[str, type[Redness]] = {
     "paired": Paired,
     "less_is_better": LessIsBetter,
     "of_prompt": OfPrompt,
+    "shared_by_prompt": SharedByPrompt,
     "no_scope": NoScope,
     "loading": Loading,
     "loading_to_read": LoadingToRead,

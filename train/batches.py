@@ -17,7 +17,16 @@ from train import mixing
 from train.config import Reward, Task
 from train.data import image_indices, noise_seed, prompts_of
 from train.mixing import Pool
-from train.rewards import CannotAnswer, RewardFailed, Shaped, above_others, check_validity, score, shape
+from train.rewards import (
+    CannotAnswer,
+    RewardFailed,
+    Shaped,
+    above_others,
+    check_told_apart,
+    check_validity,
+    score,
+    shape,
+)
 from train.run import Run, failed_first, gather, own_stream
 
 
@@ -92,11 +101,14 @@ def judge(run: Run, task: Task, images_BCHW: Tensor, asked: Asked) -> Judged:
         RewardFailed: on all processes, where a reward cannot be trusted.
     """
     scores = gathered_scores(run, task, images_BCHW, asked.prompts)
-    if isinstance(task, Pool):
-        return _judge_pool(task, scores, mixing.part_of(task, run.world))
     score_BK = torch.stack([scores[term.scorer] for term in task.rewards], 1)
+    if isinstance(task, Pool):
+        part_B = mixing.part_of(task, run.world)
+        check_told_apart(run.experiment, task, run.scorers, score_BK, mixing.group_of(task, part_B))
+        return _judge_pool(task, scores, part_B)
     check_validity(task, score_BK)
     prompt_B = torch.arange(len(score_BK)) // task.images_per_prompt
+    check_told_apart(run.experiment, task, run.scorers, score_BK, prompt_B)
     return Judged(scores, shape(task, score_BK), prompt_B, int(score_BK.isnan().any(1).sum()))
 
 

@@ -4,7 +4,7 @@ In a pool every image has the credit of every task's reward that applies to it: 
 says nothing of a portrait, parity counts the groups of its own task. Credits of different rewards have different scales, so each is normalised
 before they are added with their weights:
 
-- `zscores`: over all images of the batch that have it, as Eq 10 does with one reward;
+- `zscores`: over all images of the batch that have it, as Eq 10 does with one reward (but where a group shares its reward each of its images counts);
 - `gdpo`: within the images of each prompt (Liu et al. 2026, arXiv 2601.05242, "Group reward-Decoupled Normalization Policy Optimization", sec. 3), so that
   a reward that tells few images apart is not drowned by one that tells many.
 

@@ -14,11 +14,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from evals import scorers
+from evals import order, scorers
 from evals.arithmetic import micro_batches
 from evals.memory import too_little
 from prompts import Prompt
 from train.config import LESS_MEMORY, Experiment, Reward, Task
+from train.methods import Comparison
 
 
 class RewardFailed(Exception):
@@ -84,6 +85,7 @@ def check_rewards(experiment: Experiment, loaded: Mapping[str, Any]) -> None:
                 _check_classes(task, term.scorer, loaded[term.scorer])
             else:
                 _check_direction(task, term, loaded[term.scorer])
+                _check_tells_apart(experiment, task, term.scorer)
         for name in (*(term.scorer for term in task.rewards), *task.monitors):
             if loaded[name].scope == "prompt" and task.images_per_prompt < 2:
                 raise ValueError(
@@ -146,6 +148,25 @@ def _check_direction(task: Task, term: Reward, scorer: Any) -> None:
             f"{where}.rewards has scorer {name}, of which less is better (higher_is_better is False), with the weight {term.weight:g}, which would make it more: "
             "give it a negative weight in the experiment's file, or write a scorer that answers the negative"
         )
+
+
+def _check_tells_apart(experiment: Experiment, task: Task, name: str) -> None:
+    """A Vendi score is that of all images of a prompt: compared with each other none has more than another, and nothing would be learned from it."""
+    comparison = comparison_of(experiment, task)
+    if comparison is not None and order.is_vendi(name):
+        raise ValueError(
+            f"tasks.{task.name}.rewards has scorer {name}, which gives all images of a prompt one value, but {comparison.field}, which compares them with each other: "
+            f"use {comparison.instead}, or a scorer that tells them apart"
+        )
+
+
+def comparison_of(experiment: Experiment, task: Task) -> Comparison | None:
+    """What compares the images of a prompt of a task by their rewards; None where nothing does."""
+    if experiment.method.comparison is not None:
+        return experiment.method.comparison
+    if task.baseline == "group":
+        return Comparison(f"tasks.{task.name}.baseline is group", "batch")
+    return Comparison("mixing is gdpo", "zscores or tasks") if experiment.mixing == "gdpo" else None
 
 
 def _check_classes(task: Task, name: str, scorer: Any) -> None:
@@ -229,6 +250,42 @@ def check_validity(task: Task, score_BK: Tensor) -> None:
             raise RewardFailed(
                 f"scorer {term.scorer} answered NaN (not applicable) for {missing} of {total} images of task {task.name}, "
                 f"more than the share of {task.max_invalid:g} that tasks.{task.name}.max_invalid allows"
+            )
+
+
+def check_told_apart(
+    experiment: Experiment, task: Task, loaded: Mapping[str, Any], score_BK: Tensor, prompt_B: Tensor
+) -> None:
+    """Refuse a reward of a set that gives all images of a prompt one value, where they are compared: of a scorer of one's own only its scores tell, and so of distances in groups of two.
+
+    Args:
+        experiment: of the task.
+        task: with its terms.
+        loaded: scorers by name.
+        score_BK: of the whole gathered batch, one column per term.
+        prompt_B: number of each image's prompt.
+
+    Raises:
+        CannotAnswer: where values differ from prompt to prompt and within none.
+    """
+    comparison = comparison_of(experiment, task)
+    for term, score_B in zip(task.rewards, score_BK.unbind(1), strict=True):
+        if comparison is None or loaded[term.scorer].scope != "prompt":
+            continue
+        valid_B = score_B.isfinite()
+        within = {
+            tuple(score_B[valid_B & (prompt_B == prompt)].unique().tolist()) for prompt in prompt_B.unique()
+        }
+        if max(map(len, within)) <= 1 < len(within - {()}):
+            more = (
+                "at least 3 images of a prompt, as two are as far from each other, or "
+                if task.images_per_prompt == 2
+                else ""
+            )
+            raise CannotAnswer(
+                f"scorer {term.scorer} gave all images of each prompt of task {task.name} one value, but {comparison.field}, which compares them with each other "
+                f"(use {more}{comparison.instead})",
+                term.scorer,
             )
 
 

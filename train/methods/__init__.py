@@ -50,6 +50,15 @@ class Evaluations(NamedTuple):
     """With one."""
 
 
+class Comparison(NamedTuple):
+    """A comparison of the images of a prompt, as a sentence names it."""
+
+    field: str
+    """What asks for it, as `field is value`."""
+    instead: str
+    """What else to use."""
+
+
 @dataclass(frozen=True)
 class Method:
     """What every method offers. `collect` and `update` are called in turn for every task of an iteration."""
@@ -71,6 +80,11 @@ class Method:
     def name(self) -> str:
         """That of its file."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What compares the images of a prompt by their rewards; None where nothing does."""
+        return None
 
     def check(self, experiment: Experiment) -> None:
         """Refuse an experiment that this method cannot train.

@@ -28,7 +28,7 @@ from train import advantages as better
 from train.batches import Judged, ask, judge, reward_report
 from train.data import image_indices, prompts_of
 from train.denoising import Noised, noised, outputs
-from train.methods import Evaluations, Method, only_heeded
+from train.methods import Comparison, Evaluations, Method, only_heeded
 from train.methods._checks import check_halves, check_noise
 from train.run import Run, accumulated, gather, synchronised
 
@@ -300,17 +300,17 @@ def advantages(judged: Judged, relative_to: RelativeTo, clip: float) -> Tensor:
     return found_B.where(shaped.credit_B.isfinite(), torch.nan)
 
 
-def check_groups(experiment: Experiment, field: str, instead: str) -> None:
+def check_groups(experiment: Experiment, comparison: Comparison) -> None:
     """Refuse tasks in which the images of a prompt cannot be compared with each other.
 
     Args:
         experiment: with the tasks.
-        field: what asks for it, as `field is value`.
-        instead: what else that field may be.
+        comparison: what asks for it, and what else that field may be.
 
     Raises:
         ValueError: one sentence that names the task's field and the choices.
     """
+    field, instead = comparison
     if experiment.mixing == "gdpo":
         raise ValueError(
             f"{field}, but with mixing gdpo each reward is relative to the images of its prompt already, and their sum is compared with the batch: use {instead}"

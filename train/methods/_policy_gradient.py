@@ -27,7 +27,7 @@ from train import advantages as better
 from train.batches import Judged, ask, judge, reward_report
 from train.data import draw_steps, prompts_of
 from train.gates import Rounding, check_identity, check_part
-from train.methods import OF_SOME, Evaluations, Method
+from train.methods import OF_SOME, PAPERS, Comparison, Evaluations, Method
 from train.methods._checks import check_halves, check_noise
 from train.mixing import Pool
 from train.objective import clipped_share, clipped_surrogate, step_weights
@@ -229,6 +229,11 @@ class PolicyGradient(Method):
 @dataclass(frozen=True)
 class GroupRelative(PolicyGradient):
     """A relative that compares an image with the others of its prompt."""
+
+    @property
+    def comparison(self) -> Comparison:
+        """Always."""
+        return Comparison(f"the method is {self.name}", f"the method {PAPERS}")
 
     def check(self, experiment: Experiment) -> None:
         """Also groups of one, and rewards that a group shares, are refused."""

@@ -32,7 +32,7 @@ from evals.diffusion import Schedule
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
-from train.methods import only_heeded
+from train.methods import Comparison, only_heeded
 from train.methods._forward_process import (
     Beside,
     ForwardProcess,
@@ -84,6 +84,11 @@ class Method(ForwardProcess):
     relative_to: RelativeTo = "batch"
     """Whose mean and standard deviation make a reward an advantage: the batch's (Eq 10), or the prompt's images'."""
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """Where an advantage is relative to the prompt's images."""
+        return Comparison("method.relative_to is group", "batch") if self.relative_to == "group" else None
+
     def check(self, experiment: Experiment) -> None:
         """See `Method`."""
         super().check(experiment)
@@ -91,8 +96,8 @@ class Method(ForwardProcess):
             raise ValueError(f"method.power is {self.power}, but it must lie in (0, 1]")
         if self.kl < 0:
             raise ValueError(f"method.kl is {self.kl}, but it must be at least 0")
-        if self.relative_to == "group":
-            check_groups(experiment, "method.relative_to is group", "batch")
+        if self.comparison is not None:
+            check_groups(experiment, self.comparison)
 
     def beside(self) -> tuple[Beside, ...]:
         """The policy before the first step, where there is a second, and the base where a distance to it counts."""

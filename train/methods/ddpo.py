@@ -20,6 +20,7 @@ from torch import Tensor
 from train import advantages as better
 from train.batches import Judged
 from train.data import prompts_of
+from train.methods import PAPERS, Comparison
 from train.methods._policy_gradient import (
     Compared,
     PolicyGradient,
@@ -58,6 +59,11 @@ class Method(PolicyGradient):
     """Rewards of a prompt that are remembered (ddpo-pytorch's config: 16)."""
     min_count: int = 16
     """Rewards of a prompt from which on it has statistics of its own (ddpo-pytorch's config: 16)."""
+
+    @property
+    def comparison(self) -> Comparison:
+        """With earlier ones of its prompt, and those beside it."""
+        return Comparison(f"the method is {self.name}", f"the method {PAPERS}")
 
     def check(self, experiment: Experiment) -> None:
         """Also a buffer that cannot be filled, and comparisons within the batch's groups, are refused."""

@@ -43,7 +43,7 @@ from evals.diffusion import Schedule
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
-from train.methods import only_heeded
+from train.methods import Comparison, only_heeded
 from train.methods._forward_process import (
     Beside,
     ForwardProcess,
@@ -102,6 +102,11 @@ class Method(ForwardProcess):
     old_most: float = 0.5
     """Where it stays (release: .5, and .999 for OCR)."""
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """Where an advantage is relative to the prompt's images."""
+        return Comparison("method.relative_to is group", "batch") if self.relative_to == "group" else None
+
     def check(self, experiment: Experiment) -> None:
         """See `Method`."""
         super().check(experiment)
@@ -112,8 +117,8 @@ class Method(ForwardProcess):
         for field in ("kl", "old_copies", "old_rise"):
             if (value := getattr(self, field)) < 0:
                 raise ValueError(f"method.{field} is {value}, but it must be at least 0")
-        if self.relative_to == "group":
-            check_groups(experiment, "method.relative_to is group", "batch")
+        if self.comparison is not None:
+            check_groups(experiment, self.comparison)
 
     def note(self, run: Run) -> str:
         """Whether the contrast is zero for a while."""

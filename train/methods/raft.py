@@ -21,7 +21,7 @@ from torch import Tensor
 from train.batches import Judged
 from train.config import Experiment, Task
 from train.denoising import Noised
-from train.methods import only_heeded
+from train.methods import Comparison, only_heeded
 from train.methods._forward_process import Batch, ForwardProcess, check_groups, shared_out
 from train.objective import denoising_loss
 from train.run import Run
@@ -46,6 +46,11 @@ class Method(ForwardProcess):
     rank: Literal["batch", "prompt"] = "batch"
     """Among which: all of the iteration, or those of a prompt (RAFT, Algorithm 1), which must then be as many."""
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """Where the best are those of a prompt."""
+        return Comparison("method.rank is prompt", "batch") if self.rank == "prompt" else None
+
     def check(self, experiment: Experiment) -> None:
         """See `Method`."""
         super().check(experiment)
@@ -62,8 +67,8 @@ class Method(ForwardProcess):
                 raise ValueError(
                     f"method.candidates is {self.candidates}, of which one is accepted, but {where}.batch is {task.batch}: use at most as many"
                 )
-        if self.rank == "prompt":
-            check_groups(experiment, "method.rank is prompt", "batch")
+        if self.comparison is not None:
+            check_groups(experiment, self.comparison)
 
     def averaged(self, images: int) -> int:
         """See `Method`."""
