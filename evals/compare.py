@@ -640,6 +640,11 @@ def _cell(
             run = resample(_without(pair_RPS, lost_RP), sides.seeds)
         base = resample(_without(base_RPS, lost_RP), sides.seeds)
         net = stats.interval(run.less(base))
+    lowest, highest = metrics.bounds_of(metric, rows["image"].nunique())
+    own, net = (
+        stats.within(own, lowest, highest),
+        stats.within(net, lowest - highest, highest - lowest),
+    )
     less = run.less(base)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
@@ -654,7 +659,7 @@ def _cell(
         experiment=experiment,
         value=own,
         difference=difference,
-        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, same_seeds=True),
+        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, lowest, same_seeds=True),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
         p=math.nan if math.isnan(difference.value) else less.p,
         test=test,
@@ -724,11 +729,12 @@ def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
 
 
-def _ratio(top: Resampled, bottom: Resampled, same_seeds: bool) -> Interval:
-    """Interval of a ratio; nothing where what it is to may be 0, since a ratio has no meaning there."""
+def _ratio(top: Resampled, bottom: Resampled, lowest: float, same_seeds: bool) -> Interval:
+    """Interval of a ratio, from 0 on where no value is below; nothing where what it is to may be 0, since a ratio has no meaning there."""
     if not (bottom.value > 0 and bool(np.all(bottom.draws_N > 0))):
         return NOTHING
-    return _varied(stats.interval(top.over(bottom, same_seeds)))
+    found = stats.interval(top.over(bottom, same_seeds))
+    return _varied(stats.within(found, 0.0 if lowest >= 0 else -math.inf, math.inf))
 
 
 def _varied(ratio: Interval) -> Interval:
@@ -913,7 +919,8 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
     same_seeds = joint.stream == single.stream  # where only the base has several
     raw = gain = NOTHING
     if not (joint.estimate.refused or single.estimate.refused):
-        raw = _ratio(top.run, bottom.run, same_seeds)
+        lowest, _ = metrics.bounds_of(metric, joint.estimate.images)
+        raw = _ratio(top.run, bottom.run, lowest, same_seeds)
         if single.estimate.mark == "better" and not math.isnan(joint.estimate.difference.value):
             share = joint.run.less(joint.base).over(single.run.less(single.base), same_seeds)
             gain = _varied(stats.interval(share))

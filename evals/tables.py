@@ -678,7 +678,15 @@ _LATEX = {
     **{"ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}"},
 }
 _ACCENTS = {
-    **{"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": "."},
+    **{
+        "\u0300": "`",
+        "\u0301": "'",
+        "\u0302": "^",
+        "\u0303": "~",
+        "\u0304": "=",
+        "\u0306": "u",
+        "\u0307": ".",
+    },
     **{"\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c"},
 }
 """Combining marks as the accents that LaTeX has for every font."""
@@ -694,7 +702,7 @@ def _escaped_character(character: str) -> str:
         return _LATEX[character]
     if character.isascii() and character.isprintable():
         return character
-    letter, *marks = unicodedata.normalize("NFD", character)
+    letter, *marks = list(unicodedata.normalize("NFD", character))
     if len(marks) == 1 and marks[0] in _ACCENTS and letter.isascii() and letter.isalpha():
         # an accent above takes the place of the dot
         under = f"\\{letter}" if letter in "ij" and marks[0] not in "\u0323\u0327" else letter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from itertools import pairwise
@@ -16,6 +17,7 @@ import scipy.stats
 import prompts
 from evals import compare, metrics, rows, stats, suites, tables, unscored
 from evals.compare import Comparison
+from evals.metrics import _bounds, _parity
 from evals.metrics._geneval import SIZES, TASKS
 from tests.synthetic_rows import SETS, TRAINED, study
 
@@ -609,6 +611,43 @@ def test_a_value_and_resamples_on_two_sides_of_0_are_no_difference() -> None:
     other = stats.Resampled(0.05, draws_N, found.influence_RP, None)
     assert stats.interval(other).low == 0.05
     assert other.p == stats.p_value(other.tailed_N) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("scorer", "metric", "base", "run", "most"),
+    [
+        ("skin_tone", "parity_pooled", [0, 0, 0, 0, 1], [0, 1, 2, 0, 3], math.sqrt(3 / 4)),
+        ("objects", "detection", [1, 1, 1, 1, 0.5], [0, 0, 0, 0, 0.5], 1.0),
+        ("objects", "detection", [0, 0, 0, 0, 0.5], [1, 1, 1, 0.2, 1], 1.0),
+        ("fully_right", "fully_right", [0, 0, 0, 0, 1], [1, 1, 1, 1, 0], 1.0),
+    ],
+)
+def test_no_interval_leaves_what_its_metric_can_be(
+    scorer: str, metric: str, base: list[float], run: list[float], most: float
+) -> None:
+    made = compare.compare(
+        one_prompt_value(scorer, {"base": np.array(base), "run": np.array(run)}), resamples=1000
+    )
+    for e in made.of(metric=metric):
+        assert 0 <= e.value.low <= e.value.value <= e.value.high <= most
+        if e.experiment == "run":
+            assert -most <= e.difference.low <= e.difference.value <= e.difference.high <= most
+            assert math.isnan(e.ratio.low) or e.ratio.low >= 0
+
+
+@pytest.mark.parametrize("images", [2, 3, 4, 5, 8, 16])
+def test_bounds_of_a_gap_are_the_least_and_the_most_that_counts_can_give(images: int) -> None:
+    counts = pd.DataFrame(
+        [c for c in itertools.product(range(images + 1), repeat=4) if 2 <= sum(c) <= images]
+    )
+    for found, bounds in (
+        (_parity.excess(counts), _bounds.of_excess(images)),
+        (_parity.unbiased_squared(counts.to_numpy()), _bounds.of_unbiased(images)),
+        (_parity.parity(counts.to_numpy()), _bounds.of_gap(images)),
+    ):
+        assert bounds[0] - 1e-12 <= found.min()
+        assert found.max() <= bounds[1] + 1e-12
+    assert _parity.excess(counts).max() >= _bounds.of_excess(images)[1] - 1e-12
 
 
 def test_scores_in_per_cent_are_no_share(frame: pd.DataFrame) -> None:

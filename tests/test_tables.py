@@ -360,8 +360,8 @@ def test_escaping_prints_every_character_and_lets_none_act() -> None:
 def test_letters_keep_their_accents_in_latex() -> None:
     told = {
         "modèle é": r"mod\`{e}le \'{e}",
-        "Zürich": r'Z\"{u}rich',
-        "naïve": r'na\"{\i}ve',
+        "Zürich": r"Z\"{u}rich",
+        "naïve": r"na\"{\i}ve",
         "Çelik Łódź": r"\c{C}elik \L{}\'{o}d\'{z}",
         "straße": r"stra\ss{}e",
         "smørrebrød på æ": r"sm\o{}rrebr\o{}d p\r{a} \ae{}",
