@@ -492,7 +492,7 @@ def _is_scored(comparison: Comparison, name: str) -> bool:
 
 def count_notes(comparison: Comparison) -> list[str]:
     """What was not counted, or does not hold up: nothing is dropped in silence."""
-    notes = unscored.left_out_notes(comparison)
+    notes = [*unscored.left_out_notes(comparison), *unscored.unequal_notes(comparison)]
     for (model, scorer, prompt_set), total in _missing_by(comparison).items():
         notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
     for e in comparison.estimates:
@@ -769,6 +769,10 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "left_out": [
             dict(zip(("model", "experiment", "prompt_set", "scorer"), key, strict=True))
             for key in comparison.left_out
+        ],
+        "unequal": [
+            dict(zip(("model", "experiment", "prompt_set", "scorer", "why"), (*key, why), strict=True))
+            for key, why in comparison.unequal.items()
         ],
         "conflicts": conflicts(comparison),
         "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},

@@ -296,6 +296,64 @@ def test_the_command_that_scores_what_is_left_out_can_be_typed_as_it_stands() ->
     assert " --out 'my scores/base.csv'` scores them" in note
 
 
+def unequal(frame: pd.DataFrame, experiment: str, scorer: str = "vendi") -> pd.DataFrame:
+    """One image of one prompt without that scorer's value."""
+    lost = (frame["experiment"] == experiment) & (frame["scorer"] == scorer) & (frame["image"] == 0)
+    return frame.assign(
+        value=frame["value"].mask(lost & (frame["prompt_id"] == "p001") & (frame["prompt_set"] == SCENES))
+    )
+
+
+def test_variety_of_unequal_numbers_is_refused_by_itself(frame: pd.DataFrame, tmp_path: Path) -> None:
+    whole = compare.compare(frame, resamples=50)
+    made = compare.compare(unequal(frame, "joint"), resamples=50)
+    assert [*made.unequal] == [("miniature", "joint", SCENES, "vendi")]
+    gone = {(e.experiment, e.metric, e.prompt_set) for e in whole.estimates} - {
+        (e.experiment, e.metric, e.prompt_set) for e in made.estimates
+    }
+    assert gone == {("joint", "diversity_vendi", SCENES)}
+    assert only(made, experiment="joint", metric="fully_right", prompt_set=SCENES).value == (
+        only(whole, experiment="joint", metric="fully_right", prompt_set=SCENES).value
+    )
+    (note,) = unscored.unequal_notes(made)
+    told = f"on {SCENES} for joint: vendi is compared at equal numbers of images, and of {SCENES} prompt p001 has 3, but prompt p000 has 4: score as many of each"
+    assert told in note
+    text = tables.markdown(made, "x")
+    assert text.count(note) == 1
+    assert "not scored for joint" not in text
+    (line,) = (x for x in text.splitlines() if x.startswith("| diversity (Vendi) ↑") and SCENES in x)
+    assert line.rstrip(" |").endswith("refused")
+    assert tables.machine(made, "x")["unequal"] == [
+        {
+            "model": "miniature",
+            "experiment": "joint",
+            "prompt_set": SCENES,
+            "scorer": "vendi",
+            "why": made.unequal["miniature", "joint", SCENES, "vendi"],
+        }
+    ]
+
+
+def test_variety_beside_a_base_of_unequal_numbers_is_refused_for_all(frame: pd.DataFrame) -> None:
+    made = compare.compare(unequal(frame, "base"), resamples=50)
+    assert {key[1] for key in made.unequal} == {*TRAINED}
+    assert not made.of(metric="diversity_vendi", prompt_set=SCENES)
+    (note,) = unscored.unequal_notes(made)
+    assert "for base, imagereward, compositionality, fairness and joint: " in note
+
+
+def test_variety_of_fewer_images_than_the_base_has_is_refused_by_itself(frame: pd.DataFrame) -> None:
+    fewer = (frame["experiment"] == "joint") & (frame["scorer"] == "vendi") & (frame["image"] > 1)
+    made = compare.compare(frame[~fewer], resamples=50)
+    assert {key[1] for key in made.unequal} == {"joint"}
+    assert all("has 2 with a value, but 4 on the other side" in why for why in made.unequal.values())
+    vendi = frame[frame["scorer"] == "vendi"]
+    with pytest.raises(
+        ValueError, match=r"^nothing of miniature can be compared: vendi is compared at equal"
+    ):
+        compare.compare(unequal(vendi, "base")[lambda rows: rows["prompt_set"] == SCENES], resamples=50)
+
+
 def test_a_set_that_the_base_lacks_is_left_out_but_not_an_image(frame: pd.DataFrame) -> None:
     of_base = frame["experiment"] == "base"
     lost = of_base & (frame["prompt_set"] == SCENES) & (frame["scorer"] == "objects")

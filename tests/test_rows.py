@@ -86,6 +86,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     [
         ([], "holds no score"),
         ([GOOD.replace(",0.5", ",high")], "line 2: value must be a finite number or empty, not 'high'"),
+        (
+            [GOOD, GOOD.replace(",0.5", ",1e308").replace(",0,89ab", ",1,89ab")],
+            "line 3: value must be a number of at most 1e\\+50 in size, of whose powers sums can be made, or empty, not '1e308'",
+        ),
+        ([GOOD.replace(",0.5", ",-1e51")], "line 2: value must be a number of at most"),
         ([GOOD, GOOD.replace(",0.5", ",inf").replace(",0,89ab", ",1,89ab")], "line 3: value"),
         ([GOOD.replace("miniature,0", "miniature,-1")], "line 2: seed must be a whole number, not '-1'"),
         ([GOOD.replace(",0,89ab", ",1.5,89ab")], "line 2: image must be a whole number"),
