@@ -49,6 +49,8 @@ class OneSentence(click.Group):
             return super().invoke(ctx)
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
+        except BrokenPipeError:
+            raise  # who reads the output, as `head` does, has had enough: click ends quietly
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"error: {where}{(error.strerror or str(error)).lower()}", err=True)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -439,7 +440,7 @@ def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
         raise ValueError(
             f"there are no base scores for the model {model} (only {', '.join(names)}): every number is a difference to the base, "
             f"so score the base of {model} on the same prompts and give its file too, or say what else to compare with: "
-            f"--against {' or '.join(names)}"
+            f"--against {' or '.join(map(quote, names))}"
         )
     raise ValueError(
         f"there are no scores of {against} for the model {model}: --against must be one of {', '.join(names)}; checkpoints of "
@@ -459,7 +460,7 @@ def _refuse_nothing_left(
     if not scored:
         names = list(dict.fromkeys(experiment for _, experiment, _, _ in of_runs))
         raise ValueError(
-            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(names)}"
+            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(map(quote, names))}"
         )
     _, experiment, prompt_set, scorer = scored[0]
     raise ValueError(

@@ -114,7 +114,8 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
         if not (weight >= 0).all() or (frame["tone"] < 0).any():
             raise ValueError("tones and images are counted from 0")
     except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        reason = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        told = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(told.split())
         raise ValueError(
             f"--confusion {path} is no calibration of skin tones ({reason}): `python -m evals calibrate skin-tone` writes one"
         ) from None

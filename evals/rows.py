@@ -449,6 +449,10 @@ def _cells(path: Path) -> pd.DataFrame:
         header, *lines = csv.reader(io.StringIO(content), strict=True)
     except csv.Error as error:
         raise ValueError(f"{path}: is not a CSV file ({error})") from error
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError(
+            f"{path}: its cells are parted by semicolons: save it with commas, and numbers with a point"
+        )
     for number, line in enumerate(lines, start=2):
         if len(line) != len(header):
             raise ValueError(f"{path}: line {number} has {len(line)} cells, but the header has {len(header)}")

@@ -63,13 +63,14 @@ def unequal_notes(comparison: Comparison) -> list[str]:
         refused.setdefault((model, prompt_set, scorer, why), []).append(experiment)
     notes = []
     for (model, prompt_set, scorer, why), experiments in refused.items():
+        alarm = "" if variety.order_of(scorer) is None else ", and sound no alarm for lost variety"
         titles = ", ".join(
             metrics.load(name).title
             for name in metrics.names([scorer])
             if metrics.load(name).scorer == scorer
         )
         notes.append(
-            f"REFUSED: {model}: {titles} on {prompt_set} for {_and(experiments)}: {why}. In no table, no test and no correction, and no alarm for lost variety can sound."
+            f"REFUSED: {model}: {titles} on {prompt_set} for {_and(experiments)}: {why}. They are in no table, no test and no correction{alarm}."
         )
     return notes
 

@@ -334,6 +334,12 @@ def test_variety_of_unequal_numbers_is_refused_by_itself(frame: pd.DataFrame, tm
     ]
 
 
+def test_names_to_compare_with_are_quoted_as_a_shell_takes_them(frame: pd.DataFrame) -> None:
+    spaced = frame[frame["experiment"] != "base"].replace({"experiment": {"joint": "photos of x"}})
+    with pytest.raises(ValueError, match=r"--against compositionality or .* or 'photos of x'$"):
+        compare.compare(spaced, resamples=20)
+
+
 def test_variety_beside_a_base_of_unequal_numbers_is_refused_for_all(frame: pd.DataFrame) -> None:
     made = compare.compare(unequal(frame, "base"), resamples=50)
     assert {key[1] for key in made.unequal} == {*TRAINED}

@@ -65,6 +65,15 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     )  # NaN is an empty cell
 
 
+def test_a_file_that_a_spreadsheet_saved_with_semicolons_is_known_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(";".join(rows.COLUMNS) + "\n" + ";".join(["0,5"] * len(rows.COLUMNS)) + "\n")
+    with pytest.raises(
+        ValueError, match=r"scores\.csv: its cells are parted by semicolons: save it with commas"
+    ):
+        rows.read([path])
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
