@@ -453,6 +453,11 @@ def _refuse_nothing_left(
 ) -> None:
     """Refuse a model of which nothing that a metric reads can be compared."""
     read = _by_scorer(scorer for *_, scorer in origins)
+    scorers = dict.fromkeys(scorer for of, *_, scorer in origins if of == model)
+    if not {*scorers} & {*read}:
+        raise ValueError(
+            f"nothing of {model} can be compared: no metric reads the scores of {', '.join(scorers)}; a metric is one file, evals/metrics/<name>.py"
+        )
     of_runs = [key for key in origins if key[0] == model and key[1] != against and key[3] in read]
     if not of_runs or not {*of_runs} <= {*left_out}:
         return

@@ -334,6 +334,14 @@ def test_variety_of_unequal_numbers_is_refused_by_itself(frame: pd.DataFrame, tm
     ]
 
 
+def test_scores_that_no_metric_reads_make_no_empty_table(frame: pd.DataFrame) -> None:
+    mine = frame[frame["scorer"] == "objects"].replace({"scorer": {"objects": "redness"}})
+    with pytest.raises(
+        ValueError, match="of miniature can be compared: no metric reads the scores of redness;"
+    ):
+        compare.compare(mine, resamples=20)
+
+
 def test_names_to_compare_with_are_quoted_as_a_shell_takes_them(frame: pd.DataFrame) -> None:
     spaced = frame[frame["experiment"] != "base"].replace({"experiment": {"joint": "photos of x"}})
     with pytest.raises(ValueError, match=r"--against compositionality or .* or 'photos of x'$"):
