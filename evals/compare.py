@@ -804,7 +804,7 @@ def _mark(metric: Metric, difference: Interval) -> Mark:
 
 
 def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> list[_Cell]:
-    """Mark the cells of the metrics that the suite says a prompt set is there for.
+    """Mark the cells of the metrics that the suite says a prompt set is there for, and of what people said.
 
     Where this version does not know the suite, or the prompt set in it: those of the metrics that some experiment exists to improve.
     """
@@ -815,6 +815,7 @@ def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> lis
         suite = origins[e.model, e.experiment, e.prompt_set, metric.scorer].suite[0]
         listed = headlines_of(suite.partition(":")[0]).get(e.prompt_set)
         headline = metric.specialist is not None if listed is None else e.metric in listed
+        headline |= metric.scorer == score_rows.HUMAN  # no suite asks people, whoever did wants to know
         marked.append(_changed(cell, headline=headline))
     return marked
 

@@ -141,6 +141,16 @@ def listing(monkeypatch: pytest.MonkeyPatch, name: str, headlines: dict[str, tup
     monkeypatch.setattr(suites, "load", lambda name: suite)
 
 
+def test_what_people_said_is_a_headline_of_every_suite(frame: pd.DataFrame) -> None:
+    """They are asked on purpose, and no suite can list what it does not score."""
+    votes = frame[(frame["scorer"] == "clip_judge") & frame["experiment"].isin(["base", "joint"])]
+    votes = votes[votes["seed"] == 0].assign(scorer=rows.HUMAN, version="v", value=0.5)
+    made = compare.compare(pd.concat([frame, votes], ignore_index=True), resamples=20)
+    cell = only(made, experiment="joint", metric="win_rate_human", prompt_set=PREFERENCE)
+    assert cell.headline
+    assert ("win_rate_human", PREFERENCE) in tables.headline_columns(made, "miniature")
+
+
 def test_a_headline_needs_no_specialist(monkeypatch: pytest.MonkeyPatch, frame: pd.DataFrame) -> None:
     listing(monkeypatch, "quality", {SCENES: ("gold_quality",)})
     made = compare.compare(frame.assign(suite="quality:1"), resamples=50)
