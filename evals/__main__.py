@@ -49,6 +49,8 @@ class OneSentence(click.Group):
             return super().invoke(ctx)
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
+        except BrokenPipeError:
+            raise  # who reads the output, as `head` does, has had enough: click ends quietly
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"error: {where}{(error.strerror or str(error)).lower()}", err=True)
@@ -276,7 +278,7 @@ def compare(
     """Compare score files with the base's, or with those of --against, which must be among them: no GPU, seconds."""
     from evals.asides import beside
     from evals.tables import at_a_glance, write
-    from evals.unscored import left_out_notes
+    from evals.unscored import left_out_notes, unequal_notes
 
     check_table(out, files)
     options: list[object] = ["--out", out]
@@ -306,7 +308,7 @@ def compare(
             "correction, † trained on it\n"
         )
         click.echo(at_a_glance(comparison, model))
-    for note in left_out_notes(comparison):
+    for note in (*left_out_notes(comparison), *unequal_notes(comparison)):
         click.echo(f"\n{note}")
     made = [out, out.with_suffix(".csv"), *(path for path in (latex, json_out) if path is not None)]
     click.echo(f"\nwrote {', '.join(map(str, made[:-1]))} and {made[-1]}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 
 from evals import metrics, panel, stats, variety
 from evals import rows as score_rows
-from evals.metrics import Metric
+from evals.metrics import Metric, _equal
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
 from evals.panel import Panel
 from evals.rows import BASE, IMAGE, PROMPT, Voices, without_copies
@@ -166,6 +167,8 @@ class Comparison:
     """Sentences on the rows themselves, for the foot of a table."""
     left_out: tuple[OriginKey, ...] = ()
     """What runs were scored by and `against` was not on that prompt set: in no number, and told of by `evals.unscored`."""
+    unequal: Mapping[OriginKey, str] = field(default_factory=dict)
+    """Of scores of variety on unequal numbers of images: why they are in no number."""
 
     @property
     def family(self) -> int:
@@ -177,8 +180,8 @@ class Comparison:
         return list(dict.fromkeys(e.model for e in self.estimates))
 
     def compared(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Those of the rows that the comparison is of: without what is left out."""
-        return _without_left_out(rows, self.left_out)
+        """Those of the rows that the comparison is of: without what is left out, and what numbers of images are unequal of."""
+        return _without(rows, [*self.left_out, *self.unequal])
 
     def of(self, **wanted: object) -> list[Estimate]:
         """The estimates whose fields have the given values."""
@@ -240,7 +243,8 @@ def compare(
 ) -> Comparison:
     """Every experiment x metric x prompt set of the rows (as `evals.rows.read` gives them), each model by itself.
 
-    What `against` has no scores of, by a scorer and on a prompt set, is left out (`Comparison.left_out`), as long as something of the model can be compared.
+    What `against` has no scores of, by a scorer and on a prompt set, is left out (`Comparison.left_out`), as long as something of the model can be compared; so are
+    scores of variety that are of unequal numbers of images (`Comparison.unequal`).
 
     Args:
         rows: score rows.
@@ -258,7 +262,11 @@ def compare(
     for model, part in every.groupby("model", sort=False):
         _refuse_alone(str(model), part, against)
         _refuse_nothing_left(str(model), origins, left_out, against)
-    rows = _without_left_out(rows, left_out)
+    rows = _without(rows, left_out)
+    unequal = _unequal(rows, against)
+    rows = _without(rows, list(unequal))
+    for model in every["model"].unique():
+        _refuse_only_unequal(str(model), rows, unequal, against)
     versions = score_rows.versions(rows, refuse=not force)
     strata = strata_of(rows)
     resampler = Resampler(resamples, seed, strata.of)
@@ -290,6 +298,7 @@ def compare(
         strata=strata.names(),
         remarks=(*strata.remarks, *_remarks(rows, against, voices, origins)),
         left_out=left_out,
+        unequal=unequal,
     )
 
 
@@ -314,11 +323,47 @@ def _by_scorer(scorers: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _without_left_out(rows: pd.DataFrame, left_out: Sequence[OriginKey]) -> pd.DataFrame:
+def _without(rows: pd.DataFrame, left_out: Sequence[OriginKey]) -> pd.DataFrame:
     if not left_out:
         return rows
     keys = pd.MultiIndex.from_frame(rows[["model", "experiment", "prompt_set", "scorer"]])
     return rows[~keys.isin(left_out)]
+
+
+def _unequal(rows: pd.DataFrame, against: str) -> dict[OriginKey, str]:
+    """Scores of variety that are not of equal numbers of images, with the sentence that says so; where those of `against` are not, so is every run's."""
+    scorers = [
+        scorer
+        for scorer, names in _by_scorer(map(str, rows["scorer"].unique())).items()
+        if any(_equal.needs_equal(metrics.load(name)) for name in names)
+    ]
+    found: dict[OriginKey, str] = {}
+    of_variety = rows[rows["scorer"].isin(scorers)]
+    for (model, prompt_set, scorer), part in of_variety.groupby(
+        ["model", "prompt_set", "scorer"], sort=False
+    ):
+        sides = {str(experiment): side for experiment, side in part.groupby("experiment", sort=False)}
+        base = sides[against]
+        of_base = _equal.why_unequal(base)
+        for experiment, side in sides.items():
+            why = _equal.why_unequal(side) or of_base or _equal.why_unlike(*_one_seed(side, base))
+            if why:
+                found[str(model), experiment, str(prompt_set), str(scorer)] = why
+    return found
+
+
+def _one_seed(*sides: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of the lowest training seed of each, as the same seed: all have as many images of a prompt."""
+    return [side[side["seed"] == side["seed"].min()].assign(seed=0) for side in sides]
+
+
+def _refuse_only_unequal(
+    model: str, rows: pd.DataFrame, unequal: Mapping[OriginKey, str], against: str
+) -> None:
+    """Refuse a model of which nothing is left without what is unequal."""
+    why = [sentence for (of, *_), sentence in unequal.items() if of == model]
+    if why and not ((rows["model"] == model) & (rows["experiment"] != against)).any():
+        raise ValueError(f"nothing of {model} can be compared: {why[0]}")
 
 
 def _remarks(
@@ -395,7 +440,7 @@ def _refuse_alone(model: str, rows: pd.DataFrame, against: str) -> None:
         raise ValueError(
             f"there are no base scores for the model {model} (only {', '.join(names)}): every number is a difference to the base, "
             f"so score the base of {model} on the same prompts and give its file too, or say what else to compare with: "
-            f"--against {' or '.join(names)}"
+            f"--against {' or '.join(map(quote, names))}"
         )
     raise ValueError(
         f"there are no scores of {against} for the model {model}: --against must be one of {', '.join(names)}; checkpoints of "
@@ -408,6 +453,11 @@ def _refuse_nothing_left(
 ) -> None:
     """Refuse a model of which nothing that a metric reads can be compared."""
     read = _by_scorer(scorer for *_, scorer in origins)
+    scorers = dict.fromkeys(scorer for of, *_, scorer in origins if of == model)
+    if not {*scorers} & {*read}:
+        raise ValueError(
+            f"nothing of {model} can be compared: no metric reads the scores of {', '.join(scorers)}; a metric is one file, evals/metrics/<name>.py"
+        )
     of_runs = [key for key in origins if key[0] == model and key[1] != against and key[3] in read]
     if not of_runs or not {*of_runs} <= {*left_out}:
         return
@@ -415,7 +465,7 @@ def _refuse_nothing_left(
     if not scored:
         names = list(dict.fromkeys(experiment for _, experiment, _, _ in of_runs))
         raise ValueError(
-            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(names)}"
+            f"nothing of {model} can be compared: people voted on {' and '.join(names)} and not on {against}, so give --against {' or '.join(map(quote, names))}"
         )
     _, experiment, prompt_set, scorer = scored[0]
     raise ValueError(
@@ -637,9 +687,14 @@ def _cell(
         own = stats.interval(run, metric.unit == "share")
         lost_RP = np.asarray((np.isnan(pair_RPS) | np.isnan(base_RPS)).any(axis=2))
         if lost_RP.any() or own_RPS is not pair_RPS:
-            run = resample(_without(pair_RPS, lost_RP), sides.seeds)
-        base = resample(_without(base_RPS, lost_RP), sides.seeds)
+            run = resample(_without_lost(pair_RPS, lost_RP), sides.seeds)
+        base = resample(_without_lost(base_RPS, lost_RP), sides.seeds)
         net = stats.interval(run.less(base))
+    lowest, highest = metrics.bounds_of(metric, rows["image"].nunique())
+    own, net = (
+        stats.within(own, lowest, highest),
+        stats.within(net, lowest - highest, highest - lowest),
+    )
     less = run.less(base)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
@@ -654,7 +709,7 @@ def _cell(
         experiment=experiment,
         value=own,
         difference=difference,
-        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, same_seeds=True),
+        ratio=NOTHING if is_base or not metric.ratio_to_base else _ratio(run, base, lowest, same_seeds=True),
         base_sd=math.nan if is_base else _spread(metric, base_RPS),
         p=math.nan if math.isnan(difference.value) else less.p,
         test=test,
@@ -720,15 +775,16 @@ def _won_and_lost(values_RPS: Array) -> tuple[int, int]:
     return int((net_P > 0).sum()), int((net_P < 0).sum())
 
 
-def _without(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
+def _without_lost(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
 
 
-def _ratio(top: Resampled, bottom: Resampled, same_seeds: bool) -> Interval:
-    """Interval of a ratio; nothing where what it is to may be 0, since a ratio has no meaning there."""
+def _ratio(top: Resampled, bottom: Resampled, lowest: float, same_seeds: bool) -> Interval:
+    """Interval of a ratio, from 0 on where no value is below; nothing where what it is to may be 0, since a ratio has no meaning there."""
     if not (bottom.value > 0 and bool(np.all(bottom.draws_N > 0))):
         return NOTHING
-    return _varied(stats.interval(top.over(bottom, same_seeds)))
+    found = stats.interval(top.over(bottom, same_seeds))
+    return _varied(stats.within(found, 0.0 if lowest >= 0 else -math.inf, math.inf))
 
 
 def _varied(ratio: Interval) -> Interval:
@@ -748,7 +804,7 @@ def _mark(metric: Metric, difference: Interval) -> Mark:
 
 
 def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> list[_Cell]:
-    """Mark the cells of the metrics that the suite says a prompt set is there for.
+    """Mark the cells of the metrics that the suite says a prompt set is there for, and of what people said.
 
     Where this version does not know the suite, or the prompt set in it: those of the metrics that some experiment exists to improve.
     """
@@ -759,6 +815,7 @@ def _with_headlines(cells: list[_Cell], origins: dict[OriginKey, Origin]) -> lis
         suite = origins[e.model, e.experiment, e.prompt_set, metric.scorer].suite[0]
         listed = headlines_of(suite.partition(":")[0]).get(e.prompt_set)
         headline = metric.specialist is not None if listed is None else e.metric in listed
+        headline |= metric.scorer == score_rows.HUMAN  # no suite asks people, whoever did wants to know
         marked.append(_changed(cell, headline=headline))
     return marked
 
@@ -913,7 +970,8 @@ def _retention(joint: _Cell, single: _Cell) -> Retention:
     same_seeds = joint.stream == single.stream  # where only the base has several
     raw = gain = NOTHING
     if not (joint.estimate.refused or single.estimate.refused):
-        raw = _ratio(top.run, bottom.run, same_seeds)
+        lowest, _ = metrics.bounds_of(metric, joint.estimate.images)
+        raw = _ratio(top.run, bottom.run, lowest, same_seeds)
         if single.estimate.mark == "better" and not math.isnan(joint.estimate.difference.value):
             share = joint.run.less(joint.base).over(single.run.less(single.base), same_seeds)
             gain = _varied(stats.interval(share))

@@ -289,7 +289,7 @@ def _series(
     else:
         critical = _students(critical, number - (1 if sample.strata is None else len(set(sample.strata))))
     both_T = [
-        (NOTHING, NOTHING) if refused else _beside_base(metric, seen, seen_T[0])
+        (NOTHING, NOTHING) if refused else _beside_base(metric, seen, seen_T[0], mine["image"].nunique())
         for seen, refused in zip(seen_T, refused_T, strict=True)
     ]
     return Series(
@@ -372,13 +372,17 @@ def per_prompt(metric: Metric, rows: pd.DataFrame, order: Sequence[str]) -> PerP
     return PerPrompt(tuple(ids), np.stack([np.broadcast_to(values_RPS, most) for values_RPS in stacked]))
 
 
-def _beside_base(metric: Metric, seen: Resampled, base: Resampled) -> tuple[Interval, Interval]:
+def _beside_base(metric: Metric, seen: Resampled, base: Resampled, images: int) -> tuple[Interval, Interval]:
     """The value and the difference to the base, with the intervals that `evals.compare` gives them."""
     share = metric.unit == "share"
     if metric.needs_base:  # beside itself the base is known exactly
         return stats.relative(seen, base.value, share)
-    less = seen.less(base)
-    return stats.interval(seen, share), stats.interval(less)
+    lowest, highest = metrics.bounds_of(metric, images)
+    value, difference = stats.interval(seen, share), stats.interval(seen.less(base))
+    return (
+        stats.within(value, lowest, highest),
+        stats.within(difference, lowest - highest, highest - lowest),
+    )
 
 
 def _negated(interval: Interval) -> Interval:

@@ -29,6 +29,7 @@ from evals import stats
 from evals.compare import arrays, strata_of
 from evals.files import write_text
 from evals.metrics import first, per_prompt
+from evals.metrics._bounds import ONE_GROUP, of_unbiased
 from evals.metrics._parity import (
     GROUPS,
     LIMIT,
@@ -113,7 +114,8 @@ def read_confusions(path: Path) -> tuple[dict[str, Array], list[str]]:
         if not (weight >= 0).all() or (frame["tone"] < 0).any():
             raise ValueError("tones and images are counted from 0")
     except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        reason = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        told = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(told.split())
         raise ValueError(
             f"--confusion {path} is no calibration of skin tones ({reason}): `python -m evals calibrate skin-tone` writes one"
         ) from None
@@ -291,10 +293,12 @@ def _of_part(
         images=len(part) // runs,
         unusable=unusable,
         refused=refused,
-        gap=estimate(parity(counts_PK) ** power),
+        gap=stats.within(estimate(parity(counts_PK) ** power), 0.0, ONE_GROUP**power),
         floor=_mean(floors(counts) if root else squared_floors(counts)),
-        unbiased=estimate(unbiased_squared(counts_PK)),
-        pooled=estimate(counts_PK, lambda mean_K: parity(mean_K) ** power),
+        unbiased=stats.within(estimate(unbiased_squared(counts_PK)), *of_unbiased(len(part))),
+        pooled=stats.within(
+            estimate(counts_PK, lambda mean_K: parity(mean_K) ** power), 0.0, ONE_GROUP**power
+        ),
         pooled_floor=pooled_floor(usable) if root else float(squared_floors(counts.sum().to_frame().T)[0]),
         pooled_unbiased=_mean(np.array([pooled_squared(of_seed_PK) for of_seed_PK in of_set.values_RPS])),
         corrected={name: estimate(corrected_squared(counts_PK, c)) for name, c in confusions.items()},

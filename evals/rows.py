@@ -56,6 +56,8 @@ VOTES = {"w": 1.0, "t": 0.5, "l": 0.0, ".": np.nan}
 OTHER_SIDE = str.maketrans("wl", "lw")
 """Votes as they are of the other picture; no letter of a rater's is one of these."""
 _CAST = re.compile(r"[0-9a-f]{8}=[wtl.](?:;[0-9a-f]{8}=[wtl.])*|")
+LARGEST = 1e50
+"""A score's size: beyond single precision, and the fourth powers that an interval is made of can be added up."""
 KEY: tuple[str, ...] = ("experiment", "model", "seed", "prompt_set", "prompt_id", "image", "scorer")
 NAMES: tuple[str, ...] = ("experiment", "model", "prompt_set", "prompt_id", "scorer")
 """Columns that say of what a score is: never empty."""
@@ -447,6 +449,10 @@ def _cells(path: Path) -> pd.DataFrame:
         header, *lines = csv.reader(io.StringIO(content), strict=True)
     except csv.Error as error:
         raise ValueError(f"{path}: is not a CSV file ({error})") from error
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError(
+            f"{path}: its cells are parted by semicolons: save it with commas, and numbers with a point"
+        )
     for number, line in enumerate(lines, start=2):
         if len(line) != len(header):
             raise ValueError(f"{path}: line {number} has {len(line)} cells, but the header has {len(header)}")
@@ -490,6 +496,11 @@ def _values(column: pd.Series[str], path: Path) -> pd.Series[float]:
     if len(bad):
         raise ValueError(
             f"{path}: line {_line(bad)}: value must be a finite number or empty, not {bad.iloc[0]!r}"
+        )
+    huge = column[number.abs() > LARGEST]
+    if len(huge):
+        raise ValueError(
+            f"{path}: line {_line(huge)}: value must be a number of at most {LARGEST:.0e} in size, of whose powers sums can be made, or empty, not {huge.iloc[0]!r}"
         )
     return number
 

@@ -21,6 +21,7 @@ From per-prompt statistics to an interval, a p and a mark
     resampled_p                         the p that goes with the interval, also beyond the last resample
     share_interval, wilson              of a share: a share near 0 or 1 is not symmetric, and at 0 or 1 no resample varies
     is_unvaried                         whether it is such a share
+    within                              the ends of any other inside what the value can be
     beside_constant, relative           the difference to what is known exactly, such as a win rate's to one half; with the value itself
 Tests with the prompt as the unit
     prompt_differences                  one paired difference a prompt: over images first (a metric's statistics), then over seeds
@@ -612,6 +613,12 @@ def _with_value(found: Interval) -> Interval:
     A gap of all prompts together is 0 where prompts that are each of one tone balance out, and that of a resample, in which some are missing, is not.
     """
     return found._replace(low=min(found.low, found.value), high=max(found.high, found.value))
+
+
+def within(found: Interval, lowest: float, highest: float) -> Interval:
+    """The interval without what cannot be: Student's tails reach beyond it where prompts are few. Its value stays inside, and ends that are not there stay so."""
+    low, high = np.clip((found.low, found.high), lowest, highest)
+    return Interval(found.value, min(float(low), found.value), max(float(high), found.value))
 
 
 def are_beside(value: float, draws_N: Array) -> bool:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -491,7 +492,7 @@ def _is_scored(comparison: Comparison, name: str) -> bool:
 
 def count_notes(comparison: Comparison) -> list[str]:
     """What was not counted, or does not hold up: nothing is dropped in silence."""
-    notes = unscored.left_out_notes(comparison)
+    notes = [*unscored.left_out_notes(comparison), *unscored.unequal_notes(comparison)]
     for (model, scorer, prompt_set), total in _missing_by(comparison).items():
         notes.append(f"{model}: not applicable (NaN), {scorer} on {prompt_set}: {total}.")
     for e in comparison.estimates:
@@ -673,20 +674,40 @@ _LATEX = {
     **{"△": r"$\vartriangle$", "▽": r"$\triangledown$", "◇": r"$\lozenge$", "τ": r"$\tau$"},
     **{"†": r"$^\dagger$", "‡": r"$^\ddagger$", "×": r"$\times$", "−": r"$-$", "↑": r"$\uparrow$"},
     **{"↓": r"$\downarrow$", "–": "--"},
+    **{"ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}"},
+    **{"ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}"},
 }
+_ACCENTS = {
+    **{
+        "\u0300": "`",
+        "\u0301": "'",
+        "\u0302": "^",
+        "\u0303": "~",
+        "\u0304": "=",
+        "\u0306": "u",
+        "\u0307": ".",
+    },
+    **{"\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c"},
+}
+"""Combining marks as the accents that LaTeX has for every font."""
 
 
 def escaped(text: str) -> str:
-    """A text that LaTeX prints as it is; what no font of a plain document has is printed by its number."""
-    told = []
-    for character in " ".join(text.split()):
-        if character in _LATEX:
-            told.append(_LATEX[character])
-        elif character.isascii() and character.isprintable():
-            told.append(character)
-        else:
-            told.append(f"U+{ord(character):04X}")
-    return "".join(told)
+    """A text that LaTeX prints as it is, letters with their accents; what no font of a plain document has is printed by its number."""
+    return "".join(map(_escaped_character, unicodedata.normalize("NFC", " ".join(text.split()))))
+
+
+def _escaped_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii() and character.isprintable():
+        return character
+    letter, *marks = list(unicodedata.normalize("NFD", character))
+    if len(marks) == 1 and marks[0] in _ACCENTS and letter.isascii() and letter.isalpha():
+        # an accent above takes the place of the dot
+        under = f"\\{letter}" if letter in "ij" and marks[0] not in "\u0323\u0327" else letter
+        return f"\\{_ACCENTS[marks[0]]}{{{under}}}"
+    return f"U+{ord(character):04X}"
 
 
 def latex(comparison: Comparison, command: str) -> str:
@@ -748,6 +769,10 @@ def machine(comparison: Comparison, command: str, counted: Sequence[str] = ()) -
         "left_out": [
             dict(zip(("model", "experiment", "prompt_set", "scorer"), key, strict=True))
             for key in comparison.left_out
+        ],
+        "unequal": [
+            dict(zip(("model", "experiment", "prompt_set", "scorer", "why"), (*key, why), strict=True))
+            for key, why in comparison.unequal.items()
         ],
         "conflicts": conflicts(comparison),
         "notes": {"method": method_notes(comparison), "counted": [*count_notes(comparison), *counted]},

@@ -287,7 +287,8 @@ def rows_of(votes: Votes) -> pd.DataFrame:
     they have `evals.rows.RATERS`, raters in the order of their names and each by a hash of the name: who votes in several comparisons is known again, and not named.
     """
     comparison = votes.comparison
-    runs = [_run(name) for name in (comparison.a, comparison.b)]
+    names = (comparison.a, comparison.b)
+    runs = [_run(name, suite != "") for name, suite in zip(names, comparison.suites, strict=True)]
     version = _version(runs[0][0], runs[1][0])
     cast = cast_votes(votes)
     records = []
@@ -332,9 +333,9 @@ def cast_votes(votes: Votes) -> list[str]:
     ]
 
 
-def _run(name: str) -> tuple[str, str, int]:
-    """Experiment, model and seed of a folder of pictures; one that is no run's is an experiment of that name."""
-    found = _RUN.fullmatch(name)
+def _run(name: str, is_drawn: bool) -> tuple[str, str, int]:
+    """Experiment, model and seed of a folder of pictures; one that nothing says to have been drawn for a suite is an experiment of that name, as `score --pictures` has it."""
+    found = _RUN.fullmatch(name) if is_drawn else None
     return (found["experiment"], found["model"], int(found["seed"])) if found else (name, EXTERNAL, 0)
 
 

@@ -17,14 +17,16 @@ from evals.rows import BASE, GIVEN, HUMAN
 def why_empty(comparison: Comparison, model: str, experiment: str, metric: str, prompt_set: str) -> str:
     """What stands in the place of a change that there is none of."""
     key = (model, experiment, prompt_set, metrics.load(metric).scorer)
+    if key in comparison.unequal:
+        return "refused"
     return f"{comparison.against} not scored" if key in comparison.left_out else "not scored"
 
 
 def left_out_lines(comparison: Comparison, model: str) -> set[tuple[str, str]]:
-    """Metric and prompt set of all that would be there, were it not left out."""
+    """Metric and prompt set of all that would be there, were it not left out or refused."""
     return {
         (name, prompt_set)
-        for of, _, prompt_set, scorer in comparison.left_out
+        for of, _, prompt_set, scorer in (*comparison.left_out, *comparison.unequal)
         if of == model
         for name in metrics.names([scorer])
         if metrics.load(name).scorer == scorer
@@ -51,6 +53,25 @@ def left_out_notes(comparison: Comparison) -> list[str]:
                 f"LEFT OUT: {model}: {against} has no scores of {'; '.join(_told(keys))}. They are in no table, no test and no correction{alarm}. "
                 f"{' '.join(_commands(comparison, model, against, wanted))}"
             )
+    return notes
+
+
+def unequal_notes(comparison: Comparison) -> list[str]:
+    """A sentence for each reason for which scores of variety are refused, with whose they are."""
+    refused: dict[tuple[str, str, str, str], list[str]] = {}
+    for (model, experiment, prompt_set, scorer), why in comparison.unequal.items():
+        refused.setdefault((model, prompt_set, scorer, why), []).append(experiment)
+    notes = []
+    for (model, prompt_set, scorer, why), experiments in refused.items():
+        alarm = "" if variety.order_of(scorer) is None else ", and sound no alarm for lost variety"
+        titles = ", ".join(
+            metrics.load(name).title
+            for name in metrics.names([scorer])
+            if metrics.load(name).scorer == scorer
+        )
+        notes.append(
+            f"REFUSED: {model}: {titles} on {prompt_set} for {_and(experiments)}: {why}. They are in no table, no test and no correction{alarm}."
+        )
     return notes
 
 
@@ -85,6 +106,7 @@ def not_scored_notes(comparison: Comparison) -> list[str]:
                 (metrics.load(metric), prompt_set)
                 for metric, prompt_set in sorted({(m, s) for _, m, s in cells})
                 if (experiment, metric, prompt_set) not in cells
+                and (model, experiment, prompt_set, metrics.load(metric).scorer) not in comparison.unequal
                 and not (experiment == BASE and metrics.load(metric).reference is not None)
             ]
             if absent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from itertools import pairwise
@@ -16,6 +17,7 @@ import scipy.stats
 import prompts
 from evals import compare, metrics, rows, stats, suites, tables, unscored
 from evals.compare import Comparison
+from evals.metrics import _bounds, _parity
 from evals.metrics._geneval import SIZES, TASKS
 from tests.synthetic_rows import SETS, TRAINED, study
 
@@ -137,6 +139,16 @@ def listing(monkeypatch: pytest.MonkeyPatch, name: str, headlines: dict[str, tup
     suite = suites.Suite(parts, suites.load("miniature").sampling, 0)
     monkeypatch.setattr(suites, "names", lambda: (name,))
     monkeypatch.setattr(suites, "load", lambda name: suite)
+
+
+def test_what_people_said_is_a_headline_of_every_suite(frame: pd.DataFrame) -> None:
+    """They are asked on purpose, and no suite can list what it does not score."""
+    votes = frame[(frame["scorer"] == "clip_judge") & frame["experiment"].isin(["base", "joint"])]
+    votes = votes[votes["seed"] == 0].assign(scorer=rows.HUMAN, version="v", value=0.5)
+    made = compare.compare(pd.concat([frame, votes], ignore_index=True), resamples=20)
+    cell = only(made, experiment="joint", metric="win_rate_human", prompt_set=PREFERENCE)
+    assert cell.headline
+    assert ("win_rate_human", PREFERENCE) in tables.headline_columns(made, "miniature")
 
 
 def test_a_headline_needs_no_specialist(monkeypatch: pytest.MonkeyPatch, frame: pd.DataFrame) -> None:
@@ -292,6 +304,78 @@ def test_the_command_that_scores_what_is_left_out_can_be_typed_as_it_stands() ->
     lost = (frame["experiment"] == "base") & (frame["scorer"] == "vendi")
     (note,) = unscored.left_out_notes(compare.compare(frame[~lost], resamples=20))
     assert " --out 'my scores/base.csv'` scores them" in note
+
+
+def unequal(frame: pd.DataFrame, experiment: str, scorer: str = "vendi") -> pd.DataFrame:
+    """One image of one prompt without that scorer's value."""
+    lost = (frame["experiment"] == experiment) & (frame["scorer"] == scorer) & (frame["image"] == 0)
+    return frame.assign(
+        value=frame["value"].mask(lost & (frame["prompt_id"] == "p001") & (frame["prompt_set"] == SCENES))
+    )
+
+
+def test_variety_of_unequal_numbers_is_refused_by_itself(frame: pd.DataFrame, tmp_path: Path) -> None:
+    whole = compare.compare(frame, resamples=50)
+    made = compare.compare(unequal(frame, "joint"), resamples=50)
+    assert [*made.unequal] == [("miniature", "joint", SCENES, "vendi")]
+    gone = {(e.experiment, e.metric, e.prompt_set) for e in whole.estimates} - {
+        (e.experiment, e.metric, e.prompt_set) for e in made.estimates
+    }
+    assert gone == {("joint", "diversity_vendi", SCENES)}
+    assert only(made, experiment="joint", metric="fully_right", prompt_set=SCENES).value == (
+        only(whole, experiment="joint", metric="fully_right", prompt_set=SCENES).value
+    )
+    (note,) = unscored.unequal_notes(made)
+    told = f"on {SCENES} for joint: vendi is compared at equal numbers of images, and of {SCENES} prompt p001 has 3, but prompt p000 has 4: score as many of each"
+    assert told in note
+    text = tables.markdown(made, "x")
+    assert text.count(note) == 1
+    assert "not scored for joint" not in text
+    (line,) = (x for x in text.splitlines() if x.startswith("| diversity (Vendi) ↑") and SCENES in x)
+    assert line.rstrip(" |").endswith("refused")
+    assert tables.machine(made, "x")["unequal"] == [
+        {
+            "model": "miniature",
+            "experiment": "joint",
+            "prompt_set": SCENES,
+            "scorer": "vendi",
+            "why": made.unequal["miniature", "joint", SCENES, "vendi"],
+        }
+    ]
+
+
+def test_scores_that_no_metric_reads_make_no_empty_table(frame: pd.DataFrame) -> None:
+    mine = frame[frame["scorer"] == "objects"].replace({"scorer": {"objects": "redness"}})
+    with pytest.raises(
+        ValueError, match="of miniature can be compared: no metric reads the scores of redness;"
+    ):
+        compare.compare(mine, resamples=20)
+
+
+def test_names_to_compare_with_are_quoted_as_a_shell_takes_them(frame: pd.DataFrame) -> None:
+    spaced = frame[frame["experiment"] != "base"].replace({"experiment": {"joint": "photos of x"}})
+    with pytest.raises(ValueError, match=r"--against compositionality or .* or 'photos of x'$"):
+        compare.compare(spaced, resamples=20)
+
+
+def test_variety_beside_a_base_of_unequal_numbers_is_refused_for_all(frame: pd.DataFrame) -> None:
+    made = compare.compare(unequal(frame, "base"), resamples=50)
+    assert {key[1] for key in made.unequal} == {*TRAINED}
+    assert not made.of(metric="diversity_vendi", prompt_set=SCENES)
+    (note,) = unscored.unequal_notes(made)
+    assert "for base, imagereward, compositionality, fairness and joint: " in note
+
+
+def test_variety_of_fewer_images_than_the_base_has_is_refused_by_itself(frame: pd.DataFrame) -> None:
+    fewer = (frame["experiment"] == "joint") & (frame["scorer"] == "vendi") & (frame["image"] > 1)
+    made = compare.compare(frame[~fewer], resamples=50)
+    assert {key[1] for key in made.unequal} == {"joint"}
+    assert all("has 2 with a value, but 4 on the other side" in why for why in made.unequal.values())
+    vendi = frame[frame["scorer"] == "vendi"]
+    with pytest.raises(
+        ValueError, match=r"^nothing of miniature can be compared: vendi is compared at equal"
+    ):
+        compare.compare(unequal(vendi, "base")[lambda rows: rows["prompt_set"] == SCENES], resamples=50)
 
 
 def test_a_set_that_the_base_lacks_is_left_out_but_not_an_image(frame: pd.DataFrame) -> None:
@@ -609,6 +693,43 @@ def test_a_value_and_resamples_on_two_sides_of_0_are_no_difference() -> None:
     other = stats.Resampled(0.05, draws_N, found.influence_RP, None)
     assert stats.interval(other).low == 0.05
     assert other.p == stats.p_value(other.tailed_N) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("scorer", "metric", "base", "run", "most"),
+    [
+        ("skin_tone", "parity_pooled", [0, 0, 0, 0, 1], [0, 1, 2, 0, 3], math.sqrt(3 / 4)),
+        ("objects", "detection", [1, 1, 1, 1, 0.5], [0, 0, 0, 0, 0.5], 1.0),
+        ("objects", "detection", [0, 0, 0, 0, 0.5], [1, 1, 1, 0.2, 1], 1.0),
+        ("fully_right", "fully_right", [0, 0, 0, 0, 1], [1, 1, 1, 1, 0], 1.0),
+    ],
+)
+def test_no_interval_leaves_what_its_metric_can_be(
+    scorer: str, metric: str, base: list[float], run: list[float], most: float
+) -> None:
+    made = compare.compare(
+        one_prompt_value(scorer, {"base": np.array(base), "run": np.array(run)}), resamples=1000
+    )
+    for e in made.of(metric=metric):
+        assert 0 <= e.value.low <= e.value.value <= e.value.high <= most
+        if e.experiment == "run":
+            assert -most <= e.difference.low <= e.difference.value <= e.difference.high <= most
+            assert math.isnan(e.ratio.low) or e.ratio.low >= 0
+
+
+@pytest.mark.parametrize("images", [2, 3, 4, 5, 8, 16])
+def test_bounds_of_a_gap_are_the_least_and_the_most_that_counts_can_give(images: int) -> None:
+    counts = pd.DataFrame(
+        [c for c in itertools.product(range(images + 1), repeat=4) if 2 <= sum(c) <= images]
+    )
+    for found, bounds in (
+        (_parity.excess(counts), _bounds.of_excess(images)),
+        (_parity.unbiased_squared(counts.to_numpy()), _bounds.of_unbiased(images)),
+        (_parity.parity(counts.to_numpy()), _bounds.of_gap(images)),
+    ):
+        assert bounds[0] - 1e-12 <= found.min()
+        assert found.max() <= bounds[1] + 1e-12
+    assert _parity.excess(counts).max() >= _bounds.of_excess(images)[1] - 1e-12
 
 
 def test_scores_in_per_cent_are_no_share(frame: pd.DataFrame) -> None:

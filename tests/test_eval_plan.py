@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -326,3 +328,15 @@ def test_files_without_a_pair_of_scores_show_nothing(tmp_path: Path) -> None:
         in result.stderr
     )
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly() -> None:
+    """As `head` does."""
+    command = [sys.executable, "-m", "evals", "plan", "--prompts", "10"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""

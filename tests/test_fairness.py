@@ -317,7 +317,7 @@ def test_command(tmp_path: Path) -> None:
     [
         ("a,b\n1,2\n", "is no calibration of skin tones (it has no column 'read')"),
         ("a,b\n1,2,3\n1,2,3,4\n", "is no calibration of skin tones (Error tokenizing data."),
-        (None, "is no calibration of skin tones"),
+        (None, "is no calibration of skin tones (No such file or directory): `python -m evals"),
     ],
 )
 def test_a_confusion_that_is_none_is_one_sentence(tmp_path: Path, content: str | None, told: str) -> None:

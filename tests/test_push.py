@@ -667,7 +667,10 @@ def test_scores_of_other_weights_of_the_same_name_are_refused(finished: Path, tm
     refused(done, f"--scores {mine} is of other weights than", f"score {finished} --out FILE.csv")
     rows.write(rows.read([mine])[::-1], mine)  # not the rows that were told of: of these nothing is known
     told_beside(base, "base", 0, ours.its_base().digest())
-    assert "| difference |" in card(finished, *options)
+    done = pushed(finished, "--licence", "mit", "--dry-run", *options)
+    assert "| difference |" in done.stdout
+    told = f"note: of which weights --scores {mine} is cannot be seen: nothing beside it tells it of these rows\n"
+    assert done.stderr == told
 
 
 def test_a_base_that_is_named_from_another_folder_refuses_no_scores(
@@ -680,7 +683,11 @@ def test_a_base_that_is_named_from_another_folder_refuses_no_scores(
     (folder / LORA_FILE).write_bytes(b"adapters")
     run = Checkpoint("toy", "miniature", 1, (), "models/sd", folder, str(folder))
     told_beside(scores, "toy", 1, "0" * 12)
-    push.refuse_other_weights(scores, run)
+    told = f"whether --scores {scores} is of the weights of toy-miniature-1 cannot be seen: their base, models/sd, is not on this machine"
+    assert push.refuse_other_weights(scores, run) == told
+    told_beside(scores, "other", 1, "0" * 12)
+    assert push.refuse_other_weights(scores, run) == "", "another run's are left out"
+    told_beside(scores, "toy", 1, "0" * 12)
     monkeypatch.setattr(bases, "is_kept", lambda *of: True)  # it is one, and was fetched once
     with pytest.raises(ValueError, match="is of other weights than those of"):
         push.refuse_other_weights(scores, run)

@@ -65,6 +65,15 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     )  # NaN is an empty cell
 
 
+def test_a_file_that_a_spreadsheet_saved_with_semicolons_is_known_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(";".join(rows.COLUMNS) + "\n" + ";".join(["0,5"] * len(rows.COLUMNS)) + "\n")
+    with pytest.raises(
+        ValueError, match=r"scores\.csv: its cells are parted by semicolons: save it with commas"
+    ):
+        rows.read([path])
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +95,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     [
         ([], "holds no score"),
         ([GOOD.replace(",0.5", ",high")], "line 2: value must be a finite number or empty, not 'high'"),
+        (
+            [GOOD, GOOD.replace(",0.5", ",1e308").replace(",0,89ab", ",1,89ab")],
+            "line 3: value must be a number of at most 1e\\+50 in size, of whose powers sums can be made, or empty, not '1e308'",
+        ),
+        ([GOOD.replace(",0.5", ",-1e51")], "line 2: value must be a number of at most"),
         ([GOOD, GOOD.replace(",0.5", ",inf").replace(",0,89ab", ",1,89ab")], "line 3: value"),
         ([GOOD.replace("miniature,0", "miniature,-1")], "line 2: seed must be a whole number, not '-1'"),
         ([GOOD.replace(",0,89ab", ",1.5,89ab")], "line 2: image must be a whole number"),

@@ -357,6 +357,19 @@ def test_escaping_prints_every_character_and_lets_none_act() -> None:
     assert tables.escaped("猫") == "U+732B"
 
 
+def test_letters_keep_their_accents_in_latex() -> None:
+    told = {
+        "modèle é": r"mod\`{e}le \'{e}",
+        "Zürich": r"Z\"{u}rich",
+        "naïve": r"na\"{\i}ve",
+        "Çelik Łódź": r"\c{C}elik \L{}\'{o}d\'{z}",
+        "straße": r"stra\ss{}e",
+        "smørrebrød på æ": r"sm\o{}rrebr\o{}d p\r{a} \ae{}",
+    }
+    assert {name: tables.escaped(name) for name in told} == told
+    assert tables.escaped("e\u0301") == tables.escaped("é"), "however it was typed"
+
+
 def test_the_latex_table_is_the_one_at_a_glance(frame: pd.DataFrame) -> None:
     strange = frame.replace({"experiment": {"joint": "50%_of&all"}})
     made = compare.compare(strange, resamples=50)

@@ -239,6 +239,22 @@ def test_votes_are_of_the_suite_that_drew_both_sides_or_on_given_pictures() -> N
         assert set(tally.rows_of(votes)["suite"]) == {suite}
 
 
+def test_a_given_folder_is_called_by_its_whole_name_whatever_a_run_is_called() -> None:
+    """As `score --pictures --name` calls it: `sd2-tuned-3` beside `sd2-tuned-4` were two seeds of one experiment."""
+    pairs = made_up(2).pairs
+
+    def whose(a: str, b: str, suites: tuple[str, str]) -> set[tuple[str, str, int]]:
+        votes = choose(Comparison(a, b, suites, {SET: "0" * 12}, pairs, 0, 0), {"a": lambda p: "A"})
+        found = tally.rows_of(votes)
+        return {*zip(found["experiment"], found["model"], found["seed"], strict=True)}
+
+    given = {("sd2-tuned-3", "external", 0), ("sd2-tuned-4", "external", 0)}
+    assert whose("sd2-tuned-3", "sd2-tuned-4", ("", "")) == given
+    both = {("a", "external", 0), ("sd2-tuned-3", "external", 0)}
+    assert whose("a-external-0", "sd2-tuned-3", ("x:1", "")) == both
+    assert whose(A, B, ("x:1", "x:1")) == {("joint", "miniature", 0), ("base", "miniature", 0)}
+
+
 def test_the_suite_is_told_by_the_mark_that_the_harness_leaves(folders: tuple[Path, Path]) -> None:
     from evals import suites
 
@@ -1112,7 +1128,8 @@ def test_who_is_called_a_is_no_other_judge() -> None:
 
 def test_a_folder_that_is_no_runs_is_an_experiment_of_that_name() -> None:
     votes = choose(
-        Comparison("photos of x", B, ("", ""), {SET: "0" * 12}, made_up(2).pairs, 0, 0), {"a": lambda p: "A"}
+        Comparison("photos of x", B, ("", "x:1"), {SET: "0" * 12}, made_up(2).pairs, 0, 0),
+        {"a": lambda p: "A"},
     )
     assert set(tally.rows_of(votes)["experiment"]) == {"photos of x", "base"}
 

@@ -198,35 +198,45 @@ def comparison(paths: Sequence[Path], checkpoint: Checkpoint) -> Comparison:
     from evals.compare import compare
 
     found = rows.read(paths)
-    for path in paths:
-        refuse_other_weights(path, checkpoint)
+    unseen = [why for path in paths if (why := refuse_other_weights(path, checkpoint))]
     mine = _is(found, checkpoint)
     if not mine.any():
         raise ValueError(f"--scores: no row of {', '.join(map(str, paths))} is of {checkpoint.name}")
     base = (found["experiment"] == rows.BASE) & (found["model"] == checkpoint.model)
-    return compare(found[mine | base])
+    made = compare(found[mine | base])
+    for why in unseen:
+        click.echo(f"note: {why}", err=True)
+    return made
 
 
-def refuse_other_weights(path: Path, checkpoint: Checkpoint) -> None:
+def refuse_other_weights(path: Path, checkpoint: Checkpoint) -> str:
     """Refuse scores of another checkpoint of the same name: of a run in this folder before, or of the base that the variant has where this run has another.
 
-    Of a file with nothing beside it that fits its rows, and of a base that is not on this machine (any more, or as named from this folder), nothing is known.
+    Returns:
+        Why it cannot be seen, where it cannot: nothing beside the file fits its rows, or the base is not on this machine (any more, or as named from this folder);
+        "" where it can, or they are of neither.
 
     Raises:
         ValueError: naming the file, and how to score the right one.
     """
     told = asides.scored(path)
-    if "weights" not in told or (checkpoint.base and (at := local_base(checkpoint.base)) and not at.exists()):
-        return
+    if "weights" not in told:
+        return f"of which weights --scores {path} is cannot be seen: nothing beside it tells it of these rows"
     run = checkpoint.source
+    gone = checkpoint.base and (at := local_base(checkpoint.base)) and not at.exists()
     for mine, again in ((checkpoint, run), (checkpoint.its_base(), f"{run}@0")):
         named = (mine.experiment, mine.model, mine.seed)
         whose = (told.get("experiment"), told.get("model"), told.get("seed"))
-        if whose == named and told["weights"] != mine.digest() and mine.is_known():
+        if whose != named:
+            continue
+        if gone or (told["weights"] != mine.digest() and not mine.is_known()):
+            return f"whether --scores {path} is of the weights of {mine.name} cannot be seen: their base, {checkpoint.base}, is not on this machine"
+        if told["weights"] != mine.digest():
             raise ValueError(
                 f"--scores {path} is of other weights than those of {mine.source}, though both are called {mine.name}: score it again, "
                 f"python -m evals score {again} --out FILE.csv"
             )
+    return ""
 
 
 def _is(rows: pd.DataFrame, checkpoint: Checkpoint) -> pd.Series[bool]:

@@ -16,10 +16,11 @@ The map of this package
     drift, drift_cmmd                                   distance from the base
     geneval, geneval_<task>, geneval_prompts            GenEval: mean over its six tasks, each of them, prompts with an image that is right
     t2i_attributes, t2i_spatial, t2i_numeracy           T2I-CompBench
-    _means, _equal, _wins, _parity, _geneval            what several of them share
+    _means, _equal, _wins, _parity, _geneval, _bounds   what several of them share
 
 A win rate has one more constant, `tie_margin`: up to which difference of its scores two pictures are a tie, with the reason for the number. A parity
-gap has `most_missing`: above which share of images without a value it is refused, and no number is told. Which metrics are headlines of a prompt set says the suite (`evals.suites.Part`).
+gap has `most_missing`: above which share of images without a value it is refused, and no number is told. A score that cannot be any number has `bounds`, the least and the largest
+value that it can have of so many images of a prompt (`bounds_of`). Which metrics are headlines of a prompt set says the suite (`evals.suites.Part`).
 
 A metric splits as torchmetrics splits update and compute: `statistics` gives S numbers per prompt, `finish` makes the value of
 their mean over prompts. So one bootstrap serves them all: resample prompts, average, finish. To add a metric, add one file with
@@ -28,7 +29,8 @@ the attributes of `Metric`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -104,10 +106,19 @@ def _of_order(scorer: str, vendi: str, q: float) -> Metric:
     """The metric of a Vendi scorer, read from one of another order."""
     plain = load(f"{_DIVERSITY}{vendi}")
     parts = {
-        name: getattr(plain, name) for name in (*Metric.__annotations__, "statistics", "finish", "__doc__")
+        name: getattr(plain, name)
+        for name in (*Metric.__annotations__, "statistics", "finish", "bounds", "__doc__")
     }
     parts |= {"title": f"{plain.title.removesuffix(')')}, order {q:g})", "scorer": scorer}
     return cast(Metric, SimpleNamespace(**parts))
+
+
+def bounds_of(metric: Metric, images: int) -> tuple[float, float]:
+    """The least and the largest value that a metric can have, of at most so many images of a prompt."""
+    known: Callable[[int], tuple[float, float]] | None = getattr(metric, "bounds", None)
+    if known is not None:
+        return known(images)
+    return (0.0, 1.0) if metric.unit == "share" else (-math.inf, math.inf)
 
 
 def per_prompt(rows: pd.DataFrame, **columns: Any) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from evals.metrics import _means
+from evals.metrics import Metric, _means
 from evals.metrics._means import finish as finish
 from evals.rows import PROMPT
 
@@ -19,12 +19,8 @@ def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
         ValueError: see `refuse_unequal`; or a prompt has another number of images with a value in the base's rows.
     """
     refuse_unequal(rows)
-    of_both = pd.DataFrame({"run": _images(rows), "base": _images(base_rows)}).dropna().astype(int)
-    if not (unlike := of_both[of_both["run"] != of_both["base"]]).empty:
-        (_, prompt_set, prompt_id), (mine, theirs) = unlike.index[0], unlike.iloc[0]
-        raise ValueError(
-            f"{_told(rows)}, and of {prompt_set} prompt {prompt_id} has {mine} with a value, but {theirs} on the other side: score as many of each"
-        )
+    if why := why_unlike(rows, base_rows):
+        raise ValueError(why)
     return _means.statistics(rows, base_rows)
 
 
@@ -32,15 +28,35 @@ def refuse_unequal(rows: pd.DataFrame) -> None:
     """Refuse prompts of a set that have different numbers of images with a value; a prompt without any is left out by the mean.
 
     Raises:
-        ValueError: naming two of them, and both numbers.
+        ValueError: see `why_unequal`.
     """
+    if why := why_unequal(rows):
+        raise ValueError(why)
+
+
+def why_unequal(rows: pd.DataFrame) -> str:
+    """Two prompts of a set that have different numbers of images with a value, and both numbers; "" where there are none."""
     for prompt_set, sizes in _images(rows).groupby("prompt_set"):
         ids = sizes.index.get_level_values("prompt_id")
         few, many = ids[int(sizes.argmin())], ids[int(sizes.argmax())]
         if sizes.min() != sizes.max():
-            raise ValueError(
-                f"{_told(rows)}, and of {prompt_set} prompt {few} has {sizes.min()}, but prompt {many} has {sizes.max()}: score as many of each"
-            )
+            return f"{_told(rows)}, and of {prompt_set} prompt {few} has {sizes.min()}, but prompt {many} has {sizes.max()}: score as many of each"
+    return ""
+
+
+def why_unlike(rows: pd.DataFrame, base_rows: pd.DataFrame) -> str:
+    """A prompt that has another number of images with a value in the base's rows, and both numbers; "" where there is none."""
+    of_both = pd.DataFrame({"run": _images(rows), "base": _images(base_rows)}).dropna().astype(int)
+    unlike = of_both[of_both["run"] != of_both["base"]]
+    if unlike.empty:
+        return ""
+    (_, prompt_set, prompt_id), (mine, theirs) = unlike.index[0], unlike.iloc[0]
+    return f"{_told(rows)}, and of {prompt_set} prompt {prompt_id} has {mine} with a value, but {theirs} on the other side: score as many of each"
+
+
+def needs_equal(metric: Metric) -> bool:
+    """Whether a metric is one of these."""
+    return metric.statistics is statistics
 
 
 def _images(rows: pd.DataFrame) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evals.metrics._bounds import of_share
 from evals.metrics._means import finish as finish
 from evals.metrics._means import statistics as statistics
 
@@ -13,3 +14,4 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = "compositionality"
 ratio_to_base = True
+bounds = of_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evals.metrics._bounds import of_vendi
 from evals.metrics._equal import finish as finish
 from evals.metrics._equal import statistics as statistics
 
@@ -13,3 +14,4 @@ needs_base = False
 reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
+bounds = of_vendi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evals.metrics._bounds import of_excess
 from evals.metrics._means import finish as finish
 from evals.metrics._parity import LIMIT, excess, tone_counts
 
@@ -16,6 +17,7 @@ reference: float | None = None
 specialist: str | None = "fairness"
 ratio_to_base = True
 most_missing = LIMIT
+bounds = of_excess
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evals.metrics import parity_excess
+from evals.metrics._bounds import of_excess
 from evals.metrics._means import finish as finish
 from evals.metrics._parity import LIMIT, regrouped
 
@@ -17,6 +18,7 @@ reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
 most_missing = LIMIT
+bounds = of_excess
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:

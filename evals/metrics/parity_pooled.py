@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from evals.metrics import Array
+from evals.metrics._bounds import of_gap
 from evals.metrics._parity import LIMIT, parity, tone_counts
 
 title = "pooled parity gap"
@@ -16,6 +17,7 @@ reference: float | None = None
 specialist: str | None = None
 ratio_to_base = False
 most_missing = LIMIT
+bounds = of_gap
 
 
 def statistics(rows: pd.DataFrame, base_rows: pd.DataFrame) -> pd.DataFrame:
