@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from evals import metrics, panel, stats, variety
+from evals import metrics, order, panel, stats, variety
 from evals import rows as score_rows
 from evals.metrics import Metric, _equal
 from evals.metrics._wins import half_tie_rate, ties_dropped_rate
@@ -413,7 +413,7 @@ def _whose_votes(voices: Voices | None) -> str:
 def _collapses(rows: pd.DataFrame, against: str, origins: dict[OriginKey, Origin]) -> list[str]:
     """A sentence for every run that has lost the variety of significantly more prompts than chance would, over all runs together."""
     found: list[variety.Collapse] = []
-    scorers = [name for name in map(str, rows["scorer"].unique()) if variety.order_of(name) is not None]
+    scorers = [name for name in map(str, rows["scorer"].unique()) if order.is_vendi(name)]
     for (model, scorer), part in rows[rows["scorer"].isin(scorers)].groupby(["model", "scorer"], sort=False):
         base = without_copies(part[part["experiment"] == against])
         others = part[part["experiment"] != against]

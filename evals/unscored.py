@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 
-from evals import metrics, order, variety
+from evals import metrics, order
 from evals.compare import Comparison, OriginKey, parts_of
 from evals.files import EXTERNAL
 from evals.rows import BASE, GIVEN, HUMAN
@@ -46,7 +46,7 @@ def left_out_notes(comparison: Comparison) -> list[str]:
             )
         keys = [key for key in keys if key[3] != HUMAN]
         if keys:
-            quiet = any(variety.order_of(scorer) for *_, scorer in keys)
+            quiet = any(order.is_vendi(scorer) for *_, scorer in keys)
             alarm = ", and no alarm for lost variety can sound" if quiet else ""
             wanted = [(prompt_set, scorer) for _, _, prompt_set, scorer in keys]
             notes.append(
@@ -63,7 +63,7 @@ def unequal_notes(comparison: Comparison) -> list[str]:
         refused.setdefault((model, prompt_set, scorer, why), []).append(experiment)
     notes = []
     for (model, prompt_set, scorer, why), experiments in refused.items():
-        alarm = "" if variety.order_of(scorer) is None else ", and sound no alarm for lost variety"
+        alarm = ", and sound no alarm for lost variety" if order.is_vendi(scorer) else ""
         titles = ", ".join(
             metrics.load(name).title
             for name in metrics.names([scorer])
