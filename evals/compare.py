@@ -690,11 +690,9 @@ def _cell(
             run = resample(_without_lost(pair_RPS, lost_RP), sides.seeds)
         base = resample(_without_lost(base_RPS, lost_RP), sides.seeds)
         net = stats.interval(run.less(base))
-    lowest, highest = metrics.bounds_of(metric, rows["image"].nunique())
-    own, net = (
-        stats.within(own, lowest, highest),
-        stats.within(net, lowest - highest, highest - lowest),
-    )
+    images = rows["image"].nunique()
+    lowest, _ = metrics.bounds_of(metric, images)
+    own, net = bounded(metric, images, own, net)
     less = run.less(base)
     difference = NOTHING if is_base else net
     nothing: tuple[Test, float] = ("", math.nan)
@@ -777,6 +775,12 @@ def _won_and_lost(values_RPS: Array) -> tuple[int, int]:
 
 def _without_lost(array_RPS: Array, lost_RP: np.ndarray[Any, np.dtype[np.bool_]]) -> Array:
     return np.where(lost_RP[:, :, None], np.nan, array_RPS)
+
+
+def bounded(metric: Metric, images: int, value: Interval, difference: Interval) -> tuple[Interval, Interval]:
+    """A metric's value and its difference to the base's, of so many images of a prompt, without what neither can be."""
+    lowest, highest = metrics.bounds_of(metric, images)
+    return stats.within(value, lowest, highest), stats.within(difference, lowest - highest, highest - lowest)
 
 
 def _ratio(top: Resampled, bottom: Resampled, lowest: float, same_seeds: bool) -> Interval:

@@ -43,7 +43,7 @@ from tqdm import tqdm
 import prompts
 from evals import metrics, stats
 from evals import rows as score_rows
-from evals.compare import NOTHING, headlines_of, most_missing, refuses, strata_of
+from evals.compare import NOTHING, bounded, headlines_of, most_missing, refuses, strata_of
 from evals.files import write_text
 from evals.metrics import Metric
 from evals.rows import BASE
@@ -377,12 +377,7 @@ def _beside_base(metric: Metric, seen: Resampled, base: Resampled, images: int) 
     share = metric.unit == "share"
     if metric.needs_base:  # beside itself the base is known exactly
         return stats.relative(seen, base.value, share)
-    lowest, highest = metrics.bounds_of(metric, images)
-    value, difference = stats.interval(seen, share), stats.interval(seen.less(base))
-    return (
-        stats.within(value, lowest, highest),
-        stats.within(difference, lowest - highest, highest - lowest),
-    )
+    return bounded(metric, images, stats.interval(seen, share), stats.interval(seen.less(base)))
 
 
 def _negated(interval: Interval) -> Interval:

@@ -28,9 +28,13 @@ def left_out_lines(comparison: Comparison, model: str) -> set[tuple[str, str]]:
         (name, prompt_set)
         for of, _, prompt_set, scorer in (*comparison.left_out, *comparison.unequal)
         if of == model
-        for name in metrics.names([scorer])
-        if metrics.load(name).scorer == scorer
+        for name in _that_read(scorer)
     }
+
+
+def _that_read(scorer: str) -> list[str]:
+    """The metrics of a scorer's rows."""
+    return [name for name in metrics.names([scorer]) if metrics.load(name).scorer == scorer]
 
 
 def left_out_notes(comparison: Comparison) -> list[str]:
@@ -64,11 +68,7 @@ def unequal_notes(comparison: Comparison) -> list[str]:
     notes = []
     for (model, prompt_set, scorer, why), experiments in refused.items():
         alarm = ", and sound no alarm for lost variety" if order.is_vendi(scorer) else ""
-        titles = ", ".join(
-            metrics.load(name).title
-            for name in metrics.names([scorer])
-            if metrics.load(name).scorer == scorer
-        )
+        titles = ", ".join(metrics.load(name).title for name in _that_read(scorer))
         notes.append(
             f"REFUSED: {model}: {titles} on {prompt_set} for {_and(experiments)}: {why}. They are in no table, no test and no correction{alarm}."
         )
